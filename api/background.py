@@ -1,0 +1,88 @@
+"""A turn that runs without a client, and everybody who follows it.
+
+    begin ──▶ queued ──▶ run ──▶ completed | incomplete | failed
+                 └─ stop ─┴─▶ cancelled | failed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from errors import APIError
+
+if TYPE_CHECKING:
+    from api.responses import Turn
+    from requests.events import Event
+
+
+class Background:
+    """A background turn as a job of the task runner (`tasks.Job`). Its events are kept while it runs, so that a client can
+    join at any moment and from any event on; those of a stream are stored at the end, to be the same for ever."""
+
+    def __init__(self, turn: Turn, db: Any, run: Callable[[], AsyncGenerator[list[Event]]]) -> None:
+        self._turn = turn
+        self._db = db
+        self._run = run
+        self._events: list[Event] = []
+        self._ended = False
+        self._more = asyncio.Event()
+
+    @property
+    def id(self) -> str:
+        return self._turn.id
+
+    def begin(self) -> None:
+        self._add(self._turn.builder.start())
+
+    async def run(self) -> None:
+        self._add(self._turn.builder.progress())
+        self._db.update_response(self.id, self._turn.builder.response)
+        async with aclosing(self._run()) as batches:
+            async for events in batches:
+                self._add(events)
+        await self._end()
+
+    async def stop(self, reason: APIError | None) -> None:
+        """Ends the turn: as failed with `reason`, or as cancelled. Does nothing to one that has ended."""
+        builder = self._turn.builder
+        if self._ended:
+            return
+        if not builder.ended:
+            if reason is None:
+                builder.cancel()
+            else:
+                self._add(builder.fail(reason))
+            await self._db.update_response(self.id, builder.response)
+        self._add([builder.end()])
+        await self._end()
+
+    async def follow(self, after: int = -1) -> AsyncGenerator[list[Event]]:
+        """The events with a `sequence_number` above `after`, to the last: those there are at once, the others as they come."""
+        position = 0
+        while True:
+            more, ended = self._more, self._ended
+            events = [event for event in self._events[position:] if event["sequence_number"] > after]
+            position = len(self._events)
+            if events:
+                yield events
+            if ended:
+                return
+            if position == len(self._events):
+                await more.wait()
+
+    def _add(self, events: list[Event]) -> None:
+        self._events += events
+        self._wake()
+
+    async def _end(self) -> None:
+        if self._turn.stream:
+            await self._db.store_events(self.id, self._events)
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        more, self._more = self._more, asyncio.Event()
+        more.set()

@@ -1,0 +1,30 @@
+"""/api/cache: looking at the cache, and emptying it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.http import json_response, read_json
+from cache import get_llm_cache
+from errors import InvalidRequest
+
+routes = APIRouter(prefix="/api/cache", tags=["cache"])
+
+
+@routes.get("/stats")
+async def cache_stats(request: Request) -> Response:
+    """`{backend, entries, max_entries, max_age_s, hits, misses}`; only `{backend: "off"}` without a cache."""
+    cache = get_llm_cache(request.app.state)
+    return json_response(await cache.stats() if cache else {"backend": "off"})
+
+
+@routes.post("/invalidate")
+async def invalidate_cache(request: Request) -> Response:
+    """Forgets all entries, or with the body `{"model": name}` those of one model. Answers `{invalidated: number}`."""
+    body = await read_json(request) if await request.body() else {}
+    model = body.get("model") if isinstance(body, dict) else body
+    if not isinstance(body, dict) or not (model is None or isinstance(model, str)):
+        raise InvalidRequest("The body is empty, or an object with a 'model'.", param="model")
+    cache = get_llm_cache(request.app.state)
+    return json_response({"invalidated": await cache.invalidate(model) if cache else 0})

@@ -1,0 +1,150 @@
+"""What every surface needs of HTTP: the key at the gate, bodies in, JSON and streams out, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from errors import APIError, InvalidRequest, TooLarge, Unauthorized
+from requests.sse import KEEPALIVE, frames
+
+KEEPALIVE_S = 15.0
+OPEN_PATHS = frozenset({"/health"})
+
+
+class ClientLeft(Exception):
+    """The client closed the connection: nobody reads what we answer."""
+
+
+class Gate:
+    """ASGI middleware: asks for the router's key, where one is set. It wraps nothing, so it costs a stream nothing."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._key = f"Bearer {api_key}".encode() if api_key else b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._key and scope["path"] not in OPEN_PATHS:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            if not hmac.compare_digest(given, self._key):
+                await error_response(Unauthorized("Give the router's key as 'Authorization: Bearer …'."))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def owner_of(request: Request) -> str:
+    """Who asks, as a digest: answers in the cache are shared among the requests with one key."""
+    given = request.headers.get("authorization", "")
+    return hashlib.sha256(given.encode()).hexdigest()[:16] if given else ""
+
+
+async def read_json(request: Request) -> Any:
+    """The body as JSON. Raises `TooLarge` past `max_body_mb`, `InvalidRequest` for anything else than JSON."""
+    limit = request.app.state.config.max_body_mb * 1024 * 1024
+    too_large = TooLarge(f"The body is larger than {limit / 1024 / 1024:g} MB.")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+
+
+def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+def error_response(error: APIError) -> Response:
+    """OpenAI's envelope, `{"error": {message, type, param, code}}`."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = f"{error.retry_after_s:.0f}"
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_response({"error": error.to_dict()}, error.status, headers)
+
+
+@asynccontextmanager
+async def cancelled_if_client_leaves(receive: Receive) -> AsyncGenerator[None]:
+    """Cancels its body the moment the client closes the connection, and raises `ClientLeft` then. For requests whose body
+    has been read: what `receive` gives after that is the disconnect."""
+    body = asyncio.current_task()
+    assert body is not None
+    left = False
+
+    async def watch() -> None:
+        nonlocal left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        body.cancel()
+
+    watcher = asyncio.create_task(watch(), name="disconnect watch")
+    try:
+        yield
+        if left:
+            # The client left in the last moment: what cancels us has not arrived yet. Take it here.
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if left and body.uncancel() == 0:
+            raise ClientLeft from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+class EventStream(Response):
+    """The SSE sink. All events of a batch leave in one write; a silent stream gets a comment now and then.
+
+    `batches` must have been started (`primed`) by whoever made it, or own nothing yet: it is closed here, whatever happens.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, batches: AsyncGenerator[list[dict[str, Any]]], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
+        del self.headers["content-length"]
+        self._batches = batches
+        self._wrote_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._batches):
+            with contextlib.suppress(ClientLeft):
+                async with cancelled_if_client_leaves(receive), self._kept_alive(send):
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    async for events in self._batches:
+                        self._wrote_at = asyncio.get_running_loop().time()
+                        await send({"type": "http.response.body", "body": frames(events), "more_body": True})
+                    await send({"type": "http.response.body", "body": b""})
+
+    @asynccontextmanager
+    async def _kept_alive(self, send: Send) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+
+        async def ping() -> None:
+            while True:
+                await asyncio.sleep(KEEPALIVE_S)
+                if loop.time() - self._wrote_at >= KEEPALIVE_S:
+                    await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+
+        pinger = asyncio.create_task(ping(), name="stream keepalive")
+        try:
+            yield
+        finally:
+            pinger.cancel()

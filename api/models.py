@@ -1,0 +1,41 @@
+"""/v1/models: what the backends serve, and /health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.http import json_response
+from errors import NotFound
+
+routes = APIRouter(tags=["models"])
+
+
+@routes.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """Every model that an endpoint is known to serve, as OpenAI's list of models."""
+    models = request.app.state.pool.models()
+    return json_response({"object": "list", "data": [_model(name, endpoint) for name, endpoint in models.items()]})
+
+
+@routes.get("/v1/models/{model:path}")
+async def retrieve_model(request: Request, model: str) -> Response:
+    """One model. 404 `model_not_found` if nobody serves it."""
+    for name, endpoint in request.app.state.pool.models().items():
+        if endpoint.name_of(model) == name:
+            return json_response(_model(name, endpoint))
+    raise NotFound(f"The model '{model}' does not exist.", param="model", code="model_not_found")
+
+
+@routes.get("/health")
+async def health(request: Request) -> Response:
+    """200 while the router runs, whether or not its backends do. Asks for no key, and names no endpoint."""
+    endpoints = request.app.state.pool.endpoints.values()
+    up = sum(endpoint.error is None for endpoint in endpoints)
+    return json_response({"status": "ok", "endpoints": {"configured": len(endpoints), "up": up}})
+
+
+def _model(name: str, endpoint: Any) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": endpoint.kind.name}

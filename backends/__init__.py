@@ -1,0 +1,1 @@
+"""HTTP out: the endpoints, what they serve, and the clients that speak to them."""

@@ -1,0 +1,354 @@
+"""One thin client an endpoint: the SDK's surface over aiohttp's C parser, raw bytes and msgspec.
+
+    client.chat.completions.create(**params)   ChatCompletion, or a ChatStream to iterate over
+    client.responses.create(**params)          a dict, or an EventStream
+    client.get_json(path)                      for listing models
+
+The official SDK's client can stand in for it. aiohttp's errors, and the SDK's, become ours here (`named_errors`) and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any, Generic, TypeVar
+
+import aiohttp
+import msgspec
+import orjson
+
+from errors import (
+    BackendCut,
+    BackendError,
+    BackendRefused,
+    BackendTimeout,
+    BackendUnreachable,
+    TooManyRequests,
+)
+from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_completion
+from requests.sse import SSEDecoder
+
+log = logging.getLogger("nomyo.backends")
+
+T = TypeVar("T")
+
+# Between the tries of a call that found no server, or one that still loads its model.
+RETRY_DELAYS_S = (0.1, 0.5)
+MAX_ERROR_BODY = 64 * 1024
+
+
+class BackendClient:
+    """Speaks to one endpoint. `base_url` is where its API begins (…/v1), `root_url` what was configured. Connections are
+    pooled and kept; `close()` ends them."""
+
+    def __init__(
+        self,
+        root_url: str,
+        base_url: str,
+        *,
+        api_key: str = "",
+        connect_timeout_s: float = 5.0,
+        read_timeout_s: float = 600.0,
+    ) -> None:
+        self._root_url = root_url
+        self._base_url = base_url
+        self._session = aiohttp.ClientSession(
+            # Servers close idle connections after 5 s (llama.cpp, uvicorn): let ours go first.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+            raise_for_status=False,
+        )
+        self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create_chat))
+        self.responses = SimpleNamespace(create=self._create_response)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def get_json(self, path: str, timeout_s: float) -> Any:
+        """The JSON at `path` below the configured URL. Raises a `BackendError`."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        with named_errors():
+            async with self._session.get(self._root_url + path, timeout=timeout) as answer:
+                if answer.status >= 400:
+                    raise await _refusal(answer)
+                try:
+                    return orjson.loads(await answer.read())
+                except orjson.JSONDecodeError:
+                    raise BackendError("The backend's answer is not JSON.") from None
+
+    async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
+        answer = await self._post("/chat/completions", params)
+        if _is_stream(answer):
+            return ChatStream(answer)
+        body = await _read(answer)
+        try:
+            return decode_completion(body)
+        except msgspec.DecodeError:
+            raise _not_an_answer(body) from None
+
+    async def _create_response(self, **params: Any) -> Dumped | EventStream:
+        answer = await self._post("/responses", params)
+        if _is_stream(answer):
+            return EventStream(answer)
+        body = await _read(answer)
+        response = _json_or_none(body)
+        if not isinstance(response, dict) or not isinstance(response.get("output"), list):
+            raise _not_an_answer(body)
+        return Dumped(response)
+
+    async def _post(self, path: str, params: dict[str, Any]) -> aiohttp.ClientResponse:
+        with named_errors():
+            answer = await self._session.post(
+                self._base_url + path, data=orjson.dumps(params), headers={"Content-Type": "application/json"}
+            )
+            if answer.status >= 400:
+                raise await _refusal(answer)
+            return answer
+
+
+async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
+    """`client.chat.completions.create(**params)`, tried again while there is no server or it loads its model. An answer that
+    has begun is never asked for twice. Raises a `BackendError` or `TooManyRequests`."""
+    for delay_s in RETRY_DELAYS_S:
+        try:
+            with named_errors():
+                return await client.chat.completions.create(**params)
+        except BackendUnreachable as error:
+            log.info("backend unreachable, trying again in %.1f s: %s", delay_s, error.message)
+        await asyncio.sleep(delay_s)
+    with named_errors():
+        return await client.chat.completions.create(**params)
+
+
+class BackendStream(Generic[T]):
+    """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self._pieces()
+
+    async def _pieces(self) -> AsyncIterator[T]:
+        async for batch in self.batches():
+            for piece in batch:
+                yield piece
+
+    async def batches(self) -> AsyncIterator[list[T]]:
+        decoder = SSEDecoder()
+        ended = nothing = True
+        done = False
+        try:
+            while not done:
+                with named_errors(begun=not nothing):
+                    received = await self._answer.content.readany()
+                batch: list[T] = []
+                failure: BackendError | TooManyRequests | None = None
+                for data in decoder.feed(received) if received else decoder.flush():
+                    if data == b"[DONE]":
+                        ended = done = True
+                        break
+                    try:
+                        piece, ended = self._piece(data)
+                    except (BackendError, TooManyRequests) as error:
+                        failure = error
+                        break
+                    nothing = False
+                    batch.append(piece)
+                if batch:
+                    yield batch
+                if failure:
+                    raise failure
+                if not received:
+                    break
+            if done and not self._answer.content.at_eof():
+                await self._last_read()
+            if nothing:
+                raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
+            if not ended:
+                raise BackendCut("The backend ended its answer in the middle.")
+        finally:
+            await self.aclose()
+
+    async def _last_read(self) -> None:
+        """The end of the HTTP body comes right behind [DONE]. Read, it leaves a connection that can be used again."""
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is an OSError
+            async with asyncio.timeout(0.05):
+                await self._answer.content.readany()
+
+    async def aclose(self) -> None:
+        """Gives the connection back if the answer was read to its end, and cuts it otherwise: that aborts the backend's work."""
+        if self._answer.content.at_eof():
+            self._answer.release()
+        else:
+            self._answer.close()
+
+    def _piece(self, data: bytes) -> tuple[T, bool]:
+        """The piece in `data`, and whether the answer is whole with it. Raises when it is an error."""
+        raise NotImplementedError
+
+
+class ChatStream(BackendStream[ChatChunk]):
+    """The chunks of a streamed chat completion."""
+
+    _finished = False
+
+    def _piece(self, data: bytes) -> tuple[ChatChunk, bool]:
+        try:
+            chunk = decode_chunk(data)
+        except msgspec.DecodeError:
+            raise _not_an_answer(data) from None
+        if chunk.error is not None:
+            raise refusal_of(_code_of(chunk.error), chunk.error)
+        if chunk.object == "error":
+            raise refusal_of(chunk.code, {"message": chunk.message})
+        if chunk.choices and any(choice.finish_reason for choice in chunk.choices):
+            self._finished = True
+        return chunk, self._finished
+
+
+class EventStream(BackendStream[Dumped]):
+    """The events of a native Responses stream."""
+
+    _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
+
+    def _piece(self, data: bytes) -> tuple[Dumped, bool]:
+        event = _json_or_none(data)
+        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+            if isinstance(event, dict) and "error" in event:
+                raise refusal_of(_code_of(event["error"]), event["error"])
+            raise _not_an_answer(data)
+        return Dumped(event), event["type"] in self._ENDS
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.contextmanager
+def named_errors(*, begun: bool = False) -> Iterator[None]:
+    """Gives foreign errors our names. `begun`: a part of the answer has arrived already."""
+    try:
+        yield
+    except (TimeoutError, aiohttp.ServerTimeoutError) as error:
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            raise BackendUnreachable("The backend took no connection in time.") from error
+        raise BackendTimeout("The backend sent nothing in time.") from error
+    except (aiohttp.ClientError, OSError) as error:
+        if begun:
+            raise BackendCut("The backend broke off its answer.") from error
+        raise BackendUnreachable("The backend could not be reached.") from error
+    except Exception as error:
+        if (named := _named_sdk_error(error)) is None:
+            raise
+        raise named from error
+
+
+def _named_sdk_error(error: Exception) -> BackendError | TooManyRequests | None:
+    """Our name for an error of the official SDK, should its client stand in for ours. We do not import it for that: where
+    it is in use, it is loaded."""
+    openai = sys.modules.get("openai")
+    if openai is None:
+        return None
+    if isinstance(error, openai.APITimeoutError):
+        return BackendTimeout("The backend sent nothing in time.")
+    if isinstance(error, openai.APIConnectionError):
+        return BackendUnreachable("The backend could not be reached.")
+    if isinstance(error, openai.APIStatusError):
+        return refusal_of(error.status_code, error.body, error.response.headers.get("retry-after"))
+    if isinstance(error, openai.APIError):
+        return refusal_of(_code_of(error.body), error.body)
+    return None
+
+
+async def _refusal(answer: aiohttp.ClientResponse) -> BackendError | TooManyRequests:
+    try:
+        body = await answer.content.read(MAX_ERROR_BODY)
+    finally:
+        answer.close()
+    described = _json_or_none(body)
+    if isinstance(described, dict) and "error" in described:
+        described = described["error"]
+    return refusal_of(answer.status, described, answer.headers.get("Retry-After"))
+
+
+def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> BackendError | TooManyRequests:
+    """Our error for a backend's. `status` is its HTTP status, or the code in an error inside of a stream.
+
+    A status is kept where it tells the client something that it can act on; a fault of the backend, or of the key that the
+    router holds for it, is a 502.
+    """
+    message, kind, code = _described(described)
+    status = status if isinstance(status, int) and 400 <= status < 600 else 500
+    if status == 429:
+        return TooManyRequests(message or "The backend is busy.", retry_after_s=_seconds(retry_after))
+    if status in (401, 403):
+        return BackendError("The backend did not accept the router's key.", code="backend_authentication_failed")
+    if status in (408, 504):
+        return BackendTimeout(message or "The backend sent nothing in time.")
+    if status == 503:
+        return BackendUnreachable(message or "The backend is not ready.", retry_after_s=_seconds(retry_after))
+    if status >= 500:
+        return BackendError(f"The backend failed: {message}" if message else "The backend failed.")
+    if kind == "exceed_context_size_error" or code == "context_length_exceeded":
+        return BackendRefused(message, code="context_length_exceeded", param="input")
+    if status == 404:
+        return BackendRefused(message or "The backend does not know this.", status=404, code="model_not_found", param="model")
+    return BackendRefused(message or "The backend refused the request.", status=413 if status == 413 else 400, code=code)
+
+
+def _described(error: Any) -> tuple[str, str | None, str | None]:
+    """The message, type and code in a backend's error, which is OpenAI's object, a text, or something of its own."""
+    if isinstance(error, dict):
+        message = error.get("message") or error.get("detail") or error.get("error")
+        kind, code = error.get("type"), error.get("code")
+        return (
+            message if isinstance(message, str) else "",
+            kind if isinstance(kind, str) else None,
+            code if isinstance(code, str) else None,
+        )
+    return error if isinstance(error, str) else "", None, None
+
+
+def _code_of(error: Any) -> Any:
+    return error.get("code") if isinstance(error, dict) else None
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    try:
+        return max(0.0, float(retry_after or ""))
+    except ValueError:
+        return None
+
+
+def _not_an_answer(body: bytes) -> BackendError | TooManyRequests:
+    """A 200 that is no answer: empty, an error object, or nothing that we know."""
+    if not body.strip():
+        return BackendError("The backend's answer is empty.", code="backend_empty_answer")
+    described = _json_or_none(body)
+    if isinstance(described, dict) and described.get("error"):
+        return refusal_of(_code_of(described["error"]), described["error"])
+    return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
+
+
+def _json_or_none(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _is_stream(answer: aiohttp.ClientResponse) -> bool:
+    return answer.content_type == "text/event-stream"
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    with named_errors():
+        try:
+            return await answer.read()
+        finally:
+            answer.release()

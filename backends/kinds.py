@@ -1,0 +1,54 @@
+"""The kinds of backend: a row of facts each. Adding one is adding a row (and its name to `config.KindName`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from requests.messages import EVERY_PART
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is true of every server of a kind."""
+
+    name: str
+    # Speaks the Responses API itself: requests go out as they came.
+    native: bool = False
+    # `/v1` is put behind the configured URL; other kinds are given with it, wherever their API begins.
+    adds_v1: bool = False
+    # GET here, below the configured URL, lists the models: `{"data": [{"id"}]}` or Ollama's `{"models": [{"name"}]}`.
+    models_path: str = "/models"
+    # The content parts, other than text, that it can be given.
+    carries: frozenset[str] = EVERY_PART
+    # Where an assistant message of the history holds its reasoning.
+    reasoning_key: str = "reasoning_content"
+    # `name` and `name:latest` are the same model.
+    latest: bool = False
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "ollama",
+            adds_v1=True,
+            models_path="/api/tags",
+            carries=frozenset({"image"}),
+            reasoning_key="reasoning",
+            latest=True,
+        ),
+        Kind("llama.cpp", adds_v1=True, models_path="/v1/models", carries=frozenset({"image", "audio"})),
+        Kind("openai-chat"),
+        Kind("openai", native=True),
+    )
+}
+
+
+def models_of(kind: Kind, listing: Any) -> list[str]:
+    """The model names in the answer to GET `models_path`, or none if it is no such answer."""
+    if not isinstance(listing, dict):
+        return []
+    rows = listing.get("models" if kind.latest else "data")
+    names = [row.get("name" if kind.latest else "id") for row in rows or () if isinstance(row, dict)]
+    return [name for name in names if isinstance(name, str) and name]

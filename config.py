@@ -1,0 +1,198 @@
+"""The settings: config.yaml and the environment, checked once, then frozen.
+
+    config.yaml ──${VAR}──▶ plain data ──ROUTER_*──▶ plain data ──msgspec──▶ Config
+
+Wrong settings raise `ConfigError`, one line that names the key. The README lists every key; a test keeps the list true.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+KindName = Literal["ollama", "llama.cpp", "openai-chat", "openai"]
+CacheBackend = Literal["memory", "sqlite", "off"]
+
+
+class ConfigError(Exception):
+    """One line for the person who wrote the settings."""
+
+
+class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`endpoints[]`: one model server."""
+
+    url: str
+    kind: KindName
+    api_key: str = ""
+    max_concurrent: Count = 16
+    connect_timeout_s: Positive = 5.0
+    read_timeout_s: Positive = 600.0
+
+
+class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`database`: where responses are kept, and for how long."""
+
+    url: str = "sqlite:///data/router.db"
+    retention_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`cache`: answers for requests that ask for the cache."""
+
+    backend: CacheBackend = "memory"
+    path: str = "data/cache.db"
+    max_entries: Count = 1000
+    max_age_s: Positive = 86400.0
+
+
+class BackgroundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`background`: turns that run without a client."""
+
+    max_concurrent: Count = 4
+    max_queued: Count = 1000
+    drain_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+
+
+class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`queue`: requests that wait for a free slot of an endpoint."""
+
+    max: Annotated[int, msgspec.Meta(ge=0)] = 256
+    timeout_s: Positive = 60.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything in config.yaml."""
+
+    endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
+    api_key: str = ""
+    max_body_mb: Positive = 64.0
+    models_refresh_s: Positive = 30.0
+    database: DatabaseConfig = DatabaseConfig()
+    cache: CacheConfig = CacheConfig()
+    background: BackgroundConfig = BackgroundConfig()
+    queue: QueueConfig = QueueConfig()
+
+
+CHOICES = {"kind": get_args(KindName), "backend": get_args(CacheBackend)}
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "": Config,
+    "endpoints[]": EndpointConfig,
+    "database": DatabaseConfig,
+    "cache": CacheConfig,
+    "background": BackgroundConfig,
+    "queue": QueueConfig,
+}
+
+
+def load_config(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. Raises `ConfigError`."""
+    file = Path(path or environ.get("ROUTER_CONFIG") or "config.yaml")
+    try:
+        data = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: must hold keys and values")
+    try:
+        data = _expanded(data, environ, "")
+        _override(data, environ)
+        return parse_config(data)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def parse_config(data: dict[str, Any]) -> Config:
+    """A `Config` from plain data. Raises `ConfigError`."""
+    try:
+        # strict=False: what comes from the environment is text.
+        config = msgspec.convert(data, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explained(str(error))) from None
+    urls = [endpoint.url.rstrip("/") for endpoint in config.endpoints]
+    for index, url in enumerate(urls):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ConfigError(f"endpoints[{index}].url: '{url}' is not an http:// or https:// URL")
+        if url in urls[:index]:
+            raise ConfigError(f"endpoints[{index}].url: '{url}' is there twice")
+    if not re.match(r"sqlite://(/|$)", config.database.url):
+        raise ConfigError("database.url: must begin with sqlite:///")
+    return config
+
+
+def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:
+    """`value` with each `${VAR}` and `${VAR:-default}` in its texts replaced."""
+
+    def variable(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        if default is not None:
+            return environ.get(name) or default
+        if name not in environ:
+            raise ConfigError(f"{key}: the environment variable {name} is not set (${{{name}:-…}} gives a default)")
+        return environ[name]
+
+    if isinstance(value, str):
+        return re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", variable, value)
+    if isinstance(value, dict):
+        return {name: _expanded(item, environ, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, environ, f"{key}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """ROUTER_API_KEY sets `api_key`, ROUTER_DATABASE__URL `database.url`; lists are given as YAML."""
+    variables = _variables()
+    for name, text in environ.items():
+        # A Kubernetes service that is called "router" sets ROUTER_PORT… and ROUTER_SERVICE…: not ours.
+        if not name.startswith("ROUTER_") or name == "ROUTER_CONFIG" or re.match(r"ROUTER_(PORT|SERVICE)(_|$)", name):
+            continue
+        if name not in variables:
+            raise ConfigError(f"unknown environment variable {name}{_nearest(name, variables)}")
+        section, key = variables[name]
+        value = yaml.safe_load(text) if text[:1] in "[{" else text
+        if section:
+            data[section] = {**(data.get(section) or {}), key: value}
+        else:
+            data[key] = value
+
+
+def _variables() -> dict[str, tuple[str, str]]:
+    """Each ROUTER_ variable, and the section and key that it sets."""
+    variables = {f"ROUTER_{key.upper()}": ("", key) for key in Config.__struct_fields__}
+    for section, fields in SECTIONS.items():
+        if section and not section.endswith("[]"):
+            variables |= {f"ROUTER_{section}__{key}".upper(): (section, key) for key in fields.__struct_fields__}
+    return variables
+
+
+def _explained(problem: str) -> str:
+    """msgspec's words as ours: the key first, and the nearest known one."""
+    what, _, path = problem.partition(" - at `$")
+    where = path.rstrip("`").lstrip(".")
+    if unknown := re.search(r"unknown field `(.*)`", what):
+        section = SECTIONS.get(re.sub(r"\[\d+\]", "[]", re.sub(r"\[\.\.\.\]", "[]", where)), Config)
+        key = f"{where}.{unknown[1]}".lstrip(".")
+        return f"unknown key '{key}'{_nearest(unknown[1], section.__struct_fields__)}"
+    if missing := re.search(r"missing required field `(.*)`", what):
+        return f"missing key '{f'{where}.{missing[1]}'.lstrip('.')}'"
+    if invalid := re.search(r"Invalid enum value '(.*)'", what):
+        return f"{where}: '{invalid[1]}' is not known{_nearest(invalid[1], CHOICES[where.rpartition('.')[2]])}"
+    return f"{where or 'settings'}: {what[0].lower()}{what[1:]}"
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,125 @@
+"""The error tree, and the one spelling of OpenAI's error object.
+
+    APIError                     what a client is told: status, message, type, param, code
+    ├── InvalidRequest      400  the request is wrong; names the parameter
+    │   └── Unsupported     400  the request is right, but no chat-completions backend can carry this part of it
+    ├── Unauthorized        401
+    ├── NotFound            404
+    ├── TooLarge            413
+    ├── TooManyRequests     429  with Retry-After
+    ├── ServerError         500  a fault of ours; the cause is in the log
+    └── BackendError        502  a backend's fault, in words of ours
+        ├── BackendUnreachable   no connection, or it broke before the first byte of an answer
+        ├── BackendCut           the answer broke off in the middle
+        ├── BackendTimeout  504
+        └── BackendRefused  its own 4xx, kept because it tells the client something
+
+Foreign errors (aiohttp's, openai's) get one of these names at the border, in `backends/client.py`. Specification: OpenAI's
+`{"error": {message, type, param, code}}`, which Open Responses shares.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class APIError(Exception):
+    """An error that a client may read. `message` must never hold a key or a prompt of somebody else."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.status = status or type(self).status
+        self.retry_after_s = retry_after_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object under `"error"` in an HTTP body and in a stream's `error` event."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+    def to_response_error(self) -> dict[str, Any]:
+        """The `error` of a failed response. Its `code` is one of OpenAI's few, because strict clients know no other; the
+        exception is `context_length_exceeded`, which Codex acts on."""
+        if self.code == "context_length_exceeded":
+            code = self.code
+        elif self.status == 429:
+            code = "rate_limit_exceeded"
+        elif self.status < 500:
+            code = "invalid_prompt"
+        else:
+            code = "server_error"
+        return {"code": code, "message": self.message, "type": self.type, "param": self.param}
+
+
+class InvalidRequest(APIError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unsupported(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class Unauthorized(APIError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotFound(APIError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooLarge(APIError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class TooManyRequests(APIError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class ServerError(APIError):
+    code = "internal_error"
+
+
+class BackendError(APIError):
+    status = 502
+    code = "backend_error"
+
+
+class BackendUnreachable(BackendError):
+    code = "backend_unreachable"
+
+
+class BackendCut(BackendError):
+    code = "backend_disconnected"
+
+
+class BackendTimeout(BackendError):
+    status = 504
+    code = "backend_timeout"
+
+
+class BackendRefused(BackendError):
+    status = 400
+    type = "invalid_request_error"
+    code = None

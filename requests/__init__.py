@@ -1,0 +1,13 @@
+"""The pure half of the router: Responses to chat completions and back, the stream of events, SSE frames.
+
+This is not PyPI's `requests`, and it hides that package for everything started from this folder. For HTTP, use aiohttp.
+"""
+
+from typing import Never
+
+
+def __getattr__(name: str) -> Never:
+    raise AttributeError(
+        f"'requests.{name}': this is nomyo-router's own package `requests`, not PyPI's. Use aiohttp for HTTP, "
+        "and depend on nothing that imports PyPI's `requests`."
+    )

@@ -1,0 +1,121 @@
+"""What a chat-completions server answers, in types that msgspec decodes straight from bytes.
+
+Attribute names are the OpenAI SDK's, so that the SDK's own objects can stand in (`as_chunk`). Servers differ: every field
+may be missing or null, and fields that we do not use are not even parsed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+UNSET = msgspec.UNSET
+UnsetType = msgspec.UnsetType
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    total_tokens: int | None = None
+    prompt_tokens_details: dict[str, Any] | None | UnsetType = UNSET
+    completion_tokens_details: dict[str, Any] | None | UnsetType = UNSET
+
+    def model_dump(self) -> dict[str, Any]:
+        dumped: dict[str, Any] = msgspec.to_builtins(self)
+        return dumped
+
+
+class FunctionDelta(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCallDelta(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: FunctionDelta | None = None
+
+
+class Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class LogProbs(msgspec.Struct):
+    content: list[dict[str, Any]] | None = None
+
+
+class Choice(msgspec.Struct):
+    index: int | None = 0
+    delta: Delta | None = None
+    finish_reason: str | None = None
+    logprobs: LogProbs | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    # An error in the middle of a stream: `{"error": {…}}`, or vLLM's `{"object": "error", "message": …}`.
+    error: Any = None
+    object: str | None = None
+    message: str | None = None
+    code: Any = None
+
+
+class Dumped(dict[str, Any]):
+    """A plain dict with the SDK's way of asking for one."""
+
+    def model_dump(self) -> dict[str, Any]:
+        return self
+
+
+class CompletionChoice(msgspec.Struct):
+    message: Dumped
+    finish_reason: str | None = None
+    logprobs: LogProbs | None = None
+
+
+class ChatCompletion(msgspec.Struct):
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+_chunk = msgspec.json.Decoder(ChatChunk)
+_completion = msgspec.json.Decoder(
+    ChatCompletion, dec_hook=lambda kind, value: Dumped(value) if kind is Dumped else value
+)
+
+
+def decode_chunk(data: bytes) -> ChatChunk:
+    """One chunk from the data of one SSE event. Raises `msgspec.DecodeError`."""
+    chunk = _chunk.decode(data)
+    if chunk.usage is not None:
+        _name_details(chunk.usage)
+    return chunk
+
+
+def decode_completion(body: bytes) -> ChatCompletion:
+    """A whole completion. Raises `msgspec.DecodeError`."""
+    completion = _completion.decode(body)
+    if completion.usage is not None:
+        _name_details(completion.usage)
+    return completion
+
+
+def as_chunk(chunk: Any) -> ChatChunk:
+    """Our chunk from an object with the SDK's attribute names."""
+    if type(chunk) is ChatChunk:
+        return chunk
+    return msgspec.convert(chunk, ChatChunk, from_attributes=True)
+
+
+def _name_details(usage: Usage) -> None:
+    """A real backend's usage always has its detail keys, so that strict clients always get the detail objects."""
+    if usage.prompt_tokens_details is UNSET:
+        usage.prompt_tokens_details = None
+    if usage.completion_tokens_details is UNSET:
+        usage.completion_tokens_details = None

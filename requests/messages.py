@@ -1,0 +1,351 @@
+"""Responses items <-> chat messages.
+
+    items ──responses_input_to_messages──▶ messages ──messages_to_responses_input──▶ instructions, items
+
+A Responses conversation is a flat list of items; a chat conversation is a list of messages in which one assistant message
+holds the text and all tool calls of a turn, and the tool messages follow it at once. So items are gathered into nodes: an
+assistant message with the tool messages that answer it. An output that comes late still lands behind its call.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+from errors import InvalidRequest, Unsupported
+
+Item = dict[str, Any]
+Message = dict[str, Any]
+
+EVERY_PART = frozenset({"image", "file", "audio"})
+ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+TEXT_PARTS = frozenset({"input_text", "output_text", "text", "summary_text", "reasoning_text"})
+
+
+def responses_input_to_messages(
+    input: str | list[Item],
+    instructions: str | None = None,
+    *,
+    history: int = 0,
+    carries: frozenset[str] = EVERY_PART,
+    reasoning_key: str = "reasoning_content",
+) -> list[Message]:
+    """Chat messages for a Responses input.
+
+    `history` is how many of the items come from earlier turns, so that an error names the place in the client's own
+    `input`. `carries` names the content parts, other than text, that the backend takes; anything else is an `Unsupported`
+    (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from.
+    """
+    conversation = _Conversation(carries, reasoning_key)
+    if instructions:
+        conversation.system(instructions)
+    if isinstance(input, str):
+        conversation.message("user", input)
+        return conversation.messages()
+    for index, item in enumerate(input):
+        where = f"input[{index - history}]" if index >= history else "previous_response_id"
+        conversation.item(item, where)
+    return conversation.messages()
+
+
+class _Node:
+    """A message, and what must follow it at once: the tool messages, then the images of their outputs."""
+
+    __slots__ = ("message", "shown", "tools")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.tools: list[Message] = []
+        self.shown: list[dict[str, Any]] = []
+
+
+class _Conversation:
+    def __init__(self, carries: frozenset[str], reasoning_key: str) -> None:
+        self._carries = carries
+        self._reasoning_key = reasoning_key
+        self._nodes: list[_Node] = []
+        self._reasoning = ""
+        self._caller: dict[str, _Node] = {}
+
+    def messages(self) -> list[Message]:
+        self._flush_reasoning()
+        messages: list[Message] = []
+        for node in self._nodes:
+            messages.append(node.message)
+            messages += node.tools
+            if node.shown:
+                messages.append({"role": "user", "content": node.shown})
+        return messages
+
+    def item(self, item: Item, where: str) -> None:
+        match item.get("type") or "message":
+            case "message":
+                role = ROLES[item["role"]]
+                if role == "assistant":
+                    self._assistant(item.get("content"), where)
+                elif role == "system":
+                    self.system(self._content(item.get("content"), where))
+                else:
+                    self.message(role, self._content(item.get("content"), where))
+            case "function_call":
+                self._function_call(item)
+            case "function_call_output":
+                self._function_call_output(item, where)
+            case "reasoning":
+                self._reasoning += reasoning_text(item)
+            case other:
+                raise Unsupported(
+                    f"Items of type '{other}' cannot be given to a chat-completions backend.", param=f"{where}.type"
+                )
+
+    def message(self, role: str, content: Any) -> None:
+        self._flush_reasoning()
+        self._nodes.append(_Node({"role": role, "content": content}))
+
+    def system(self, content: Any) -> None:
+        """Leading system texts become one message: many chat templates know a single one, at the start."""
+        self._flush_reasoning()
+        first = self._nodes[0].message if len(self._nodes) == 1 else None
+        if first and first["role"] == "system" and isinstance(content, str) and isinstance(first["content"], str):
+            first["content"] += "\n\n" + content
+        else:
+            self._nodes.append(_Node({"role": "system", "content": content}))
+
+    def _assistant(self, content: Any, where: str) -> None:
+        texts, refusals = split_refusals(content)
+        body = self._content(texts, where) if texts else None if refusals else ""
+        node = self._open_assistant()
+        if node is None or not node.message.get("tool_calls"):
+            # Texts of one turn stay messages of their own, unless a call between them waits for its output.
+            node = self._new_assistant()
+        message = node.message
+        message["content"] = _joined(message["content"], body)
+        if refusals:
+            message["refusal"] = "\n\n".join(refusals)
+
+    def _function_call(self, item: Item) -> None:
+        node = self._open_assistant() or self._new_assistant()
+        call = {
+            "id": item["call_id"],
+            "type": "function",
+            "function": {"name": item["name"], "arguments": whole_arguments(item.get("arguments"))},
+        }
+        node.message.setdefault("tool_calls", []).append(call)
+        self._caller[item["call_id"]] = node
+
+    def _function_call_output(self, item: Item, where: str) -> None:
+        call_id = item["call_id"]
+        text, shown = self._output(item.get("output"), where)
+        node = self._caller.get(call_id)
+        if node is None:
+            raise orphan_output(call_id, where)
+        node.tools.append({"role": "tool", "tool_call_id": call_id, "content": text})
+        node.shown += shown
+
+    def _output(self, output: Any, where: str) -> tuple[Any, list[dict[str, Any]]]:
+        """A tool message takes text alone: images go into a user message behind the outputs."""
+        if not isinstance(output, list):
+            return output if isinstance(output, str) else orjson.dumps(output).decode(), []
+        content = self._content(output, f"{where}.output")
+        if isinstance(content, str):
+            return content, []
+        texts = [part for part in content if part["type"] == "text"]
+        shown = [part for part in content if part["type"] != "text"]
+        if shown:
+            texts.append({"type": "text", "text": "(The attachments of this output follow in the next user message.)"})
+        return (texts[0]["text"] if len(texts) == 1 else texts), shown
+
+    def _open_assistant(self) -> _Node | None:
+        """The assistant message that is still being made: the last one, not answered by a tool yet."""
+        if self._reasoning or not self._nodes:
+            return None
+        last = self._nodes[-1]
+        return last if last.message["role"] == "assistant" and not last.tools else None
+
+    def _new_assistant(self) -> _Node:
+        node = _Node({"role": "assistant", "content": None})
+        if self._reasoning:
+            node.message[self._reasoning_key] = self._reasoning
+            self._reasoning = ""
+        self._nodes.append(node)
+        return node
+
+    def _flush_reasoning(self) -> None:
+        """Reasoning that no text or call followed: the turn was cut while the model was thinking."""
+        if self._reasoning:
+            self._new_assistant().message["content"] = ""
+
+    def _content(self, content: Any, where: str) -> Any:
+        if content is None:
+            return ""
+        if isinstance(content, str):
+            return content
+        parts = [self._part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+        if not parts:
+            return ""
+        if len(parts) == 1 and parts[0]["type"] == "text":
+            return parts[0]["text"]
+        return parts
+
+    def _part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
+        kind = part.get("type")
+        if kind in TEXT_PARTS:
+            return {"type": "text", "text": part.get("text") or ""}
+        if kind == "input_image":
+            return self._image(part, where)
+        if kind == "input_file":
+            return self._file(part, where)
+        if kind == "input_audio":
+            self._must_carry("audio", where)
+            return {"type": "input_audio", "input_audio": part.get("input_audio")}
+        raise Unsupported(f"Content of type '{kind}' cannot be given to a chat-completions backend.", param=f"{where}.type")
+
+    def _image(self, part: dict[str, Any], where: str) -> dict[str, Any]:
+        self._must_carry("image", where)
+        url = part.get("image_url")
+        if not isinstance(url, str):
+            raise Unsupported("An image must be given as 'image_url', a URL or a data URL.", param=f"{where}.image_url")
+        image = {"url": url}
+        if detail := part.get("detail"):
+            image["detail"] = "high" if detail == "original" else detail
+        return {"type": "image_url", "image_url": image}
+
+    def _file(self, part: dict[str, Any], where: str) -> dict[str, Any]:
+        data = part.get("file_data")
+        if not isinstance(data, str):
+            raise Unsupported("A file must be given as 'file_data', a data URL or base64.", param=f"{where}.file_data")
+        if "file" in self._carries:
+            return {"type": "file", "file": {"filename": part.get("filename") or "file", "file_data": data}}
+        text = _text_of_file(data)
+        if text is None:
+            raise Unsupported("The backend takes no files, and this one is not plain text.", param=f"{where}.file_data")
+        return {"type": "text", "text": f"{part.get('filename') or 'file'}:\n{text}"}
+
+    def _must_carry(self, kind: str, where: str) -> None:
+        if kind not in self._carries:
+            raise Unsupported(f"The backend of this model takes no {kind} input.", param=f"{where}.type")
+
+
+def reasoning_text(item: Item) -> str:
+    """What a reasoning item says: its content, or else its summary."""
+    parts = item.get("content") or item.get("summary") or []
+    return "\n\n".join(part["text"] for part in parts if part.get("text"))
+
+
+def split_refusals(content: Any) -> tuple[Any, list[str]]:
+    """An assistant's content without its refusals, and the refusals."""
+    if not isinstance(content, list):
+        return content, []
+    texts = [part for part in content if part.get("type") != "refusal"]
+    refusals = [part.get("refusal") or "" for part in content if part.get("type") == "refusal"]
+    return texts, refusals
+
+
+def whole_arguments(arguments: Any) -> str:
+    """Tool call arguments as JSON text, whatever a model made of them: servers parse those of the history, and a call
+    that was cut off at the token limit must not make the conversation fail for ever."""
+    if not isinstance(arguments, str):
+        return orjson.dumps(arguments or {}).decode()
+    if not arguments.strip():
+        return "{}"
+    try:
+        orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return orjson.dumps({"arguments": arguments}).decode()
+    return arguments
+
+
+def orphan_output(call_id: Any, where: str) -> InvalidRequest:
+    return InvalidRequest(f"No tool call found for function call output with call_id {call_id}.", param=where)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if not first or not second:
+        return first or second
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*_as_parts(first), *_as_parts(second)]
+
+
+def _as_parts(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _text_of_file(data: str) -> str | None:
+    """The text in a data URL or in base64, if it is text."""
+    head, comma, payload = data.partition(",")
+    if not (comma and head.startswith("data:")):
+        head, payload = "data:;base64", data
+    try:
+        raw = base64.b64decode(payload, validate=True) if head.endswith(";base64") else unquote_to_bytes(payload)
+        text = raw.decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return None if "\0" in text else text
+
+
+# ── the other direction ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def messages_to_responses_input(messages: list[Message]) -> tuple[str | None, list[Item]]:
+    """`instructions` and input items for a native Responses backend. A leading system text becomes the instructions."""
+    instructions: str | None = None
+    items: list[Item] = []
+    for position, message in enumerate(messages):
+        role, content = message["role"], message.get("content")
+        if position == 0 and role in ("system", "developer") and isinstance(content, str):
+            instructions = content
+        elif role == "tool":
+            output = content if isinstance(content, str) else [_chat_part(part, "input_text") for part in content or []]
+            items.append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": output})
+        elif role == "assistant":
+            items += _assistant_items(message)
+        else:
+            items.append({"role": role, "content": _chat_parts(content, "input_text")})
+    return instructions, items
+
+
+def _assistant_items(message: Message) -> list[Item]:
+    items: list[Item] = []
+    if reasoning := message.get("reasoning_content") or message.get("reasoning"):
+        items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": reasoning}]})
+    content = _chat_parts(message.get("content"), "output_text")
+    if refusal := message.get("refusal"):
+        content.append({"type": "refusal", "refusal": refusal})
+    if content:
+        items.append({"role": "assistant", "content": content})
+    for call in message.get("tool_calls") or []:
+        function = call["function"]
+        items.append(
+            {
+                "type": "function_call",
+                "call_id": call["id"],
+                "name": function["name"],
+                "arguments": whole_arguments(function.get("arguments")),
+            }
+        )
+    return items
+
+
+def _chat_parts(content: Any, text_type: str) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": text_type, "text": content}] if content or text_type == "input_text" else []
+    return [_chat_part(part, text_type) for part in content or []]
+
+
+def _chat_part(part: dict[str, Any], text_type: str) -> dict[str, Any]:
+    match part["type"]:
+        case "text":
+            return {"type": text_type, "text": part["text"]}
+        case "image_url":
+            image = part["image_url"]
+            shown = {"type": "input_image", "image_url": image["url"]}
+            return {**shown, "detail": image["detail"]} if image.get("detail") else shown
+        case "file":
+            return {"type": "input_file", **part["file"]}
+        case _:
+            return part

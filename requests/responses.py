@@ -1,0 +1,509 @@
+"""The request a client may send, the chat request made of it, and the response object, in one place each.
+
+    body ──check_request──▶ request ──chat_request──▶ chat parameters
+    chat message ──chat_message_to_output_items──▶ output items ──build_response_object──▶ response
+
+Specification: Open Responses 2026-04-24 and OpenAI's Responses API; where they differ, strict clients of both must be able to
+read what we build. Translators give the bare shapes; ids, statuses and the keys that a client requires are filled in by
+`whole_item` and `response_resource`.
+"""
+
+from __future__ import annotations
+
+import time
+from secrets import token_hex
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from errors import InvalidRequest, Unsupported
+from requests.messages import (
+    ROLES,
+    Item,
+    Message,
+    messages_to_responses_input,
+    orphan_output,
+    responses_input_to_messages,
+    whole_arguments,
+)
+from requests.tools import (
+    check_tools,
+    omitted_tools,
+    tool_choice_responses_to_chat,
+    tools_responses_to_chat,
+)
+
+__all__ = [
+    "build_response_object",
+    "chat_message_to_output_items",
+    "chat_request",
+    "check_input",
+    "check_request",
+    "input_items",
+    "messages_to_responses_input",
+    "omitted_tools",
+    "response_resource",
+    "responses_input_to_messages",
+    "tools_responses_to_chat",
+    "usage_chat_to_responses",
+    "whole_item",
+]
+
+# ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Options(msgspec.Struct, forbid_unknown_fields=True):
+    """`nomyo`: what this router understands beyond the Responses API."""
+
+    cache: bool = False
+
+
+class Reasoning(msgspec.Struct):
+    effort: str | None = None
+    summary: str | None = None
+
+
+class Text(msgspec.Struct):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class CreateParams(msgspec.Struct):
+    """Types and bounds of the body of POST /v1/responses. Unknown keys are not an error: they go on to the backend."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    input: str | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    include: list[str] | None = None
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    metadata: dict[str, str] | None = None
+    text: Text | None = None
+    reasoning: Reasoning | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    background: bool | None = None
+    store: bool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    service_tier: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    context_management: list[dict[str, Any]] | None = None
+    nomyo: Options | None = None
+
+
+# The same names and meanings in chat completions.
+PASSED_ON = (
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "user",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+)
+# Nothing else known here goes on to a chat backend: it was translated, or it concerns OpenAI's own service alone.
+NOT_PASSED_ON = frozenset(CreateParams.__struct_fields__) | {
+    "access_programs",
+    "background_options",
+    "client_metadata",
+    "generate",
+    "image",
+    "messages",
+    "moderation",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+}
+
+
+def check_request(body: Any) -> CreateParams:
+    """The checked parameters of a create request. Raises `InvalidRequest` or `Unsupported` that names the parameter."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    try:
+        params = msgspec.convert(body, CreateParams)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        param = path.rstrip("`") or None
+        raise InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value") from None
+    if params.model is None:
+        raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+    if params.input is None and params.previous_response_id is None:
+        raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
+    for name in ("conversation", "prompt", "context_management"):
+        if getattr(params, name):
+            raise Unsupported(f"'{name}' is not supported.", param=name)
+    if params.background and params.store is False:
+        raise InvalidRequest("Background responses are stored: 'store' cannot be false.", param="store")
+    if params.metadata:
+        _check_metadata(params.metadata)
+    check_tools(params.tools or [])
+    if params.text and params.text.format:
+        _check_format(params.text.format)
+    if isinstance(params.input, list):
+        for index, item in enumerate(params.input):
+            _check_item(item, f"input[{index}]")
+    return params
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    if len(metadata) > 16:
+        raise InvalidRequest("'metadata' holds at most 16 pairs.", param="metadata")
+    for key, value in metadata.items():
+        if len(key) > 64 or len(value) > 512:
+            raise InvalidRequest("A metadata key has at most 64 characters, a value 512.", param=f"metadata.{key[:64]}")
+
+
+def _check_format(format: dict[str, Any]) -> None:
+    kind = format.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise InvalidRequest("The type is text, json_object or json_schema.", param="text.format.type")
+    if kind == "json_schema" and not (isinstance(format.get("name"), str) and isinstance(format.get("schema"), dict)):
+        raise InvalidRequest("A json_schema format needs a 'name' and a 'schema'.", param="text.format.schema")
+
+
+def _check_item(item: dict[str, Any], where: str) -> None:
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    if kind == "message":
+        if item.get("role") not in ROLES:
+            raise InvalidRequest("The role is user, assistant, system or developer.", param=f"{where}.role")
+        _check_content(item.get("content"), f"{where}.content")
+    elif kind in ("function_call", "function_call_output"):
+        for key in ("call_id", "name") if kind == "function_call" else ("call_id",):
+            if not (isinstance(item.get(key), str) and item[key]):
+                raise InvalidRequest(f"A {kind} needs a '{key}'.", param=f"{where}.{key}")
+        if isinstance(item.get("output"), list):
+            _check_content(item["output"], f"{where}.output")
+    elif kind == "reasoning":
+        for key in ("content", "summary"):
+            _check_content(item.get(key), f"{where}.{key}")
+    elif kind == "item_reference":
+        raise Unsupported("References to stored items are not supported: send the item.", param=where)
+
+
+def _check_content(content: Any, where: str) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise InvalidRequest("Content is a string or a list of parts.", param=where)
+    for index, part in enumerate(content):
+        if not (isinstance(part, dict) and isinstance(part.get("type"), str)):
+            raise InvalidRequest("A content part is an object with a 'type'.", param=f"{where}[{index}]")
+        if not isinstance(part.get("text") or "", str):
+            raise InvalidRequest("The text of a part is a string.", param=f"{where}[{index}].text")
+
+
+def input_items(input: str | list[Item] | None) -> list[Item]:
+    """The input as items, each with an id: as they are stored, listed and replayed."""
+    if input is None:
+        return []
+    if isinstance(input, str):
+        return [
+            {
+                "type": "message",
+                "id": new_id("msg"),
+                "status": "completed",
+                "role": "user",
+                "content": [{"type": "input_text", "text": input}],
+            }
+        ]
+    return [_input_item(item) for item in input]
+
+
+def _input_item(item: Item) -> Item:
+    kind = item.get("type") or "message"
+    whole = {**item, "type": kind, "id": item.get("id") or new_id(ID_PREFIXES.get(kind, "item"))}
+    if kind == "message" and isinstance(content := item.get("content"), str):
+        text_type = "output_text" if item["role"] == "assistant" else "input_text"
+        part = {"type": text_type, "text": content}
+        whole["content"] = [{**part, "annotations": []} if text_type == "output_text" else part]
+    if whole.get("status") is None and kind in HAS_STATUS:
+        whole["status"] = "completed"
+    return whole
+
+
+def check_input(items: list[Item], history: int) -> None:
+    """Every call has its output and every output its call, once. Raises `InvalidRequest` with the words of OpenAI."""
+    open_calls: dict[str, bool] = {}
+    answered: set[str] = set()
+    for index, item in enumerate(items):
+        kind = item.get("type")
+        where = f"input[{index - history}].call_id" if index >= history else "previous_response_id"
+        if kind == "function_call":
+            if item["call_id"] in open_calls or item["call_id"] in answered:
+                raise InvalidRequest(f"Duplicate function call with call_id {item['call_id']}.", param=where)
+            open_calls[item["call_id"]] = item.get("status") != "incomplete"
+        elif kind == "function_call_output":
+            if item["call_id"] in answered:
+                raise InvalidRequest(f"Duplicate output for function call {item['call_id']}.", param=where)
+            if open_calls.pop(item["call_id"], None) is None:
+                raise orphan_output(item["call_id"], where)
+            answered.add(item["call_id"])
+    for call_id, was_whole in open_calls.items():
+        if was_whole:
+            raise InvalidRequest(f"No tool output found for function call {call_id}.", param="input")
+
+
+def without_cut_calls(items: list[Item]) -> list[Item]:
+    """The items less the calls that were cut off at a token limit and never answered: no client could run them."""
+    cut = {item["call_id"] for item in items if item.get("type") == "function_call" and item.get("status") == "incomplete"}
+    if not cut:
+        return items
+    cut -= {item["call_id"] for item in items if item.get("type") == "function_call_output"}
+    return [item for item in items if item.get("type") != "function_call" or item["call_id"] not in cut]
+
+
+# ── the chat request ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chat_request(request: dict[str, Any], messages: list[Message], *, model: str, stream: bool) -> dict[str, Any]:
+    """The parameters of POST /v1/chat/completions for a Responses request and its translated messages.
+
+    Keys that we do not know (`seed`, `top_k`, `chat_template_kwargs`, …) go on as they are. Raises `Unsupported` or
+    `InvalidRequest` for a tool choice that the backend cannot be given.
+    """
+    params = {key: value for key, value in request.items() if key not in NOT_PASSED_ON and value is not None}
+    params |= {key: request[key] for key in PASSED_ON if request.get(key) is not None}
+    params["model"] = model
+    params["messages"] = messages
+    choice, tools = tool_choice_responses_to_chat(request.get("tool_choice"), request.get("tools") or [])
+    if chat_tools := tools_responses_to_chat(tools):
+        params["tools"] = chat_tools
+        if choice is not None:
+            params["tool_choice"] = choice
+        if (parallel := request.get("parallel_tool_calls")) is not None:
+            params["parallel_tool_calls"] = parallel
+    if request.get("max_output_tokens") is not None:
+        # Not max_completion_tokens: Ollama and llama-cpp-python know only this name, everybody knows it.
+        params["max_tokens"] = request["max_output_tokens"]
+    text = request.get("text") or {}
+    if response_format := _response_format(text.get("format")):
+        params["response_format"] = response_format
+    if text.get("verbosity") is not None:
+        params["verbosity"] = text["verbosity"]
+    if effort := (request.get("reasoning") or {}).get("effort"):
+        params["reasoning_effort"] = effort
+    if wants_logprobs(request):
+        params["logprobs"] = True
+        if request.get("top_logprobs"):
+            params["top_logprobs"] = request["top_logprobs"]
+    if stream:
+        params["stream"] = True
+        params["stream_options"] = {"include_usage": True}
+    return params
+
+
+def wants_logprobs(request: dict[str, Any]) -> bool:
+    return bool(request.get("top_logprobs")) or "message.output_text.logprobs" in (request.get("include") or ())
+
+
+def _response_format(format: dict[str, Any] | None) -> dict[str, Any] | None:
+    match (format or {}).get("type"):
+        case "json_object":
+            return {"type": "json_object"}
+        case "json_schema":
+            assert format is not None
+            keys = ("name", "description", "schema", "strict")
+            return {"type": "json_schema", "json_schema": {key: format[key] for key in keys if format.get(key) is not None}}
+        case _:
+            return None
+
+
+# ── the response ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "reasoning": "rs",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "compaction": "cmp",
+}
+HAS_STATUS = frozenset({"message", "function_call", "function_call_output"})
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{token_hex(16)}"
+
+
+def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[str, Any]] | None = None) -> list[Item]:
+    """Output items, in their bare shapes, for the message of a chat completion: reasoning, then text, then calls."""
+    items: list[Item] = []
+    if reasoning := message.get("reasoning_content") or message.get("reasoning"):
+        items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": reasoning}]})
+    parts: list[dict[str, Any]] = []
+    if text := _text_of(message.get("content")):
+        part = {"type": "output_text", "text": text, "annotations": []}
+        parts.append({**part, "logprobs": logprobs_chat_to_responses(logprobs)} if logprobs else part)
+    if refusal := message.get("refusal"):
+        parts.append({"type": "refusal", "refusal": refusal})
+    if parts:
+        items.append({"type": "message", "role": "assistant", "content": parts})
+    for call in message.get("tool_calls") or []:
+        function = call.get("function") or {}
+        arguments = function.get("arguments")
+        items.append(
+            {
+                "type": "function_call",
+                "call_id": call.get("id") or new_id("call"),
+                "name": function.get("name") or "",
+                # Text is left as the model wrote it, valid or not: it is the client's to judge.
+                "arguments": (arguments if isinstance(arguments, str) else whole_arguments(arguments)) or "{}",
+            }
+        )
+    return items
+
+
+def _text_of(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content or ""
+
+
+def logprobs_chat_to_responses(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Token log probabilities, with `bytes` even where the backend leaves them out: strict clients need them."""
+    return [
+        {**_logprob(entry), "top_logprobs": [_logprob(top) for top in entry.get("top_logprobs") or []]}
+        for entry in logprobs
+    ]
+
+
+def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
+    token = entry.get("token") or ""
+    return {"token": token, "logprob": entry.get("logprob") or 0.0, "bytes": entry.get("bytes") or [*token.encode()]}
+
+
+def usage_chat_to_responses(usage: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Token counts. The detail objects are given, zeros included, exactly where the chat usage has a detail key."""
+    if not usage:
+        return None
+    input_tokens = usage.get("prompt_tokens") or 0
+    output_tokens = usage.get("completion_tokens") or 0
+    counts: dict[str, Any] = {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "total_tokens": usage.get("total_tokens") or input_tokens + output_tokens,
+    }
+    if "prompt_tokens_details" in usage or "completion_tokens_details" in usage:
+        prompt = usage.get("prompt_tokens_details") or {}
+        completion = usage.get("completion_tokens_details") or {}
+        counts["input_tokens_details"] = {
+            "cached_tokens": prompt.get("cached_tokens") or 0,
+            "cache_write_tokens": prompt.get("cache_write_tokens") or 0,
+        }
+        counts["output_tokens_details"] = {"reasoning_tokens": completion.get("reasoning_tokens") or 0}
+    return counts
+
+
+def response_resource(request: dict[str, Any], *, response_id: str, created_at: int, status: str) -> dict[str, Any]:
+    """The response object before its output: every required key, the request echoed, OpenAI's defaults where it is silent."""
+
+    def given(key: str, default: Any) -> Any:
+        value = request.get(key)
+        return default if value is None else value
+
+    text = {key: value for key, value in (request.get("text") or {}).items() if value is not None}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": created_at,
+        "completed_at": None,
+        "status": status,
+        "background": given("background", False),
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.get("instructions"),
+        "max_output_tokens": request.get("max_output_tokens"),
+        "max_tool_calls": request.get("max_tool_calls"),
+        "model": given("model", ""),
+        "output": [],
+        "parallel_tool_calls": given("parallel_tool_calls", True),
+        "previous_response_id": request.get("previous_response_id"),
+        "prompt_cache_key": request.get("prompt_cache_key"),
+        "reasoning": {"effort": None, "summary": None} | (request.get("reasoning") or {}),
+        "safety_identifier": request.get("safety_identifier"),
+        "service_tier": given("service_tier", "default"),
+        "store": given("store", True),
+        "temperature": given("temperature", 1.0),
+        "text": {"format": {"type": "text"}} | text,
+        "tool_choice": given("tool_choice", "auto"),
+        "tools": [_echoed_tool(tool) for tool in request.get("tools") or []],
+        "top_logprobs": given("top_logprobs", 0),
+        "top_p": given("top_p", 1.0),
+        "presence_penalty": given("presence_penalty", 0.0),
+        "frequency_penalty": given("frequency_penalty", 0.0),
+        "truncation": given("truncation", "disabled"),
+        "usage": None,
+        "user": request.get("user"),
+        "metadata": given("metadata", {}),
+    }
+
+
+def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": None} | tool
+
+
+def whole_item(item: Item, status: str = "completed") -> Item:
+    """An output item with all that the wire needs: a non-empty id, a status, `annotations` and `logprobs` on its text."""
+    kind = item["type"]
+    whole = {**item, "id": item.get("id") or new_id(ID_PREFIXES.get(kind, "item"))}
+    if kind in HAS_STATUS:
+        whole["status"] = item.get("status") or status
+    if kind == "message":
+        whole["content"] = [
+            {"annotations": [], "logprobs": []} | part if part["type"] == "output_text" else part
+            for part in item.get("content") or []
+        ]
+    return whole
+
+
+def output_text(output: list[Item]) -> str:
+    """All text of the messages, as the SDKs' convenience property joins it."""
+    return "".join(
+        part["text"]
+        for item in output
+        if item["type"] == "message"
+        for part in item["content"]
+        if part["type"] == "output_text"
+    )
+
+
+def build_response_object(
+    *,
+    response_id: str,
+    model: str,
+    output_items: list[Item],
+    status: str = "completed",
+    usage: dict[str, Any] | None = None,
+    request: dict[str, Any] | None = None,
+    created_at: int | None = None,
+) -> dict[str, Any]:
+    """A finished response as the JSON body of an answer, with the convenience key `output_text`."""
+    now = int(time.time())
+    response = response_resource(
+        {**(request or {}), "model": model}, response_id=response_id, created_at=created_at or now, status=status
+    )
+    response["output"] = [whole_item(item) for item in output_items]
+    response["usage"] = usage
+    response["completed_at"] = now if status == "completed" else None
+    return with_output_text(response)
+
+
+def with_output_text(response: dict[str, Any]) -> dict[str, Any]:
+    return {**response, "output_text": output_text(response["output"])}

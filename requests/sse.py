@@ -1,0 +1,73 @@
+"""Server-Sent Events frames, in and out (WHATWG HTML, section 9.2).
+
+    bytes of any size ──SSEDecoder.feed──▶ the data of each whole event
+    event             ──frame────────────▶ b"event: …\\ndata: …\\n\\n"
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+KEEPALIVE = b": ping\n\n"
+
+
+def frame(event: dict[str, Any]) -> bytes:
+    """One event as one frame. `event:` is the body's `type`, line ends are LF: strict clients need both."""
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
+
+
+def frames(events: list[dict[str, Any]]) -> bytes:
+    """The events of one network read, to leave in one write."""
+    return b"".join([frame(event) for event in events])
+
+
+class SSEDecoder:
+    """Cuts a byte stream into the data of its events, however the network cut it.
+
+    Comments, `id:`, `event:` and `retry:` are passed over: the backends that we read name an event inside its data. A
+    line `error: {…}`, which llama.cpp has sent in place of data, becomes the data `{"error": {…}}`.
+    """
+
+    __slots__ = ("_data", "_started", "_tail")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._data: list[bytes] = []
+        self._started = False
+
+    def feed(self, received: bytes) -> list[bytes]:
+        """The data of each event that `received` completes, in order."""
+        text = self._tail + received if self._tail else received
+        if not self._started:
+            if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):
+                self._tail = text
+                return []
+            self._started = True
+            text = text.removeprefix(b"\xef\xbb\xbf")
+        lines = text.splitlines(keepends=True)
+        # The last line waits for its end; a bare CR waits too, because an LF may follow in the next read.
+        self._tail = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        events: list[bytes] = []
+        for line in lines:
+            self._line(line.rstrip(b"\r\n"), events)
+        return events
+
+    def flush(self) -> list[bytes]:
+        """What is left when the stream ended. Servers that forget the last blank line are forgiven."""
+        events: list[bytes] = []
+        for line in (self._tail.rstrip(b"\r\n"), b""):
+            self._line(line, events)
+        self._tail = b""
+        return events
+
+    def _line(self, line: bytes, events: list[bytes]) -> None:
+        if not line:
+            if self._data:
+                events.append(b"\n".join(self._data))
+                self._data = []
+        elif line.startswith(b"data:"):
+            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line.startswith(b"error:"):
+            self._data.append(b'{"error":%b}' % line[6:].strip())

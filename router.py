@@ -1,0 +1,143 @@
+"""The service: `uvicorn router:app`.
+
+What has a lifetime is made here, opened in `lifespan`, closed in reverse, and reached through `app.state`: config, db, cache,
+pool, tasks. `db` is the store of `app`, for tests and tools (so nothing here may `import db`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+import api.cache
+import api.models
+import api.responses
+from api.http import ClientLeft, Gate, error_response
+from backends.pool import Pool
+from cache import make_cache
+from config import Config, ConfigError, load_config
+from db import INTERRUPTED, Store
+from errors import APIError, InvalidRequest, NotFound, ServerError
+from tasks import TaskRunner
+
+log = logging.getLogger("nomyo")
+
+RETENTION_EVERY_S = 3600.0
+
+
+def create_app(config: Config) -> FastAPI:
+    """The application for some settings. Several can live in one process: nothing here is global."""
+    app = FastAPI(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.config = config
+    app.state.db = Store(config.database.url)
+    app.state.cache = make_cache(config.cache)
+    app.state.pool = Pool(config)
+    app.add_middleware(Gate, api_key=config.api_key)
+    for surface in (api.responses, api.models, api.cache):
+        app.include_router(surface.routes)
+    app.add_exception_handler(APIError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(ClientLeft, on_client_left)
+    app.add_exception_handler(Exception, on_exception)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """Opens everything, runs, and closes it in reverse: background turns get `background.drain_s` to end."""
+    state = app.state
+    config: Config = state.config
+    async with AsyncExitStack() as stack:
+        await state.db.open()
+        stack.push_async_callback(state.db.close)
+        if orphans := await state.db.fail_orphaned_responses():
+            log.warning("%d responses were running when the router stopped: marked as failed", orphans)
+        if state.cache is not None:
+            await state.cache.open()
+            stack.push_async_callback(state.cache.close)
+        await state.pool.open()
+        stack.push_async_callback(state.pool.close)
+        # Made here, not in create_app: a runner that has drained takes nothing more.
+        state.tasks = TaskRunner(config.background.max_concurrent, config.background.max_queued)
+        stack.push_async_callback(state.tasks.drain, config.background.drain_s, INTERRUPTED)
+        if config.database.retention_days:
+            retention = asyncio.create_task(_keep_retention(state.db, config.database.retention_days), name="retention")
+            stack.push_async_callback(_stopped, retention)
+        yield
+
+
+async def _keep_retention(db: Store, days: float) -> None:
+    while True:
+        try:
+            if deleted := await db.delete_older_than(int(time.time() - days * 86400)):
+                log.info("%d responses were older than %g days: deleted", deleted, days)
+        except Exception:
+            log.exception("deleting old responses failed; trying again in an hour")
+        await asyncio.sleep(RETENTION_EVERY_S)
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, APIError)
+    return error_response(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, no such method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        described: APIError = NotFound(f"There is no {request.method} {request.url.path}.", code="unknown_url")
+    else:
+        described = InvalidRequest(
+            f"{request.method} {request.url.path}: {error.detail}.", status=error.status_code, code="invalid_method"
+        )
+    answer = error_response(described)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    """A query parameter that FastAPI could not read."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = str(first["loc"][-1])
+    return error_response(InvalidRequest(f"Invalid value for '{param}': {first['msg']}.", param=param, code="invalid_value"))
+
+
+async def on_client_left(request: Request, error: Exception) -> Response:
+    """Nobody reads this; the status is nginx's, for the access log."""
+    return Response(status_code=499)
+
+
+async def on_exception(request: Request, error: Exception) -> Response:
+    """A fault of ours. The server logs the cause."""
+    return error_response(ServerError("The router failed to answer this request."))
+
+
+def _load() -> Config:
+    try:
+        return load_config()
+    except ConfigError as error:
+        raise SystemExit(f"nomyo-router cannot start: {error}") from None
+
+
+app = create_app(_load())
+db = app.state.db
