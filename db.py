@@ -200,7 +200,11 @@ class Store:
 
 
 def _loaded(row: Row) -> Row:
-    return {**row, "input": orjson.loads(row["input"]), "response": row["response"] and orjson.loads(row["response"])}
+    return {
+        **row,
+        "input": orjson.loads(row["input"]),
+        "response": row["response"] and orjson.loads(row["response"]),
+    }
 
 
 class SQLite:

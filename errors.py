@@ -103,7 +103,7 @@ class ServerError(APIError):
 
 class BackendError(APIError):
     status = 502
-    code = "backend_error"
+    code: str | None = "backend_error"
 
 
 class BackendUnreachable(BackendError):

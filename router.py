@@ -107,7 +107,9 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         described: APIError = NotFound(f"There is no {request.method} {request.url.path}.", code="unknown_url")
     else:
         described = InvalidRequest(
-            f"{request.method} {request.url.path}: {error.detail}.", status=error.status_code, code="invalid_method"
+            f"{request.method} {request.url.path}: {error.detail}.",
+            status=error.status_code,
+            code="invalid_method",
         )
     answer = error_response(described)
     answer.headers.update(error.headers or {})
@@ -119,7 +121,9 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = str(first["loc"][-1])
-    return error_response(InvalidRequest(f"Invalid value for '{param}': {first['msg']}.", param=param, code="invalid_value"))
+    return error_response(
+        InvalidRequest(f"Invalid value for '{param}': {first['msg']}.", param=param, code="invalid_value")
+    )
 
 
 async def on_client_left(request: Request, error: Exception) -> Response:

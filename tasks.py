@@ -1,7 +1,7 @@
 """The background task runner: a bounded number of jobs at once, the others wait in order.
 
-    submit ──▶ queued ──▶ running ──▶ gone
-                 └─ cancel ─┴─▶ job.stop(reason)
+submit ──▶ queued ──▶ running ──▶ gone
+             └─ cancel ─┴─▶ job.stop(reason)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A turn that runs without a client, and everybody who follows it.
 
-    begin ──▶ queued ──▶ run ──▶ completed | incomplete | failed
-                 └─ stop ─┴─▶ cancelled | failed
+begin ──▶ queued ──▶ run ──▶ completed | incomplete | failed
+             └─ stop ─┴─▶ cancelled | failed
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from starlette.requests import Request
@@ -37,7 +37,9 @@ class Gate:
         if scope["type"] == "http" and self._key and scope["path"] not in OPEN_PATHS:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             if not hmac.compare_digest(given, self._key):
-                await error_response(Unauthorized("Give the router's key as 'Authorization: Bearer …'."))(scope, receive, send)
+                await error_response(Unauthorized("Give the router's key as 'Authorization: Bearer …'."))(
+                    scope, receive, send
+                )
                 return
         await self._app(scope, receive, send)
 
@@ -109,6 +111,14 @@ async def cancelled_if_client_leaves(receive: Receive) -> AsyncGenerator[None]:
         watcher.cancel()
 
 
+class Batches(Protocol):
+    """Events in batches that arrived together: an async generator, or what can stand for one."""
+
+    def __aiter__(self) -> AsyncIterator[list[dict[str, Any]]]: ...
+    async def __anext__(self) -> list[dict[str, Any]]: ...
+    async def aclose(self) -> None: ...
+
+
 class EventStream(Response):
     """The SSE sink. All events of a batch leave in one write; a silent stream gets a comment now and then.
 
@@ -117,7 +127,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, batches: AsyncGenerator[list[dict[str, Any]]], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, batches: Batches, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._batches = batches

@@ -22,7 +22,12 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api.background import Background
-from api.http import EventStream, cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.http import Batches, EventStream, cancelled_if_client_leaves, json_response, owner_of, read_json
+
+# seams
+from backends.client import BackendStream, create_chat_with_retries, refusal_of
+from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
+from cache import get_llm_cache
 from errors import APIError, BackendError, InvalidRequest, NotFound, ServerError
 from requests.chat import as_chunk
 from requests.events import Event, ResponseBuilder, replay, unfinished
@@ -41,15 +46,9 @@ from requests.responses import (
     without_cut_calls,
 )
 
-# seams
-from backends.client import BackendStream, create_chat_with_retries, refusal_of
-from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
-from cache import get_llm_cache
-
 log = logging.getLogger("nomyo.responses")
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
-Batches = AsyncGenerator[list[Event]]
 
 
 # ── a turn ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -135,7 +134,7 @@ async def resolve_history(state: Any, previous_response_id: str | None) -> list[
     return without_cut_calls(items)
 
 
-async def run_turn(state: Any, turn: Turn) -> Batches:
+async def run_turn(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of a turn, in batches that arrived together. An error before the first event is raised; after it, it is the
     end of the stream. Whatever happens, the slot is given back and the store knows how the turn ended."""
     builder = turn.builder
@@ -165,7 +164,7 @@ async def run_turn(state: Any, turn: Turn) -> Batches:
     yield [*ending, builder.end()]
 
 
-async def _answered(state: Any, turn: Turn) -> Batches:
+async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of whoever answers: the cache, or a backend, whose slot is held until its answer ends."""
     cache = get_llm_cache(state) if turn.uses_cache else None
     if cache is not None and (cached := await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn))):
@@ -196,7 +195,7 @@ def _replayed(turn: Turn, cached: dict[str, Any]) -> list[Event]:
     return replay(turn.builder, {**cached, "output": items, "completed_at": int(time.time())})
 
 
-async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> Batches:
+async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
     """The answer of a chat-completions backend."""
     builder = turn.builder
     if omitted := omitted_tools(turn.request.get("tools") or []):
@@ -233,7 +232,7 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> Batches
             yield events
 
 
-async def _native(client: Any, turn: Turn, model: str) -> Batches:
+async def _native(client: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
     """The answer of a backend that speaks Responses: the request goes out as it came, with the history that only we know."""
     params = {key: value for key, value in turn.request.items() if key not in ROUTER_ONLY}
     params |= {"model": model, "input": native_input(turn), "store": False}
@@ -271,7 +270,10 @@ def native_input(turn: Turn) -> Any:
         for item in turn.history
         if item["type"] != "reasoning" or item.get("encrypted_content")
     ]
-    return [*history, *(turn.params.input if isinstance(turn.params.input, list) else map(_without_id, turn.input))]
+    return [
+        *history,
+        *(turn.params.input if isinstance(turn.params.input, list) else map(_without_id, turn.input)),
+    ]
 
 
 def _without_id(item: Item) -> Item:
@@ -366,7 +368,7 @@ def _described(error: Exception, turn: Turn) -> APIError:
 # ── sinks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Primed:
+class Primed(Batches):
     """A turn's batches, begun before the answer is: a turn that cannot start is an HTTP error. A generator that never
     started would run no `finally`, so this is none."""
 
@@ -530,5 +532,5 @@ def _found(response: dict[str, Any], headers: dict[str, str] | None = None) -> R
     return json_response(with_output_text(response), headers=headers)
 
 
-async def _one_batch(events: list[Event]) -> Batches:
+async def _one_batch(events: list[Event]) -> AsyncGenerator[list[Event]]:
     yield events

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
@@ -139,7 +139,7 @@ class BackendStream(Generic[T]):
             for piece in batch:
                 yield piece
 
-    async def batches(self) -> AsyncIterator[list[T]]:
+    async def batches(self) -> AsyncGenerator[list[T]]:
         decoder = SSEDecoder()
         ended = nothing = True
         done = False
@@ -297,8 +297,12 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
     if kind == "exceed_context_size_error" or code == "context_length_exceeded":
         return BackendRefused(message, code="context_length_exceeded", param="input")
     if status == 404:
-        return BackendRefused(message or "The backend does not know this.", status=404, code="model_not_found", param="model")
-    return BackendRefused(message or "The backend refused the request.", status=413 if status == 413 else 400, code=code)
+        return BackendRefused(
+            message or "The backend does not know this.", status=404, code="model_not_found", param="model"
+        )
+    return BackendRefused(
+        message or "The backend refused the request.", status=413 if status == 413 else 400, code=code
+    )
 
 
 def _described(error: Any) -> tuple[str, str | None, str | None]:

@@ -143,10 +143,15 @@ class Pool:
 
     def _take(self, model: str) -> Slot | None:
         """A slot of the endpoint that is least busy for its size: healthy before not, random among equals."""
-        free = [(endpoint, name) for endpoint, name in self._serving(model) if endpoint.in_flight < endpoint.max_concurrent]
+        free = [
+            (endpoint, name) for endpoint, name in self._serving(model) if endpoint.in_flight < endpoint.max_concurrent
+        ]
         if not free:
             return None
-        slot = min(free, key=lambda it: (it[0].error is not None, it[0].in_flight / it[0].max_concurrent, random.random()))
+        slot = min(
+            free,
+            key=lambda it: (it[0].error is not None, it[0].in_flight / it[0].max_concurrent, random.random()),
+        )
         slot[0].in_flight += 1
         return slot
 
@@ -165,7 +170,9 @@ class Pool:
             if handed.done() and not handed.cancelled():
                 self.release(handed.result()[0])  # It came in the moment in which we stopped waiting.
             if isinstance(error, TimeoutError):
-                raise TooManyRequests(f"No slot came free for '{model}' in {queue.timeout_s:g} s.", retry_after_s=1) from None
+                raise TooManyRequests(
+                    f"No slot came free for '{model}' in {queue.timeout_s:g} s.", retry_after_s=1
+                ) from None
             raise
         finally:
             with contextlib.suppress(ValueError):

@@ -18,8 +18,8 @@ class Usage(msgspec.Struct):
     prompt_tokens: int | None = 0
     completion_tokens: int | None = 0
     total_tokens: int | None = None
-    prompt_tokens_details: dict[str, Any] | None | UnsetType = UNSET
-    completion_tokens_details: dict[str, Any] | None | UnsetType = UNSET
+    prompt_tokens_details: dict[str, Any] | UnsetType | None = UNSET
+    completion_tokens_details: dict[str, Any] | UnsetType | None = UNSET
 
     def model_dump(self) -> dict[str, Any]:
         dumped: dict[str, Any] = msgspec.to_builtins(self)

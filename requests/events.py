@@ -128,7 +128,8 @@ class ResponseBuilder:
         return self.event(f"response.{'failed' if status == 'cancelled' else status}", response=self.response)
 
     def _stop(self, status: str) -> None:
-        for part in (self._text, *self._calls.values()):
+        parts: list[_Text | _Call | None] = [self._text, *self._calls.values()]
+        for part in parts:
             if part is not None and part.output_index >= 0:
                 self._output[part.output_index] = part.item("incomplete")
         self.response["output"] = [item for item in self._output if item is not None]
@@ -151,7 +152,13 @@ class ResponseBuilder:
                 if thought := delta.reasoning_content or delta.reasoning:
                     self._grow(events, "reasoning", "reasoning_text", thought)
                 if delta.content:
-                    self._grow(events, "message", "output_text", delta.content, choice.logprobs and choice.logprobs.content)
+                    self._grow(
+                        events,
+                        "message",
+                        "output_text",
+                        delta.content,
+                        choice.logprobs.content if choice.logprobs else None,
+                    )
                 if delta.refusal:
                     self._grow(events, "message", "refusal", delta.refusal)
                 for call in delta.tool_calls or ():
@@ -161,7 +168,12 @@ class ResponseBuilder:
         return events
 
     def _grow(
-        self, events: list[Event], kind: str, part: str, delta: str, logprobs: list[dict[str, Any]] | None = None
+        self,
+        events: list[Event],
+        kind: str,
+        part: str,
+        delta: str,
+        logprobs: list[dict[str, Any]] | None = None,
     ) -> None:
         if self._text is None or self._text.kind != kind:
             events += self._close_text()
@@ -311,7 +323,17 @@ class ResponseBuilder:
 class _Text:
     """An open message or reasoning item. Its text is kept as fragments, joined when a part closes."""
 
-    __slots__ = ("_delta", "_fragments", "_logprobs", "_part", "_parts", "_where", "id", "kind", "output_index")
+    __slots__ = (
+        "_delta",
+        "_fragments",
+        "_logprobs",
+        "_part",
+        "_parts",
+        "_where",
+        "id",
+        "kind",
+        "output_index",
+    )
 
     def __init__(self, kind: str, output_index: int) -> None:
         self.kind = kind
@@ -345,7 +367,12 @@ class _Text:
             }
             events.append(builder.event("response.content_part.added", **self._where, part=_empty_part(part)))
         self._fragments.append(delta)
-        event = {"type": self._delta, "sequence_number": builder.sequence_number, **self._where, "delta": delta}
+        event: Event = {
+            "type": self._delta,
+            "sequence_number": builder.sequence_number,
+            **self._where,
+            "delta": delta,
+        }
         if part == "output_text":
             event["logprobs"] = logprobs_chat_to_responses(logprobs) if logprobs else []
             self._logprobs += event["logprobs"]
@@ -471,5 +498,5 @@ def replay(builder: ResponseBuilder, response: dict[str, Any]) -> list[Event]:
 
 def unfinished(response: dict[str, Any]) -> dict[str, Any]:
     """A finished response as it was when it began: what a builder needs to replay it."""
-    begun = {"status": "in_progress", "output": [], **dict.fromkeys(SET_AT_THE_END)}
+    begun: dict[str, Any] = {"status": "in_progress", "output": [], **dict.fromkeys(SET_AT_THE_END)}
     return {**response, **begun}

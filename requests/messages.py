@@ -99,7 +99,8 @@ class _Conversation:
                 self._reasoning += reasoning_text(item)
             case other:
                 raise Unsupported(
-                    f"Items of type '{other}' cannot be given to a chat-completions backend.", param=f"{where}.type"
+                    f"Items of type '{other}' cannot be given to a chat-completions backend.",
+                    param=f"{where}.type",
                 )
 
     def message(self, role: str, content: Any) -> None:
@@ -202,7 +203,9 @@ class _Conversation:
         if kind == "input_audio":
             self._must_carry("audio", where)
             return {"type": "input_audio", "input_audio": part.get("input_audio")}
-        raise Unsupported(f"Content of type '{kind}' cannot be given to a chat-completions backend.", param=f"{where}.type")
+        raise Unsupported(
+            f"Content of type '{kind}' cannot be given to a chat-completions backend.", param=f"{where}.type"
+        )
 
     def _image(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         self._must_carry("image", where)

@@ -259,7 +259,9 @@ def check_input(items: list[Item], history: int) -> None:
 
 def without_cut_calls(items: list[Item]) -> list[Item]:
     """The items less the calls that were cut off at a token limit and never answered: no client could run them."""
-    cut = {item["call_id"] for item in items if item.get("type") == "function_call" and item.get("status") == "incomplete"}
+    cut = {
+        item["call_id"] for item in items if item.get("type") == "function_call" and item.get("status") == "incomplete"
+    }
     if not cut:
         return items
     cut -= {item["call_id"] for item in items if item.get("type") == "function_call_output"}
@@ -317,7 +319,10 @@ def _response_format(format: dict[str, Any] | None) -> dict[str, Any] | None:
         case "json_schema":
             assert format is not None
             keys = ("name", "description", "schema", "strict")
-            return {"type": "json_schema", "json_schema": {key: format[key] for key in keys if format.get(key) is not None}}
+            return {
+                "type": "json_schema",
+                "json_schema": {key: format[key] for key in keys if format.get(key) is not None},
+            }
         case _:
             return None
 
@@ -384,7 +389,11 @@ def logprobs_chat_to_responses(logprobs: list[dict[str, Any]]) -> list[dict[str,
 
 def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
     token = entry.get("token") or ""
-    return {"token": token, "logprob": entry.get("logprob") or 0.0, "bytes": entry.get("bytes") or [*token.encode()]}
+    return {
+        "token": token,
+        "logprob": entry.get("logprob") or 0.0,
+        "bytes": entry.get("bytes") or [*token.encode()],
+    }
 
 
 def usage_chat_to_responses(usage: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -497,7 +506,10 @@ def build_response_object(
     """A finished response as the JSON body of an answer, with the convenience key `output_text`."""
     now = int(time.time())
     response = response_resource(
-        {**(request or {}), "model": model}, response_id=response_id, created_at=created_at or now, status=status
+        {**(request or {}), "model": model},
+        response_id=response_id,
+        created_at=created_at or now,
+        status=status,
     )
     response["output"] = [whole_item(item) for item in output_items]
     response["usage"] = usage

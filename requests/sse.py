@@ -1,7 +1,7 @@
 """Server-Sent Events frames, in and out (WHATWG HTML, section 9.2).
 
-    bytes of any size ──SSEDecoder.feed──▶ the data of each whole event
-    event             ──frame────────────▶ b"event: …\\ndata: …\\n\\n"
+bytes of any size ──SSEDecoder.feed──▶ the data of each whole event
+event             ──frame────────────▶ b"event: …\\ndata: …\\n\\n"
 """
 
 from __future__ import annotations

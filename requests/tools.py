@@ -52,7 +52,9 @@ def tool_choice_responses_to_chat(choice: Any, tools: list[Tool]) -> tuple[Any, 
     if kind == "function":
         name = (choice.get("function") or choice).get("name")
         if name not in functions:
-            raise InvalidRequest(f"Tool choice 'function' names '{name}', which is not in 'tools'.", param="tool_choice")
+            raise InvalidRequest(
+                f"Tool choice 'function' names '{name}', which is not in 'tools'.", param="tool_choice"
+            )
         return {"type": "function", "function": {"name": name}}, tools
     if kind == "allowed_tools":
         return _allowed_tools(choice, functions)
