@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
+from fastapi import FastAPI
+from openai import AsyncOpenAI
 
 _settings = Path(tempfile.mkdtemp(prefix="nomyo-tests-"))
 (_settings / "config.yaml").write_text(
@@ -23,6 +31,8 @@ for name in [name for name in os.environ if name.startswith("ROUTER_")]:
 os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 
 import router  # noqa: E402
+from config import parse_config  # noqa: E402
+from tests.fake_backend import FakeBackend  # noqa: E402
 
 
 @pytest.fixture
@@ -32,3 +42,72 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
         transport = httpx2.ASGITransport(app=router.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://router") as client:
             yield client
+
+
+@dataclass
+class Running:
+    """A router on a real socket: its application, and clients of it."""
+
+    app: FastAPI
+    url: str
+    http: httpx2.AsyncClient
+    openai: AsyncOpenAI
+
+    def in_flight(self) -> int:
+        """The slots taken, over all endpoints."""
+        return sum(endpoint.in_flight for endpoint in self.app.state.pool.endpoints.values())
+
+
+@asynccontextmanager
+async def running_router(**settings: Any) -> AsyncIterator[Running]:
+    """uvicorn on a free port, in this event loop, with `settings` as config.yaml would have them. The store is in memory
+    unless they say otherwise."""
+    settings.setdefault("database", {"url": "sqlite://"})
+    settings.setdefault("background", {"drain_s": 0.2})
+    app = router.create_app(parse_config(settings))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        key = settings.get("api_key") or "none"
+        try:
+            async with (
+                httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as http,
+                AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=30) as openai,
+            ):
+                yield Running(app, url, http, openai)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[FakeBackend]:
+    """A scriptable chat-completions server on a real socket."""
+    async with FakeBackend() as backend:
+        yield backend
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+async def served(backend: FakeBackend) -> AsyncIterator[Running]:
+    """A router on a real socket in front of `backend`."""
+    async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}]) as running:
+        yield running
+
+
+@pytest.fixture
+async def served_natively(backend: FakeBackend) -> AsyncIterator[Running]:
+    """A router on a real socket in front of `backend` as one that speaks Responses itself."""
+    async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai"}]) as running:
+        yield running
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
