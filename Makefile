@@ -1,0 +1,66 @@
+# Everything a developer runs. Needs python3 (3.11 or newer, with venv), make and a package registry.
+
+# Only the command line sets these (`make serve HOST=0.0.0.0`): some shells export a HOST of their own.
+PYTHON = python3
+HOST = 127.0.0.1
+PORT = 12434
+ARGS =
+CONTRACT = ../shared/seed/test_responses.py
+
+UV_VERSION = 0.13.9
+# Behind a company's own certificates pip is told of them; uv has another name for it.
+ifdef PIP_CERT
+export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
+TYPED = router.py config.py errors.py tasks.py db.py cache.py api requests backends $(wildcard demo/*.py)
+
+# -I keeps this folder off sys.path: our `requests/` must not meet a tool that wants PyPI's.
+VENV_PYTHON = .venv/bin/python
+SYNCED = .venv/.synced
+
+.PHONY: help setup demo serve test contract lint format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(SYNCED) ## install everything into .venv, as uv.lock says
+	@echo "Everything is installed. Next: make demo"
+
+demo: $(SYNCED) ## a real model behind the router, and a client that talks to it (ONCE=1: do not stay up)
+	@$(VENV_PYTHON) -u -m demo.demo $(if $(ONCE),--once)
+
+serve: $(SYNCED) ## the router, as config.yaml says (HOST=127.0.0.1 PORT=12434)
+	@$(VENV_PYTHON) -m uvicorn router:app --host $(HOST) --port $(PORT) --timeout-graceful-shutdown 10
+
+test: $(SYNCED) ## all tests (ARGS="-k name -x" goes to pytest)
+	@$(VENV_PYTHON) -m pytest $(ARGS)
+
+# The contract lies outside this tree, where our conftest.py would not be found: -p loads it for every file.
+contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
+	@$(VENV_PYTHON) -m pytest -c pyproject.toml -p tests.conftest $(CONTRACT) $(ARGS)
+
+lint: $(SYNCED) ## ruff and mypy
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy $(TYPED)
+
+format: $(SYNCED) ## let ruff format and sort
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+clean: ## remove .venv and the caches; data/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(SYNCED): export UV_PYTHON_DOWNLOADS = never
+$(SYNCED): export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
+$(SYNCED): export UV_PROJECT_ENVIRONMENT = $(CURDIR)/.venv
+$(SYNCED): pyproject.toml uv.lock Makefile
+	@$(PYTHON) -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "nomyo-router needs Python 3.11 or newer as $(PYTHON); try: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -I -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(VENV_PYTHON) -I -m pip --version >/dev/null 2>&1 || $(PYTHON) -I -m venv --clear .venv
+	$(VENV_PYTHON) -I -m pip install --disable-pip-version-check uv==$(UV_VERSION)
+	.venv/bin/uv sync --locked --inexact
+	@touch $@
