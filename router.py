@@ -16,11 +16,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 import api.cache
 import api.models
 import api.responses
+import api.stored
 from api.http import ClientLeft, Gate, error_response
 from backends.pool import Pool
 from cache import make_cache
@@ -42,12 +44,13 @@ def create_app(config: Config) -> FastAPI:
     app.state.cache = make_cache(config.cache)
     app.state.pool = Pool(config)
     app.add_middleware(Gate, api_key=config.api_key)
-    for surface in (api.responses, api.models, api.cache):
+    for surface in (api.responses, api.stored, api.models, api.cache):
         app.include_router(surface.routes)
     app.add_exception_handler(APIError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(ClientLeft, on_client_left)
+    app.add_exception_handler(ClientDisconnect, on_client_left)
     app.add_exception_handler(Exception, on_exception)
     return app
 
@@ -57,6 +60,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Opens everything, runs, and closes it in reverse: background turns get `background.drain_s` to end."""
     state = app.state
     config: Config = state.config
+    log_to_stderr()
     async with AsyncExitStack() as stack:
         await state.db.open()
         stack.push_async_callback(state.db.close)
@@ -134,6 +138,15 @@ async def on_client_left(request: Request, error: Exception) -> Response:
 async def on_exception(request: Request, error: Exception) -> Response:
     """A fault of ours. The server logs the cause."""
     return error_response(ServerError("The router failed to answer this request."))
+
+
+def log_to_stderr() -> None:
+    """Shows our log beside uvicorn's, unless whoever runs us has set up logging already."""
+    if not logging.getLogger().handlers and not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def _load() -> Config:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from errors import APIError
 
 if TYPE_CHECKING:
-    from api.responses import Turn
+    from api.turn import Turn
     from requests.events import Event
 
 

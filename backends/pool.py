@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import difflib
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -84,7 +85,7 @@ class Pool:
         self._waiting: deque[tuple[asyncio.Future[Slot], str]] = deque()
         self._looking: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._looked_at = 0.0
+        self._looked_at = -math.inf
 
     async def open(self) -> None:
         self.endpoints = {}
@@ -135,7 +136,10 @@ class Pool:
 
     async def _refresh(self) -> None:
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                log.exception("looking for models failed")
             await asyncio.sleep(self._config.models_refresh_s)
 
     def _serving(self, model: str) -> list[Slot]:

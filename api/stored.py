@@ -1,0 +1,109 @@
+"""/v1/responses/{id}: what was kept of a response, and the ones that still run in the background."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from api.http import EventStream, json_response
+from errors import InvalidRequest, NotFound
+from requests.events import Event, ResponseBuilder, replay, unfinished
+from requests.responses import with_output_text
+
+routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+
+@routes.get("/{response_id}")
+async def retrieve_response(
+    request: Request,
+    response_id: str,
+    stream: bool = False,
+    starting_after: Annotated[int, Query(ge=-1)] = -1,
+) -> Response:
+    """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a
+    background response as they come, those of a finished one again. 404 if there is none."""
+    state = request.app.state
+    if stream and (job := state.tasks.get(response_id)):
+        return EventStream(job.follow(starting_after))
+    row = await _row(state, response_id)
+    if not stream:
+        return json_response(with_output_text(row["response"]))
+    if row["status"] in ("queued", "in_progress"):
+        raise InvalidRequest("Only a background response can be joined while it runs.", param="stream")
+    events = await state.db.get_events(response_id)
+    if events is None:
+        builder = ResponseBuilder(unfinished(row["response"]))
+        events = [*replay(builder, row["response"]), builder.end()]
+    return EventStream(_one_batch([event for event in events if event["sequence_number"] > starting_after]))
+
+
+@routes.delete("/{response_id}")
+async def delete_response(request: Request, response_id: str) -> Response:
+    """Deletes a stored response; one that still runs in the background is cancelled first. 404 if there is none."""
+    state = request.app.state
+    await state.tasks.cancel(response_id)
+    if not await state.db.delete_response(response_id):
+        raise _not_found(response_id)
+    return json_response({"id": response_id, "object": "response", "deleted": True})
+
+
+@routes.post("/{response_id}/cancel")
+async def cancel_response(request: Request, response_id: str) -> Response:
+    """Cancels a background response, also while it is queued: the backend's work is aborted. One that has ended is answered as
+    it is. 404 if there is none, 400 for one that is not in the background."""
+    state = request.app.state
+    row = await _row(state, response_id)
+    if row["status"] in ("queued", "in_progress"):
+        if not row["response"]["background"]:
+            raise InvalidRequest("Only background responses can be cancelled.", param="response_id")
+        await state.tasks.cancel(response_id)
+        row = await _row(state, response_id)
+    return json_response(with_output_text(row["response"]))
+
+
+@routes.get("/{response_id}/input_items")
+async def list_input_items(
+    request: Request,
+    response_id: str,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> Response:
+    """The input items of a response's own turn, `limit` of them behind the item `after`. `include` is accepted; everything
+    that it could ask for is given. 404 if there is no such response, 400 if `after` is none of its items."""
+    items = (await _row(request.app.state, response_id))["input"]
+    if order == "desc":
+        items = items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    return json_response(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(items) > limit,
+        }
+    )
+
+
+async def _row(state: Any, response_id: str) -> dict[str, Any]:
+    row: dict[str, Any] | None = await state.db.get_response(response_id)
+    if row is None:
+        raise _not_found(response_id)
+    return row
+
+
+def _not_found(response_id: str) -> NotFound:
+    return NotFound(f"Response with id '{response_id}' not found.", param="response_id")
+
+
+async def _one_batch(events: list[Event]) -> AsyncGenerator[list[Event]]:
+    yield events
