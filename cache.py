@@ -43,7 +43,7 @@ class Cache(Protocol):
 
 
 def make_cache(config: CacheConfig) -> Cache | None:
-    """The cache that the settings ask for, not opened yet; None where it is off."""
+    """The cache that the settings ask for, not opened yet; None where there is none."""
     match config.backend:
         case "memory":
             return MemoryCache(config)
@@ -177,6 +177,6 @@ def _stats(config: CacheConfig, entries: int, hits: int, misses: int) -> dict[st
 
 
 def get_llm_cache(state: Any) -> Cache | None:
-    """The application's cache, or None where it is off."""
+    """The application's cache, or None where there is none."""
     cache: Cache | None = state.cache
     return cache

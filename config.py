@@ -21,7 +21,7 @@ import yaml
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 KindName = Literal["ollama", "llama.cpp", "openai-chat", "openai"]
-CacheBackend = Literal["memory", "sqlite", "off"]
+CacheBackend = Literal["memory", "sqlite", "none"]
 
 
 class ConfigError(Exception):
@@ -122,14 +122,21 @@ def parse_config(data: dict[str, Any]) -> Config:
         raise ConfigError(_explained(str(error))) from None
     urls = [endpoint.url.rstrip("/") for endpoint in config.endpoints]
     for index, url in enumerate(urls):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not _is_http_url(url):
             raise ConfigError(f"endpoints[{index}].url: '{url}' is not an http:// or https:// URL")
         if url in urls[:index]:
             raise ConfigError(f"endpoints[{index}].url: '{url}' is there twice")
     if not re.match(r"sqlite://(/|$)", config.database.url):
         raise ConfigError("database.url: must begin with sqlite:///")
     return config
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
 
 
 def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:
@@ -162,9 +169,15 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
         if name not in variables:
             raise ConfigError(f"unknown environment variable {name}{_nearest(name, variables)}")
         section, key = variables[name]
-        value = yaml.safe_load(text) if text[:1] in "[{" else text
+        try:
+            value = yaml.safe_load(text) if text[:1] in ("[", "{") else text
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: is not YAML") from None
         if section:
-            data[section] = {**(data.get(section) or {}), key: value}
+            known = data.get(section) or {}
+            if not isinstance(known, dict):
+                raise ConfigError(f"{section}: must hold keys and values")
+            data[section] = {**known, key: value}
         else:
             data[key] = value
 

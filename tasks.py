@@ -46,14 +46,11 @@ class TaskRunner(Generic[J]):
             return self._running[job_id][0]
         return self._queued.get(job_id)
 
-    def check_room(self) -> None:
-        """Raises `TooManyRequests` when no more jobs may wait."""
+    def submit(self, job: J) -> None:
+        """Queues a job; it takes its first step when the caller next awaits something. Raises `TooManyRequests` when no more
+        may wait."""
         if self._draining or len(self._queued) >= self._max_queued:
             raise TooManyRequests("Too many background responses are queued.", retry_after_s=5)
-
-    def submit(self, job: J) -> None:
-        """Queues a job. Raises `TooManyRequests`."""
-        self.check_room()
         self._queued[job.id] = job
         self._start()
 

@@ -7,15 +7,18 @@ begin ──▶ queued ──▶ run ──▶ completed | incomplete | failed
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from errors import APIError
+from errors import APIError, ServerError
 
 if TYPE_CHECKING:
     from api.turn import Turn
     from requests.events import Event
+
+log = logging.getLogger("nomyo.background")
 
 
 class Background:
@@ -55,7 +58,10 @@ class Background:
                 builder.cancel()
             else:
                 self._add(builder.fail(reason))
-            await self._db.update_response(self.id, builder.response)
+            try:
+                await self._db.update_response(self.id, builder.response)
+            except ServerError:
+                log.error("%s: its end could not be stored", self.id)
         self._add([builder.end()])
         await self._end()
 
@@ -78,10 +84,12 @@ class Background:
         self._wake()
 
     async def _end(self) -> None:
-        if self._turn.stream:
-            await self._db.store_events(self.id, self._events)
-        self._ended = True
-        self._wake()
+        try:
+            if self._turn.stream:
+                await self._db.store_events(self.id, self._events)
+        finally:
+            self._ended = True
+            self._wake()
 
     def _wake(self) -> None:
         more, self._more = self._more, asyncio.Event()

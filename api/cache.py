@@ -14,9 +14,9 @@ routes = APIRouter(prefix="/api/cache", tags=["cache"])
 
 @routes.get("/stats")
 async def cache_stats(request: Request) -> Response:
-    """`{backend, entries, max_entries, max_age_s, hits, misses}`; only `{backend: "off"}` without a cache."""
+    """`{backend, entries, max_entries, max_age_s, hits, misses}`; only `{backend: "none"}` without a cache."""
     cache = get_llm_cache(request.app.state)
-    return json_response(await cache.stats() if cache else {"backend": "off"})
+    return json_response(await cache.stats() if cache else {"backend": "none"})
 
 
 @routes.post("/invalidate")

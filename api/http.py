@@ -31,12 +31,13 @@ class Gate:
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
-        self._key = f"Bearer {api_key}".encode() if api_key else b""
+        self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._key and scope["path"] not in OPEN_PATHS:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._key):
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
                 await error_response(Unauthorized("Give the router's key as 'Authorization: Bearer …'."))(
                     scope, receive, send
                 )
@@ -100,15 +101,28 @@ async def cancelled_if_client_leaves(receive: Receive) -> AsyncGenerator[None]:
     watcher = asyncio.create_task(watch(), name="disconnect watch")
     try:
         yield
-        if left:
-            # The client left in the last moment: what cancels us has not arrived yet. Take it here.
-            await asyncio.sleep(0)
     except asyncio.CancelledError:
         if left and body.uncancel() == 0:
             raise ClientLeft from None
         raise
+    except Exception:
+        if left:
+            await _take_cancellation(body)
+            raise ClientLeft from None
+        raise
+    else:
+        if left:
+            await _take_cancellation(body)
+            raise ClientLeft
     finally:
         watcher.cancel()
+
+
+async def _take_cancellation(task: asyncio.Task[Any]) -> None:
+    """The client left in the last moment, and what cancels us may not have arrived yet: it must not hit whoever is next."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    task.uncancel()
 
 
 class Batches(Protocol):

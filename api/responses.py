@@ -226,7 +226,10 @@ CACHE_ROUTE = "openai_responses"
 def _described(error: Exception, turn: Turn) -> APIError:
     if isinstance(error, APIError):
         if error.status >= 500:
-            log.warning("%s: %s (%s)", turn.id, error.message, error.__cause__ or error.code)
+            # Not its message: a backend may repeat the prompt in it.
+            log.warning(
+                "%s: %s, %s", turn.id, error.code, type(error.__cause__).__name__ if error.__cause__ else "told so"
+            )
         return error
     log.error("%s failed", turn.id, exc_info=error)
     return ServerError("The router failed to answer this request.")
@@ -296,12 +299,16 @@ async def create_response(request: Request) -> Response:
 
 
 async def _create_in_background(state: Any, turn: Turn) -> Response:
-    state.tasks.check_room()
     job = Background(turn, state.db, lambda: run_turn(state, turn))
-    await begin_row(state, turn)
     job.begin()
     answer = EventStream(job.follow()) if turn.stream else _answer(turn.builder.response)
     state.tasks.submit(job)
+    try:
+        # Whoever knows the id from our answer shall find the response.
+        await begin_row(state, turn)
+    except ServerError as error:
+        await state.tasks.cancel(turn.id, error)
+        raise
     return answer
 
 

@@ -36,8 +36,9 @@ log = logging.getLogger("nomyo.backends")
 
 T = TypeVar("T")
 
-# Between the tries of a call that found no server, or one that still loads its model.
-RETRY_DELAYS_S = (0.1, 0.5)
+# Between the tries of a call that found no server, or one that still loads its model. The first is for a kept connection
+# that the server closed in the moment in which we used it.
+RETRY_DELAYS_S = (0.0, 0.2, 0.5)
 MAX_ERROR_BODY = 64 * 1024
 
 
@@ -60,7 +61,8 @@ class BackendClient:
             # Servers close idle connections after 5 s (llama.cpp, uvicorn): let ours go first.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+            # Not compressed: an encoder on the way would hold tokens back.
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
             raise_for_status=False,
         )
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create_chat))
@@ -119,7 +121,7 @@ async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
             with named_errors():
                 return await client.chat.completions.create(**params)
         except BackendUnreachable as error:
-            log.info("backend unreachable, trying again in %.1f s: %s", delay_s, error.message)
+            log.info("backend unreachable (%s), trying again in %.1f s", type(error.__cause__).__name__, delay_s)
         await asyncio.sleep(delay_s)
     with named_errors():
         return await client.chat.completions.create(**params)

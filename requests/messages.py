@@ -10,7 +10,6 @@ assistant message with the tool messages that answer it. An output that comes la
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -46,9 +45,14 @@ def responses_input_to_messages(
     if isinstance(input, str):
         conversation.message("user", input)
         return conversation.messages()
-    for index, item in enumerate(input):
-        where = f"input[{index - history}]" if index >= history else "previous_response_id"
-        conversation.item(item, where)
+    try:
+        for item in input[:history]:
+            conversation.item(item, "")
+    except InvalidRequest as error:
+        error.param = "previous_response_id"
+        raise
+    for index, item in enumerate(input[history:]):
+        conversation.item(item, f"input[{index}]")
     return conversation.messages()
 
 
@@ -86,17 +90,17 @@ class _Conversation:
             case "message":
                 role = ROLES[item["role"]]
                 if role == "assistant":
-                    self._assistant(item.get("content"), where)
+                    self._assistant(item.get("content"), f"{where}.content")
                 elif role == "system":
-                    self.system(self._content(item.get("content"), where))
+                    self.system(self._content(item.get("content"), f"{where}.content"))
                 else:
-                    self.message(role, self._content(item.get("content"), where))
+                    self.message(role, self._content(item.get("content"), f"{where}.content"))
             case "function_call":
                 self._function_call(item)
             case "function_call_output":
                 self._function_call_output(item, where)
             case "reasoning":
-                self._reasoning += reasoning_text(item)
+                self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
             case other:
                 raise Unsupported(
                     f"Items of type '{other}' cannot be given to a chat-completions backend.",
@@ -110,6 +114,8 @@ class _Conversation:
     def system(self, content: Any) -> None:
         """Leading system texts become one message: many chat templates know a single one, at the start."""
         self._flush_reasoning()
+        if isinstance(content, list) and all(part["type"] == "text" for part in content):
+            content = "\n\n".join(part["text"] for part in content)
         first = self._nodes[0].message if len(self._nodes) == 1 else None
         if first and first["role"] == "system" and isinstance(content, str) and isinstance(first["content"], str):
             first["content"] += "\n\n" + content
@@ -126,7 +132,7 @@ class _Conversation:
         message = node.message
         message["content"] = _joined(message["content"], body)
         if refusals:
-            message["refusal"] = "\n\n".join(refusals)
+            message["refusal"] = "\n\n".join([*filter(None, [message.get("refusal")]), *refusals])
 
     def _function_call(self, item: Item) -> None:
         node = self._open_assistant() or self._new_assistant()
@@ -185,7 +191,7 @@ class _Conversation:
             return ""
         if isinstance(content, str):
             return content
-        parts = [self._part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+        parts = [self._part(part, f"{where}[{index}]") for index, part in enumerate(content)]
         if not parts:
             return ""
         if len(parts) == 1 and parts[0]["type"] == "text":
@@ -286,7 +292,7 @@ def _text_of_file(data: str) -> str | None:
     try:
         raw = base64.b64decode(payload, validate=True) if head.endswith(";base64") else unquote_to_bytes(payload)
         text = raw.decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # neither base64 nor UTF-8
         return None
     return None if "\0" in text else text
 

@@ -27,6 +27,7 @@ from requests.messages import (
     whole_arguments,
 )
 from requests.tools import (
+    check_tool_choice,
     check_tools,
     omitted_tools,
     tool_choice_responses_to_chat,
@@ -137,7 +138,8 @@ def check_request(body: Any) -> CreateParams:
         params = msgspec.convert(body, CreateParams)
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$.")
-        param = path.rstrip("`") or None
+        # msgspec calls a value of an object `[...]`: what holds it is name enough.
+        param = path.rstrip("`").partition("[...]")[0] or None
         raise InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value") from None
     if params.model is None:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
@@ -151,6 +153,7 @@ def check_request(body: Any) -> CreateParams:
     if params.metadata:
         _check_metadata(params.metadata)
     check_tools(params.tools or [])
+    check_tool_choice(params.tool_choice, params.tools or [])
     if params.text and params.text.format:
         _check_format(params.text.format)
     if isinstance(params.input, list):
@@ -171,14 +174,20 @@ def _check_format(format: dict[str, Any]) -> None:
     kind = format.get("type")
     if kind not in ("text", "json_object", "json_schema"):
         raise InvalidRequest("The type is text, json_object or json_schema.", param="text.format.type")
-    if kind == "json_schema" and not (isinstance(format.get("name"), str) and isinstance(format.get("schema"), dict)):
-        raise InvalidRequest("A json_schema format needs a 'name' and a 'schema'.", param="text.format.schema")
+    if kind == "json_schema":
+        for key, type in (("name", str), ("schema", dict)):
+            if not isinstance(format.get(key), type):
+                raise InvalidRequest(f"A json_schema format needs a '{key}'.", param=f"text.format.{key}")
 
 
 def _check_item(item: dict[str, Any], where: str) -> None:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    if not isinstance(kind, str):
+        raise InvalidRequest("The type of an item is a string.", param=f"{where}.type")
+    if not isinstance(item.get("id") or "", str):
+        raise InvalidRequest("The id of an item is a string.", param=f"{where}.id")
     if kind == "message":
-        if item.get("role") not in ROLES:
+        if not isinstance(item.get("role"), str) or item["role"] not in ROLES:
             raise InvalidRequest("The role is user, assistant, system or developer.", param=f"{where}.role")
         _check_content(item.get("content"), f"{where}.content")
     elif kind in ("function_call", "function_call_output"):
@@ -189,6 +198,8 @@ def _check_item(item: dict[str, Any], where: str) -> None:
             _check_content(item["output"], f"{where}.output")
     elif kind == "reasoning":
         for key in ("content", "summary"):
+            if not isinstance(item.get(key) or [], list):
+                raise InvalidRequest(f"The {key} of a reasoning item is a list of parts.", param=f"{where}.{key}")
             _check_content(item.get(key), f"{where}.{key}")
     elif kind == "item_reference":
         raise Unsupported("References to stored items are not supported: send the item.", param=where)
@@ -202,8 +213,9 @@ def _check_content(content: Any, where: str) -> None:
     for index, part in enumerate(content):
         if not (isinstance(part, dict) and isinstance(part.get("type"), str)):
             raise InvalidRequest("A content part is an object with a 'type'.", param=f"{where}[{index}]")
-        if not isinstance(part.get("text") or "", str):
-            raise InvalidRequest("The text of a part is a string.", param=f"{where}[{index}].text")
+        for key in ("text", "refusal"):
+            if not isinstance(part.get(key) or "", str):
+                raise InvalidRequest(f"The {key} of a part is a string.", param=f"{where}[{index}].{key}")
 
 
 def input_items(input: str | list[Item] | None) -> list[Item]:

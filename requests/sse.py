@@ -64,9 +64,9 @@ class SSEDecoder:
 
     def _line(self, line: bytes, events: list[bytes]) -> None:
         if not line:
-            if self._data:
-                events.append(b"\n".join(self._data))
-                self._data = []
+            if data := b"\n".join(self._data):
+                events.append(data)
+            self._data = []
         elif line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
         elif line.startswith(b"error:"):

@@ -36,45 +36,61 @@ def check_tools(tools: list[Any]) -> None:
             raise InvalidRequest("A function tool needs a 'name'.", param=f"tools[{index}].name")
 
 
+def check_tool_choice(choice: Any, tools: list[Tool]) -> None:
+    """Raises `InvalidRequest` for a choice that is none, or that names a function which is not in `tools`."""
+    if choice is None:
+        return
+    if isinstance(choice, str):
+        if choice not in ("none", "auto", "required"):
+            raise InvalidRequest(f"'{choice}' is no tool choice: none, auto or required.", param="tool_choice")
+        return
+    if not isinstance(choice.get("type"), str):
+        raise InvalidRequest("A tool choice is a word or an object with a 'type'.", param="tool_choice.type")
+    names = [tool.get("name") for tool in tools if tool["type"] == "function"]
+    if choice["type"] == "function" and _name_of(choice) not in names:
+        raise InvalidRequest("Tool choice 'function' names a function that is not in 'tools'.", param="tool_choice")
+    if choice["type"] == "allowed_tools":
+        if choice.get("mode") not in (None, "auto", "required"):
+            raise InvalidRequest("The mode of 'allowed_tools' is auto or required.", param="tool_choice.mode")
+        if not isinstance(choice.get("tools"), list):
+            raise InvalidRequest("'allowed_tools' needs a list of tools.", param="tool_choice.tools")
+        for index, tool in enumerate(choice["tools"]):
+            where = f"tool_choice.tools[{index}]"
+            if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
+                raise InvalidRequest("A tool is an object with a 'type'.", param=where)
+            if tool["type"] == "function" and _name_of(tool) not in names:
+                raise InvalidRequest("A function is allowed that is not in 'tools'.", param=where)
+
+
+def _name_of(tool: dict[str, Any]) -> Any:
+    """The name of a function, also where it is given in the chat form."""
+    function = tool.get("function")
+    return (function if isinstance(function, dict) else tool).get("name")
+
+
 def tool_choice_responses_to_chat(choice: Any, tools: list[Tool]) -> tuple[Any, list[Tool]]:
-    """The chat form of `tool_choice`, and the tools to offer with it.
+    """The chat form of a checked `tool_choice`, and the tools to offer with it. Raises `Unsupported` for what no chat backend
+    can be made to do.
 
     `allowed_tools` is a hard limit in Responses and unknown to most chat servers: what is not allowed is not offered.
     """
-    functions = {tool["name"]: tool for tool in tools if tool.get("type") == "function"}
+    functions = {tool["name"]: tool for tool in tools if tool["type"] == "function"}
     if choice is None or isinstance(choice, str):
-        if choice not in (None, "none", "auto", "required"):
-            raise InvalidRequest(f"'{choice}' is no tool choice: none, auto or required.", param="tool_choice")
         if choice == "required" and not functions:
             raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
         return choice, tools
-    kind = choice.get("type")
-    if kind == "function":
-        name = (choice.get("function") or choice).get("name")
-        if name not in functions:
-            raise InvalidRequest(
-                f"Tool choice 'function' names '{name}', which is not in 'tools'.", param="tool_choice"
+    if choice["type"] == "function":
+        return {"type": "function", "function": {"name": _name_of(choice)}}, tools
+    if choice["type"] == "allowed_tools":
+        allowed = [functions[_name_of(tool)] for tool in choice["tools"] if tool["type"] == "function"]
+        if choice.get("mode") == "required" and not allowed:
+            raise Unsupported(
+                "There is no allowed tool that this backend could be required to call.", param="tool_choice"
             )
-        return {"type": "function", "function": {"name": name}}, tools
-    if kind == "allowed_tools":
-        return _allowed_tools(choice, functions)
-    raise Unsupported(f"The backend cannot be made to use '{kind}'.", param="tool_choice", code="unsupported_tool")
-
-
-def _allowed_tools(choice: dict[str, Any], functions: dict[str, Tool]) -> tuple[str, list[Tool]]:
-    mode = choice.get("mode") or "auto"
-    if mode not in ("auto", "required"):
-        raise InvalidRequest("The mode of 'allowed_tools' is auto or required.", param="tool_choice.mode")
-    allowed: list[Tool] = []
-    for index, tool in enumerate(choice.get("tools") or []):
-        name = tool.get("name") if isinstance(tool, dict) else None
-        if isinstance(tool, dict) and tool.get("type") == "function" and name not in functions:
-            raise InvalidRequest(f"'{name}' is allowed but not in 'tools'.", param=f"tool_choice.tools[{index}]")
-        if name in functions:
-            allowed.append(functions[name])
-    if mode == "required" and not allowed:
-        raise Unsupported("There is no allowed tool that this backend could be required to call.", param="tool_choice")
-    return mode if allowed else "none", allowed
+        return (choice.get("mode") or "auto") if allowed else "none", allowed
+    raise Unsupported(
+        f"The backend cannot be made to use '{choice['type']}'.", param="tool_choice", code="unsupported_tool"
+    )
 
 
 def _function(tool: Tool) -> Tool:
