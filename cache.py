@@ -7,6 +7,8 @@ is cached is the whole response object, as JSON. Both stores are bounded in entr
 from __future__ import annotations
 
 import hashlib
+import logging
+import sqlite3
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -17,9 +19,11 @@ import orjson
 
 from config import CacheConfig
 
+log = logging.getLogger("nomyo.cache")
+
 
 class Cache(Protocol):
-    """What every cache does. A cache never raises for an entry that is not there."""
+    """What every cache does. A cache that fails is a cache that misses: no request fails for it."""
 
     persistent: bool
     """Whether entries reach a disk: answers to requests with `store: false` never go into such a cache."""
@@ -134,10 +138,14 @@ class SQLiteCache:
 
     async def get_chat(self, route: str, model: str, messages: list[Any]) -> bytes | None:
         now = time.time()
-        rows = await self._db.execute_fetchall(
-            "UPDATE cache SET used_at = ? WHERE key = ? AND created_at >= ? RETURNING response",
-            (now, key_of(route, model, messages), now - self._config.max_age_s),
-        )
+        try:
+            rows = await self._db.execute_fetchall(
+                "UPDATE cache SET used_at = ? WHERE key = ? AND created_at >= ? RETURNING response",
+                (now, key_of(route, model, messages), now - self._config.max_age_s),
+            )
+        except sqlite3.Error:
+            log.exception("the cache could not be read")
+            rows = []
         for row in rows:
             self._hits += 1
             return bytes(row[0])
@@ -146,15 +154,18 @@ class SQLiteCache:
 
     async def set_chat(self, route: str, model: str, messages: list[Any], response: bytes) -> None:
         now = time.time()
-        await self._db.execute(
-            "INSERT OR REPLACE INTO cache (key, model, created_at, used_at, response) VALUES (?, ?, ?, ?, ?)",
-            (key_of(route, model, messages), model, now, now, response),
-        )
-        await self._db.execute("DELETE FROM cache WHERE created_at < ?", (now - self._config.max_age_s,))
-        await self._db.execute(
-            "DELETE FROM cache WHERE key IN (SELECT key FROM cache ORDER BY used_at DESC LIMIT -1 OFFSET ?)",
-            (self._config.max_entries,),
-        )
+        try:
+            await self._db.execute(
+                "INSERT OR REPLACE INTO cache (key, model, created_at, used_at, response) VALUES (?, ?, ?, ?, ?)",
+                (key_of(route, model, messages), model, now, now, response),
+            )
+            await self._db.execute("DELETE FROM cache WHERE created_at < ?", (now - self._config.max_age_s,))
+            await self._db.execute(
+                "DELETE FROM cache WHERE key IN (SELECT key FROM cache ORDER BY used_at DESC LIMIT -1 OFFSET ?)",
+                (self._config.max_entries,),
+            )
+        except sqlite3.Error:
+            log.exception("the cache could not be written")
 
     async def invalidate(self, model: str | None = None) -> int:
         cursor = await self._db.execute("DELETE FROM cache WHERE ? IS NULL OR model = ?", (model, model))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Iterable
+from collections.abc import Generator, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ RUNNING = "SELECT * FROM responses WHERE status IN ('queued', 'in_progress')"
 DELETE = "DELETE FROM responses WHERE id = ?"
 DELETE_EVENTS = "DELETE FROM response_events WHERE response_id = ?"
 STORE_EVENTS = """INSERT INTO response_events (response_id, events)
-    SELECT id, ? FROM responses WHERE id = ?"""
+    SELECT id, ? FROM responses WHERE id = ? ON CONFLICT DO NOTHING"""
 GET_EVENTS = "SELECT events FROM response_events WHERE response_id = ?"
 # The end of a chain goes first: a turn that a younger one still builds on is kept.
 EXPIRED = """SELECT id FROM responses r
@@ -79,7 +79,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._connector = SQLite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:")
-        self._queue: list[tuple[Write, asyncio.Future[None]]] = []
+        self._queue: list[tuple[Write, Written]] = []
         self._queued = asyncio.Event()
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
@@ -110,14 +110,14 @@ class Store:
         created_at: int,
         input_messages: list[dict[str, Any]],
         response: dict[str, Any] | None = None,
-    ) -> Awaitable[None]:
+    ) -> Written:
         """Stores a response: `input_messages` are the input items of its own turn, `response` is the object, if there is one
         yet. Queued at once; await it for the commit. Raises `ServerError` if that failed."""
         body = orjson.dumps(response) if response is not None else None
         items = orjson.dumps(input_messages)
         return self._write(STORE, response_id, previous_response_id, model, status, created_at, items, body)
 
-    def update_response(self, response_id: str, response: dict[str, Any]) -> Awaitable[None]:
+    def update_response(self, response_id: str, response: dict[str, Any]) -> Written:
         """The response has come further. Does nothing if it was deleted meanwhile."""
         return self._write(UPDATE, response["status"], orjson.dumps(response), response_id)
 
@@ -159,7 +159,7 @@ class Store:
 
     # ── events of background streams ─────────────────────────────────────────────────────────────────────────────────
 
-    def store_events(self, response_id: str, events: list[dict[str, Any]]) -> Awaitable[None]:
+    def store_events(self, response_id: str, events: list[dict[str, Any]]) -> Written:
         """Keeps all events of a response's stream, once. Does nothing if the response was deleted."""
         return self._write(STORE_EVENTS, orjson.dumps(events), response_id)
 
@@ -169,34 +169,59 @@ class Store:
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, sql: str, *values: Any) -> Awaitable[None]:
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # Some writes nobody waits for; their failure is logged by the writer.
-        written.add_done_callback(lambda future: future.cancelled() or future.exception())
+    def _write(self, sql: str, *values: Any) -> Written:
+        if self._closing:
+            raise _not_stored()
+        written = Written()
         self._queue.append(((sql, values), written))
         self._queued.set()
-        return asyncio.shield(written)
+        return written
 
     async def _write_batches(self) -> None:
         while not self._closing or self._queue:
             await self._queued.wait()
             self._queued.clear()
             batch, self._queue = self._queue, []
-            if not batch:
-                continue
-            try:
-                await self._connector.write([write for write, _ in batch])
-            except Exception as error:
-                log.exception("writing %d rows failed", len(batch))
-                failure = ServerError("The response could not be stored.", code="storage_error")
-                failure.__cause__ = error
-                for _, written in batch:
-                    if not written.done():
-                        written.set_exception(failure)
-            else:
-                for _, written in batch:
-                    if not written.done():
-                        written.set_result(None)
+            if batch and not await self._wrote(batch) and len(batch) > 1:
+                # One of them is bad. Alone, it takes nobody else down.
+                for one in batch:
+                    await self._wrote([one])
+
+    async def _wrote(self, batch: list[tuple[Write, Written]]) -> bool:
+        try:
+            await self._connector.write([write for write, _ in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                log.exception("a write failed")
+                batch[0][1].end(_not_stored(error))
+            return False
+        for _, written in batch:
+            written.end(None)
+        return True
+
+
+class Written:
+    """A queued write. Awaiting it waits for its commit; whoever stops waiting does not stop the write, and nobody has to
+    wait at all."""
+
+    def __init__(self) -> None:
+        self._ended: asyncio.Future[ServerError | None] = asyncio.get_running_loop().create_future()
+
+    def done(self) -> bool:
+        return self._ended.done()
+
+    def end(self, failure: ServerError | None) -> None:
+        self._ended.set_result(failure)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if failure := (yield from asyncio.shield(self._ended).__await__()):
+            raise failure
+
+
+def _not_stored(cause: Exception | None = None) -> ServerError:
+    failure = ServerError("The response could not be stored.", code="storage_error")
+    failure.__cause__ = cause
+    return failure
 
 
 def _loaded(row: Row) -> Row:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -30,61 +31,71 @@ class Job(Protocol):
 J = TypeVar("J", bound=Job)
 
 
+@dataclass(eq=False)
+class _Entry(Generic[J]):
+    job: J
+    running: asyncio.Task[None] | None = None
+    stopping: asyncio.Task[None] | None = None
+
+
 class TaskRunner(Generic[J]):
     """At most `max_concurrent` jobs run, at most `max_queued` wait."""
 
     def __init__(self, max_concurrent: int, max_queued: int) -> None:
         self._max_concurrent = max_concurrent
         self._max_queued = max_queued
-        self._queued: OrderedDict[str, J] = OrderedDict()
-        self._running: dict[str, tuple[J, asyncio.Task[None]]] = {}
+        self._entries: dict[str, _Entry[J]] = {}
+        self._queued: deque[_Entry[J]] = deque()
         self._draining = False
 
     def get(self, job_id: str) -> J | None:
-        """The job, while it waits or runs."""
-        if job_id in self._running:
-            return self._running[job_id][0]
-        return self._queued.get(job_id)
+        """The job, until it has ended or stopped."""
+        entry = self._entries.get(job_id)
+        return entry.job if entry else None
 
     def submit(self, job: J) -> None:
         """Queues a job; it takes its first step when the caller next awaits something. Raises `TooManyRequests` when no more
         may wait."""
         if self._draining or len(self._queued) >= self._max_queued:
             raise TooManyRequests("Too many background responses are queued.", retry_after_s=5)
-        self._queued[job.id] = job
+        entry = self._entries[job.id] = _Entry(job)
+        self._queued.append(entry)
         self._start()
 
     async def cancel(self, job_id: str, reason: APIError | None = None) -> bool:
-        """Stops a job, and returns when it has stopped. False if there is none such (any more)."""
-        if job := self._queued.pop(job_id, None):
-            await job.stop(reason)
-            return True
-        if job_id not in self._running:
+        """Stops a job, once, and returns when it has stopped, to everybody who asks. False if there is none such (any more)."""
+        entry = self._entries.get(job_id)
+        if entry is None:
             return False
-        job, task = self._running[job_id]
-        task.cancel()
-        await asyncio.wait([task])
-        await job.stop(reason)
+        if entry.stopping is None:
+            if entry.running is not None:
+                entry.running.cancel()
+            else:
+                self._queued.remove(entry)
+            entry.stopping = asyncio.create_task(self._stop(entry, entry.running, reason), name=f"stopping {job_id}")
+        await asyncio.shield(entry.stopping)
         return True
 
     async def drain(self, timeout_s: float, reason: APIError) -> None:
         """Starts nothing more, gives the running jobs `timeout_s`, and stops the rest with `reason`."""
         self._draining = True
-        if tasks := [task for _, task in self._running.values()]:
-            await asyncio.wait(tasks, timeout=timeout_s)
-        for job_id in (*self._queued, *self._running):
-            await self.cancel(job_id, reason)
+        if running := [entry.running for entry in self._entries.values() if entry.running]:
+            await asyncio.wait(running, timeout=timeout_s)
+        await asyncio.gather(*(self.cancel(job_id, reason) for job_id in list(self._entries)))
 
     def _start(self) -> None:
-        while self._queued and len(self._running) < self._max_concurrent and not self._draining:
-            job_id, job = self._queued.popitem(last=False)
-            task = asyncio.create_task(self._run(job), name=f"background {job_id}")
-            self._running[job_id] = (job, task)
+        running = sum(entry.running is not None for entry in self._entries.values())
+        while self._queued and running < self._max_concurrent and not self._draining:
+            entry = self._queued.popleft()
+            entry.running = asyncio.create_task(self._run(entry.job), name=f"background {entry.job.id}")
             # Not a `finally` in `_run`: a task that is cancelled before its first step runs none.
-            task.add_done_callback(partial(self._done, job_id))
+            entry.running.add_done_callback(partial(self._ended, entry))
+            running += 1
 
-    def _done(self, job_id: str, _: asyncio.Task[None]) -> None:
-        del self._running[job_id]
+    def _ended(self, entry: _Entry[J], _: asyncio.Task[None]) -> None:
+        entry.running = None
+        if entry.stopping is None:
+            del self._entries[entry.job.id]
         self._start()
 
     async def _run(self, job: J) -> None:
@@ -93,3 +104,11 @@ class TaskRunner(Generic[J]):
         except Exception:
             log.exception("background job %s failed", job.id)
             await job.stop(ServerError("The router failed to run this response."))
+
+    async def _stop(self, entry: _Entry[J], running: asyncio.Task[None] | None, reason: APIError | None) -> None:
+        try:
+            if running is not None:
+                await asyncio.wait([running])
+            await entry.job.stop(reason)
+        finally:
+            del self._entries[entry.job.id]
