@@ -353,7 +353,7 @@ def _is_stream(answer: aiohttp.ClientResponse) -> bool:
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    with named_errors():
+    with named_errors(begun=True):
         try:
             return await answer.read()
         finally:
