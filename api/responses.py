@@ -29,7 +29,7 @@ from backends.pool import _make_openai_client, choose_endpoint, decrement_usage,
 from cache import get_llm_cache
 from errors import APIError, BackendError, ServerError
 from requests.chat import as_chunk
-from requests.events import Event, ResponseBuilder, replay
+from requests.events import Event, replay
 from requests.messages import responses_input_to_messages
 from requests.responses import chat_message_to_output_items, chat_request, omitted_tools, with_output_text
 
@@ -121,7 +121,7 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGe
         choice = answer.choices[0]
         logprobs = getattr(choice, "logprobs", None)
         items = chat_message_to_output_items(choice.message.model_dump(), logprobs and logprobs.content)
-        events = _started(builder)
+        events = builder.begin()
         yield events + builder.completion(
             items,
             finish_reason=getattr(choice, "finish_reason", None),
@@ -129,7 +129,7 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGe
         )
         return
     async for chunks in batches_of(answer):
-        events = _started(builder)
+        events = builder.begin()
         for chunk in chunks:
             events += builder.chunk(as_chunk(chunk))
         if events:
@@ -172,10 +172,6 @@ async def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
             yield [piece]
     finally:
         await (answer.close() if hasattr(answer, "close") else answer.aclose())
-
-
-def _started(builder: ResponseBuilder) -> list[Event]:
-    return [] if builder.started else builder.start()
 
 
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────

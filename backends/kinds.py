@@ -50,5 +50,7 @@ def models_of(kind: Kind, listing: Any) -> list[str]:
     if not isinstance(listing, dict):
         return []
     rows = listing.get("models" if kind.latest else "data")
-    names = [row.get("name" if kind.latest else "id") for row in rows or () if isinstance(row, dict)]
+    if not isinstance(rows, list):
+        return []
+    names = [row.get("name" if kind.latest else "id") for row in rows if isinstance(row, dict)]
     return [name for name in names if isinstance(name, str) and name]

@@ -62,10 +62,11 @@ class Endpoint:
         """Asks which models there are. An endpoint that does not answer keeps the last list, and waits behind the others."""
         try:
             listing = await self.client.get_json(self.kind.models_path, LISTING_TIMEOUT_S)
-        except APIError as error:
-            if self.error != error.message:
-                log.warning("endpoint %s: %s", self.url, error.message)
-            self.error = error.message
+        except Exception as error:
+            problem = error.message if isinstance(error, APIError) else repr(error)
+            if self.error != problem:
+                log.warning("endpoint %s: %s", self.url, problem)
+            self.error = problem
             return
         self.models = frozenset(models_of(self.kind, listing))
         if self.error:
@@ -83,7 +84,7 @@ class Pool:
         self._config = config
         self.endpoints: dict[str, Endpoint] = {}
         self._waiting: deque[tuple[asyncio.Future[Slot], str]] = deque()
-        self._looking: asyncio.Task[None] | None = None
+        self._looks: dict[str, asyncio.Task[None]] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._looked_at = -math.inf
 
@@ -95,11 +96,10 @@ class Pool:
         self._refreshing = asyncio.create_task(self._refresh(), name="models refresh")
 
     async def close(self) -> None:
-        for task in (self._refreshing, self._looking):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        for task in filter(None, (self._refreshing, *self._looks.values())):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         for endpoint in self.endpoints.values():
             await endpoint.client.close()
 
@@ -111,7 +111,7 @@ class Pool:
         """The endpoint for a request to `model`, with a slot taken, and the model's name there. Raises `NotFound` for a model
         that nobody serves, `TooManyRequests` when no slot comes free, `BackendUnreachable` while no endpoint is known."""
         if not self._serving(model) and time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER_S:
-            await self.look()
+            await self.look(model)
         if not self._serving(model):
             raise self._unknown(model)
         return self._take(model) or await self._wait(model)
@@ -124,22 +124,24 @@ class Pool:
         """Every model that is served, by name, and one endpoint that does."""
         return {model: endpoint for endpoint in self.endpoints.values() for model in sorted(endpoint.models)}
 
-    async def look(self) -> None:
-        """Asks all endpoints which models they have; callers at the same time share one look."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look(), name="models look")
-        await asyncio.shield(self._looking)
+    async def look(self, model: str | None = None) -> None:
+        """Asks all endpoints which models they have, and waits for their answers; if it is for one `model`, no longer than
+        until somebody serves it. Callers at the same time share the looks."""
+        looks = {self._look_at(endpoint) for endpoint in self.endpoints.values()}
+        while looks and not (model and self._serving(model)):
+            _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
+        if not looks:
+            self._looked_at = time.monotonic()
 
-    async def _look(self) -> None:
-        await asyncio.gather(*(endpoint.look() for endpoint in self.endpoints.values()))
-        self._looked_at = time.monotonic()
+    def _look_at(self, endpoint: Endpoint) -> asyncio.Task[None]:
+        look = self._looks.get(endpoint.url)
+        if look is None or look.done():
+            look = self._looks[endpoint.url] = asyncio.create_task(endpoint.look(), name=f"look at {endpoint.url}")
+        return look
 
     async def _refresh(self) -> None:
         while True:
-            try:
-                await self.look()
-            except Exception:
-                log.exception("looking for models failed")
+            await self.look()
             await asyncio.sleep(self._config.models_refresh_s)
 
     def _serving(self, model: str) -> list[Slot]:

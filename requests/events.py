@@ -77,6 +77,10 @@ class ResponseBuilder:
             return [created, self.event("response.queued", response=dict(self.response))]
         return [created, *self.progress()]
 
+    def begin(self) -> list[Event]:
+        """`start`, unless that was long ago: a background turn starts before it has its turn."""
+        return [] if self.started else self.start()
+
     def progress(self) -> list[Event]:
         """The turn is worked on."""
         self.response["status"] = "in_progress"
@@ -231,6 +235,9 @@ class ResponseBuilder:
         where = {"item_id": item["id"], "output_index": output_index}
         if item["type"] == "function_call":
             events += self._whole_arguments(where, item)
+        elif item["type"] == "custom_tool_call":
+            events.append(self.event("response.custom_tool_call_input.delta", **where, delta=item["input"]))
+            events.append(self.event("response.custom_tool_call_input.done", **where, input=item["input"]))
         for index, part in enumerate(item.get("summary") or ()):
             events += self._whole_summary({**where, "summary_index": index}, part)
         for index, part in enumerate(item.get("content") or ()):
@@ -270,23 +277,25 @@ class ResponseBuilder:
     # ── native events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def adopt(self, event: Event) -> list[Event]:
-        """An event of a backend that speaks Responses, as one of ours: our id, our numbers, all else untouched. The terminal
-        one only ends the response (`end` makes ours)."""
-        if (response := event.get("response")) is not None:
+        """An event of a backend that speaks Responses, as one of ours: our id, our numbers, all else untouched. Those that carry
+        the response only tell us how it stands: `begin` and `end` make ours."""
+        response = event.get("response")
+        if event["type"] == "response.created" and response is not None:
             self._adopt_response(response)
-            if self.ended:
-                return []
-            event = {**event, "response": dict(self.response)}
-        elif event["type"] == "response.output_item.done":
+        events = self.begin()
+        if response is not None:
+            self._adopt_response(response)
+            return events
+        if event["type"] == "response.output_item.done":
             self._output += [None] * (event["output_index"] + 1 - len(self._output))
             self._output[event["output_index"]] = event["item"]
-        adopted = {**event, "sequence_number": self.sequence_number}
+        events.append({**event, "sequence_number": self.sequence_number})
         self.sequence_number += 1
-        return [adopted]
+        return events
 
     def adopt_whole(self, response: dict[str, Any]) -> list[Event]:
         """A finished response of a backend that speaks Responses: the events that a stream of it would have had."""
-        events = self.start()
+        events = self.begin()
         for item in response["output"]:
             events += self.item(item)
         self._adopt_response({"status": "completed", **response, "output": list(self._output)})
@@ -479,6 +488,8 @@ def _skeleton(item: Item) -> Item:
         skeleton["content"] = []
     elif item["type"] == "function_call":
         skeleton["arguments"] = ""
+    elif item["type"] == "custom_tool_call":
+        skeleton["input"] = ""
     elif item["type"] == "reasoning":
         skeleton = {"type": "reasoning", "id": item["id"], "summary": []}
     return skeleton
@@ -489,7 +500,7 @@ def _skeleton(item: Item) -> Item:
 
 def replay(builder: ResponseBuilder, response: dict[str, Any]) -> list[Event]:
     """The events that a stream of a finished response has had, all but the terminal one."""
-    events = builder.start()
+    events = builder.begin()
     for item in response["output"]:
         events += builder.item(item)
     builder.take_end(response)

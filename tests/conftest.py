@@ -66,6 +66,8 @@ async def running_router(**settings: Any) -> AsyncIterator[Running]:
     settings.setdefault("background", {"drain_s": 0.2})
     app = router.create_app(parse_config(settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Accepted sockets inherit it. asyncio sets it by itself only where the protocol is named.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
