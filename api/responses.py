@@ -24,7 +24,7 @@ from starlette.responses import Response
 from api.background import Background
 from api.http import Batches, EventStream, cancelled_if_client_leaves, json_response, owner_of, read_json
 from api.turn import NOT_SENT_UPSTREAM, Turn, begin_turn, cache_key, native_input
-from backends.client import BackendStream, create_chat_with_retries, refusal_of
+from backends.client import BackendStream, create_chat_with_retries, create_response_with_retries, refusal_of
 from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cache import get_llm_cache
 from errors import APIError, BackendError, ServerError
@@ -140,7 +140,7 @@ async def _native(client: Any, turn: Turn, model: str) -> AsyncGenerator[list[Ev
     """The answer of a backend that speaks Responses: the request goes out as it came, with the history that only we know."""
     params = {key: value for key, value in turn.request.items() if key not in NOT_SENT_UPSTREAM}
     params |= {"model": model, "input": native_input(turn), "store": False}
-    answer = await client.responses.create(**params)
+    answer = await create_response_with_retries(client, params)
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
@@ -116,15 +116,24 @@ class BackendClient:
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
     """`client.chat.completions.create(**params)`, tried again while there is no server or it loads its model. An answer that
     has begun is never asked for twice. Raises a `BackendError` or `TooManyRequests`."""
+    return await _with_retries(client.chat.completions.create, params)
+
+
+async def create_response_with_retries(client: Any, params: dict[str, Any]) -> Any:
+    """`client.responses.create(**params)`, likewise."""
+    return await _with_retries(client.responses.create, params)
+
+
+async def _with_retries(create: Callable[..., Awaitable[Any]], params: dict[str, Any]) -> Any:
     for delay_s in RETRY_DELAYS_S:
         try:
             with named_errors():
-                return await client.chat.completions.create(**params)
+                return await create(**params)
         except BackendUnreachable as error:
             log.info("backend unreachable (%s), trying again in %.1f s", type(error.__cause__).__name__, delay_s)
         await asyncio.sleep(delay_s)
     with named_errors():
-        return await client.chat.completions.create(**params)
+        return await create(**params)
 
 
 class BackendStream(Generic[T]):
