@@ -11,9 +11,11 @@ Specification: OpenAI's Responses API, and Open Responses 2026-04-24.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -52,7 +54,7 @@ async def run_turn(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
         if not builder.ended:
             ending = builder.finish()
         # Before the last event leaves: a client that chains on it at once must find the row.
-        await record(state, turn)
+        await _to_the_end(record(state, turn))
     except Exception as error:
         described = _described(error, turn)
         if not builder.started or not (turn.stream or turn.background):
@@ -66,6 +68,15 @@ async def run_turn(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
             state.db.update_response(turn.id, builder.response)
         raise
     yield [*ending, builder.end()]
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Waits for work that it is too late to cancel: the turn has ended, and whoever follows it must see how."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    task.result()
 
 
 async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
@@ -112,9 +123,8 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGe
         carries=kind.carries,
         reasoning_key=kind.reasoning_key,
     )
-    answer = await create_chat_with_retries(
-        client, chat_request(turn.request, messages, model=model, stream=turn.stream)
-    )
+    stream = turn.stream or kind.streams_always
+    answer = await create_chat_with_retries(client, chat_request(turn.request, messages, model=model, stream=stream))
     if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
         if not answer.choices:
             raise BackendError("The backend's answer is empty.", code="backend_empty_answer")

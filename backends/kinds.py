@@ -23,6 +23,9 @@ class Kind:
     carries: frozenset[str] = EVERY_PART
     # Where an assistant message of the history holds its reasoning.
     reasoning_key: str = "reasoning_content"
+    # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more, but
+    # to whole answers only when nothing else runs there.
+    streams_always: bool = False
     # `name` and `name:latest` are the same model.
     latest: bool = False
 
@@ -38,7 +41,13 @@ KINDS = {
             reasoning_key="reasoning",
             latest=True,
         ),
-        Kind("llama.cpp", adds_v1=True, models_path="/v1/models", carries=frozenset({"image", "audio"})),
+        Kind(
+            "llama.cpp",
+            adds_v1=True,
+            models_path="/v1/models",
+            carries=frozenset({"image", "audio"}),
+            streams_always=True,
+        ),
         Kind("openai-chat"),
         Kind("openai", native=True),
     )

@@ -62,7 +62,8 @@ def serve(host: str, port: int, slots: int, threads: int, temperature: float) ->
     params.sampling.temp = temperature
     params.fit_params = False  # the model is small: no search for settings that fit the memory
     server = xllamacpp.Server(params)  # returns when the model is loaded and the port answers
-    print("READY", server.listening_address, flush=True)
+    # In one write: llama.cpp's own threads log to the same place.
+    os.write(1, f"\nREADY {server.listening_address}\n".encode())
     try:
         threading.Event().wait()
     finally:

@@ -33,6 +33,8 @@ from requests.responses import (
 Event = dict[str, Any]
 
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
+# For calls that come without any: clients parse what they get, and some read the deltas alone.
+NO_ARGUMENTS = "{}"
 TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
 # What a backend that speaks Responses has no say in.
 OURS = ("id", "object", "created_at", "model", "background", "store", "previous_response_id")
@@ -230,6 +232,8 @@ class ResponseBuilder:
         item = whole_item(item, status)
         if item["type"] == "function_call":
             item["call_id"] = self.free_call_id(item["call_id"])
+            if not item["arguments"] and item["status"] == "completed":
+                item["arguments"] = NO_ARGUMENTS
         output_index = self.add()
         events = [self.event("response.output_item.added", output_index=output_index, item=_skeleton(item))]
         where = {"item_id": item["id"], "output_index": output_index}
@@ -246,10 +250,8 @@ class ResponseBuilder:
 
     def _whole_arguments(self, where: dict[str, Any], item: Item) -> list[Event]:
         name, arguments = item["name"], item["arguments"]
-        return [
-            self.event("response.function_call_arguments.delta", **where, delta=arguments),
-            self.event("response.function_call_arguments.done", **where, name=name, arguments=arguments),
-        ]
+        delta = [self.event("response.function_call_arguments.delta", **where, delta=arguments)] if arguments else []
+        return [*delta, self.event("response.function_call_arguments.done", **where, name=name, arguments=arguments)]
 
     def _whole_summary(self, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
         return [
@@ -287,8 +289,10 @@ class ResponseBuilder:
             self._adopt_response(response)
             return events
         if event["type"] == "response.output_item.done":
-            self._output += [None] * (event["output_index"] + 1 - len(self._output))
-            self._output[event["output_index"]] = event["item"]
+            # Not every server counts its items (llama.cpp's own Responses).
+            index = event.get("output_index", len(self._output))
+            self._output += [None] * (index + 1 - len(self._output))
+            self._output[index] = event["item"]
         events.append({**event, "sequence_number": self.sequence_number})
         self.sequence_number += 1
         return events
@@ -452,8 +456,7 @@ class _Call:
     def close(self, builder: ResponseBuilder, status: str) -> list[Event]:
         events = self.open(builder)
         if not self._fragments and status == "completed":
-            # No arguments at all: clients parse what they get, and some read the deltas alone.
-            self.grow(builder, events, "{}")
+            self.grow(builder, events, NO_ARGUMENTS)
         item = self.item(status)
         whole = {"name": self.name, "arguments": item["arguments"]}
         done = builder.event("response.function_call_arguments.done", **self._where, **whole)
