@@ -30,7 +30,7 @@ from backends.client import BackendStream, create_chat_with_retries, create_resp
 from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cache import get_llm_cache
 from errors import APIError, BackendError, ServerError
-from requests.chat import as_chunk
+from requests.chat import as_chunk, as_plain
 from requests.events import Event, replay
 from requests.messages import responses_input_to_messages
 from requests.responses import chat_message_to_output_items, chat_request, omitted_tools, with_output_text
@@ -129,13 +129,13 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGe
         if not answer.choices:
             raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
         choice = answer.choices[0]
-        logprobs = getattr(choice, "logprobs", None)
-        items = chat_message_to_output_items(choice.message.model_dump(), logprobs and logprobs.content)
+        logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
+        items = chat_message_to_output_items(as_plain(choice.message), logprobs.get("content"))
         events = builder.begin()
         yield events + builder.completion(
             items,
             finish_reason=getattr(choice, "finish_reason", None),
-            usage=answer.usage.model_dump() if answer.usage else None,
+            usage=as_plain(answer.usage),
         )
         return
     async for chunks in batches_of(answer):

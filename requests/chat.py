@@ -48,6 +48,9 @@ class Delta(msgspec.Struct):
 class LogProbs(msgspec.Struct):
     content: list[dict[str, Any]] | None = None
 
+    def model_dump(self) -> dict[str, Any]:
+        return {"content": self.content}
+
 
 class Choice(msgspec.Struct):
     index: int | None = 0
@@ -107,10 +110,17 @@ def decode_completion(body: bytes) -> ChatCompletion:
 
 
 def as_chunk(chunk: Any) -> ChatChunk:
-    """Our chunk from an object with the SDK's attribute names."""
+    """Our chunk from one of the SDK's, or from any object with its attribute names."""
     if type(chunk) is ChatChunk:
         return chunk
+    if hasattr(chunk, "model_dump"):
+        return msgspec.convert(chunk.model_dump(), ChatChunk)
     return msgspec.convert(chunk, ChatChunk, from_attributes=True)
+
+
+def as_plain(value: Any) -> Any:
+    """Plain data from one of the SDK's objects, or of ours; plain data as it is."""
+    return value.model_dump() if hasattr(value, "model_dump") else value
 
 
 def _name_details(usage: Usage) -> None:

@@ -379,7 +379,11 @@ def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[st
                 "call_id": call.get("id") or new_id("call"),
                 "name": function.get("name") or "",
                 # Text is left as the model wrote it, valid or not: it is the client's to judge.
-                "arguments": arguments if isinstance(arguments, str) else whole_arguments(arguments),
+                "arguments": arguments
+                if isinstance(arguments, str)
+                else whole_arguments(arguments)
+                if arguments
+                else "",
             }
         )
     return items
