@@ -24,6 +24,8 @@ import orjson
 from errors import ServerError
 
 log = logging.getLogger("nomyo.db")
+# It logs every statement with its values, which are prompts.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 Row = dict[str, Any]
 Write = tuple[str, tuple[Any, ...]]

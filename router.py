@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 import api.cache
 import api.models
@@ -34,6 +35,7 @@ from tasks import TaskRunner
 log = logging.getLogger("nomyo")
 
 RETENTION_EVERY_S = 3600.0
+SURFACES = (api.responses.routes, api.stored.routes, api.models.routes, api.cache.routes)
 
 
 def create_app(config: Config) -> FastAPI:
@@ -44,8 +46,8 @@ def create_app(config: Config) -> FastAPI:
     app.state.cache = make_cache(config.cache)
     app.state.pool = Pool(config)
     app.add_middleware(Gate, api_key=config.api_key)
-    for surface in (api.responses, api.stored, api.models, api.cache):
-        app.include_router(surface.routes)
+    for routes in SURFACES:
+        app.include_router(routes)
     app.add_exception_handler(APIError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
@@ -116,7 +118,13 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             code="invalid_method",
         )
     answer = error_response(described)
-    answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # Starlette names the methods of one route; a resource of ours may have several.
+        routes = [route for routes in SURFACES for route in routes.routes if isinstance(route, Route)]
+        allowed = [route.methods for route in routes if route.methods and route.matches(request.scope)[0] != Match.NONE]
+        answer.headers["Allow"] = ", ".join(sorted(set[str]().union(*allowed))) or (error.headers or {}).get(
+            "Allow", ""
+        )
     return answer
 
 
