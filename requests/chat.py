@@ -76,6 +76,16 @@ class Dumped(dict[str, Any]):
         return self
 
 
+class Message(msgspec.Struct):
+    """What is read of a whole message, to check it: what goes on is the message as it came."""
+
+    content: str | list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
 class CompletionChoice(msgspec.Struct):
     message: Dumped
     finish_reason: str | None = None
@@ -104,6 +114,8 @@ def decode_chunk(data: bytes) -> ChatChunk:
 def decode_completion(body: bytes) -> ChatCompletion:
     """A whole completion. Raises `msgspec.DecodeError`."""
     completion = _completion.decode(body)
+    for choice in completion.choices:
+        msgspec.convert(choice.message, Message)
     if completion.usage is not None:
         _name_details(completion.usage)
     return completion
