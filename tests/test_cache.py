@@ -1,0 +1,428 @@
+"""The cache, both stores against the same tests; then what it does to turns."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache import Cache, make_cache
+from config import CacheConfig
+from tests.conftest import Running, running_router
+from tests.fake_backend import FakeBackend, call, chat, cut, http_error, native, reasoning, stall
+from tests.stream_grammar import check_stream
+from tests.turns import (
+    URL,
+    assert_error,
+    create,
+    eventually,
+    open_stream,
+    retrieve,
+    stream,
+    text_of,
+    turn,
+)
+
+KEY = ("route", "model", [{"content": "hi", "n": 1}])
+CACHED = {"nomyo": {"cache": True}}
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> CacheConfig:
+    return CacheConfig(request.param, f"{tmp_path}/deep/cache.db", max_entries=3, max_age_s=60)
+
+
+@pytest.fixture
+async def cache(config: CacheConfig) -> AsyncIterator[Cache]:
+    cache = make_cache(config)
+    assert cache is not None
+    await cache.open()
+    yield cache
+    await cache.close()
+
+
+class TestStores:
+    async def test_what_was_set_is_got(self, cache):
+        assert await cache.get_chat(*KEY) is None
+        await cache.set_chat(*KEY, b"answer \x00\xff")
+        assert await cache.get_chat(*KEY) == b"answer \x00\xff"
+        await cache.set_chat(*KEY, b"a newer one")
+        assert await cache.get_chat(*KEY) == b"a newer one"
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            ("route 2", "model", [{"content": "hi", "n": 1}]),
+            ("route", "model 2", [{"content": "hi", "n": 1}]),
+            ("route", "model", [{"content": "ho", "n": 1}]),
+            ("route", "model", [{"content": "hi", "n": "1"}]),
+            ("route", "model", [{"content": "hi", "n": 1}, {}]),
+            ("route", "model", []),
+            ("routemodel", "", [{"content": "hi", "n": 1}]),
+        ],
+    )
+    async def test_another_key_misses(self, cache, key):
+        await cache.set_chat(*KEY, b"answer")
+        assert await cache.get_chat(*key) is None
+
+    async def test_the_order_of_keys_in_an_object_does_not_matter(self, cache):
+        await cache.set_chat(*KEY, b"answer")
+        assert await cache.get_chat("route", "model", [{"n": 1, "content": "hi"}]) == b"answer"
+
+    async def test_the_entry_that_was_used_least_recently_is_forgotten(self, cache):
+        for name in "abc":
+            await cache.set_chat("r", "m", [name], name.encode())
+        assert await cache.get_chat("r", "m", ["a"]) == b"a"
+        await cache.set_chat("r", "m", ["d"], b"d")
+        assert {name: await cache.get_chat("r", "m", [name]) for name in "abcd"} == {
+            "a": b"a",
+            "b": None,
+            "c": b"c",
+            "d": b"d",
+        }
+        assert (await cache.stats())["entries"] == 3
+
+    async def test_an_old_entry_is_forgotten(self, config):
+        cache = make_cache(CacheConfig(config.backend, config.path, max_age_s=0.1))
+        await cache.open()
+        await cache.set_chat(*KEY, b"answer")
+
+        async def forgotten() -> bool:
+            return await cache.get_chat(*KEY) is None
+
+        assert not await forgotten()
+        await eventually(forgotten, "the entry is too old, however often it is used")
+        await cache.close()
+
+    async def test_all_entries_can_be_forgotten(self, cache):
+        await cache.set_chat("r", "m", ["a"], b"a")
+        await cache.set_chat("r", "n", ["a"], b"b")
+        assert await cache.invalidate() == 2
+        assert await cache.invalidate() == 0
+        assert await cache.get_chat("r", "m", ["a"]) is None
+
+    async def test_those_of_one_model_can_be_forgotten(self, cache):
+        await cache.set_chat("r", "m", ["a"], b"a")
+        await cache.set_chat("r", "m", ["b"], b"b")
+        await cache.set_chat("r", "n", ["a"], b"c")
+        assert await cache.invalidate("m") == 2
+        assert await cache.invalidate("unknown") == 0
+        assert await cache.get_chat("r", "m", ["a"]) is None
+        assert await cache.get_chat("r", "n", ["a"]) == b"c"
+
+    async def test_the_numbers(self, cache, config):
+        await cache.get_chat(*KEY)
+        await cache.set_chat(*KEY, b"answer")
+        await cache.get_chat(*KEY)
+        await cache.get_chat(*KEY)
+        assert await cache.stats() == {
+            "backend": config.backend,
+            "entries": 1,
+            "max_entries": 3,
+            "max_age_s": 60,
+            "hits": 2,
+            "misses": 1,
+        }
+
+    async def test_only_the_one_on_disk_survives_a_restart(self, cache, config):
+        await cache.set_chat(*KEY, b"answer")
+        await cache.close()
+        again = make_cache(config)
+        await again.open()
+        assert again.persistent == (config.backend == "sqlite")
+        assert await again.get_chat(*KEY) == (b"answer" if again.persistent else None)
+        await again.close()
+        await cache.open()
+
+    async def test_many_at_once_get_along(self, cache):
+        async def use(n: int) -> None:
+            await cache.set_chat("r", "m", [n % 5], b"%d" % (n % 5))
+            assert await cache.get_chat("r", "m", [n % 5]) in (None, b"%d" % (n % 5))
+
+        await asyncio.gather(*(use(n) for n in range(50)))
+        assert (await cache.stats())["entries"] == 3
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[FakeBackend]:
+    async with FakeBackend() as backend:
+        backend.models = ["test-model", "other-model"]
+        yield backend
+
+
+def cached_router(backend: FakeBackend, **settings: Any) -> AbstractAsyncContextManager[Running]:
+    return running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}], **settings)
+
+
+def without_ids(output: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in item.items() if key != "id"} for item in output]
+
+
+class TestHits:
+    async def test_the_cache_is_for_those_who_ask_for_it(self, served, backend):
+        for nomyo in ({}, {"cache": False}, {}):
+            await create(served.http, nomyo=nomyo)
+        await create(served.http)
+        assert len(backend.turns) == 4
+        assert (await served.http.get("/api/cache/stats")).json()["entries"] == 0
+
+    async def test_a_second_request_is_answered_without_a_backend(self, served, backend):
+        backend.script(chat(reasoning("Hm."), "Hello", call("f", {"x": 1})))
+        first = await create(served.http, **CACHED)
+        answer = await served.http.post(URL, json=turn(**CACHED))
+        second = answer.json()
+        assert len(backend.turns) == 1
+        assert answer.headers["x-nomyo-cache"] == "hit"
+        assert without_ids(second["output"]) == without_ids(first["output"])
+        assert second["usage"] == first["usage"]
+        assert second["output_text"] == "Hello"
+        ids = {response["id"] for response in (first, second)}
+        ids |= {item["id"] for response in (first, second) for item in response["output"]}
+        assert len(ids) == 2 + 2 * 3, "ids are not fresh"
+
+    async def test_a_hit_is_replayed_as_a_full_stream(self, served, backend):
+        backend.script(chat(reasoning("Hm."), "Hello  there", call("f", {"x": 1}), call("g")))
+        first = await create(served.http, **CACHED)
+        events = await stream(served.http, **CACHED)
+        check_stream(events)
+        assert len(backend.turns) == 1
+        assert without_ids(events[-1]["response"]["output"]) == without_ids(first["output"])
+        assert events[-1]["response"]["id"] != first["id"]
+
+    async def test_a_streamed_answer_fills_it_too(self, served, backend):
+        backend.script(chat("Hello there"))
+        events = await stream(served.http, **CACHED)
+        check_stream(events)
+        hit = await create(served.http, **CACHED)
+        assert len(backend.turns) == 1
+        assert text_of(hit) == "Hello there"
+        assert hit["usage"] == events[-1]["response"]["usage"]
+
+    async def test_a_hit_is_stored_and_can_be_continued(self, served, backend):
+        await create(served.http, **CACHED)
+        hit = await create(served.http, **CACHED)
+        streamed = (await stream(served.http, **CACHED))[-1]["response"]
+        for response in (hit, streamed):
+            assert without_ids((await retrieve(served.http, response["id"]))["output"]) == without_ids(hit["output"])
+            await create(served.http, input="And then?", previous_response_id=response["id"])
+            assert [message["role"] for message in backend.turns[-1].json["messages"]] == ["user", "assistant", "user"]
+
+    async def test_a_hit_takes_no_slot(self, backend):
+        endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 1}
+        async with running_router(endpoints=[endpoint]) as running:
+            await create(running.http, **CACHED)
+            backend.script(stall())
+            busy = asyncio.create_task(running.http.post(URL, json=turn(input="Think for ever.")))
+            await eventually(lambda: running.in_flight() == 1, "the only slot is taken")
+            async with asyncio.timeout(2):
+                await create(running.http, **CACHED)
+            busy.cancel()
+            await asyncio.wait([busy])
+
+    async def test_a_native_answer_is_cached_and_replayed(self, served_natively, backend):
+        backend.script(native("Hello there"))
+        first = await create(served_natively.http, **CACHED)
+        events = await stream(served_natively.http, **CACHED)
+        check_stream(events)
+        assert text_of(events[-1]["response"]) == text_of(first) == "Hello there"
+
+    async def test_in_the_background_a_hit_is_a_whole_turn(self, served, backend):
+        first = await create(served.http, **CACHED)
+        events = await stream(served.http, **CACHED, background=True)
+        check_stream(events)
+        assert len(backend.turns) == 1
+        assert text_of(events[-1]["response"]) == text_of(first)
+        assert (await retrieve(served.http, events[-1]["response"]["id"]))["status"] == "completed"
+
+
+FORMAT = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+WHAT_MATTERS: dict[str, dict[str, Any]] = {
+    "input": {"input": "Say something else."},
+    "input as a message of another role": {"input": [{"role": "system", "content": "Say something."}]},
+    "model": {"model": "other-model"},
+    "instructions": {"instructions": "Be brief."},
+    "temperature": {"temperature": 0.5},
+    "top_p": {"top_p": 0.5},
+    "max_output_tokens": {"max_output_tokens": 50},
+    "top_logprobs": {"top_logprobs": 2},
+    "reasoning": {"reasoning": {"effort": "high"}},
+    "text": {"text": {"format": FORMAT}},
+    "tools": {"tools": [TOOL]},
+    "tool_choice": {"tools": [TOOL], "tool_choice": "required"},
+    "include": {"include": ["message.output_text.logprobs"]},
+    "user": {"user": "somebody"},
+    "a parameter that only the backend knows": {"seed": 7},
+}
+WHAT_DOES_NOT: dict[str, dict[str, Any]] = {
+    "metadata": {"metadata": {"a": "b"}},
+    "store": {"store": False},
+    "stream_options": {"stream_options": {"include_obfuscation": False}},
+    "null": {"temperature": None},
+    "the input as a message": {"input": [{"role": "user", "content": "Say something."}]},
+    "the input with an id": {
+        "input": [{"type": "message", "id": "msg_1", "role": "user", "content": "Say something."}]
+    },
+}
+
+
+class TestKeys:
+    async def test_every_parameter_that_shapes_the_answer_matters(self, served, backend):
+        await create(served.http, **CACHED)
+        for name, params in WHAT_MATTERS.items():
+            before = len(backend.turns)
+            await create(served.http, **CACHED, **params)
+            assert len(backend.turns) == before + 1, f"another {name} was answered from the cache"
+        before = len(backend.turns)
+        for name, params in WHAT_MATTERS.items():
+            await create(served.http, **CACHED, **params)
+            assert len(backend.turns) == before, f"the same {name} was not answered from the cache"
+
+    async def test_what_does_not_shape_the_answer_does_not_matter(self, served, backend):
+        await create(served.http, **CACHED)
+        for name, params in WHAT_DOES_NOT.items():
+            response = await create(served.http, **CACHED, **params)
+            assert len(backend.turns) == 1, f"{name} matters"
+            assert response["metadata"] == (params.get("metadata") or {}), "it is the response to another request"
+            assert response["store"] == params.get("store", True), "it is the response to another request"
+
+    async def test_the_history_matters_and_its_ids_do_not(self, served, backend):
+        def ask(after: dict[str, Any]) -> Any:
+            return create(served.http, **CACHED, input="And then?", previous_response_id=after["id"])
+
+        backend.script(chat("One"), chat("Two"), chat("One"))
+        one, two, one_again = [await create(served.http, input="Begin.") for _ in range(3)]
+        await ask(one)
+        await ask(two)
+        assert len(backend.turns) == 5, "another history was answered from the cache"
+        await ask(one)
+        hit = await ask(one_again)
+        assert len(backend.turns) == 5, "the same history was not answered from the cache"
+        assert hit["previous_response_id"] == one_again["id"]
+
+    async def test_answers_are_not_shared_between_keys(self, served, backend):
+        for key in ("alice", "bob", "alice", "bob"):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert (await served.http.post(URL, json=turn(**CACHED), headers=headers)).status_code == 200
+        assert len(backend.turns) == 2
+
+
+FAILURES = {
+    "a refusal of the backend": http_error(400),
+    "a fault of the backend": http_error(500),
+    "an answer that was cut off at a limit": chat("Hel", finish_reason="length"),
+    "a filtered answer": chat("Hel", finish_reason="content_filter"),
+    "a broken stream": chat("Hel", then=cut()),
+}
+
+
+class TestWhatIsNotCached:
+    @pytest.mark.parametrize("streaming", [False, True])
+    async def test_failures_and_incomplete_answers(self, served, backend, streaming):
+        for name, failure in FAILURES.items():
+            backend.script(failure)
+            await served.http.post(URL, json=turn(stream=streaming, **CACHED))
+            assert (await served.http.get("/api/cache/stats")).json()["entries"] == 0, f"{name} is in the cache"
+        backend.script(chat("Whole"))
+        assert text_of(await create(served.http, **CACHED)) == "Whole"
+
+    async def test_an_answer_whose_client_left(self, served, backend):
+        backend.script(chat("Hel", then=stall()))
+        async with open_stream(served.http, **CACHED) as events:
+            await events.until("response.output_text.delta")
+        await backend.wait_for(lambda b: b.aborts == 1)
+        backend.script(chat("Whole"))
+        assert text_of(await create(served.http, **CACHED)) == "Whole"
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    async def test_store_false_does_not_fill_a_cache_on_disk(self, backend, tmp_path, streaming):
+        settings = {"backend": "sqlite", "path": f"{tmp_path}/cache.db"}
+        async with cached_router(backend, cache=settings) as running:
+            for _ in range(2):
+                answer = await running.http.post(URL, json=turn(store=False, stream=streaming, **CACHED))
+                assert answer.status_code == 200
+            assert len(backend.turns) == 2
+            await create(running.http, **CACHED)
+            hit = await create(running.http, store=False, **CACHED)
+            assert len(backend.turns) == 3, "what others have stored may be read"
+            assert_error(await running.http.get(f"{URL}/{hit['id']}"), 404)
+
+    async def test_store_false_fills_a_cache_in_memory(self, served, backend):
+        await create(served.http, store=False, **CACHED)
+        await create(served.http, store=False, **CACHED)
+        assert len(backend.turns) == 1
+
+
+class TestSettings:
+    async def test_the_cache_on_disk_survives_a_restart_of_the_router(self, backend, tmp_path):
+        settings = {"backend": "sqlite", "path": f"{tmp_path}/cache.db"}
+        async with cached_router(backend, cache=settings) as running:
+            await create(running.http, **CACHED)
+        async with cached_router(backend, cache=settings) as running:
+            check_stream(await stream(running.http, **CACHED))
+            assert (await running.http.get("/api/cache/stats")).json()["hits"] == 1
+        assert len(backend.turns) == 1
+
+    async def test_where_it_is_off_requests_may_still_ask_for_it(self, backend):
+        async with cached_router(backend, cache={"backend": "none"}) as running:
+            await create(running.http, **CACHED)
+            await create(running.http, **CACHED)
+            assert len(backend.turns) == 2
+            assert (await running.http.get("/api/cache/stats")).json() == {"backend": "none"}
+            assert (await running.http.post("/api/cache/invalidate")).json() == {"invalidated": 0}
+
+    async def test_its_bounds_are_those_of_the_settings(self, backend):
+        async with cached_router(backend, cache={"max_entries": 2, "max_age_s": 60}) as running:
+            for n in range(5):
+                await create(running.http, input=f"Say {n}.", **CACHED)
+            stats = (await running.http.get("/api/cache/stats")).json()
+            assert stats == {
+                "backend": "memory",
+                "entries": 2,
+                "max_entries": 2,
+                "max_age_s": 60,
+                "hits": 0,
+                "misses": 5,
+            }
+
+    async def test_a_cache_that_fails_does_not_fail_a_turn(self, backend, tmp_path):
+        """Somebody deletes its table under it."""
+        settings = {"backend": "sqlite", "path": f"{tmp_path}/cache.db"}
+        async with cached_router(backend, cache=settings) as running:
+            await create(running.http, **CACHED)
+            await running.app.state.cache._db.execute("DROP TABLE cache")
+            assert text_of(await create(running.http, **CACHED))
+            events = await stream(running.http, **CACHED)
+            check_stream(events)
+            assert events[-1]["type"] == "response.completed"
+            assert len(backend.turns) == 3
+
+
+class TestRoutes:
+    async def test_invalidate_forgets_everything_or_one_model(self, served, backend):
+
+        async def fill() -> None:
+            for model in backend.models:
+                await create(served.http, model=model, **CACHED)
+
+        async def invalidate(**request: Any) -> Any:
+            return (await served.http.post("/api/cache/invalidate", **request)).json()
+
+        await fill()
+        assert await invalidate(json={"model": "test-model"}) == {"invalidated": 1}
+        assert await invalidate(json={"model": "unknown"}) == {"invalidated": 0}
+        await fill()
+        assert len(backend.turns) == 3
+        assert await invalidate() == {"invalidated": 2}
+        await fill()
+        assert await invalidate(json={}) == {"invalidated": 2}
+        assert (await served.http.get("/api/cache/stats")).json()["entries"] == 0
+
+    async def test_a_wrong_body_is_an_error_that_forgets_nothing(self, served):
+        await create(served.http, **CACHED)
+        for body in ('{"model": 1}', "[]", '"test-model"', "null", "5", "{"):
+            answer = await served.http.post("/api/cache/invalidate", content=body)
+            assert_error(answer, 400, type="invalid_request_error")
+        assert (await served.http.get("/api/cache/stats")).json()["entries"] == 1

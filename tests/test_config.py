@@ -1,0 +1,315 @@
+"""The settings: what is shipped loads, what is wrong stops the start with one clear line, and the environment has its say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from backends.kinds import KINDS
+from config import CHOICES, SECTIONS, Config, ConfigError, load_config, parse_config
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "config.yaml"
+OLLAMA = {"url": "http://localhost:11434", "kind": "ollama"}
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    """`load(text, VARIABLE=…)`: the settings from a file with that text, and from these variables alone."""
+
+    def load(text: str, **environ: str) -> Config:
+        file = tmp_path / "config.yaml"
+        file.write_text(text)
+        return load_config(file, environ)
+
+    return load
+
+
+MINIMAL = "endpoints: [{url: 'http://localhost:11434', kind: ollama}]\n"
+
+
+# ── what is shipped ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_shipped_settings_load_as_they_are_for_an_ollama_on_localhost() -> None:
+    config = load_config(SHIPPED, {})
+    (endpoint,) = config.endpoints
+    assert (endpoint.url, endpoint.kind, endpoint.api_key) == ("http://localhost:11434", "ollama", "")
+    assert config.database.url == "sqlite:///data/router.db"
+    assert config.api_key == "", "no key is asked for"
+
+
+def test_the_shipped_settings_take_their_variables() -> None:
+    config = load_config(SHIPPED, {"OLLAMA_URL": "http://gpu:11434", "ROUTER_API_KEY": "secret"})
+    assert (config.endpoints[0].url, config.api_key) == ("http://gpu:11434", "secret")
+
+
+def test_what_the_shipped_settings_only_show_is_right_too(load: Any) -> None:
+    shown = re.sub(r"^  # ", "  ", SHIPPED.read_text(), flags=re.MULTILINE)
+    config = load(shown, OPENAI_API_KEY="k")
+    assert [endpoint.kind for endpoint in config.endpoints] == ["ollama", "llama.cpp", "openai"]
+
+
+def test_the_shipped_settings_say_the_defaults() -> None:
+    said = load_config(SHIPPED, {})
+    defaults = parse_config({"endpoints": [OLLAMA]})
+    for section in ("api_key", "database", "cache", "background"):
+        assert getattr(said, section) == getattr(defaults, section), f"{section} is shipped with another value"
+
+
+def test_a_kind_of_the_settings_is_a_kind_of_backend() -> None:
+    assert set(CHOICES["kind"]) == set(KINDS)
+
+
+# ── one clear line ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def endpoint(**more: Any) -> dict[str, Any]:
+    return {"endpoints": [OLLAMA | more]}
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    return {"endpoints": [OLLAMA], **more}
+
+
+# The settings, and all that the line must say: the key, and the nearest that is known.
+WRONG: dict[str, tuple[Any, list[str]]] = {
+    "no endpoints": ({}, ["missing", "'endpoints'"]),
+    "an empty list of them": ({"endpoints": []}, ["endpoints:", "1"]),
+    "null for them": ({"endpoints": None}, ["endpoints:", "array"]),
+    "an endpoint that is no row": ({"endpoints": ["http://x"]}, ["endpoints[0]:", "object"]),
+    "an endpoint without its URL": ({"endpoints": [{"kind": "ollama"}]}, ["missing", "endpoints[0].url"]),
+    "an endpoint without its kind": ({"endpoints": [OLLAMA, {"url": "http://x"}]}, ["missing", "endpoints[1].kind"]),
+    "an unknown kind": (endpoint(kind="olama"), ["endpoints[0].kind", "'olama'", "did you mean 'ollama'?"]),
+    "an unknown kind, like none": (
+        endpoint(kind="xyz"),
+        ["endpoints[0].kind", "'xyz'", "ollama, llama.cpp, openai-chat, openai"],
+    ),
+    "an unknown key": (settings(databse={}), ["'databse'", "did you mean 'database'?"]),
+    "an unknown key, like none": (settings(zzz=1), ["'zzz'", "known:", "endpoints", "api_key"]),
+    "an unknown key of an endpoint": (endpoint(api_kye="x"), ["'endpoints[0].api_kye'", "did you mean 'api_key'?"]),
+    "an unknown key of a section": (
+        settings(cache={"max_entrys": 5}),
+        ["'cache.max_entrys'", "did you mean 'max_entries'?"],
+    ),
+    "an unknown key of the queue": (settings(queue={"timeout": 5}), ["'queue.timeout'", "did you mean 'timeout_s'?"]),
+    "a URL without a scheme": (endpoint(url="localhost:11434"), ["endpoints[0].url", "'localhost:11434'", "http://"]),
+    "a URL of another scheme": (endpoint(url="ftp://x"), ["endpoints[0].url", "'ftp://x'", "http://"]),
+    "a URL without a host": (endpoint(url="http://"), ["endpoints[0].url", "http://"]),
+    "a URL that is broken": (endpoint(url="http://["), ["endpoints[0].url", "http://"]),
+    "an endpoint that is there twice": (
+        {"endpoints": [OLLAMA, OLLAMA | {"url": OLLAMA["url"] + "/"}]},
+        ["endpoints[1].url", "twice"],
+    ),
+    "no slots": (endpoint(max_concurrent=0), ["endpoints[0].max_concurrent", ">= 1"]),
+    "slots in words": (endpoint(max_concurrent="many"), ["endpoints[0].max_concurrent", "int"]),
+    "no time to connect": (endpoint(connect_timeout_s=0), ["endpoints[0].connect_timeout_s", "> 0"]),
+    "a key that is a number": (settings(api_key=5), ["api_key", "str"]),
+    "a section that is null": (settings(database=None), ["database", "object"]),
+    "a section that is a text": (settings(cache="memory"), ["cache", "object"]),
+    "an unknown cache": (settings(cache={"backend": "sqllite"}), ["cache.backend", "did you mean 'sqlite'?"]),
+    "a cache that is off, which YAML reads as false": (settings(cache={"backend": False}), ["cache.backend"]),
+    "a cache for nothing": (settings(cache={"max_entries": 0}), ["cache.max_entries", ">= 1"]),
+    "an age before now": (settings(database={"retention_days": -1}), ["database.retention_days", ">= 0"]),
+    "another database": (settings(database={"url": "mysql://x"}), ["database.url", "sqlite:///"]),
+    "a database's path without its URL": (settings(database={"url": "router.db"}), ["database.url", "sqlite:///"]),
+    "a limit of nothing": (settings(max_body_mb=0), ["max_body_mb", "> 0"]),
+    "no room in the background": (settings(background={"max_concurrent": 0}), ["background.max_concurrent", ">= 1"]),
+    "a queue of less than none": (settings(queue={"max": -1}), ["queue.max", ">= 0"]),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_setting_is_one_line_that_names_the_key_and_the_nearest(data: Any, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(data)
+    line = str(raised.value)
+    assert "\n" not in line, "more than one line"
+    missing = [word for word in words if word not in line]
+    assert not missing, f"{line!r} does not say {missing}"
+
+
+@pytest.mark.parametrize(("data", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_setting_in_a_file_is_said_with_the_name_of_the_file(data: Any, words: list[str], load: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(yaml.safe_dump(data))
+    line = str(raised.value)
+    assert "config.yaml: " in line
+    assert all(word in line for word in words), f"{line!r} does not say {words}"
+
+
+NO_SETTINGS: dict[str, str] = {
+    "an empty file": "",
+    "a list": "- endpoints",
+    "a text": "endpoints",
+    "no YAML": "endpoints: [",
+    "a tab": "endpoints:\n\t- url: x",
+    "a key twice open": "a: b: c",
+}
+
+
+@pytest.mark.parametrize("text", NO_SETTINGS.values(), ids=NO_SETTINGS)
+def test_a_file_that_holds_no_settings_is_one_line(text: str, load: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(text)
+    assert "\n" not in str(raised.value)
+    assert "config.yaml: " in str(raised.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml", {})
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path, {})
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "config.yaml", {})
+
+
+def test_no_line_holds_a_key(load: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(MINIMAL + "api_key: ${KEY}\nqueue: {max: x}", KEY="secret-1")
+    assert "secret" not in str(raised.value)
+    with pytest.raises(ConfigError) as raised:
+        load("endpoints: [{url: 'http://x', kind: openai, api_key: '${KEY}', max_concurrent: x}]", KEY="secret-1")
+    assert "secret" not in str(raised.value)
+
+
+# ── variables ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_variables_are_put_into_texts_wherever_they_are(load: Any) -> None:
+    text = """
+        endpoints:
+          - {url: "http://${HOST}:${PORT}/v1", kind: "${KIND}", api_key: "${KEY}", max_concurrent: "${SLOTS}"}
+        database: {url: "sqlite:///${DIR}/router.db"}
+    """
+    config = load(text, HOST="gpu", PORT="8080", KIND="openai-chat", KEY="k$1{x}", SLOTS="3", DIR="/srv")
+    assert msgspec.to_builtins(config.endpoints[0]) | {"connect_timeout_s": 0, "read_timeout_s": 0} == {
+        "url": "http://gpu:8080/v1",
+        "kind": "openai-chat",
+        "api_key": "k$1{x}",
+        "max_concurrent": 3,
+        "connect_timeout_s": 0,
+        "read_timeout_s": 0,
+    }
+    assert config.database.url == "sqlite:////srv/router.db"
+
+
+DEFAULTS: dict[str, tuple[str, dict[str, str], str]] = {
+    "unset": ("${KEY:-d}", {}, "d"),
+    "set": ("${KEY:-d}", {"KEY": "k"}, "k"),
+    "set, and empty": ("${KEY:-d}", {"KEY": ""}, "d"),
+    "an empty default": ("${KEY:-}", {}, ""),
+    "a default with a colon and a dash": ("${KEY:-a:-b}", {}, "a:-b"),
+    "empty, without a default": ("${KEY}", {"KEY": ""}, ""),
+    "a variable in a variable is a text": ("${KEY}", {"KEY": "${OTHER}"}, "${OTHER}"),
+    "no variable at all": ("$KEY $ {KEY} {KEY}", {"KEY": "k"}, "$KEY $ {KEY} {KEY}"),
+}
+
+
+@pytest.mark.parametrize(("text", "environ", "value"), DEFAULTS.values(), ids=DEFAULTS)
+def test_a_variable_may_have_a_default(text: str, environ: dict[str, str], value: str, load: Any) -> None:
+    assert load(MINIMAL + f"api_key: '{text}'", **environ).api_key == value
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_key(load: Any) -> None:
+    with pytest.raises(ConfigError, match=r"endpoints\[0\]\.api_key: .*OPENAI_API_KEY is not set"):
+        load("endpoints: [{url: 'http://x', kind: openai, api_key: '${OPENAI_API_KEY}'}]")
+    with pytest.raises(ConfigError, match=r"database\.url: .*DIR is not set"):
+        load(MINIMAL + "database: {url: '${DIR}/x'}")
+
+
+# ── ROUTER_… ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+OVERRIDES: dict[str, tuple[dict[str, str], Any]] = {
+    "a key at the top": ({"ROUTER_API_KEY": "k"}, lambda config: config.api_key == "k"),
+    "a key that looks like a number": ({"ROUTER_API_KEY": "123"}, lambda config: config.api_key == "123"),
+    "a number": ({"ROUTER_MAX_BODY_MB": "1.5"}, lambda config: config.max_body_mb == 1.5),
+    "a key of a section": ({"ROUTER_DATABASE__URL": "sqlite://"}, lambda config: config.database.url == "sqlite://"),
+    "beside what the file says": (
+        {"ROUTER_CACHE__MAX_ENTRIES": "7"},
+        lambda config: (config.cache.max_entries, config.cache.max_age_s) == (7, 5.0),
+    ),
+    "over what the file says": ({"ROUTER_CACHE__MAX_AGE_S": "9"}, lambda config: config.cache.max_age_s == 9),
+    "a list": (
+        {"ROUTER_ENDPOINTS": '[{"url": "http://a", "kind": "llama.cpp"}, {"url": "http://b", "kind": "openai"}]'},
+        lambda config: [endpoint.url for endpoint in config.endpoints] == ["http://a", "http://b"],
+    ),
+    "a list in YAML": (
+        {"ROUTER_ENDPOINTS": "[{url: 'http://a', kind: openai}]"},
+        lambda config: config.endpoints[0].url == "http://a",
+    ),
+    "a Kubernetes service that is called router": (
+        {"ROUTER_PORT": "tcp://10.0.0.1:80", "ROUTER_SERVICE_HOST": "10.0.0.1", "ROUTER_PORT_80_TCP": "x"},
+        lambda config: config.api_key == "",
+    ),
+    "other variables": ({"PATH": "/bin", "ROUTERS": "2"}, lambda config: config.api_key == ""),
+}
+
+
+@pytest.mark.parametrize(("environ", "holds"), OVERRIDES.values(), ids=OVERRIDES)
+def test_the_environment_overrides_the_file(environ: dict[str, str], holds: Any, load: Any) -> None:
+    config = load(MINIMAL + "cache: {max_age_s: 5}", **environ)
+    assert holds(config), msgspec.to_builtins(config)
+
+
+def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> None:
+    values = {str: "sqlite://", int: "3", float: "3"}
+    for section, fields in SECTIONS.items():
+        for field in msgspec.structs.fields(fields):
+            if section.endswith("[]") or isinstance(field.default, msgspec.Struct) or field.name == "endpoints":
+                continue
+            name = "ROUTER_" + (f"{section}__{field.name}" if section else field.name).upper()
+            value = "none" if field.name == "backend" else values[type(field.default)]
+            config = msgspec.to_builtins(load(MINIMAL, **{name: value}))
+            given = (config[section] if section else config)[field.name]
+            assert str(given) in (value, f"{value}.0"), f"{name} does not set {section}.{field.name}"
+
+
+WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
+    "an unknown one": ({"ROUTER_API_KYE": "k"}, ["ROUTER_API_KYE", "did you mean 'ROUTER_API_KEY'?"]),
+    "one underscore too few": (
+        {"ROUTER_DATABASE_URL": "sqlite://"},
+        ["ROUTER_DATABASE_URL", "did you mean 'ROUTER_DATABASE__URL'?"],
+    ),
+    "a list that is none": ({"ROUTER_ENDPOINTS": "[{url"}, ["ROUTER_ENDPOINTS", "YAML"]),
+    "a wrong value": ({"ROUTER_QUEUE__MAX": "many"}, ["queue.max", "int"]),
+    "a wrong row": ({"ROUTER_ENDPOINTS": "[{url: 'http://a', kind: x}]"}, ["endpoints[0].kind", "'x'"]),
+}
+
+
+@pytest.mark.parametrize(("environ", "words"), WRONG_VARIABLES.values(), ids=WRONG_VARIABLES)
+def test_a_wrong_variable_is_one_line_that_names_it(environ: dict[str, str], words: list[str], load: Any) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(MINIMAL, **environ)
+    line = str(raised.value)
+    assert "\n" not in line
+    assert all(word in line for word in words), f"{line!r} does not say {words}"
+
+
+def test_a_section_that_is_no_section_is_named_also_when_a_variable_sets_it(load: Any) -> None:
+    with pytest.raises(ConfigError, match="database"):
+        load(MINIMAL + "database: x", ROUTER_DATABASE__URL="sqlite://")
+
+
+def test_router_config_names_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(MINIMAL + "api_key: here")
+    (tmp_path / "other.yaml").write_text(MINIMAL + "api_key: there")
+    assert load_config(environ={}).api_key == "here", "config.yaml in the current folder"
+    assert load_config(environ={"ROUTER_CONFIG": "other.yaml"}).api_key == "there"
+    assert load_config("config.yaml", {"ROUTER_CONFIG": "other.yaml"}).api_key == "here", (
+        "what is asked for comes first"
+    )
+
+
+def test_the_settings_are_frozen() -> None:
+    config = parse_config({"endpoints": [OLLAMA]})
+    with pytest.raises(AttributeError):
+        config.api_key = "k"  # type: ignore[misc]
