@@ -34,6 +34,7 @@ from requests.chat import as_chunk, as_plain
 from requests.events import Event, replay
 from requests.messages import responses_input_to_messages
 from requests.responses import chat_message_to_output_items, chat_request, omitted_tools, with_output_text
+from requests.tools import OPENAI_TOOLS
 
 log = logging.getLogger("nomyo.responses")
 
@@ -115,7 +116,8 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGe
     builder = turn.builder
     if omitted := omitted_tools(turn.request.get("tools") or []):
         turn.headers["x-nomyo-omitted-tools"] = ", ".join(omitted).encode("ascii", "replace").decode()
-        log.info("%s: the backend cannot run, and is not offered: %s", turn.id, ", ".join(omitted))
+        types = {tool["type"] if tool["type"] in OPENAI_TOOLS else "others" for tool in turn.request["tools"]}
+        log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(sorted(types - {"function"})))
     messages = responses_input_to_messages(
         [*turn.history, *turn.input],
         turn.params.instructions,

@@ -12,6 +12,27 @@ from errors import InvalidRequest, Unsupported
 
 Tool = dict[str, Any]
 
+# OpenAI's types of tools other than functions. A type that is not among these is a client's own text, and not for the log.
+OPENAI_TOOLS = frozenset(
+    {
+        "apply_patch",
+        "code_interpreter",
+        "computer",
+        "computer_use_preview",
+        "custom",
+        "file_search",
+        "image_generation",
+        "local_shell",
+        "mcp",
+        "namespace",
+        "programmatic_tool_calling",
+        "shell",
+        "tool_search",
+        "web_search",
+        "web_search_preview",
+    }
+)
+
 
 def tools_responses_to_chat(tools: list[Tool]) -> list[Tool]:
     """The chat form of the function tools; the others are left out (`omitted_tools` names them)."""

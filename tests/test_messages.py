@@ -113,6 +113,10 @@ SYSTEM_TEXTS: dict[str, tuple[list[Json], list[Json]]] = {
         [message("developer", "a"), message("developer", [text("b"), text("c")]), message("user", "hi")],
         [chat("system", "a\n\nb\n\nc"), chat("user", "hi")],
     ),
+    "one with an image stays as it is": (
+        [message("system", "a"), message("developer", [text("b"), picture()]), message("user", "hi")],
+        [chat("system", "a"), chat("system", [chat_text("b"), chat_picture()]), chat("user", "hi")],
+    ),
     "one in the middle stays there": (
         [message("user", "hi"), message("developer", "now in French"), message("user", "hi")],
         [chat("user", "hi"), chat("system", "now in French"), chat("user", "hi")],

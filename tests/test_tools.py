@@ -145,6 +145,7 @@ WRONG_CHOICES: dict[str, tuple[Any, str]] = {
         "tool_choice.tools[1]",
     ),
     "allowed, and its name is no text": (allowed({"type": "function", "name": ["f"]}), "tool_choice.tools[0]"),
+    "allowed, and without a type": (allowed({"name": "f"}), "tool_choice.tools[0]"),
     "allowed, and no object": (allowed(5), "tool_choice.tools[0]"),
     "allowed, and an object": ({**allowed(), "tools": {"a": 1}}, "tool_choice.tools"),
     "allowed, and a number": ({**allowed(), "tools": 5}, "tool_choice.tools"),
