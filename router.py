@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from uvicorn.logging import DefaultFormatter
 
 import api.cache
 import api.models
@@ -152,7 +153,7 @@ def log_to_stderr() -> None:
     """Shows our log beside uvicorn's, unless whoever runs us has set up logging already."""
     if not logging.getLogger().handlers and not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s:     %(name)s: %(message)s"))
+        handler.setFormatter(DefaultFormatter("%(levelprefix)s %(name)s: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
 
