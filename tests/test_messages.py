@@ -176,6 +176,7 @@ REASONING: dict[str, tuple[list[Json], list[Json]]] = {
         [thought("A."), thought("B."), said("a")],
         [chat("assistant", "a", reasoning_content="A.\n\nB.")],
     ),
+    "that says nothing": ([{"type": "reasoning"}, said("a")], [chat("assistant", "a")]),
     "only in a form that is OpenAI's own": (
         [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}, said("a")],
         [chat("assistant", "a")],
@@ -391,6 +392,7 @@ NOT_TEXT_FILES = {
     "bytes with a zero": in_base64(b"a\0b"),
     "no base64": "!!",
     "no base64, and not even ASCII": "Grüße",
+    "a text, which is no data URL for its comma": "Hello, world",
     "a broken data URL": "data:text/plain;base64,!!",
     "a data URL that is not even ASCII": "data:text/plain;base64,Grüße",
 }

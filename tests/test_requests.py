@@ -145,6 +145,8 @@ def test_every_parameter_that_is_checked_is_tried_here() -> None:
 @pytest.mark.parametrize("given", [None, [], "hi", 5, True])
 def test_a_body_that_is_no_object_is_refused(given: Any) -> None:
     assert param_of(given) is None
+    with pytest.raises(InvalidRequest, match="JSON object"):
+        check_request(given)
 
 
 @pytest.mark.parametrize(
