@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,16 @@ os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 import router  # noqa: E402
 from config import parse_config  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """From pure to live: what fails first is then nearest to the cause."""
+
+    def distance(item: pytest.Item) -> int:
+        on_sockets = {"backend", "client"} & set(getattr(item, "fixturenames", ()))
+        return 2 if item.get_closest_marker("live") else 1 if on_sockets else 0
+
+    items.sort(key=distance)
 
 
 @pytest.fixture
@@ -108,9 +118,6 @@ async def backend() -> AsyncIterator[FakeBackend]:
         yield backend
 
 
-Serve = Callable[..., AbstractAsyncContextManager[Running]]
-
-
 @pytest.fixture
 async def served(backend: FakeBackend) -> AsyncIterator[Running]:
     """A router on a real socket in front of `backend`."""
@@ -123,9 +130,3 @@ async def served_natively(backend: FakeBackend) -> AsyncIterator[Running]:
     """A router on a real socket in front of `backend` as one that speaks Responses itself."""
     async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai"}]) as running:
         yield running
-
-
-@pytest.fixture
-async def stack() -> AsyncIterator[AsyncExitStack]:
-    async with AsyncExitStack() as stack:
-        yield stack
