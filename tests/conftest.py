@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """From pure to live: what fails first is then nearest to the cause."""
 
     def distance(item: pytest.Item) -> int:
-        on_sockets = {"backend", "client"} & set(getattr(item, "fixturenames", ()))
+        on_sockets = {"backend", "client", "stack"} & set(getattr(item, "fixturenames", ()))
         return 2 if item.get_closest_marker("live") else 1 if on_sockets else 0
 
     items.sort(key=distance)
@@ -130,3 +130,10 @@ async def served_natively(backend: FakeBackend) -> AsyncIterator[Running]:
     """A router on a real socket in front of `backend` as one that speaks Responses itself."""
     async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai"}]) as running:
         yield running
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    """Closed after the test: for what a test opens by itself."""
+    async with AsyncExitStack() as stack:
+        yield stack
