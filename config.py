@@ -71,12 +71,14 @@ class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything in config.yaml."""
+    """Everything in config.yaml. `websockets: false` answers an upgrade with 426."""
 
     endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
     api_key: str = ""
+    secret_key: str = ""
     max_body_mb: Positive = 64.0
     models_refresh_s: Positive = 30.0
+    websockets: bool = True
     database: DatabaseConfig = DatabaseConfig()
     cache: CacheConfig = CacheConfig()
     background: BackgroundConfig = BackgroundConfig()

@@ -1,6 +1,7 @@
 """The store: what a response was made from, and what came of it. Verbs (`Store`) over a connector that only runs SQL.
 
     responses         a row a response: the items of its own turn, and the response object
+    response_items    which response an item belongs to, for clients that send a reference to it
     response_events   the events of a background stream, kept for clients that join later
 
 A conversation is a chain of rows, read in one query. Writes are queued when they are called and committed together, in one
@@ -45,6 +46,9 @@ SCHEMA = (
     """CREATE INDEX IF NOT EXISTS responses_running ON responses (status)
         WHERE status IN ('queued', 'in_progress')""",
     "CREATE TABLE IF NOT EXISTS response_events (response_id TEXT PRIMARY KEY, events BLOB NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS response_items (item_id TEXT PRIMARY KEY, response_id TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS response_items_response ON response_items (response_id)",
+    "CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 STORE = """INSERT INTO responses (id, previous_response_id, model, status, created_at, input, response)
     VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -63,6 +67,12 @@ GET_CHAIN = """WITH RECURSIVE chain (id, previous_response_id, depth) AS (
 RUNNING = "SELECT * FROM responses WHERE status IN ('queued', 'in_progress')"
 DELETE = "DELETE FROM responses WHERE id = ?"
 DELETE_EVENTS = "DELETE FROM response_events WHERE response_id = ?"
+DELETE_ITEMS = "DELETE FROM response_items WHERE response_id = ?"
+STORE_ITEM = """INSERT INTO response_items (item_id, response_id) VALUES (?, ?)
+    ON CONFLICT (item_id) DO UPDATE SET response_id = excluded.response_id"""
+GET_OF_ITEM = "SELECT r.* FROM responses r JOIN response_items i ON r.id = i.response_id WHERE i.item_id = ?"
+STORE_SETTING = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING"
+GET_SETTING = "SELECT value FROM settings WHERE name = ?"
 STORE_EVENTS = """INSERT INTO response_events (response_id, events)
     SELECT id, ? FROM responses WHERE id = ? ON CONFLICT DO NOTHING"""
 GET_EVENTS = "SELECT events FROM response_events WHERE response_id = ?"
@@ -137,10 +147,12 @@ class Store:
         """Whether there was such a response."""
         if not await self._connector.read(EXISTS, response_id):
             return False
-        events_gone = self._write(DELETE_EVENTS, response_id)
-        await self._write(DELETE, response_id)
-        await events_gone
+        for write in self._delete(response_id):
+            await write
         return True
+
+    def _delete(self, response_id: str) -> list[Written]:
+        return [self._write(sql, response_id) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE)]
 
     async def fail_orphaned_responses(self) -> int:
         """Marks as failed what was running when the process died. For the start, before anything runs. Gives their number."""
@@ -154,10 +166,32 @@ class Store:
         """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on. Gives their number."""
         deleted = 0
         while ids := [row["id"] for row in await self._connector.read(EXPIRED, created_at)]:
-            for write in [self._write(sql, response_id) for response_id in ids for sql in (DELETE_EVENTS, DELETE)]:
+            for write in [write for response_id in ids for write in self._delete(response_id)]:
                 await write
             deleted += len(ids)
         return deleted
+
+    # ── items ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def store_items(self, response_id: str, item_ids: Iterable[str]) -> None:
+        """Lets items be found by their ids. Queued at once; nobody has to wait for it."""
+        for item_id in item_ids:
+            self._write(STORE_ITEM, item_id, response_id)
+
+    async def get_item(self, item_id: str) -> dict[str, Any] | None:
+        """An input or output item of any stored response."""
+        for row in await self._connector.read(GET_OF_ITEM, item_id):
+            whole = _loaded(row)
+            for item in (*whole["input"], *(whole["response"] or {}).get("output", [])):
+                if item.get("id") == item_id:
+                    return dict(item)
+        return None
+
+    async def get_setting(self, name: str, default: str) -> str:
+        """A value that every router on this database shares. The first to ask decides it with its `default`."""
+        await self._write(STORE_SETTING, name, default)
+        value: str = (await self._connector.read(GET_SETTING, name))[0]["value"]
+        return value
 
     # ── events of background streams ─────────────────────────────────────────────────────────────────────────────────
 

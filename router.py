@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from secrets import token_hex
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,21 +23,33 @@ from starlette.routing import Match, Route
 from uvicorn.logging import DefaultFormatter
 
 import api.cache
+import api.compact
+import api.input_tokens
 import api.models
 import api.responses
 import api.stored
+import api.websocket
 from api.http import ClientLeft, Gate, error_response
 from backends.pool import Pool
 from cache import make_cache
 from config import Config, ConfigError, load_config
 from db import INTERRUPTED, Store
 from errors import APIError, InvalidRequest, NotFound, ServerError
+from seals import Sealer
 from tasks import TaskRunner
 
 log = logging.getLogger("nomyo")
 
 RETENTION_EVERY_S = 3600.0
-SURFACES = (api.responses.routes, api.stored.routes, api.models.routes, api.cache.routes)
+SURFACES = (
+    api.responses.routes,
+    api.websocket.routes,
+    api.compact.routes,
+    api.input_tokens.routes,
+    api.stored.routes,
+    api.models.routes,
+    api.cache.routes,
+)
 
 
 def create_app(config: Config) -> FastAPI:
@@ -69,6 +82,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         stack.push_async_callback(state.db.close)
         if orphans := await state.db.fail_orphaned_responses():
             log.warning("%d responses were running when the router stopped: marked as failed", orphans)
+        state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
         if state.cache is not None:
             await state.cache.open()
             stack.push_async_callback(state.cache.close)
@@ -110,6 +124,9 @@ async def on_api_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route, no such method."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.headers.get("upgrade", "").lower() == "websocket":
+        # The server under us knows no WebSockets, and has handed on the upgrade as a plain GET.
+        return api.websocket.upgrade_refused()
     if error.status_code == 404:
         described: APIError = NotFound(f"There is no {request.method} {request.url.path}.", code="unknown_url")
     else:

@@ -16,7 +16,7 @@ from errors import APIError, ServerError
 
 if TYPE_CHECKING:
     from api.turn import Turn
-    from requests.events import Event
+    from requests.open_items import Event
 
 log = logging.getLogger("nomyo.background")
 

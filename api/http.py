@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,7 +34,7 @@ class Gate:
         self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._key and scope["path"] not in OPEN_PATHS:
+        if scope["type"] in ("http", "websocket") and self._key and scope["path"] not in OPEN_PATHS:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, key = given.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
@@ -45,7 +45,7 @@ class Gate:
         await self._app(scope, receive, send)
 
 
-def owner_of(request: Request) -> str:
+def owner_of(request: HTTPConnection) -> str:
     """Who asks, as a digest: answers in the cache are shared among the requests with one key."""
     given = request.headers.get("authorization", "")
     return hashlib.sha256(given.encode()).hexdigest()[:16] if given else ""

@@ -25,16 +25,18 @@ from starlette.responses import Response
 
 from api.background import Background
 from api.http import Batches, EventStream, cancelled_if_client_leaves, json_response, owner_of, read_json
-from api.turn import NOT_SENT_UPSTREAM, Turn, begin_turn, cache_key, native_input
+from api.turn import Turn, begin_turn, cache_key, native_params, opened
 from backends.client import BackendStream, create_chat_with_retries, create_response_with_retries, refusal_of
 from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cache import get_llm_cache
 from errors import APIError, BackendError, ServerError
 from requests.chat import as_chunk, as_plain
-from requests.events import Event, replay
+from requests.events import replay
 from requests.messages import responses_input_to_messages
-from requests.responses import chat_message_to_output_items, chat_request, omitted_tools, with_output_text
-from requests.tools import OPENAI_TOOLS
+from requests.open_items import Event
+from requests.responses import chat_message_to_output_items, chat_request, new_id, output_text, with_output_text
+from requests.thinking import with_thoughts_apart
+from requests.tools import NO_TOOLS, OPENAI_TOOLS, ToolBook, tool_choice_responses_to_chat
 
 log = logging.getLogger("nomyo.responses")
 
@@ -90,9 +92,11 @@ async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
     try:
         client = _make_openai_client(state.pool, endpoint)
         if is_ext_openai_endpoint(state.pool, endpoint):
-            source = _native(client, turn, model)
+            source = _native(client, state.sealer, turn, model)
+        elif turn.is_compaction:
+            source = _compacted(client, state.pool.kind(endpoint), state.sealer, turn, model)
         else:
-            source = _translated(client, state.pool.kind(endpoint), turn, model)
+            source = _translated(client, state.pool.kind(endpoint), state.sealer, turn, model)
         async with aclosing(source):
             async for events in source:
                 yield events
@@ -111,28 +115,45 @@ def _replayed(turn: Turn, cached: dict[str, Any]) -> list[Event]:
     return replay(turn.builder, {**cached, "output": items, "completed_at": int(time.time())})
 
 
-async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
-    """The answer of a chat-completions backend."""
-    builder = turn.builder
-    if omitted := omitted_tools(turn.request.get("tools") or []):
-        turn.headers["x-nomyo-omitted-tools"] = ", ".join(omitted).encode("ascii", "replace").decode()
-        types = {tool["type"] if tool["type"] in OPENAI_TOOLS else "others" for tool in turn.request["tools"]}
-        log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(sorted(types - {"function"})))
+def chat_params(turn: Turn, kind: Any, sealer: Any, model: str, *, stream: bool) -> dict[str, Any]:
+    """The chat request for a turn; its builder learns what the backend is offered. Tools that have no chat form are named to
+    the client."""
+    items = opened(sealer, [*turn.history, *turn.input])
+    book = ToolBook.of(turn.request.get("tools"), items)
+    choice = tool_choice_responses_to_chat(turn.params.tool_choice, book) if turn.offers_tools else NO_TOOLS
+    turn.builder.offer(book, allowed=choice.allowed, one_call=turn.params.parallel_tool_calls is False)
+    if book.omitted:
+        turn.headers["x-nomyo-omitted-tools"] = ", ".join(book.omitted).encode("ascii", "replace").decode()
+        types = {name.partition(":")[0] for name in book.omitted}
+        shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
+        log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))
     messages = responses_input_to_messages(
-        [*turn.history, *turn.input],
+        items,
         turn.params.instructions,
         history=len(turn.history),
         carries=kind.carries,
         reasoning_key=kind.reasoning_key,
+        book=book,
     )
-    stream = turn.stream or kind.streams_always
-    answer = await create_chat_with_retries(client, chat_request(turn.request, messages, model=model, stream=stream))
+    return chat_request(turn.request, messages, model=model, stream=stream, choice=choice)
+
+
+async def _translated(client: Any, kind: Any, sealer: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
+    """The answer of a chat-completions backend."""
+    builder = turn.builder
+    if kind.think_tags:
+        builder.expect_think_tags()
+    params = chat_params(turn, kind, sealer, model, stream=turn.stream or kind.streams_always)
+    answer = await create_chat_with_retries(client, params)
     if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
         if not answer.choices:
             raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
         choice = answer.choices[0]
         logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
-        items = chat_message_to_output_items(as_plain(choice.message), logprobs.get("content"))
+        message = as_plain(choice.message)
+        if kind.think_tags:
+            message = with_thoughts_apart(message)
+        items = chat_message_to_output_items(message, logprobs.get("content"))
         events = builder.begin()
         yield events + builder.completion(
             items,
@@ -148,11 +169,25 @@ async def _translated(client: Any, kind: Any, turn: Turn, model: str) -> AsyncGe
             yield events
 
 
-async def _native(client: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
+async def _compacted(client: Any, kind: Any, sealer: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
+    """A summary of the conversation by the backend's model, as the one item that the client carries on."""
+    inner = turn.summarizing()
+    async with aclosing(_translated(client, kind, sealer, inner, model)) as events:
+        async for _ in events:
+            pass
+    if not inner.builder.ended:
+        inner.builder.finish()
+    summary = output_text(inner.builder.response["output"])
+    if not summary.strip():
+        raise BackendError("The model made no summary.", code="backend_empty_answer")
+    item = {"type": "compaction", "id": new_id("cmp"), "encrypted_content": sealer.seal(summary)}
+    usage = inner.builder.chat_usage
+    yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
+
+
+async def _native(client: Any, sealer: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
     """The answer of a backend that speaks Responses: the request goes out as it came, with the history that only we know."""
-    params = {key: value for key, value in turn.request.items() if key not in NOT_SENT_UPSTREAM}
-    params |= {"model": model, "input": native_input(turn), "store": False}
-    answer = await create_response_with_retries(client, params)
+    answer = await create_response_with_retries(client, native_params(turn, model, sealer))
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return
@@ -214,6 +249,7 @@ async def record(state: Any, turn: Turn) -> None:
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
     if turn.stored:
+        state.db.store_items(turn.id, [item["id"] for item in (*turn.input, *response["output"]) if item.get("id")])
         await (state.db.update_response(turn.id, response) if turn.row_begun else _store(state, turn))
     if turn.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)

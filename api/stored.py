@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from api.http import EventStream, json_response
 from errors import InvalidRequest, NotFound
-from requests.events import Event, ResponseBuilder, replay, unfinished
+from requests.events import ResponseBuilder, replay, unfinished
+from requests.open_items import Event
 from requests.responses import with_output_text
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from errors import InvalidRequest
 from requests.events import ResponseBuilder
-from requests.messages import Item
 from requests.responses import (
     CreateParams,
     check_input,
@@ -18,6 +19,11 @@ from requests.responses import (
     response_resource,
     without_cut_calls,
 )
+from requests.tools import CALLS, Item
+
+SUMMARIZE = """Our conversation gets too long to go on with. Write a summary of it that can take its place: what was asked,
+what was decided and found out, with the names, numbers, paths and commands that matter, what is done and what is left to do.
+Write the summary and nothing else."""
 
 
 @dataclass
@@ -30,6 +36,8 @@ class Turn:
     input: list[Item]
     builder: ResponseBuilder
     owner: str
+    offers_tools: bool = True
+    has_references: bool = False
     from_cache: bool = False
     row_begun: bool = False
     headers: dict[str, str] = field(default_factory=dict)
@@ -56,15 +64,33 @@ class Turn:
         return bool(self.params.background)
 
     @property
+    def is_compaction(self) -> bool:
+        """Whether the client wants a summary of the conversation instead of its next turn."""
+        return any(item["type"] == "compaction_trigger" for item in self.input)
+
+    def summarizing(self) -> Turn:
+        """The turn whose answer is the summary of this one's conversation."""
+        request = {key: self.request[key] for key in ("model", "instructions") if self.request.get(key) is not None}
+        items = [item for item in self.input if item["type"] != "compaction_trigger"]
+        asked = input_items(SUMMARIZE)
+        resource = response_resource(request, response_id=self.id, created_at=0, status="in_progress")
+        builder = ResponseBuilder(resource)
+        return replace(self, request=request, input=[*items, *asked], builder=builder, offers_tools=False)
+
+    @property
     def uses_cache(self) -> bool:
         return bool(self.params.nomyo and self.params.nomyo.cache)
 
 
-async def begin_turn(state: Any, body: Any, owner: str) -> Turn:
-    """A turn, checked. Its id and times are made here. Raises `InvalidRequest`."""
+async def begin_turn(
+    state: Any, body: Any, owner: str, remembered: Mapping[str, list[Item]] = MappingProxyType({})
+) -> Turn:
+    """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
+    of their last response. Raises `InvalidRequest`."""
     params = check_request(body)
-    history = await resolve_history(state, params.previous_response_id)
-    new_items = input_items(params.input)
+    history = await resolve_history(state, params.previous_response_id, remembered)
+    given = input_items(params.input)
+    new_items = await resolve_references(state, given)
     check_input([*history, *new_items], len(history))
     resource = response_resource(
         body,
@@ -72,14 +98,56 @@ async def begin_turn(state: Any, body: Any, owner: str) -> Turn:
         created_at=int(time.time()),
         status="queued" if params.background else "in_progress",
     )
-    taken = [item["call_id"] for item in (*history, *new_items) if item.get("type") == "function_call"]
-    return Turn(body, params, history, new_items, ResponseBuilder(resource, taken_call_ids=taken), owner)
+    taken = [item["call_id"] for item in (*history, *new_items) if item.get("type") in CALLS and item.get("call_id")]
+    seal = state.sealer.seal if "reasoning.encrypted_content" in (params.include or ()) else None
+    return Turn(
+        body,
+        params,
+        history,
+        new_items,
+        ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
+        owner,
+        has_references=new_items != given,
+    )
 
 
-async def resolve_history(state: Any, previous_response_id: str | None) -> list[Item]:
+async def resolve_references(state: Any, items: list[Item]) -> list[Item]:
+    """The items, and for each reference among them the stored item that it means."""
+    resolved: list[Item] = []
+    for index, item in enumerate(items):
+        if item["type"] != "item_reference":
+            resolved.append(item)
+        elif found := await state.db.get_item(item["id"]):
+            resolved.append(found)
+        else:
+            raise InvalidRequest(f"Item with id '{item['id']}' not found.", param=f"input[{index}].id")
+    return resolved
+
+
+def opened(sealer: Any, items: list[Item]) -> list[Item]:
+    """The items, with what we have sealed in them in the open: for a backend, never for a client or the store."""
+    return [
+        _opened(sealer, item) if item["type"] in ("reasoning", "compaction") and item.get("encrypted_content") else item
+        for item in items
+    ]
+
+
+def _opened(sealer: Any, item: Item) -> Item:
+    if item["type"] == "compaction":
+        return {**item, "summary": sealer.open(item["encrypted_content"])}
+    if item.get("content") or (text := sealer.open(item["encrypted_content"])) is None:
+        return item
+    return {**item, "content": [{"type": "reasoning_text", "text": text}]}
+
+
+async def resolve_history(
+    state: Any, previous_response_id: str | None, remembered: Mapping[str, list[Item]]
+) -> list[Item]:
     """The items of all turns before this one, oldest first. Instructions are not among them: each turn gives its own."""
     if not previous_response_id:
         return []
+    if (items := remembered.get(previous_response_id)) is not None:
+        return without_cut_calls(items)
     chain = await state.db.get_chain(previous_response_id)
     if not chain or chain[0]["previous_response_id"]:
         missing = chain[0]["previous_response_id"] if chain else previous_response_id
@@ -93,7 +161,7 @@ async def resolve_history(state: Any, previous_response_id: str | None) -> list[
             f"Response '{previous_response_id}' is still {chain[-1]['status']}: it can be continued when it has ended.",
             param="previous_response_id",
         )
-    items: list[Item] = []
+    items = []
     for row in chain:
         items += row["input"]
         items += (row["response"] or {}).get("output", [])
@@ -104,20 +172,29 @@ async def resolve_history(state: Any, previous_response_id: str | None) -> list[
 NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
 
 
-def native_input(turn: Turn) -> Any:
+def native_params(turn: Turn, model: str, sealer: Any) -> dict[str, Any]:
+    """The request for a native backend: as it came, but for what is ours to do."""
+    params = {key: value for key, value in turn.request.items() if key not in NOT_SENT_UPSTREAM}
+    return params | {"model": model, "input": native_input(turn, sealer), "store": False}
+
+
+def native_input(turn: Turn, sealer: Any) -> Any:
     """The input for a native backend: as it came, behind the history. Upstream stores nothing, so it knows none of our ids,
-    and reasoning that it cannot open again is of no use to it."""
+    and reasoning that it cannot open is of no use to it."""
+    given = turn.input if turn.has_references else turn.params.input
     if not turn.history:
-        return turn.params.input
+        return given
     history = [
         item if item.get("role") == "assistant" or item["type"] == "reasoning" else _without_id(item)
         for item in turn.history
-        if item["type"] != "reasoning" or item.get("encrypted_content")
+        if item["type"] != "reasoning" or _is_upstreams(sealer, item)
     ]
-    return [
-        *history,
-        *(turn.params.input if isinstance(turn.params.input, list) else map(_without_id, turn.input)),
-    ]
+    return [*history, *(given if isinstance(given, list) else map(_without_id, turn.input))]
+
+
+def _is_upstreams(sealer: Any, item: Item) -> bool:
+    """Whether reasoning was sealed by somebody else than us."""
+    return bool(item.get("encrypted_content")) and sealer.open(item["encrypted_content"]) is None
 
 
 def _without_id(item: Item) -> Item:

@@ -83,6 +83,14 @@ class BackendClient:
                 except orjson.JSONDecodeError:
                     raise BackendError("The backend's answer is not JSON.") from None
 
+    async def post_json(self, path: str, params: dict[str, Any]) -> Any:
+        """The JSON that POST `path` below the API's base answers. Raises a `BackendError`."""
+        body = await _read(await self._post(path, params))
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise _not_an_answer(body) from None
+
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
         if _is_stream(answer):

@@ -22,10 +22,14 @@ class Kind:
     # The content parts, other than text, that it can be given.
     carries: frozenset[str] = EVERY_PART
     # Where an assistant message of the history holds its reasoning.
-    reasoning_key: str = "reasoning_content"
+    reasoning_key: str | None = "reasoning_content"
+    # It may leave `<think>…</think>` at the start of its text.
+    think_tags: bool = False
     # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more, but
     # to whole answers only when nothing else runs there.
     streams_always: bool = False
+    # POST here, below the API's base, counts the input tokens of a request.
+    count_path: str | None = None
     # `name` and `name:latest` are the same model.
     latest: bool = False
 
@@ -39,6 +43,7 @@ KINDS = {
             models_path="/api/tags",
             carries=frozenset({"image"}),
             reasoning_key="reasoning",
+            think_tags=True,
             latest=True,
         ),
         Kind(
@@ -47,9 +52,10 @@ KINDS = {
             models_path="/v1/models",
             carries=frozenset({"image", "audio"}),
             streams_always=True,
+            count_path="/chat/completions/input_tokens",
         ),
-        Kind("openai-chat"),
-        Kind("openai", native=True),
+        Kind("openai-chat", think_tags=True),
+        Kind("openai", native=True, count_path="/responses/input_tokens"),
     )
 }
 

@@ -22,29 +22,32 @@ import orjson
 
 from errors import APIError
 from requests.chat import ChatChunk, ToolCallDelta
-from requests.messages import Item
-from requests.responses import (
-    logprobs_chat_to_responses,
-    new_id,
-    usage_chat_to_responses,
-    whole_item,
+from requests.open_items import (
+    NO_ARGUMENTS,
+    STREAMED_CALLS,
+    STREAMED_PARTS,
+    Event,
+    OpenCall,
+    OpenText,
+    Seal,
+    empty_part,
+    sealed,
+    skeleton,
 )
-
-Event = dict[str, Any]
+from requests.responses import ID_PREFIXES, new_id, usage_chat_to_responses, whole_item
+from requests.thinking import ThinkSplitter
+from requests.tools import CALLS, Item, ToolBook, arguments_of, call_item
 
 INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
-# For calls that come without any: clients parse what they get, and some read the deltas alone.
-NO_ARGUMENTS = "{}"
 TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
 # What a backend that speaks Responses has no say in.
 OURS = ("id", "object", "created_at", "model", "background", "store", "previous_response_id")
 SET_AT_THE_END = ("usage", "error", "incomplete_details", "completed_at")
-# A content part's type: the name of its events, and the key of its text in the part and in the .done event.
-STREAMED_PARTS = {
-    "output_text": ("response.output_text", "text"),
-    "refusal": ("response.refusal", "refusal"),
-    "reasoning_text": ("response.reasoning_text", "text"),
-}
+
+
+# The kind of an item, and of its part.
+THOUGHT = ("reasoning", "reasoning_text")
+TEXT = ("message", "output_text")
 
 
 class ResponseBuilder:
@@ -52,15 +55,38 @@ class ResponseBuilder:
     it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls from
     zero in every turn gets new ones."""
 
-    def __init__(self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = ()) -> None:
+    def __init__(
+        self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
+    ) -> None:
         self.response = response
         self.sequence_number = 0
         self._output: list[Item | None] = []
-        self._text: _Text | None = None
-        self._calls: dict[int, _Call] = {}
+        self._text: OpenText | None = None
+        self._calls: dict[int, OpenCall] = {}
         self._taken_call_ids = set(taken_call_ids)
+        self._seal = seal
+        self._book = ToolBook(())
+        self._allowed: frozenset[str] | None = None
+        self._one_call = self._called = False
+        self._thinking: ThinkSplitter | None = None
+        # The backend's names of calls that the client had forbidden, and did not get.
+        self.suppressed: list[str] = []
         self._usage: dict[str, Any] | None = None
         self._finish_reason: str | None = None
+
+    def offer(self, book: ToolBook, *, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
+        """What the backend was offered, so that its calls are told as the client expects them. Calls of others than the
+        `allowed`, and all but the first where only `one_call` may be made, are suppressed."""
+        self._book, self._allowed, self._one_call = book, allowed, one_call
+
+    def expect_think_tags(self) -> None:
+        """The backend leaves `<think>…</think>` in its text."""
+        self._thinking = ThinkSplitter()
+
+    @property
+    def chat_usage(self) -> dict[str, Any] | None:
+        """The token counts as the backend gave them."""
+        return self._usage
 
     @property
     def started(self) -> bool:
@@ -91,12 +117,13 @@ class ResponseBuilder:
     def finish(self) -> list[Event]:
         """The backend is done: closes what is open. At a limit the last item was cut off, and so was the response."""
         reason = INCOMPLETE_REASONS.get(self._finish_reason or "")
-        events = self._close_text("incomplete" if reason else "completed")
-        calls = list(self._calls.values())
+        events: list[Event] = []
+        self._tell_held(events)
+        text_was_last = self._text is not None
+        events += self._close_text("incomplete" if reason else "completed")
+        calls = [call for call in self._calls.values() if call.is_told]
         for call in calls:
-            events += call.open(self)
-        for call in calls:
-            cut = reason and call.output_index == len(self._output) - 1
+            cut = reason and call is calls[-1] and not text_was_last
             events += call.close(self, "incomplete" if cut else "completed")
         self._calls.clear()
         self.response["output"] = list(self._output)
@@ -134,7 +161,7 @@ class ResponseBuilder:
         return self.event(f"response.{'failed' if status == 'cancelled' else status}", response=self.response)
 
     def _stop(self, status: str) -> None:
-        parts: list[_Text | _Call | None] = [self._text, *self._calls.values()]
+        parts: list[OpenText | OpenCall | None] = [self._text, *self._calls.values()]
         for part in parts:
             if part is not None and part.output_index >= 0:
                 self._output[part.output_index] = part.item("incomplete")
@@ -156,18 +183,15 @@ class ResponseBuilder:
                 continue
             if (delta := choice.delta) is not None:
                 if thought := delta.reasoning_content or delta.reasoning:
-                    self._grow(events, "reasoning", "reasoning_text", thought)
+                    self._tell_held(events)
+                    self._grow(events, *THOUGHT, thought)
                 if delta.content:
-                    self._grow(
-                        events,
-                        "message",
-                        "output_text",
-                        delta.content,
-                        choice.logprobs.content if choice.logprobs else None,
-                    )
+                    self._grow_content(events, delta.content, choice.logprobs.content if choice.logprobs else None)
                 if delta.refusal:
+                    self._tell_held(events)
                     self._grow(events, "message", "refusal", delta.refusal)
                 for call in delta.tool_calls or ():
+                    self._tell_held(events)
                     self._grow_call(events, call)
             if choice.finish_reason:
                 self._finish_reason = choice.finish_reason
@@ -183,7 +207,7 @@ class ResponseBuilder:
     ) -> None:
         if self._text is None or self._text.kind != kind:
             events += self._close_text()
-            self._text = _Text(kind, self.add())
+            self._text = OpenText(kind, self.add(), self._seal)
             events.append(self._text.added(self))
         self._text.grow(self, events, part, delta, logprobs)
 
@@ -191,8 +215,19 @@ class ResponseBuilder:
         text, self._text = self._text, None
         return text.close(self, status) if text else []
 
+    def _grow_content(self, events: list[Event], content: str, logprobs: list[dict[str, Any]] | None) -> None:
+        if self._thinking is None:
+            self._grow(events, *TEXT, content, logprobs)
+            return
+        for is_thought, text in self._thinking.feed(content):
+            self._grow(events, *(THOUGHT if is_thought else TEXT), text, logprobs if text == content else None)
+
+    def _tell_held(self, events: list[Event]) -> None:
+        """What was held back, because it might have been a tag, comes before whatever begins now."""
+        for is_thought, text in self._thinking.flush() if self._thinking else ():
+            self._grow(events, *(THOUGHT if is_thought else TEXT), text)
+
     def _grow_call(self, events: list[Event], delta: ToolCallDelta) -> None:
-        events += self._close_text()
         name = delta.function.name if delta.function else None
         key = delta.index if delta.index is not None else self._key_of(delta.id)
         call = self._calls.get(key)
@@ -201,12 +236,24 @@ class ResponseBuilder:
             events += call.close(self, "completed")
             call = None
         if call is None:
-            call = self._calls[key] = _Call(delta.id)
-        if name and not call.name:
-            call.name = name
-            events += call.open(self)
+            call = self._calls[key] = OpenCall(delta.id)
+        if name and call.call is None and not self._permits(name):
+            call.mute(name)
+        if call.muted:
+            return
+        events += self._close_text()
+        if name:
+            events += call.name(self, name, self._book)
         if arguments := delta.function and delta.function.arguments:
             call.grow(self, events, arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode())
+
+    def _permits(self, name: str) -> bool:
+        """Whether the client may be told of a call. One that is not, is as if it had not been made."""
+        if (self._allowed is not None and name not in self._allowed) or (self._one_call and self._called):
+            self.suppressed.append(name)
+            return False
+        self._called = True
+        return True
 
     def _key_of(self, call_id: str | None) -> int:
         """Without an index, a new id is a new call, and no id means the last one."""
@@ -224,24 +271,30 @@ class ResponseBuilder:
         events: list[Event] = []
         for position, item in enumerate(items, 1):
             cut = position == len(items) and finish_reason in INCOMPLETE_REASONS
-            events += self.item(item, "incomplete" if cut else "completed")
+            status = "incomplete" if cut else "completed"
+            if item["type"] == "function_call":
+                if not self._permits(item["name"]):
+                    continue
+                call = self._book.call_of(item["name"])
+                if call.type not in STREAMED_CALLS and arguments_of(item["arguments"]) is None:
+                    continue
+                whole = {"call_id": item["call_id"], "arguments": item["arguments"], "status": status}
+                item = call_item(call, id=new_id(ID_PREFIXES[call.type]), **whole)
+            events += self.item(sealed(item, self._seal) if item["type"] == "reasoning" else item, status)
         return events + self.finish()
 
     def item(self, item: Item, status: str = "completed") -> list[Event]:
         """All events of one finished item."""
         item = whole_item(item, status)
-        if item["type"] == "function_call":
+        if item["type"] in CALLS and item.get("call_id"):
             item["call_id"] = self.free_call_id(item["call_id"])
-            if not item["arguments"] and item["status"] == "completed":
-                item["arguments"] = NO_ARGUMENTS
+        if item["type"] == "function_call" and not item["arguments"] and item["status"] == "completed":
+            item["arguments"] = NO_ARGUMENTS
         output_index = self.add()
-        events = [self.event("response.output_item.added", output_index=output_index, item=_skeleton(item))]
+        events = [self.event("response.output_item.added", output_index=output_index, item=skeleton(item))]
         where = {"item_id": item["id"], "output_index": output_index}
-        if item["type"] == "function_call":
+        if item["type"] in STREAMED_CALLS:
             events += self._whole_arguments(where, item)
-        elif item["type"] == "custom_tool_call":
-            events.append(self.event("response.custom_tool_call_input.delta", **where, delta=item["input"]))
-            events.append(self.event("response.custom_tool_call_input.done", **where, input=item["input"]))
         for index, part in enumerate(item.get("summary") or ()):
             events += self._whole_summary({**where, "summary_index": index}, part)
         for index, part in enumerate(item.get("content") or ()):
@@ -249,9 +302,10 @@ class ResponseBuilder:
         return [*events, self.done(output_index, item)]
 
     def _whole_arguments(self, where: dict[str, Any], item: Item) -> list[Event]:
-        name, arguments = item["name"], item["arguments"]
-        delta = [self.event("response.function_call_arguments.delta", **where, delta=arguments)] if arguments else []
-        return [*delta, self.event("response.function_call_arguments.done", **where, name=name, arguments=arguments)]
+        name, key = STREAMED_CALLS[item["type"]]
+        named = {"name": item["name"]} if item["type"] == "function_call" else {}
+        delta = [self.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
+        return [*delta, self.event(f"{name}.done", **where, **named, **{key: item[key]})]
 
     def _whole_summary(self, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
         return [
@@ -266,7 +320,7 @@ class ResponseBuilder:
             return []
         name, key = STREAMED_PARTS[part["type"]]
         logprobs = {"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}
-        events = [self.event("response.content_part.added", **where, part=_empty_part(part["type"]))]
+        events = [self.event("response.content_part.added", **where, part=empty_part(part["type"]))]
         if part[key]:
             events.append(self.event(f"{name}.delta", **where, delta=part[key], **logprobs))
         for index, annotation in enumerate(part.get("annotations") or ()):
@@ -331,171 +385,6 @@ class ResponseBuilder:
             call_id = new_id("call")
         self._taken_call_ids.add(call_id)
         return call_id
-
-
-class _Text:
-    """An open message or reasoning item. Its text is kept as fragments, joined when a part closes."""
-
-    __slots__ = (
-        "_delta",
-        "_fragments",
-        "_logprobs",
-        "_part",
-        "_parts",
-        "_where",
-        "id",
-        "kind",
-        "output_index",
-    )
-
-    def __init__(self, kind: str, output_index: int) -> None:
-        self.kind = kind
-        self.output_index = output_index
-        self.id = new_id("msg" if kind == "message" else "rs")
-        self._parts: list[dict[str, Any]] = []
-        self._part = ""
-        self._fragments: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
-
-    def added(self, builder: ResponseBuilder) -> Event:
-        item = _skeleton(self.item("in_progress"))
-        return builder.event("response.output_item.added", output_index=self.output_index, item=item)
-
-    def grow(
-        self,
-        builder: ResponseBuilder,
-        events: list[Event],
-        part: str,
-        delta: str,
-        logprobs: list[dict[str, Any]] | None,
-    ) -> None:
-        if part != self._part:
-            events += self._close_part(builder)
-            self._part = part
-            self._delta = f"{STREAMED_PARTS[part][0]}.delta"
-            self._where = {
-                "item_id": self.id,
-                "output_index": self.output_index,
-                "content_index": len(self._parts),
-            }
-            events.append(builder.event("response.content_part.added", **self._where, part=_empty_part(part)))
-        self._fragments.append(delta)
-        event: Event = {
-            "type": self._delta,
-            "sequence_number": builder.sequence_number,
-            **self._where,
-            "delta": delta,
-        }
-        if part == "output_text":
-            event["logprobs"] = logprobs_chat_to_responses(logprobs) if logprobs else []
-            self._logprobs += event["logprobs"]
-        builder.sequence_number += 1
-        events.append(event)
-
-    def close(self, builder: ResponseBuilder, status: str) -> list[Event]:
-        events = self._close_part(builder)
-        return [*events, builder.done(self.output_index, self.item(status))]
-
-    def item(self, status: str) -> Item:
-        parts = [*self._parts, self._whole_part()] if self._part else self._parts
-        if self.kind == "message":
-            return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": parts}
-        return {"type": "reasoning", "id": self.id, "summary": [], "content": parts}
-
-    def _whole_part(self) -> dict[str, Any]:
-        part = _empty_part(self._part)
-        part[STREAMED_PARTS[self._part][1]] = "".join(self._fragments)
-        if self._logprobs:
-            part["logprobs"] = self._logprobs
-        return part
-
-    def _close_part(self, builder: ResponseBuilder) -> list[Event]:
-        if not self._part:
-            return []
-        name, key = STREAMED_PARTS[self._part]
-        part = self._whole_part()
-        logprobs = {"logprobs": part["logprobs"]} if self._part == "output_text" else {}
-        events = [
-            builder.event(f"{name}.done", **self._where, **{key: part[key]}, **logprobs),
-            builder.event("response.content_part.done", **self._where, part=part),
-        ]
-        self._parts.append(part)
-        self._part, self._fragments, self._logprobs = "", [], []
-        return events
-
-
-class _Call:
-    """A function call. It opens with its name, which clients need first; arguments that come earlier wait."""
-
-    __slots__ = ("_fragments", "_where", "backend_id", "call_id", "id", "name", "output_index")
-
-    def __init__(self, backend_id: str | None) -> None:
-        self.backend_id = backend_id
-        self.name = ""
-        self.id = new_id("fc")
-        self.output_index = -1
-        self._fragments: list[str] = []
-
-    def open(self, builder: ResponseBuilder) -> list[Event]:
-        if self.output_index >= 0:
-            return []
-        self.output_index = builder.add()
-        self.call_id = builder.free_call_id(self.backend_id)
-        self._where = {"item_id": self.id, "output_index": self.output_index}
-        item = _skeleton(self.item("in_progress"))
-        events = [builder.event("response.output_item.added", output_index=self.output_index, item=item)]
-        if self._fragments:
-            events.append(self._delta(builder, "".join(self._fragments)))
-        return events
-
-    def grow(self, builder: ResponseBuilder, events: list[Event], arguments: str) -> None:
-        self._fragments.append(arguments)
-        if self.output_index >= 0:
-            events.append(self._delta(builder, arguments))
-
-    def close(self, builder: ResponseBuilder, status: str) -> list[Event]:
-        events = self.open(builder)
-        if not self._fragments and status == "completed":
-            self.grow(builder, events, NO_ARGUMENTS)
-        item = self.item(status)
-        whole = {"name": self.name, "arguments": item["arguments"]}
-        done = builder.event("response.function_call_arguments.done", **self._where, **whole)
-        return [*events, done, builder.done(self.output_index, item)]
-
-    def item(self, status: str) -> Item:
-        return {
-            "type": "function_call",
-            "id": self.id,
-            "status": status,
-            "call_id": self.call_id,
-            "name": self.name,
-            "arguments": "".join(self._fragments),
-        }
-
-    def _delta(self, builder: ResponseBuilder, arguments: str) -> Event:
-        return builder.event("response.function_call_arguments.delta", **self._where, delta=arguments)
-
-
-def _empty_part(kind: str) -> dict[str, Any]:
-    if kind == "output_text":
-        return {"type": kind, "text": "", "annotations": [], "logprobs": []}
-    return {"type": kind, STREAMED_PARTS[kind][1]: ""}
-
-
-def _skeleton(item: Item) -> Item:
-    """An item as it is added: begun, and empty."""
-    skeleton = dict(item)
-    if "status" in item:
-        skeleton["status"] = "in_progress"
-    if item["type"] == "message":
-        skeleton["content"] = []
-    elif item["type"] == "function_call":
-        skeleton["arguments"] = ""
-    elif item["type"] == "custom_tool_call":
-        skeleton["input"] = ""
-    elif item["type"] == "reasoning":
-        skeleton = {"type": "reasoning", "id": item["id"], "summary": []}
-    return skeleton
 
 
 # ── sources and sinks that need nothing but events ───────────────────────────────────────────────────────────────────

@@ -16,10 +16,15 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from errors import InvalidRequest, Unsupported
+from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
 
-Item = dict[str, Any]
 Message = dict[str, Any]
 
+THINK_TAGS = "<think>"
+SUMMARY = "A summary of our conversation up to here, which was made to save space:"
+UNREADABLE = "(It was made by another service and cannot be read here.)"
+# Items that say something to the router, and nothing to a model.
+SILENT = BRINGS_TOOLS | {"compaction_trigger", "configuration_update", "mcp_list_tools"}
 EVERY_PART = frozenset({"image", "file", "audio"})
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 TEXT_PARTS = frozenset({"input_text", "output_text", "text", "summary_text", "reasoning_text"})
@@ -31,15 +36,17 @@ def responses_input_to_messages(
     *,
     history: int = 0,
     carries: frozenset[str] = EVERY_PART,
-    reasoning_key: str = "reasoning_content",
+    reasoning_key: str | None = "reasoning_content",
+    book: ToolBook | None = None,
 ) -> list[Message]:
     """Chat messages for a Responses input.
 
     `history` is how many of the items come from earlier turns, so that an error names the place in the client's own
     `input`. `carries` names the content parts, other than text, that the backend takes; anything else is an `Unsupported`
-    (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from.
+    (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from: a key of the message,
+    `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools.
     """
-    conversation = _Conversation(carries, reasoning_key)
+    conversation = _Conversation(carries, reasoning_key, book or ToolBook(()))
     if instructions:
         conversation.system(instructions)
     if isinstance(input, str):
@@ -68,9 +75,10 @@ class _Node:
 
 
 class _Conversation:
-    def __init__(self, carries: frozenset[str], reasoning_key: str) -> None:
+    def __init__(self, carries: frozenset[str], reasoning_key: str | None, book: ToolBook) -> None:
         self._carries = carries
         self._reasoning_key = reasoning_key
+        self._book = book
         self._nodes: list[_Node] = []
         self._reasoning = ""
         self._caller: dict[str, _Node] = {}
@@ -86,7 +94,14 @@ class _Conversation:
         return messages
 
     def item(self, item: Item, where: str) -> None:
-        match item.get("type") or "message":
+        kind = item.get("type") or "message"
+        if kind in CALLS and call_id_of(item):
+            self._call(item)
+            return
+        if kind in OUTPUTS and call_id_of(item):
+            self._call_output(item, where)
+            return
+        match kind:
             case "message":
                 role = ROLES[item["role"]]
                 if role == "assistant":
@@ -95,17 +110,13 @@ class _Conversation:
                     self.system(self._content(item.get("content"), f"{where}.content"))
                 else:
                     self.message(role, self._content(item.get("content"), f"{where}.content"))
-            case "function_call":
-                self._function_call(item)
-            case "function_call_output":
-                self._function_call_output(item, where)
+            case "compaction":
+                self.message("user", f"{SUMMARY}\n\n{item.get('summary') or UNREADABLE}")
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
-            case other:
-                raise Unsupported(
-                    f"Items of type '{other}' cannot be given to a chat-completions backend.",
-                    param=f"{where}.type",
-                )
+            case other if other not in SILENT:
+                # Something that OpenAI ran, in an earlier turn: the model reads what it was.
+                self._assistant(told(item), where)
 
     def message(self, role: str, content: Any) -> None:
         self._flush_reasoning()
@@ -134,23 +145,23 @@ class _Conversation:
         if refusals:
             message["refusal"] = "\n\n".join([*filter(None, [message.get("refusal")]), *refusals])
 
-    def _function_call(self, item: Item) -> None:
+    def _call(self, item: Item) -> None:
         node = self._open_assistant() or self._new_assistant()
+        made, arguments = call_of_item(item)
         call = {
             "id": item["call_id"],
             "type": "function",
-            "function": {"name": item["name"], "arguments": whole_arguments(item.get("arguments"))},
+            "function": {"name": self._book.name_of(made), "arguments": whole_arguments(arguments)},
         }
         node.message.setdefault("tool_calls", []).append(call)
         self._caller[item["call_id"]] = node
 
-    def _function_call_output(self, item: Item, where: str) -> None:
-        call_id = item["call_id"]
-        text, shown = self._output(item.get("output"), where)
-        node = self._caller.get(call_id)
+    def _call_output(self, item: Item, where: str) -> None:
+        text, shown = self._output(output_of(item, self._book), where)
+        node = self._caller.get(call_id_of(item) or "")
         if node is None:
-            raise orphan_output(call_id, where)
-        node.tools.append({"role": "tool", "tool_call_id": call_id, "content": text})
+            raise orphan_output(item, where)
+        node.tools.append({"role": "tool", "tool_call_id": call_id_of(item), "content": text})
         node.shown += shown
 
     def _output(self, output: Any, where: str) -> tuple[Any, list[dict[str, Any]]]:
@@ -175,16 +186,20 @@ class _Conversation:
 
     def _new_assistant(self) -> _Node:
         node = _Node({"role": "assistant", "content": None})
-        if self._reasoning:
+        if self._reasoning and self._reasoning_key == THINK_TAGS:
+            node.message["content"] = f"<think>\n{self._reasoning}\n</think>"
+        elif self._reasoning and self._reasoning_key:
             node.message[self._reasoning_key] = self._reasoning
-            self._reasoning = ""
+        self._reasoning = ""
         self._nodes.append(node)
         return node
 
     def _flush_reasoning(self) -> None:
         """Reasoning that no text or call followed: the turn was cut while the model was thinking."""
-        if self._reasoning:
-            self._new_assistant().message["content"] = ""
+        if self._reasoning and self._reasoning_key:
+            message = self._new_assistant().message
+            message["content"] = message["content"] or ""
+        self._reasoning = ""
 
     def _content(self, content: Any, where: str) -> Any:
         if content is None:
@@ -268,8 +283,22 @@ def whole_arguments(arguments: Any) -> str:
     return arguments
 
 
-def orphan_output(call_id: Any, where: str) -> InvalidRequest:
-    return InvalidRequest(f"No tool call found for function call output with call_id {call_id}.", param=where)
+def orphan_output(item: Item, where: str) -> InvalidRequest:
+    kind = item["type"].replace("_", " ")
+    return InvalidRequest(f"No tool call found for {kind} with call_id {call_id_of(item)}.", param=where)
+
+
+def told(item: Item) -> str:
+    """An item that no chat backend knows, as a text. Pictures and sealed texts are only named."""
+    said = {
+        key: "(not shown)" if isinstance(value, str) and len(value) > 20_000 else value
+        for key, value in item.items()
+        if key not in NOT_TOLD and value not in (None, "", [])
+    }
+    return f"[{item['type']}: {orjson.dumps(said).decode()}]"
+
+
+NOT_TOLD = frozenset({"type", "id", "status", "call_id", "encrypted_content", "fingerprint"})
 
 
 def _joined(first: Any, second: Any) -> Any:

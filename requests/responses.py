@@ -19,7 +19,6 @@ import msgspec
 from errors import InvalidRequest, Unsupported
 from requests.messages import (
     ROLES,
-    Item,
     Message,
     messages_to_responses_input,
     orphan_output,
@@ -27,9 +26,14 @@ from requests.messages import (
     whole_arguments,
 )
 from requests.tools import (
+    CALLS,
+    OUTPUTS,
+    Choice,
+    Item,
+    ToolBook,
+    call_id_of,
     check_tool_choice,
     check_tools,
-    omitted_tools,
     tool_choice_responses_to_chat,
     tools_responses_to_chat,
 )
@@ -42,7 +46,6 @@ __all__ = [
     "check_request",
     "input_items",
     "messages_to_responses_input",
-    "omitted_tools",
     "response_resource",
     "responses_input_to_messages",
     "tools_responses_to_chat",
@@ -153,7 +156,7 @@ def check_request(body: Any) -> CreateParams:
     if params.metadata:
         _check_metadata(params.metadata)
     check_tools(params.tools or [])
-    check_tool_choice(params.tool_choice, params.tools or [])
+    check_tool_choice(params.tool_choice)
     if params.text and params.text.format:
         _check_format(params.text.format)
     if isinstance(params.input, list):
@@ -190,19 +193,37 @@ def _check_item(item: dict[str, Any], where: str) -> None:
         if not isinstance(item.get("role"), str) or item["role"] not in ROLES:
             raise InvalidRequest("The role is user, assistant, system or developer.", param=f"{where}.role")
         _check_content(item.get("content"), f"{where}.content")
-    elif kind in ("function_call", "function_call_output"):
-        for key in ("call_id", "name") if kind == "function_call" else ("call_id",):
-            if not (isinstance(item.get(key), str) and item[key]):
-                raise InvalidRequest(f"A {kind} needs a '{key}'.", param=f"{where}.{key}")
-        if isinstance(item.get("output"), list):
-            _check_content(item["output"], f"{where}.output")
+    elif kind in CALLS | OUTPUTS:
+        _check_call(item, kind, where)
+    elif kind == "additional_tools":
+        if not isinstance(item.get("tools"), list):
+            raise InvalidRequest("The tools of an additional_tools item are a list.", param=f"{where}.tools")
+        check_tools(item["tools"], f"{where}.tools")
     elif kind == "reasoning":
         for key in ("content", "summary"):
             if not isinstance(item.get(key) or [], list):
                 raise InvalidRequest(f"The {key} of a reasoning item is a list of parts.", param=f"{where}.{key}")
             _check_content(item.get(key), f"{where}.{key}")
-    elif kind == "item_reference":
-        raise Unsupported("References to stored items are not supported: send the item.", param=where)
+    elif kind == "item_reference" and not item.get("id"):
+        raise InvalidRequest("A reference needs the 'id' of an item.", param=f"{where}.id")
+
+
+def _check_call(item: Item, kind: str, where: str) -> None:
+    if not isinstance(call_id_of(item), str) and item.get("execution") != "server":
+        raise InvalidRequest(f"A {kind} needs a 'call_id'.", param=f"{where}.call_id")
+    if kind in ("function_call", "custom_tool_call") and not (isinstance(item.get("name"), str) and item["name"]):
+        raise InvalidRequest(f"A {kind} needs a 'name'.", param=f"{where}.name")
+    if kind in ("function_call_output", "custom_tool_call_output") and item.get("output") is None:
+        raise InvalidRequest(f"A {kind} needs an 'output'.", param=f"{where}.output")
+    for key in ("action", "operation"):
+        if not isinstance(item.get(key) or {}, dict):
+            raise InvalidRequest(f"The {key} of a {kind} is an object.", param=f"{where}.{key}")
+    if isinstance(item.get("output"), list) and kind != "shell_call_output":
+        _check_content(item["output"], f"{where}.output")
+    if kind == "tool_search_output":
+        if not isinstance(item.get("tools") or [], list):
+            raise InvalidRequest("The tools of a tool_search_output are a list.", param=f"{where}.tools")
+        check_tools(item.get("tools") or [], f"{where}.tools")
 
 
 def _check_content(content: Any, where: str) -> None:
@@ -236,7 +257,7 @@ def input_items(input: str | list[Item] | None) -> list[Item]:
 
 
 def _input_item(item: Item) -> Item:
-    kind = item.get("type") or "message"
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
     whole = {**item, "type": kind, "id": item.get("id") or new_id(ID_PREFIXES.get(kind, "item"))}
     if kind == "message" and isinstance(content := item.get("content"), str):
         text_type = "output_text" if item["role"] == "assistant" else "input_text"
@@ -249,42 +270,51 @@ def _input_item(item: Item) -> Item:
 
 def check_input(items: list[Item], history: int) -> None:
     """Every call has its output and every output its call, once. Raises `InvalidRequest` with the words of OpenAI."""
-    open_calls: dict[str, bool] = {}
+    open_calls: dict[str, Item] = {}
     answered: set[str] = set()
     for index, item in enumerate(items):
-        kind = item.get("type")
+        kind = item.get("type", "")
+        if (kind not in CALLS and kind not in OUTPUTS) or (call_id := call_id_of(item)) is None:
+            continue
         where = f"input[{index - history}].call_id" if index >= history else "previous_response_id"
-        if kind == "function_call":
-            if item["call_id"] in open_calls or item["call_id"] in answered:
-                raise InvalidRequest(f"Duplicate function call with call_id {item['call_id']}.", param=where)
-            open_calls[item["call_id"]] = item.get("status") != "incomplete"
-        elif kind == "function_call_output":
-            if item["call_id"] in answered:
-                raise InvalidRequest(f"Duplicate output for function call {item['call_id']}.", param=where)
-            if open_calls.pop(item["call_id"], None) is None:
-                raise orphan_output(item["call_id"], where)
-            answered.add(item["call_id"])
-    for call_id, was_whole in open_calls.items():
-        if was_whole:
-            raise InvalidRequest(f"No tool output found for function call {call_id}.", param="input")
+        if kind in CALLS:
+            if call_id in open_calls or call_id in answered:
+                raise InvalidRequest(f"Duplicate {_words(kind)} with call_id {call_id}.", param=where)
+            open_calls[call_id] = item
+        else:
+            if call_id in answered:
+                raise InvalidRequest(
+                    f"Duplicate output for {_words(kind).removesuffix(' output')} {call_id}.", param=where
+                )
+            if open_calls.pop(call_id, None) is None:
+                raise orphan_output(item, where)
+            answered.add(call_id)
+    for call_id, item in open_calls.items():
+        if item.get("status") != "incomplete":
+            raise InvalidRequest(f"No tool output found for {_words(item['type'])} {call_id}.", param="input")
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def without_cut_calls(items: list[Item]) -> list[Item]:
     """The items less the calls that were cut off at a token limit and never answered: no client could run them."""
-    cut = {
-        item["call_id"] for item in items if item.get("type") == "function_call" and item.get("status") == "incomplete"
-    }
+    cut = {item["call_id"] for item in items if item.get("type") in CALLS and item.get("status") == "incomplete"}
     if not cut:
         return items
-    cut -= {item["call_id"] for item in items if item.get("type") == "function_call_output"}
-    return [item for item in items if item.get("type") != "function_call" or item["call_id"] not in cut]
+    cut -= {call_id_of(item) for item in items if item.get("type") in OUTPUTS}
+    return [item for item in items if item.get("type") not in CALLS or item.get("call_id") not in cut]
 
 
 # ── the chat request ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def chat_request(request: dict[str, Any], messages: list[Message], *, model: str, stream: bool) -> dict[str, Any]:
-    """The parameters of POST /v1/chat/completions for a Responses request and its translated messages.
+def chat_request(
+    request: dict[str, Any], messages: list[Message], *, model: str, stream: bool, choice: Choice | None = None
+) -> dict[str, Any]:
+    """The parameters of POST /v1/chat/completions for a Responses request and its translated messages. `choice` holds the
+    tools and the tool choice, if they are not those of the request alone.
 
     Keys that we do not know (`seed`, `top_k`, `chat_template_kwargs`, …) go on as they are. Raises `Unsupported` or
     `InvalidRequest` for a tool choice that the backend cannot be given.
@@ -293,11 +323,12 @@ def chat_request(request: dict[str, Any], messages: list[Message], *, model: str
     params |= {key: request[key] for key in PASSED_ON if request.get(key) is not None}
     params["model"] = model
     params["messages"] = messages
-    choice, tools = tool_choice_responses_to_chat(request.get("tool_choice"), request.get("tools") or [])
-    if chat_tools := tools_responses_to_chat(tools):
-        params["tools"] = chat_tools
-        if choice is not None:
-            params["tool_choice"] = choice
+    if choice is None:
+        choice = tool_choice_responses_to_chat(request.get("tool_choice"), ToolBook(request.get("tools") or []))
+    if choice.tools:
+        params["tools"] = choice.tools
+        if choice.chat is not None:
+            params["tool_choice"] = choice.chat
         if (parallel := request.get("parallel_tool_calls")) is not None:
             params["parallel_tool_calls"] = parallel
     if request.get("max_output_tokens") is not None:
@@ -348,9 +379,18 @@ ID_PREFIXES = {
     "reasoning": "rs",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
+    "local_shell_call": "lsh",
+    "local_shell_call_output": "lsho",
+    "shell_call": "sh",
+    "shell_call_output": "sho",
+    "apply_patch_call": "apc",
+    "apply_patch_call_output": "apco",
+    "additional_tools": "at",
     "compaction": "cmp",
 }
-HAS_STATUS = frozenset({"message", "function_call", "function_call_output"})
+HAS_STATUS = frozenset({"message"}) | CALLS | OUTPUTS
 
 
 def new_id(prefix: str) -> str:

@@ -1,64 +1,428 @@
-"""Tools and tool choices, Responses to chat.
+"""Tools: as the client names them, and as a chat backend is offered them.
 
-A chat backend runs functions that the client executes. Tools that OpenAI itself would run (web_search and the like) have
-no chat form: they are left out for the backend and named to the client, unless the request insists on them.
+    request.tools, additional_tools, tool_search_output ──ToolBook──▶ chat functions, each with a name of its own
+    a call of the backend ──ToolBook.call_of──▶ function_call, custom_tool_call, shell_call, … as the client expects it
+
+A chat backend knows functions and nothing else. Whatever the client runs itself can be offered as one: custom tools become a
+function with one text, the tools of a namespace get the namespace in front, the shells and `apply_patch` get parameters of
+their own. What only OpenAI can run (web_search and the like) is left out, and named to the client.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import orjson
 
 from errors import InvalidRequest, Unsupported
 
 Tool = dict[str, Any]
+Item = dict[str, Any]
 
-# OpenAI's types of tools other than functions. A type that is not among these is a client's own text, and not for the log.
+MAX_NAME = 64
+# OpenAI's own tools that no chat backend can run. A type that is not among these is a client's own text: not for the log.
 OPENAI_TOOLS = frozenset(
     {
-        "apply_patch",
         "code_interpreter",
         "computer",
         "computer_use_preview",
-        "custom",
         "file_search",
         "image_generation",
-        "local_shell",
         "mcp",
-        "namespace",
         "programmatic_tool_calling",
-        "shell",
         "tool_search",
         "web_search",
         "web_search_preview",
     }
 )
+# Items that bring tools of their own along.
+BRINGS_TOOLS = frozenset({"additional_tools", "tool_search_output"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a call of an offered tool is told to the client."""
+
+    type: str
+    name: str
+    namespace: str | None = None
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    required = [name for name, schema in properties.items() if not schema.pop("optional", False)]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _shells() -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Tools that clients run under a type instead of a name: the type of their calls, what they do, what they take."""
+    text = {"type": "string"}
+    texts = {"type": "array", "items": text}
+    milliseconds = {"type": "integer", "description": "How long it may run.", "optional": True}
+    return {
+        "local_shell": (
+            "local_shell_call",
+            "Runs a command on the user's computer.",
+            _object(
+                command={**texts, "description": "The program and its arguments."},
+                working_directory={**text, "optional": True},
+                timeout_ms=milliseconds,
+            ),
+        ),
+        "shell": (
+            "shell_call",
+            "Runs shell commands, each as if typed at a prompt.",
+            _object(
+                commands={**texts, "description": "One or more commands."},
+                timeout_ms=dict(milliseconds),
+                max_output_length={"type": "integer", "optional": True},
+            ),
+        ),
+        "apply_patch": (
+            "apply_patch_call",
+            "Creates, updates or deletes one file.",
+            _object(
+                type={"type": "string", "enum": ["create_file", "update_file", "delete_file"]},
+                path={**text, "description": "The file."},
+                diff={
+                    **text,
+                    "description": "What changes, as a V4A diff: lines that begin with a space stay, with - go, with + come, "
+                    "@@ names the place. For a new file every line begins with +. Not for a deletion.",
+                    "optional": True,
+                },
+            ),
+        ),
+    }
+
+
+TYPED_TOOLS = _shells()
+
+
+class ToolBook:
+    """The tools of a turn. `chat` is what the backend is offered, `omitted` what it cannot be, as `type` or `type:name`."""
+
+    def __init__(self, tools: Iterable[Tool]) -> None:
+        self.chat: list[Tool] = []
+        self.omitted: list[str] = []
+        self._calls: dict[str, Call] = {}
+        self._names: dict[Call, str] = {}
+        for tool in tools:
+            self._add(tool, None)
+
+    @classmethod
+    def of(cls, tools: list[Tool] | None, items: Iterable[Item]) -> ToolBook:
+        """The tools of a request, and those that its items bring along."""
+        brought = [tool for item in items if item.get("type") in BRINGS_TOOLS for tool in item.get("tools") or []]
+        return cls([*(tools or []), *brought])
+
+    def call_of(self, name: str) -> Call:
+        """What the client is told when the backend calls `name`. A name that was not offered is a function."""
+        return self._calls.get(name) or Call("function_call", name)
+
+    def name_of(self, call: Call) -> str:
+        """What the backend knows a tool as, also one of an earlier turn that is not offered any more."""
+        return self._names.get(call) or _flat_name(call.name, call.namespace)
+
+    def names_of(self, choice: Tool) -> list[str]:
+        """The backend's names of what an entry of a tool choice means: a tool, or all of a namespace."""
+        kind, name = choice.get("type"), _name_of(choice)
+        if kind == "namespace":
+            return [wire for call, wire in self._names.items() if call.namespace == name]
+        call_type = "custom_tool_call" if kind == "custom" else f"{kind}_call"
+        call = Call(call_type, name if isinstance(name, str) else str(kind), choice.get("namespace"))
+        return [self._names[call]] if call in self._names else []
+
+    def names_in(self, tools: Iterable[Tool]) -> list[str]:
+        """The backend's names of those of the tools that it was offered."""
+        return [name for tool in tools for name in self.names_of(tool)]
+
+    def _add(self, tool: Tool, namespace: str | None) -> None:
+        kind = tool["type"]
+        if kind == "namespace":
+            for inner in tool.get("tools") or []:
+                self._add(inner, tool["name"])
+        elif kind == "function":
+            self._offer(
+                Call("function_call", tool["name"], namespace), tool.get("description"), tool.get("parameters"), tool
+            )
+        elif kind == "custom":
+            self._offer(
+                Call("custom_tool_call", tool["name"], namespace), _custom_description(tool), _custom_parameters(tool)
+            )
+        elif kind == "tool_search" and tool.get("execution") == "client":
+            self._offer(Call("tool_search_call", "tool_search"), tool.get("description"), tool.get("parameters"))
+        elif kind in TYPED_TOOLS:
+            call_type, description, parameters = TYPED_TOOLS[kind]
+            self._offer(Call(call_type, kind), description, parameters)
+        else:
+            name = tool.get("name") or tool.get("server_label")
+            self.omitted.append(f"{kind}:{name}" if name else str(kind))
+
+    def _offer(self, call: Call, description: str | None, parameters: Any, function: Tool | None = None) -> None:
+        if call in self._names:
+            return  # The same tool again: a later request names it, and an earlier item brought it.
+        wire = _flat_name(call.name, call.namespace)
+        if wire in self._calls:
+            wire = _hashed_name(call.name, f"{call.type} {call.namespace}")
+        self._calls[wire] = call
+        self._names[call] = wire
+        chat = {"name": wire}
+        if description is not None:
+            chat["description"] = description
+        if parameters is not None:
+            chat["parameters"] = parameters
+        if function is not None and function.get("strict") is not None:
+            chat["strict"] = function["strict"]
+        self.chat.append({"type": "function", "function": chat})
 
 
 def tools_responses_to_chat(tools: list[Tool]) -> list[Tool]:
-    """The chat form of the function tools; the others are left out (`omitted_tools` names them)."""
-    return [_function(tool) for tool in tools if tool.get("type") == "function"]
+    """The chat form of all tools that a chat backend can be offered."""
+    return ToolBook(tools).chat
 
 
-def omitted_tools(tools: list[Tool]) -> list[str]:
-    """What a chat backend cannot be offered, as `type` or `type:name`."""
-    return [
-        f"{tool['type']}:{tool['name']}" if tool.get("name") else str(tool["type"])
-        for tool in tools
-        if tool.get("type") != "function"
-    ]
+def _flat_name(name: str, namespace: str | None) -> str:
+    whole = f"{namespace}__{name}" if namespace else name
+    flat = re.sub(r"[^a-zA-Z0-9_-]", "_", whole)
+    fits = len(flat) <= MAX_NAME and (flat == whole or not namespace)
+    return flat if fits else _hashed_name(name, namespace)
 
 
-def check_tools(tools: list[Any]) -> None:
-    """Raises `InvalidRequest` for tools that are none: no type, or a function without a name."""
+def _hashed_name(name: str, namespace: str | None) -> str:
+    """A name for what would collide or be too long: readable, and always the same."""
+    digest = hashlib.sha256(f"{namespace}\0{name}".encode()).hexdigest()[:8]
+    readable = re.sub(r"[^a-zA-Z0-9_-]", "_", name)
+    return f"{readable[: MAX_NAME - 9]}_{digest}"
+
+
+# ── custom tools ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _custom_description(tool: Tool) -> str:
+    """A chat backend cannot be held to a grammar here, but the model can read it."""
+    description: str = tool.get("description") or ""
+    format = tool.get("format") or {}
+    if format.get("type") == "grammar":
+        grammar = f"The text must follow this {format.get('syntax')} grammar:\n{format.get('definition')}"
+        description = f"{description}\n\n{grammar}" if description else grammar
+    return description
+
+
+def _custom_parameters(tool: Tool) -> dict[str, Any]:
+    text = {"type": "string", "description": "The whole text for the tool, as it is."}
+    format = tool.get("format") or {}
+    if format.get("syntax") == "regex" and isinstance(format.get("definition"), str):
+        # Servers that hold a model to a schema (llama.cpp, vLLM) hold it to this as well.
+        definition = re.sub(r"(?<!\\)((?:\\\\)*)\$\Z", r"\1", format["definition"].removeprefix("^"))
+        text["pattern"] = f"^({definition})$"
+    return _object(input=text)
+
+
+class TextOfJSON:
+    """Gives the text of `{"input": "…"}` while its JSON is still arriving. It reads what models write, not only what is JSON:
+    raw line ends, escapes that there are not, halves of characters. Anything else than such an object has no `text`."""
+
+    __slots__ = ("_at", "_json", "is_open", "text")
+
+    _START = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+    _PIECE = re.compile(
+        r"""(?P<plain>[^"\\]+) | \\u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})
+        | \\u(?P<code>[0-9a-fA-F]{4}) | \\(?P<escape>[^u]) | (?P<unicode>\\u)""",
+        re.VERBOSE,
+    )
+    # What may still become a whole escape, or a pair of them.
+    _PARTIAL = re.compile(r"\\(u([0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(\\(u[0-9a-fA-F]{0,3})?)?))?\Z")
+    _ESCAPES: ClassVar = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "/": "/"}
+
+    def __init__(self) -> None:
+        self._json = ""
+        self._at = 0
+        self.is_open = False
+        self.text = ""
+
+    def feed(self, fragment: str) -> str:
+        """What `fragment` adds to the text."""
+        self._json += fragment
+        if not self._at and (start := self._START.match(self._json)):
+            self._at, self.is_open = start.end(), True
+        if not self.is_open:
+            return ""
+        added: list[str] = []
+        while self._at < len(self._json) and not self._PARTIAL.match(self._json, self._at):
+            piece = self._PIECE.match(self._json, self._at)
+            if piece is None:  # the closing quote
+                self.is_open = False
+                break
+            added.append(self._decoded(piece))
+            self._at = piece.end()
+        self.text += (text := "".join(added))
+        return text
+
+    @property
+    def begun(self) -> bool:
+        return self._at > 0
+
+    def _decoded(self, piece: re.Match[str]) -> str:
+        match piece.lastgroup:
+            case "low":
+                return chr(0x10000 + ((int(piece["high"], 16) - 0xD800) << 10) + int(piece["low"], 16) - 0xDC00)
+            case "code":
+                code = int(piece["code"], 16)
+                return "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
+            case "escape":
+                return self._ESCAPES.get(piece["escape"], piece[0])
+            case _:
+                return piece[0]
+
+
+def custom_input(arguments: str, *, whole: bool = True) -> str:
+    """The text for a custom tool, out of the arguments of the function that stands for it. Of a call that was cut off, only
+    what surely is text."""
+    reader = TextOfJSON()
+    reader.feed(arguments)
+    if reader.begun or not whole:
+        return reader.text
+    try:
+        given = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return arguments
+    if isinstance(given, dict):
+        texts = [value for value in given.values() if isinstance(value, str)]
+        if isinstance(given.get("input"), str):
+            return str(given["input"])
+        if len(given) <= 1 and len(texts) == len(given):
+            return "".join(texts)
+    return given if isinstance(given, str) else arguments
+
+
+# ── calls, as items ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+# The items that are calls, and those that answer one.
+CALLS = frozenset(
+    {"function_call", "custom_tool_call", "tool_search_call", "local_shell_call", "shell_call", "apply_patch_call"}
+)
+OUTPUTS = frozenset(
+    {
+        "function_call_output",
+        "custom_tool_call_output",
+        "tool_search_output",
+        "local_shell_call_output",
+        "shell_call_output",
+        "apply_patch_call_output",
+    }
+)
+
+
+def call_id_of(item: Item) -> str | None:
+    """The id that ties a call to its output. A local shell's output has had it as its own."""
+    return item.get("call_id") or (item.get("id") if item.get("type") == "local_shell_call_output" else None)
+
+
+def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str) -> Item:
+    """A backend's call, as the item that the client expects."""
+    item: Item = {"type": call.type, "id": id, "call_id": call_id, "status": status}
+    if call.type == "function_call":
+        item |= {"name": call.name, "arguments": arguments}
+    elif call.type == "custom_tool_call":
+        item |= {"name": call.name, "input": custom_input(arguments, whole=status == "completed")}
+    else:
+        given = arguments_of(arguments) or {}
+        if call.type == "tool_search_call":
+            item |= {"execution": "client", "arguments": given}
+        elif call.type == "local_shell_call":
+            action = {"type": "exec", "command": _texts(given.get("command")), "env": {}}
+            item["action"] = action | {key: given[key] for key in ("timeout_ms", "working_directory") if given.get(key)}
+        elif call.type == "shell_call":
+            commands = _texts(given.get("commands") or given.get("command"))
+            limits = {key: given.get(key) for key in ("timeout_ms", "max_output_length")}
+            item["action"] = {"commands": commands, **limits}
+        else:
+            operation = {"type": given.get("type") or "update_file", "path": str(given.get("path") or "")}
+            if operation["type"] != "delete_file":
+                operation["diff"] = str(given.get("diff") or "")
+            item["operation"] = operation
+    return item | ({"namespace": call.namespace} if call.namespace else {})
+
+
+def call_of_item(item: Item) -> tuple[Call, Any]:
+    """The other way: the call that an item was, and its arguments."""
+    kind = item["type"]
+    match kind:
+        case "function_call":
+            return Call(kind, item["name"], item.get("namespace")), item.get("arguments")
+        case "custom_tool_call":
+            return Call(kind, item["name"], item.get("namespace")), {"input": item.get("input") or ""}
+        case "tool_search_call":
+            return Call(kind, "tool_search"), item.get("arguments")
+        case "apply_patch_call":
+            return Call(kind, "apply_patch"), item.get("operation")
+        case _:
+            action = {key: value for key, value in (item.get("action") or {}).items() if value and key != "type"}
+            return Call(kind, kind.removesuffix("_call")), action
+
+
+def output_of(item: Item, book: ToolBook) -> Any:
+    """What a call's output says: a text, or content parts."""
+    match item["type"]:
+        case "function_call_output" | "custom_tool_call_output":
+            return item.get("output")
+        case "tool_search_output":
+            names = book.names_in(item.get("tools") or [])
+            return f"These tools can be called now: {', '.join(names)}" if names else "No tool was found."
+        case "shell_call_output" if isinstance(item.get("output"), list):
+            return "\n".join(_shell_output(output) for output in item["output"])
+        case "apply_patch_call_output":
+            return f"{item.get('status') or 'completed'}: {item.get('output') or ''}".rstrip(": ")
+        case _:
+            return item.get("output")
+
+
+def _shell_output(output: Any) -> str:
+    if not isinstance(output, dict):
+        return str(output)
+    outcome = output.get("outcome") or {}
+    end = f"exit code {outcome.get('exit_code')}" if outcome.get("type") == "exit" else "it took too long"
+    return "\n".join(filter(None, [output.get("stdout"), output.get("stderr"), f"({end})"]))
+
+
+def arguments_of(arguments: str) -> dict[str, Any] | None:
+    """Arguments as an object; None for what is none."""
+    try:
+        given = orjson.loads(arguments or "{}")
+    except orjson.JSONDecodeError:
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+# ── checks and choices ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_tools(tools: list[Any], where: str = "tools") -> None:
+    """Raises `InvalidRequest` for tools that are none: no type, or a function, custom tool or namespace without a name."""
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
-            raise InvalidRequest("A tool is an object with a 'type'.", param=f"tools[{index}].type")
-        if tool["type"] == "function" and not (isinstance(tool.get("name"), str) and tool["name"]):
-            raise InvalidRequest("A function tool needs a 'name'.", param=f"tools[{index}].name")
+            raise InvalidRequest("A tool is an object with a 'type'.", param=f"{where}[{index}].type")
+        if tool["type"] in ("function", "custom", "namespace") and not (
+            isinstance(tool.get("name"), str) and tool["name"]
+        ):
+            raise InvalidRequest(f"A {tool['type']} tool needs a 'name'.", param=f"{where}[{index}].name")
+        if tool["type"] == "namespace":
+            if not isinstance(tool.get("tools") or [], list):
+                raise InvalidRequest("The tools of a namespace are a list.", param=f"{where}[{index}].tools")
+            check_tools(tool.get("tools") or [], f"{where}[{index}].tools")
+        if not isinstance(tool.get("format") or {}, dict):
+            raise InvalidRequest("The format of a custom tool is an object.", param=f"{where}[{index}].format")
 
 
-def check_tool_choice(choice: Any, tools: list[Tool]) -> None:
-    """Raises `InvalidRequest` for a choice that is none, or that names a function which is not in `tools`."""
+def check_tool_choice(choice: Any) -> None:
+    """Raises `InvalidRequest` for a tool choice that is none."""
     if choice is None:
         return
     if isinstance(choice, str):
@@ -67,53 +431,68 @@ def check_tool_choice(choice: Any, tools: list[Tool]) -> None:
         return
     if not isinstance(choice.get("type"), str):
         raise InvalidRequest("A tool choice is a word or an object with a 'type'.", param="tool_choice.type")
-    names = [tool.get("name") for tool in tools if tool["type"] == "function"]
-    if choice["type"] == "function" and _name_of(choice) not in names:
-        raise InvalidRequest("Tool choice 'function' names a function that is not in 'tools'.", param="tool_choice")
     if choice["type"] == "allowed_tools":
         if choice.get("mode") not in (None, "auto", "required"):
             raise InvalidRequest("The mode of 'allowed_tools' is auto or required.", param="tool_choice.mode")
         if not isinstance(choice.get("tools"), list):
             raise InvalidRequest("'allowed_tools' needs a list of tools.", param="tool_choice.tools")
         for index, tool in enumerate(choice["tools"]):
-            where = f"tool_choice.tools[{index}]"
             if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
-                raise InvalidRequest("A tool is an object with a 'type'.", param=where)
-            if tool["type"] == "function" and _name_of(tool) not in names:
-                raise InvalidRequest("A function is allowed that is not in 'tools'.", param=where)
+                raise InvalidRequest("A tool is an object with a 'type'.", param=f"tool_choice.tools[{index}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tool choice for a chat backend. `allowed` are the only names it may call, None if any: it is we who hold it to that,
+    for hardly a chat server knows such a list."""
+
+    chat: Any
+    tools: list[Tool]
+    allowed: frozenset[str] | None = None
+
+
+NO_TOOLS = Choice(None, [])
+
+
+def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> Choice:
+    """The chat form of a checked `tool_choice`. Raises `InvalidRequest` for a tool that is not there, `Unsupported` for one that
+    the backend cannot be made to use."""
+    if choice is None or isinstance(choice, str):
+        if choice == "required" and not book.chat:
+            raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
+        return Choice(choice, book.chat)
+    if choice["type"] == "allowed_tools":
+        return _allowed_tools(choice, book)
+    names = book.names_of(choice)
+    if not names:
+        if choice["type"] in ("function", "custom"):
+            raise InvalidRequest("The tool choice names a tool that is not in 'tools'.", param="tool_choice")
+        raise Unsupported(
+            f"The backend cannot be made to use '{choice['type']}'.", param="tool_choice", code="unsupported_tool"
+        )
+    return Choice({"type": "function", "function": {"name": names[0]}}, book.chat)
+
+
+def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> Choice:
+    """All tools stay visible, as Responses wants it, and calls of others are suppressed. Only where one of several must be
+    called can the backend be shown no more than these."""
+    allowed: list[str] = []
+    for index, tool in enumerate(choice["tools"]):
+        names = book.names_of(tool)
+        if not names and tool["type"] in ("function", "custom"):
+            raise InvalidRequest("A tool is allowed that is not in 'tools'.", param=f"tool_choice.tools[{index}]")
+        allowed += names
+    if choice.get("mode") != "required":
+        return Choice("auto" if allowed else "none", book.chat, frozenset(allowed))
+    if not allowed:
+        raise Unsupported("There is no allowed tool that this backend could be required to call.", param="tool_choice")
+    if len(allowed) == 1:
+        return Choice({"type": "function", "function": {"name": allowed[0]}}, book.chat, frozenset(allowed))
+    tools = [tool for tool in book.chat if tool["function"]["name"] in allowed]
+    return Choice("required", tools, frozenset(allowed))
 
 
 def _name_of(tool: dict[str, Any]) -> Any:
-    """The name of a function, also where it is given in the chat form."""
+    """The name of a tool, also where it is given in the chat form."""
     function = tool.get("function")
     return (function if isinstance(function, dict) else tool).get("name")
-
-
-def tool_choice_responses_to_chat(choice: Any, tools: list[Tool]) -> tuple[Any, list[Tool]]:
-    """The chat form of a checked `tool_choice`, and the tools to offer with it. Raises `Unsupported` for what no chat backend
-    can be made to do.
-
-    `allowed_tools` is a hard limit in Responses and unknown to most chat servers: what is not allowed is not offered.
-    """
-    functions = {tool["name"]: tool for tool in tools if tool["type"] == "function"}
-    if choice is None or isinstance(choice, str):
-        if choice == "required" and not functions:
-            raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
-        return choice, tools
-    if choice["type"] == "function":
-        return {"type": "function", "function": {"name": _name_of(choice)}}, tools
-    if choice["type"] == "allowed_tools":
-        allowed = [functions[_name_of(tool)] for tool in choice["tools"] if tool["type"] == "function"]
-        if choice.get("mode") == "required" and not allowed:
-            raise Unsupported(
-                "There is no allowed tool that this backend could be required to call.", param="tool_choice"
-            )
-        return (choice.get("mode") or "auto") if allowed else "none", allowed
-    raise Unsupported(
-        f"The backend cannot be made to use '{choice['type']}'.", param="tool_choice", code="unsupported_tool"
-    )
-
-
-def _function(tool: Tool) -> Tool:
-    function = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
-    return {"type": "function", "function": function}

@@ -1,0 +1,74 @@
+"""Compaction: a long conversation becomes a summary that the client carries for us, sealed.
+
+    POST /v1/responses/compact          a window of items to go on with
+    input item `compaction_trigger`     likewise, as the one output item of an ordinary response (Codex)
+
+The summary is made by the model of the request. Sent back, it is opened and given to the model in the place where it stands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.http import cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.responses import Primed, final_response, run_turn
+from api.turn import begin_turn
+from errors import InvalidRequest
+
+routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+
+@routes.post("/compact")
+async def compact_response(request: Request) -> Response:
+    """Compacts a conversation. Body: `model`, and `input` or `previous_response_id`, and `instructions`. Answers a
+    `response.compaction` with the user's messages and one `compaction` item, to be sent as they are in place of the
+    conversation. Errors: as of POST /v1/responses."""
+    state = request.app.state
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    given = body.get("input") or []
+    if not given and not body.get("previous_response_id"):
+        raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
+    if isinstance(given, str):
+        given = [{"type": "message", "role": "user", "content": given}]
+    if not isinstance(given, list):
+        raise InvalidRequest("The input is a text or a list of items.", param="input")
+    wanted = {
+        **body,
+        "input": [*given, {"type": "compaction_trigger"}],
+        "store": False,
+        "stream": False,
+        "background": False,
+    }
+    turn = await begin_turn(state, wanted, owner_of(request))
+    batches = Primed(run_turn(state, turn))
+    try:
+        async with cancelled_if_client_leaves(request.receive):
+            await batches.prime()
+            response = await final_response(batches)
+    finally:
+        await batches.aclose()
+    kept = [item for item in (*turn.history, *turn.input) if item.get("role") == "user"]
+    return json_response(
+        {
+            "id": response["id"],
+            "object": "response.compaction",
+            "created_at": response["created_at"],
+            "output": [*kept, *(item for item in response["output"] if item["type"] == "compaction")],
+            "usage": response["usage"] or NO_USAGE,
+        },
+        headers=turn.headers,
+    )
+
+
+NO_USAGE: dict[str, Any] = {
+    "input_tokens": 0,
+    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    "output_tokens": 0,
+    "output_tokens_details": {"reasoning_tokens": 0},
+    "total_tokens": 0,
+}

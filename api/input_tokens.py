@@ -1,0 +1,70 @@
+"""POST /v1/responses/input_tokens: how long a request is, before it is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.http import cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.responses import chat_params
+from api.turn import Turn, begin_turn, native_params
+from errors import BackendError, InvalidRequest
+
+routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+
+# What a token is in English and in code, roughly; and what a message costs beside its text.
+BYTES_PER_TOKEN = 4
+
+
+@routes.post("/input_tokens")
+async def count_input_tokens(request: Request) -> Response:
+    """Counts the input tokens of a request for a response, with its history, instructions and tools: by the backend where it
+    can, else by an estimate, which the header `x-nomyo-estimated: true` admits. Answers `{object, input_tokens}`. Errors: as of
+    POST /v1/responses."""
+    state = request.app.state
+    body = await read_json(request)
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    turn = await begin_turn(state, {**body, "store": False, "stream": False, "background": False}, owner_of(request))
+    async with cancelled_if_client_leaves(request.receive):
+        endpoint, model = await state.pool.choose(turn.model)
+        try:
+            tokens, estimated = await _count(state, endpoint, turn, model)
+        finally:
+            state.pool.release(endpoint)
+    headers = {"x-nomyo-estimated": "true"} if estimated else None
+    return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
+
+
+async def _count(state: Any, endpoint: Any, turn: Turn, model: str) -> tuple[int, bool]:
+    """The tokens, and whether they are an estimate."""
+    if endpoint.kind.native:
+        params = {key: value for key, value in native_params(turn, model, state.sealer).items() if key in COUNTED}
+    else:
+        params = chat_params(turn, endpoint.kind, state.sealer, model, stream=False)
+    if endpoint.kind.count_path:
+        counted = await endpoint.client.post_json(endpoint.kind.count_path, params)
+        if not isinstance(counted, dict) or not isinstance(counted.get("input_tokens"), int):
+            raise BackendError("The backend's count cannot be understood.", code="backend_bad_answer")
+        return counted["input_tokens"], False
+    said = {key: params[key] for key in ("messages", "tools", "response_format") if key in params}
+    return len(orjson.dumps(said)) // BYTES_PER_TOKEN, True
+
+
+# What OpenAI's own counter takes.
+COUNTED = frozenset(
+    {
+        "model",
+        "input",
+        "instructions",
+        "tools",
+        "tool_choice",
+        "text",
+        "reasoning",
+        "truncation",
+        "parallel_tool_calls",
+    }
+)

@@ -1,0 +1,29 @@
+"""Opaque texts that a client carries for us: sealed reasoning and compacted conversations.
+
+Encrypted and authenticated (Fernet: AES-128-CBC with HMAC-SHA256), so that nobody else can read or forge one, and every
+router with the same key can open it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+from cryptography.fernet import Fernet, InvalidToken
+
+
+class Sealer:
+    """Seals with one key. `key` is any text; what it is made of is up to whoever chose it."""
+
+    def __init__(self, key: str) -> None:
+        self._fernet = Fernet(base64.urlsafe_b64encode(hashlib.sha256(key.encode()).digest()))
+
+    def seal(self, text: str) -> str:
+        return self._fernet.encrypt(text.encode()).decode()
+
+    def open(self, sealed: str) -> str | None:
+        """The text, or None for anything that was not sealed with this key."""
+        try:
+            return self._fernet.decrypt(sealed.encode()).decode()
+        except (InvalidToken, UnicodeError):
+            return None
