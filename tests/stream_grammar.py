@@ -18,7 +18,17 @@ import orjson
 
 Json = dict[str, Any]
 
-PREFIXES = {"message": "msg_", "function_call": "fc_", "reasoning": "rs_", "custom_tool_call": "ctc_"}
+PREFIXES = {
+    "message": "msg_",
+    "function_call": "fc_",
+    "reasoning": "rs_",
+    "custom_tool_call": "ctc_",
+    "tool_search_call": "tsc_",
+    "local_shell_call": "lsh_",
+    "shell_call": "sh_",
+    "apply_patch_call": "apc_",
+    "compaction": "cmp_",
+}
 
 # What an item holds before its first delta.
 ZERO_VALUES: dict[str, Json] = {
@@ -41,6 +51,15 @@ PARTS_OF = {"message": ("output_text", "refusal"), "reasoning": ("reasoning_text
 TEXTS = {
     "function_call": ("response.function_call_arguments", "arguments"),
     "custom_tool_call": ("response.custom_tool_call_input", "input"),
+}
+
+# Items that have no events of their own between added and done: they come whole. What they must hold, and its type.
+WHOLE: dict[str, dict[str, type]] = {
+    "tool_search_call": {"call_id": str, "execution": str, "arguments": dict},
+    "local_shell_call": {"call_id": str, "action": dict},
+    "shell_call": {"call_id": str, "action": dict},
+    "apply_patch_call": {"call_id": str, "operation": dict},
+    "compaction": {"encrypted_content": str},
 }
 
 # Events of hosted tools that only have to belong to an open item.
@@ -437,6 +456,7 @@ class _Checker:
         if kind in TEXTS:
             for key in ("call_id", "name"):
                 assert _is_name(item.get(key)), f"{key} is {item.get(key)!r}"
+        _check_whole(item)
         self.items.append(_Item(item))
 
     def _open_item(self, event: Json) -> _Item:
@@ -458,7 +478,12 @@ class _Checker:
         _check_nulls(done)
         _check_same(done, item.added)
         kind = done["type"]
-        statuses = ("completed", "incomplete")
+        # An apply_patch_call knows no other end.
+        statuses = ("completed",) if kind == "apply_patch_call" else ("completed", "incomplete")
+        if kind in WHOLE:
+            _check_whole(done)
+            changed = [key for key in WHOLE[kind] if done[key] != item.added[key]]
+            assert not changed, f"{changed} are not what was added"
         if kind in ("message", "function_call"):
             assert done.get("status") in statuses, f"the item's status is {done.get('status')!r}"
         elif kind in PREFIXES:
@@ -604,6 +629,12 @@ def _at(parts: list[_Part], event: Json, index_key: str) -> _Part:
 def _check_same(item: Json, added: Json) -> None:
     for key in ("id", "type", "role", "call_id", "name", "namespace"):
         assert item.get(key) == added.get(key), f"{key} was {added.get(key)!r}, and is {item.get(key)!r}"
+
+
+def _check_whole(item: Json) -> None:
+    for key, type_ in WHOLE.get(item["type"], {}).items():
+        assert isinstance(item.get(key), type_), f"{key} is {item.get(key)!r}"
+        assert item[key] != "", f"{key} is empty"
 
 
 def _check_nulls(item: Json) -> None:

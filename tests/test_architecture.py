@@ -22,12 +22,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
     "requests": {"errors"},
+    "seals": set(),
     "tasks": {"errors"},
     "db": {"errors"},
     "cache": {"config", "errors"},
     "backends": {"config", "errors", "requests"},
     "api": {"backends", "cache", "errors", "requests"},
-    "router": {"api", "backends", "cache", "config", "db", "errors", "requests", "tasks"},
+    "router": {"api", "backends", "cache", "config", "db", "errors", "requests", "seals", "tasks"},
 }
 # What is in the repo and no part of the service.
 OUTSIDE = {"benchmarks", "demo", "tests"}

@@ -18,27 +18,24 @@ from openai.types.responses import Response
 from errors import InvalidRequest
 from requests.messages import responses_input_to_messages
 from requests.responses import chat_request, check_input, check_request, input_items, response_resource
+from requests.tools import CALLS, OUTPUTS, ToolBook, call_id_of, tool_choice_responses_to_chat
+from tests.fake_backend import strict_error
 from tests.stream_grammar import RESPONSE_KEYS
 
 Json = dict[str, Any]
 
 FOLDER = Path(os.environ.get("CLIENT_FIXTURES") or Path(__file__).parents[2] / "shared" / "fixtures" / "clients")
 
-# What issue 2 does not promise: the parameter that is named, and why it cannot be otherwise yet.
+# What is refused: the parameter that is named, and why.
 REFUSED: dict[str, tuple[str, str]] = {
-    "ai_sdk_openai-11": ("input[3]", "item_reference: refers to an item of a stored response"),
-    "ai_sdk_openai-12": ("input[3]", "item_reference: refers to an item of a stored response"),
-    "codex_codemode-1": ("input[0].type", "additional_tools: tools that are given as an input item"),
-    "codex_freeform-2": ("input[4].type", "custom_tool_call: free-form tools"),
-    "cx-ts3-2": ("input[4].type", "tool_search_call: tools that are searched for"),
-    "oaipy-compact-2": ("input[2].type", "compaction: what /v1/responses/compact makes"),
     "oaipy-conversations-2": ("conversation", "conversations"),
     "oaipy-conversations-3": ("conversation", "conversations"),
     "oaipy-conversations-10": ("conversation", "conversations"),
-    "oaipy-tooltypes-2": ("input[1].type", "custom_tool_call: free-form tools"),
     # Wrong on purpose: the client shows what an error looks like.
     "oaipy-core-13": ("input", "the input is a number"),
 }
+# What no chat backend runs.
+HOSTED = {"web_search", "web_search_preview", "file_search", "computer", "code_interpreter", "image_generation", "mcp"}
 
 
 @cache
@@ -55,20 +52,39 @@ pytestmark = pytest.mark.skipif(
 ACCEPTED = [name for name in recorded_requests() if name not in REFUSED]
 
 
-def translated(body: Json) -> Json:
-    """The chat request for a body, as a turn makes it."""
+def wanted_tools(body: Json) -> set[tuple[str | None, str]]:
+    """The tools that a client runs itself, as namespace and name, those included that its items bring."""
+    brought = [tool for item in _items(body) for tool in item.get("tools") or []]
+    wanted: set[tuple[str | None, str]] = set()
+    for tool in [*(body.get("tools") or []), *brought]:
+        if tool["type"] == "namespace":
+            wanted |= {(tool["name"], inner["name"]) for inner in tool["tools"]}
+        elif tool["type"] not in HOSTED:
+            wanted.add((None, tool.get("name") or tool["type"]))
+    return wanted
+
+
+def _items(body: Json) -> list[Json]:
+    return body["input"] if isinstance(body["input"], list) else []
+
+
+def translated(body: Json) -> tuple[Json, ToolBook]:
+    """The chat request for a body, and its tools, as a turn makes them."""
     params = check_request(body)
-    items = input_items(params.input)
+    # Which item a reference means, only the store knows.
+    items = [item for item in input_items(params.input) if item["type"] != "item_reference"]
     if not params.previous_response_id:
         check_input(items, 0)
-    messages = responses_input_to_messages(_with_their_calls(items), params.instructions)
-    return chat_request(body, messages, model="m", stream=bool(params.stream))
+    book = ToolBook.of(body.get("tools"), items)
+    messages = responses_input_to_messages(_with_their_calls(items), params.instructions, book=book)
+    choice = tool_choice_responses_to_chat(params.tool_choice, book)
+    return chat_request(body, messages, model="m", stream=bool(params.stream), choice=choice), book
 
 
 def _with_their_calls(items: list[Json]) -> list[Json]:
     """The items, behind the calls of the previous response that their outputs answer."""
-    called = {item["call_id"] for item in items if item["type"] == "function_call"}
-    answered = [item["call_id"] for item in items if item["type"] == "function_call_output"]
+    called = {item["call_id"] for item in items if item["type"] in CALLS}
+    answered = [call_id for item in items if item["type"] in OUTPUTS and (call_id := call_id_of(item))]
     missing = [call_id for call_id in answered if call_id not in called]
     earlier = [{"type": "function_call", "call_id": call_id, "name": "f", "arguments": "{}"} for call_id in missing]
     return [*earlier, *items]
@@ -77,13 +93,16 @@ def _with_their_calls(items: list[Json]) -> list[Json]:
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_a_clients_request_becomes_a_chat_request(name: str) -> None:
     body = recorded_requests()[name]
-    params = translated(body)
+    params, book = translated(body)
     roles = [message["role"] for message in params["messages"]]
     assert set(roles) <= {"system", "user", "assistant", "tool"}, f"roles that chat does not know: {set(roles)}"
-    assert roles.count("system") == ("system" in roles[:1]), f"a system text that is not at the start: {roles}"
-    offered = {tool["function"]["name"] for tool in params.get("tools", [])}
-    functions = {tool["name"] for tool in body.get("tools") or [] if tool["type"] == "function"}
-    assert offered == functions, "each function is offered"
+    offered = [tool["function"]["name"] for tool in params.get("tools", [])]
+    assert len(offered) == len(set(offered)), f"names that are taken: {offered}"
+    known = {(call.namespace, call.name) for call in map(book.call_of, offered)}
+    assert known == wanted_tools(body), "each tool that the client runs is offered, and found again"
+    assert {name.partition(":")[0] for name in book.omitted} <= HOSTED, book.omitted
+    problem = strict_error(params)
+    assert problem is None, f"a strict server refuses it: {problem}"
     orjson.dumps(params)
 
 
@@ -97,7 +116,7 @@ def test_a_clients_request_is_echoed_in_a_response_that_the_sdk_reads(name: str)
 
 
 @pytest.mark.parametrize(("name", "param"), [(name, param) for name, (param, _) in REFUSED.items()])
-def test_what_is_not_supported_yet_is_refused_by_name(name: str, param: str) -> None:
+def test_what_is_not_supported_is_refused_by_name(name: str, param: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         translated(recorded_requests()[name])
     assert raised.value.param == param

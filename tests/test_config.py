@@ -260,7 +260,7 @@ def test_the_environment_overrides_the_file(environ: dict[str, str], holds: Any,
 
 
 def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> None:
-    values = {str: "sqlite://", int: "3", float: "3"}
+    values = {str: "sqlite://", int: "3", float: "3", bool: "False"}
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
             if section.endswith("[]") or isinstance(field.default, msgspec.Struct) or field.name == "endpoints":

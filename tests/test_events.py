@@ -253,6 +253,10 @@ def _new(item: Json) -> Json:
 
 
 LIMITS: dict[str, tuple[list[Json], list[Json]]] = {
+    "a call that goes on behind a text": (
+        [calls(call(0, "c1", "f", "{")), says("So."), calls(call(0, arguments='"a'))],
+        [called("c1", arguments='{"a', status="incomplete"), said("So.")],
+    ),
     "a text": ([says("Hel")], [said("Hel", status="incomplete")]),
     "a refusal": ([refuses("I ca")], [refused("I ca", status="incomplete")]),
     "reasoning, which has no status": ([thinks("Hm")], [thought("Hm")]),

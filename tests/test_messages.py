@@ -445,13 +445,6 @@ UNSUPPORTED: dict[str, tuple[list[Json], frozenset[str], str]] = {
         EVERY_PART,
         "input[0].content[0].type",
     ),
-    "a hosted tool's call": ([SEEN, {"type": "web_search_call", "id": "ws_1"}], EVERY_PART, "input[1].type"),
-    "a compaction": ([SEEN, {"type": "compaction", "encrypted_content": "x"}], EVERY_PART, "input[1].type"),
-    "a custom tool's call": (
-        [{"type": "custom_tool_call", "call_id": "c1", "name": "sh", "input": "ls"}],
-        EVERY_PART,
-        "input[0].type",
-    ),
 }
 
 

@@ -171,8 +171,6 @@ def test_a_missing_parameter_is_named(given: Json, missing: str) -> None:
         ("conversation", {"conversation": {"id": "conv_1"}}),
         ("prompt", {"prompt": {"id": "pmpt_1"}}),
         ("context_management", {"context_management": [{"type": "compaction"}]}),
-        ("input[1]", {"input": [USER, {"type": "item_reference", "id": "msg_1"}]}),
-        ("input[0]", {"input": [{"id": "msg_1"}]}),
     ],
 )
 def test_what_the_router_does_not_have_is_named(param: str, more: Json) -> None:
@@ -392,14 +390,20 @@ TRANSLATED: dict[str, tuple[Json, Json]] = {
     ),
     "a choice and parallel calls, but no tools": ({"tool_choice": "auto", "parallel_tool_calls": True}, {}),
     "hosted tools alone": ({"tools": [{"type": "web_search"}], "tool_choice": "auto"}, {}),
-    "allowed tools alone are offered": (
+    "all tools stay visible, allowed or not": (
         {
             "tools": [FUNCTION, {"type": "function", "name": "g"}],
             "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
         },
-        {"tools": [CHAT_FUNCTION], "tool_choice": "auto"},
+        {
+            "tools": [CHAT_FUNCTION, {"type": "function", "function": {"name": "g"}}],
+            "tool_choice": "auto",
+        },
     ),
-    "no tool is allowed": ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools", "tools": []}}, {}),
+    "no tool is allowed": (
+        {"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools", "tools": []}},
+        {"tools": [CHAT_FUNCTION], "tool_choice": "none"},
+    ),
 }
 
 # Parameters that mean the same in chat, and unknown ones, which the backend may know.

@@ -61,13 +61,58 @@ WHOLE_ITEMS: dict[str, tuple[Json, list[str]]] = {
         ],
     ),
     "a custom tool's call": (
-        {"type": "custom_tool_call", "call_id": "c1", "name": "sh", "input": "ls"},
+        {"type": "custom_tool_call", "status": "completed", "call_id": "c1", "name": "sh", "input": "ls"},
         [
             "0 output_item.added",
             "0 custom_tool_call_input.delta",
             "0 custom_tool_call_input.done",
             "0 output_item.done",
         ],
+    ),
+    "a custom tool's call without a text": (
+        {"type": "custom_tool_call", "status": "completed", "call_id": "c1", "name": "sh", "input": ""},
+        ["0 output_item.added", "0 custom_tool_call_input.done", "0 output_item.done"],
+    ),
+    "a shell's call": (
+        {
+            "type": "shell_call",
+            "status": "completed",
+            "call_id": "c1",
+            "action": {"commands": ["ls"], "timeout_ms": None, "max_output_length": None},
+        },
+        ["0 output_item.added", "0 output_item.done"],
+    ),
+    "a local shell's call": (
+        {
+            "type": "local_shell_call",
+            "status": "completed",
+            "call_id": "c1",
+            "action": {"type": "exec", "command": ["ls"], "env": {}},
+        },
+        ["0 output_item.added", "0 output_item.done"],
+    ),
+    "a patch": (
+        {
+            "type": "apply_patch_call",
+            "status": "completed",
+            "call_id": "c1",
+            "operation": {"type": "delete_file", "path": "a.txt"},
+        },
+        ["0 output_item.added", "0 output_item.done"],
+    ),
+    "a search for tools": (
+        {
+            "type": "tool_search_call",
+            "status": "completed",
+            "call_id": "c1",
+            "execution": "client",
+            "arguments": {"query": "files"},
+        },
+        ["0 output_item.added", "0 output_item.done"],
+    ),
+    "a compaction": (
+        {"type": "compaction", "encrypted_content": "gAAA"},
+        ["0 output_item.added", "0 output_item.done"],
     ),
     "a hosted tool's call": (
         {

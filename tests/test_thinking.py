@@ -1,0 +1,144 @@
+"""`<think>…</think>` at the start of a text is told apart from it, however the tags are cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from requests.thinking import CLOSING, OPENING, ThinkSplitter, split_thinking, with_thoughts_apart
+from tests.streams import bare, builder, call, called, calls, decoded, ends, judged, said, says, thinks, thought
+
+# Texts that are made of what matters here: tags, whole and broken, and what may stand around them.
+pieces = st.sampled_from([OPENING, CLOSING, "<", ">", "</", "think", "<thin", "</think", " ", "\n", "a", "Hm. ", "é🙂"])
+texts = st.lists(pieces, max_size=8).map("".join)
+
+
+def split_at(text: str, cuts: list[int]) -> list[str]:
+    borders = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    return [text[start:end] for start, end in pairwise(borders)]
+
+
+def told(fragments: list[str]) -> tuple[str, str]:
+    splitter = ThinkSplitter()
+    said = [piece for fragment in fragments for piece in splitter.feed(fragment)] + splitter.flush()
+    assert all(text for _, text in said), f"an empty piece: {said}"
+    kinds = [is_thought for is_thought, _ in said]
+    assert kinds == sorted(kinds, reverse=True), "a thought behind the text"
+    return "".join(text for is_thought, text in said if is_thought), "".join(
+        text for is_thought, text in said if not is_thought
+    )
+
+
+@given(texts, st.lists(st.integers(0, 99), max_size=9))
+@example("<think>a</think>b", [])
+def test_any_split_tells_the_same(text: str, cuts: list[int]) -> None:
+    assert told(split_at(text, cuts)) == told([text]) == split_thinking(text)
+
+
+@given(texts)
+def test_single_characters_tell_the_same(text: str) -> None:
+    assert told(list(text)) == told([text])
+
+
+@given(texts)
+def test_a_text_that_does_not_begin_with_the_tag_is_left_as_it_is(text: str) -> None:
+    if not text.lstrip().startswith(OPENING):
+        assert split_thinking(text) == ("", text)
+
+
+@given(texts, texts)
+def test_nothing_is_lost_but_the_tags_and_the_space_around_them(inner: str, answer: str) -> None:
+    if CLOSING not in inner:
+        assert split_thinking(f"{OPENING}{inner}{CLOSING}{answer}") == (inner.lstrip(), answer.lstrip())
+
+
+SPLIT: dict[str, tuple[str, tuple[str, str]]] = {
+    "a thought and a text": ("<think>\nHm.\n</think>\n\nHello", ("Hm.\n", "Hello")),
+    "behind white space": ("\n <think>Hm.</think>Hello", ("Hm.", "Hello")),
+    "an empty thought": ("<think>\n\n</think>\n\nHello", ("", "Hello")),
+    "a thought that does not end": ("<think>Hm. I", ("Hm. I", "")),
+    "a thought cut in its closing tag": ("<think>Hm.</thi", ("Hm.</thi", "")),
+    "a tag alone": ("<think>", ("", "")),
+    "a tag and white space alone": ("<think>\n ", ("", "")),
+    "half a tag": ("<thi", ("", "<thi")),
+    "no text behind the thought": ("<think>Hm.</think>\n", ("Hm.", "")),
+    "later tags are text": ("<think>a</think>b <think>c</think>", ("a", "b <think>c</think>")),
+    "a tag in the middle is text": ("I write <think>x</think>", ("", "I write <think>x</think>")),
+    "a closing tag alone is text": ("Hm.</think>Hello", ("", "Hm.</think>Hello")),
+    "another tag is text": ("<thinking>Hm.</thinking>", ("", "<thinking>Hm.</thinking>")),
+    "tags have small letters": ("<THINK>Hm.</THINK>", ("", "<THINK>Hm.</THINK>")),
+    "an opening tag in the thought": ("<think>a <think> b</think>c", ("a <think> b", "c")),
+    "white space alone": (" \n", ("", " \n")),
+    "nothing": ("", ("", "")),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), SPLIT.values(), ids=SPLIT)
+def test_tags_at_the_start_alone_hold_a_thought(text: str, expected: tuple[str, str]) -> None:
+    assert split_thinking(text) == expected
+    assert told(list(text)) == expected
+
+
+def test_text_is_not_held_back_longer_than_it_may_be_a_tag() -> None:
+    splitter = ThinkSplitter()
+    assert splitter.feed("<th") == []
+    assert splitter.feed("e") == [(False, "<the")]
+    assert splitter.feed(" <think>") == [(False, " <think>")]
+    splitter = ThinkSplitter()
+    assert splitter.feed("<think>Hm") == [(True, "Hm")]
+    assert splitter.feed(" </th") == [(True, " ")]
+    assert splitter.feed("e") == [(True, "</the")]
+    assert splitter.feed("</think>\n") == []
+    assert splitter.feed("Hello") == [(False, "Hello")]
+
+
+@pytest.mark.parametrize(("text", "expected"), SPLIT.values(), ids=SPLIT)
+def test_a_whole_message_is_split_as_a_stream_is(text: str, expected: tuple[str, str]) -> None:
+    message = with_thoughts_apart({"role": "assistant", "content": text})
+    assert (message.get("reasoning_content") or "", message["content"]) == expected
+
+
+def test_a_message_without_thoughts_is_left_as_it_is() -> None:
+    for message in ({"content": None}, {"content": [{"type": "text", "text": "<think>a</think>"}]}, {}):
+        assert with_thoughts_apart(message) == message
+
+
+def streamed(*chunks: dict) -> list[dict]:
+    """The output of a stream of a backend that leaves the tags in."""
+    made = builder()
+    made.expect_think_tags()
+    events = made.start()
+    for chunk in decoded(*chunks):
+        events += made.chunk(chunk)
+    events = judged([*events, *made.finish(), made.end()])
+    return bare(events[-1]["response"]["output"])
+
+
+def test_what_was_held_back_comes_before_what_begins_next() -> None:
+    begun = call(0, "c1", "f", "{}")
+    for held in ("\n\n", "<thi"):
+        assert streamed(says(held), calls(begun), ends("tool_calls")) == [said(held), called("c1")]
+    assert streamed(says("<think>Hm.</thi"), calls(begun), ends("tool_calls")) == [thought("Hm.</thi"), called("c1")]
+
+
+def test_half_a_call_is_not_whole_because_white_space_was_held_back() -> None:
+    for held in ("\n\n", "<thi", "<think>Hm.</thi"):
+        *_, last = streamed(says(held), calls(call(0, "c1", "f", '{"cmd": "rm')), ends("length"))
+        assert last == called("c1", arguments='{"cmd": "rm', status="incomplete")
+
+
+def test_a_thought_is_told_from_a_text_in_a_stream() -> None:
+    assert streamed(*map(says, "<think>\nHm.</think>\n\nHello"), ends()) == [thought("Hm."), said("Hello")]
+    assert streamed(says("<think>Hm."), ends("length")) == [thought("Hm.")]
+    assert streamed(says("<think>\n\n</think>\n\nHello"), ends()) == [said("Hello")]
+    assert streamed(says("<thi"), ends("length")) == [said("<thi", status="incomplete")]
+
+
+def test_a_thought_of_its_own_and_one_in_the_text_are_both_thoughts() -> None:
+    output = streamed(thinks("Hm."), says("<think>So.</think>Hello"), ends())
+    assert [item["type"] for item in output] == ["reasoning", "message"]
+    assert "".join(part["text"] for part in output[0]["content"]) == "Hm.So."
+    assert output[1] == said("Hello")
