@@ -34,7 +34,8 @@ from requests.chat import as_chunk, as_plain
 from requests.events import replay
 from requests.messages import responses_input_to_messages
 from requests.open_items import Event
-from requests.responses import chat_message_to_output_items, chat_request, new_id, output_text, with_output_text
+from requests.params import chat_request
+from requests.responses import chat_message_to_output_items, new_id, output_text, with_output_text
 from requests.thinking import with_thoughts_apart
 from requests.tools import NO_TOOLS, OPENAI_TOOLS, ToolBook, tool_choice_responses_to_chat
 

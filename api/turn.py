@@ -10,15 +10,8 @@ from typing import Any
 
 from errors import InvalidRequest
 from requests.events import ResponseBuilder
-from requests.responses import (
-    CreateParams,
-    check_input,
-    check_request,
-    input_items,
-    new_id,
-    response_resource,
-    without_cut_calls,
-)
+from requests.params import CreateParams, check_input, check_request, input_items, without_cut_calls
+from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
 
 SUMMARIZE = """Our conversation gets too long to go on with. Write a summary of it that can take its place: what was asked,

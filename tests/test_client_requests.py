@@ -17,7 +17,8 @@ from openai.types.responses import Response
 
 from errors import InvalidRequest
 from requests.messages import responses_input_to_messages
-from requests.responses import chat_request, check_input, check_request, input_items, response_resource
+from requests.params import chat_request, check_input, check_request, input_items
+from requests.responses import response_resource
 from requests.tools import CALLS, OUTPUTS, ToolBook, call_id_of, tool_choice_responses_to_chat
 from tests.fake_backend import strict_error
 from tests.stream_grammar import RESPONSE_KEYS

@@ -19,15 +19,8 @@ from errors import BackendCut, InvalidRequest
 from requests.chat import decode_chunk, decode_completion
 from requests.events import Event, ResponseBuilder, replay, unfinished
 from requests.messages import EVERY_PART, messages_to_responses_input, responses_input_to_messages, whole_arguments
-from requests.responses import (
-    CreateParams,
-    chat_message_to_output_items,
-    chat_request,
-    check_input,
-    check_request,
-    input_items,
-    response_resource,
-)
+from requests.params import CreateParams, chat_request, check_input, check_request, input_items
+from requests.responses import chat_message_to_output_items, response_resource
 from requests.sse import SSEDecoder, frames
 from tests.stream_grammar import check_stream, fold, parse_sse
 from tests.streams import bare, builder, call, calls, chunk, decoded, ends

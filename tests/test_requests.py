@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from errors import InvalidRequest, Unsupported
-from requests.responses import (
+from requests.params import (
     NOT_PASSED_ON,
     CreateParams,
     chat_request,
