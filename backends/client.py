@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
@@ -144,7 +145,7 @@ async def _with_retries(create: Callable[..., Awaitable[Any]], params: dict[str,
         return await create(**params)
 
 
-class BackendStream(Generic[T]):
+class BackendStream(ABC, Generic[T]):
     """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
@@ -207,9 +208,9 @@ class BackendStream(Generic[T]):
         else:
             self._answer.close()
 
+    @abstractmethod
     def _piece(self, data: bytes) -> tuple[T, bool]:
         """The piece in `data`, and whether the answer is whole with it. Raises when it is an error."""
-        raise NotImplementedError
 
 
 class ChatStream(BackendStream[ChatChunk]):
