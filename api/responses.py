@@ -57,6 +57,8 @@ async def run_turn(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
                 yield events
         if not builder.ended:
             ending = builder.finish()
+        if builder.suppressed:
+            log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(builder.suppressed))
         # Before the last event leaves: a client that chains on it at once must find the row.
         await _to_the_end(record(state, turn))
     except Exception as error:
