@@ -22,6 +22,10 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 KindName = Literal["ollama", "llama.cpp", "openai-chat", "openai"]
 CacheBackend = Literal["memory", "sqlite", "none"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"]
+StructuredOutputs = Literal["native", "prompt", "refuse"]
+HostedTools = Literal["omit", "refuse"]
 
 
 class ConfigError(Exception):
@@ -37,6 +41,10 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_concurrent: Count = 16
     connect_timeout_s: Positive = 5.0
     read_timeout_s: Positive = 600.0
+    # None: as is usual for the kind.
+    reasoning_efforts: tuple[Effort, ...] | None = None
+    reasoning_replay: ReasoningReplay | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,13 +87,21 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body_mb: Positive = 64.0
     models_refresh_s: Positive = 30.0
     websockets: bool = True
+    hosted_tools: HostedTools = "omit"
     database: DatabaseConfig = DatabaseConfig()
     cache: CacheConfig = CacheConfig()
     background: BackgroundConfig = BackgroundConfig()
     queue: QueueConfig = QueueConfig()
 
 
-CHOICES = {"kind": get_args(KindName), "backend": get_args(CacheBackend)}
+CHOICES = {
+    "kind": get_args(KindName),
+    "backend": get_args(CacheBackend),
+    "reasoning_efforts": get_args(Effort),
+    "reasoning_replay": get_args(ReasoningReplay),
+    "structured_outputs": get_args(StructuredOutputs),
+    "hosted_tools": get_args(HostedTools),
+}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "": Config,
     "endpoints[]": EndpointConfig,
@@ -204,7 +220,8 @@ def _explained(problem: str) -> str:
     if missing := re.search(r"missing required field `(.*)`", what):
         return f"missing key '{f'{where}.{missing[1]}'.lstrip('.')}'"
     if invalid := re.search(r"Invalid enum value '(.*)'", what):
-        return f"{where}: '{invalid[1]}' is not known{_nearest(invalid[1], CHOICES[where.rpartition('.')[2]])}"
+        key = re.sub(r"\[.*\]$", "", where).rpartition(".")[2]
+        return f"{where}: '{invalid[1]}' is not known{_nearest(invalid[1], CHOICES[key])}"
     return f"{where or 'settings'}: {what[0].lower()}{what[1:]}"
 
 

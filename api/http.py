@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from errors import APIError, InvalidRequest, TooLarge, Unauthorized
-from requests.sse import KEEPALIVE, frames
+from requests.sse import KEEPALIVE, frames, obfuscated
 
 KEEPALIVE_S = 15.0
 OPEN_PATHS = frozenset({"/health"})
@@ -141,10 +141,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, batches: Batches, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, batches: Batches, headers: Mapping[str, str] | None = None, *, obfuscate: bool = False) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._batches = batches
+        self._frames = (lambda events: frames(obfuscated(events))) if obfuscate else frames
         self._wrote_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,7 +155,7 @@ class EventStream(Response):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     async for events in self._batches:
                         self._wrote_at = asyncio.get_running_loop().time()
-                        await send({"type": "http.response.body", "body": frames(events), "more_body": True})
+                        await send({"type": "http.response.body", "body": self._frames(events), "more_body": True})
                     await send({"type": "http.response.body", "body": b""})
 
     @asynccontextmanager

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from api.answers import Backend, chat_params
 from api.http import cancelled_if_client_leaves, json_response, owner_of, read_json
-from api.responses import chat_params
 from api.turn import Turn, begin_turn, native_params
 from errors import BackendError, InvalidRequest
+from requests.tokens import estimated_tokens
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
-
-# What a token is in English and in code, roughly; and what a message costs beside its text.
-BYTES_PER_TOKEN = 4
 
 
 @routes.post("/input_tokens")
@@ -44,14 +41,14 @@ async def _count(state: Any, endpoint: Any, turn: Turn, model: str) -> tuple[int
     if endpoint.kind.native:
         params = {key: value for key, value in native_params(turn, model, state.sealer).items() if key in COUNTED}
     else:
-        params = chat_params(turn, endpoint.kind, state.sealer, model, stream=False)
+        backend = Backend(model, endpoint.kind, state.sealer, endpoint.client.chat.completions.create)
+        params = chat_params(backend, turn, stream=False)
     if endpoint.kind.count_path:
         counted = await endpoint.client.post_json(endpoint.kind.count_path, params)
         if not isinstance(counted, dict) or not isinstance(counted.get("input_tokens"), int):
             raise BackendError("The backend's count cannot be understood.", code="backend_bad_answer")
         return counted["input_tokens"], False
-    said = {key: params[key] for key in ("messages", "tools", "response_format") if key in params}
-    return len(orjson.dumps(said)) // BYTES_PER_TOKEN, True
+    return estimated_tokens(params), True
 
 
 # What OpenAI's own counter takes.

@@ -2,7 +2,7 @@
 
     begin_turn ──▶ run_turn ──▶ EventStream | final_response | Background
                       ↑
-         replayed (cache) | translated (chat) | native
+         replayed (cache) | chat_answer | native_answer       api/answers.py
 
 What a turn may do to the world is six names, which tests swap here, so they are looked up here: `choose_endpoint`,
 `decrement_usage`, `is_ext_openai_endpoint`, `_make_openai_client`, `get_llm_cache`, `create_chat_with_retries`.
@@ -14,30 +14,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from api.answers import Backend, chat_answer, native_answer, replayed
 from api.background import Background
 from api.http import Batches, EventStream, cancelled_if_client_leaves, json_response, owner_of, read_json
-from api.turn import Turn, begin_turn, cache_key, native_params, opened
-from backends.client import BackendStream, create_chat_with_retries, create_response_with_retries, refusal_of
+from api.turn import Turn, begin_turn, cache_key
+from backends.client import create_chat_with_retries, create_response_with_retries
 from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cache import get_llm_cache
-from errors import APIError, BackendError, ServerError
-from requests.chat import as_chunk, as_plain
-from requests.events import replay
-from requests.messages import responses_input_to_messages
+from errors import APIError, ServerError
 from requests.open_items import Event
-from requests.params import chat_request
-from requests.responses import chat_message_to_output_items, new_id, output_text, with_output_text
-from requests.thinking import with_thoughts_apart
-from requests.tools import NO_TOOLS, OPENAI_TOOLS, ToolBook, tool_choice_responses_to_chat
+from requests.responses import with_output_text
 
 log = logging.getLogger("nomyo.responses")
 
@@ -89,139 +84,25 @@ async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of whoever answers: the cache, or a backend, whose slot is held until its answer ends."""
     cache = get_llm_cache(state) if turn.uses_cache else None
     if cache is not None and (cached := await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn))):
-        yield _replayed(turn, orjson.loads(cached))
+        yield replayed(turn, orjson.loads(cached))
         return
     endpoint, model = await choose_endpoint(state.pool, turn.model)
     try:
         client = _make_openai_client(state.pool, endpoint)
-        if is_ext_openai_endpoint(state.pool, endpoint):
-            source = _native(client, state.sealer, turn, model)
-        elif turn.is_compaction:
-            source = _compacted(client, state.pool.kind(endpoint), state.sealer, turn, model)
-        else:
-            source = _translated(client, state.pool.kind(endpoint), state.sealer, turn, model)
-        async with aclosing(source):
-            async for events in source:
+        native = is_ext_openai_endpoint(state.pool, endpoint)
+        create = create_response_with_retries if native else create_chat_with_retries
+        backend = Backend(
+            model,
+            state.pool.kind(endpoint),
+            state.sealer,
+            partial(create, client),
+            refuses_hosted_tools=state.config.hosted_tools == "refuse",
+        )
+        async with aclosing(native_answer(backend, turn) if native else chat_answer(backend, turn)) as answer:
+            async for events in answer:
                 yield events
     finally:
         await decrement_usage(state.pool, endpoint, model)
-
-
-# ── sources ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _replayed(turn: Turn, cached: dict[str, Any]) -> list[Event]:
-    """A cached response, as this turn's: new ids, for it is stored and continued like any other."""
-    turn.from_cache = True
-    turn.headers["x-nomyo-cache"] = "hit"
-    items = [{key: value for key, value in item.items() if key != "id"} for item in cached["output"]]
-    return replay(turn.builder, {**cached, "output": items, "completed_at": int(time.time())})
-
-
-def chat_params(turn: Turn, kind: Any, sealer: Any, model: str, *, stream: bool) -> dict[str, Any]:
-    """The chat request for a turn; its builder learns what the backend is offered. Tools that have no chat form are named to
-    the client."""
-    items = opened(sealer, [*turn.history, *turn.input])
-    book = ToolBook.of(turn.request.get("tools"), items)
-    choice = tool_choice_responses_to_chat(turn.params.tool_choice, book) if turn.offers_tools else NO_TOOLS
-    turn.builder.offer(book, allowed=choice.allowed, one_call=turn.params.parallel_tool_calls is False)
-    if book.omitted:
-        turn.headers["x-nomyo-omitted-tools"] = ", ".join(book.omitted).encode("ascii", "replace").decode()
-        types = {name.partition(":")[0] for name in book.omitted}
-        shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
-        log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))
-    messages = responses_input_to_messages(
-        items,
-        turn.params.instructions,
-        history=len(turn.history),
-        carries=kind.carries,
-        reasoning_key=kind.reasoning_key,
-        book=book,
-    )
-    return chat_request(turn.request, messages, model=model, stream=stream, choice=choice)
-
-
-async def _translated(client: Any, kind: Any, sealer: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
-    """The answer of a chat-completions backend."""
-    builder = turn.builder
-    if kind.think_tags:
-        builder.expect_think_tags()
-    params = chat_params(turn, kind, sealer, model, stream=turn.stream or kind.streams_always)
-    answer = await create_chat_with_retries(client, params)
-    if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
-        if not answer.choices:
-            raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
-        choice = answer.choices[0]
-        logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
-        message = as_plain(choice.message)
-        if kind.think_tags:
-            message = with_thoughts_apart(message)
-        items = chat_message_to_output_items(message, logprobs.get("content"))
-        events = builder.begin()
-        yield events + builder.completion(
-            items,
-            finish_reason=getattr(choice, "finish_reason", None),
-            usage=as_plain(answer.usage),
-        )
-        return
-    async for chunks in batches_of(answer):
-        events = builder.begin()
-        for chunk in chunks:
-            events += builder.chunk(as_chunk(chunk))
-        if events:
-            yield events
-
-
-async def _compacted(client: Any, kind: Any, sealer: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
-    """A summary of the conversation by the backend's model, as the one item that the client carries on."""
-    inner = turn.summarizing()
-    async with aclosing(_translated(client, kind, sealer, inner, model)) as events:
-        async for _ in events:
-            pass
-    if not inner.builder.ended:
-        inner.builder.finish()
-    summary = output_text(inner.builder.response["output"])
-    if not summary.strip():
-        raise BackendError("The model made no summary.", code="backend_empty_answer")
-    item = {"type": "compaction", "id": new_id("cmp"), "encrypted_content": sealer.seal(summary)}
-    usage = inner.builder.chat_usage
-    yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
-
-
-async def _native(client: Any, sealer: Any, turn: Turn, model: str) -> AsyncGenerator[list[Event]]:
-    """The answer of a backend that speaks Responses: the request goes out as it came, with the history that only we know."""
-    answer = await create_response_with_retries(client, native_params(turn, model, sealer))
-    if hasattr(answer, "model_dump"):
-        yield turn.builder.adopt_whole(answer.model_dump())
-        return
-    async for batch in batches_of(answer):
-        events: list[Event] = []
-        for native_event in batch:
-            event = native_event.model_dump()
-            if event["type"] == "error":
-                if events:
-                    yield events
-                described = event.get("error") or event
-                raise refusal_of(described.get("status") or 500, described)
-            events += turn.builder.adopt(event)
-        if events:
-            yield events
-    if not turn.builder.ended:
-        raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
-
-
-async def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
-    """What each network read of a backend's stream held. A stream that is not ours gives its pieces one by one."""
-    if isinstance(answer, BackendStream):
-        async with aclosing(answer.batches()) as batches:
-            async for batch in batches:
-                yield batch
-        return
-    try:
-        async for piece in answer:
-            yield [piece]
-    finally:
-        await (answer.close() if hasattr(answer, "close") else answer.aclose())
 
 
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -342,13 +223,13 @@ async def create_response(request: Request) -> Response:
     except BaseException:
         await batches.aclose()
         raise
-    return EventStream(batches, turn.headers)
+    return EventStream(batches, turn.headers, obfuscate=turn.obfuscated)
 
 
 async def _create_in_background(state: Any, turn: Turn) -> Response:
     job = Background(turn, state.db, lambda: run_turn(state, turn))
     job.begin()
-    answer = EventStream(job.follow()) if turn.stream else _answer(turn.builder.response)
+    answer = EventStream(job.follow(), obfuscate=turn.obfuscated) if turn.stream else _answer(turn.builder.response)
     state.tasks.submit(job)
     try:
         # Whoever knows the id from our answer shall find the response.

@@ -23,12 +23,13 @@ async def retrieve_response(
     response_id: str,
     stream: bool = False,
     starting_after: Annotated[int, Query(ge=-1)] = -1,
+    include_obfuscation: bool = False,
 ) -> Response:
     """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a
     background response as they come, those of a finished one again. 404 if there is none."""
     state = request.app.state
     if stream and (job := state.tasks.get(response_id)):
-        return EventStream(job.follow(starting_after))
+        return EventStream(job.follow(starting_after), obfuscate=include_obfuscation)
     row = await _row(state, response_id)
     if not stream:
         return json_response(with_output_text(row["response"]))
@@ -38,7 +39,8 @@ async def retrieve_response(
     if events is None:
         builder = ResponseBuilder(unfinished(row["response"]))
         events = [*replay(builder, row["response"]), builder.end()]
-    return EventStream(_one_batch([event for event in events if event["sequence_number"] > starting_after]))
+    wanted = [event for event in events if event["sequence_number"] > starting_after]
+    return EventStream(_one_batch(wanted), obfuscate=include_obfuscation)
 
 
 @routes.delete("/{response_id}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from errors import InvalidRequest
 from requests.events import ResponseBuilder
+from requests.messages import told_summary
 from requests.params import CreateParams, check_input, check_request, input_items, without_cut_calls
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
@@ -60,6 +61,17 @@ class Turn:
     def is_compaction(self) -> bool:
         """Whether the client wants a summary of the conversation instead of its next turn."""
         return any(item["type"] == "compaction_trigger" for item in self.input)
+
+    @property
+    def obfuscated(self) -> bool:
+        """Whether the client wants to hide the length of its deltas on the wire."""
+        return bool(self.params.stream_options and self.params.stream_options.include_obfuscation)
+
+    @property
+    def compact_threshold(self) -> int | None:
+        """About how many tokens of context are too many for the client (`context_management`)."""
+        thresholds = [entry.compact_threshold for entry in self.params.context_management or ()]
+        return min((tokens for tokens in thresholds if tokens), default=None)
 
     def summarizing(self) -> Turn:
         """The turn whose answer is the summary of this one's conversation."""
@@ -175,14 +187,24 @@ def native_input(turn: Turn, sealer: Any) -> Any:
     """The input for a native backend: as it came, behind the history. Upstream stores nothing, so it knows none of our ids,
     and reasoning that it cannot open is of no use to it."""
     given = turn.input if turn.has_references else turn.params.input
+    if isinstance(given, list):
+        given = [_told_summary(sealer, item) for item in given]
     if not turn.history:
         return given
     history = [
         item if item.get("role") == "assistant" or item["type"] == "reasoning" else _without_id(item)
-        for item in turn.history
+        for item in (_told_summary(sealer, item) for item in turn.history)
         if item["type"] != "reasoning" or _is_upstreams(sealer, item)
     ]
     return [*history, *(given if isinstance(given, list) else map(_without_id, turn.input))]
+
+
+def _told_summary(sealer: Any, item: Item) -> Item:
+    """A summary that we have sealed, as a message: upstream could not open it."""
+    sealed = item.get("encrypted_content") if item.get("type") == "compaction" else None
+    if not sealed or (summary := sealer.open(sealed)) is None:
+        return item
+    return {"type": "message", "role": "user", "content": told_summary(summary)}
 
 
 def _is_upstreams(sealer: Any, item: Item) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from requests.messages import EVERY_PART
+from config import EndpointConfig
+from requests.messages import EVERY_PART, THINK_TAGS
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Kind:
     carries: frozenset[str] = EVERY_PART
     # Where an assistant message of the history holds its reasoning.
     reasoning_key: str | None = "reasoning_content"
+    # The words that it knows for how much to think, least first; None: all of them.
+    efforts: tuple[str, ...] | None = None
+    # What becomes of a JSON format: `native` (it can hold its model to one), `prompt` (the model is told, and its answer
+    # checked) or `refuse`.
+    structured_outputs: str = "native"
     # It may leave `<think>…</think>` at the start of its text.
     think_tags: bool = False
     # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more, but
@@ -43,6 +49,7 @@ KINDS = {
             models_path="/api/tags",
             carries=frozenset({"image"}),
             reasoning_key="reasoning",
+            efforts=("none", "low", "medium", "high"),
             think_tags=True,
             latest=True,
         ),
@@ -58,6 +65,21 @@ KINDS = {
         Kind("openai", native=True, count_path="/responses/input_tokens"),
     )
 }
+
+
+def kind_of(config: EndpointConfig) -> Kind:
+    """The facts of an endpoint: those of its kind, but for what its settings say."""
+    facts: dict[str, Any] = {}
+    if config.reasoning_efforts is not None:
+        facts["efforts"] = config.reasoning_efforts
+    if config.reasoning_replay is not None:
+        facts["reasoning_key"] = REPLAY_KEYS.get(config.reasoning_replay, config.reasoning_replay)
+    if config.structured_outputs is not None:
+        facts["structured_outputs"] = config.structured_outputs
+    return replace(KINDS[config.kind], **facts)
+
+
+REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
 
 
 def models_of(kind: Kind, listing: Any) -> list[str]:

@@ -20,7 +20,7 @@ from collections import deque
 from typing import Any
 
 from backends.client import BackendClient
-from backends.kinds import KINDS, Kind, models_of
+from backends.kinds import KINDS, Kind, kind_of, models_of
 from config import Config, EndpointConfig
 from errors import APIError, BackendUnreachable, NotFound, TooManyRequests
 
@@ -36,7 +36,7 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig) -> None:
         self.url = config.url.rstrip("/")
-        self.kind = KINDS[config.kind]
+        self.kind = kind_of(config)
         self.max_concurrent = config.max_concurrent
         self.in_flight = 0
         self.models: frozenset[str] = frozenset()

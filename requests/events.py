@@ -89,6 +89,11 @@ class ResponseBuilder:
         return self._usage
 
     @property
+    def finish_reason(self) -> str | None:
+        """Why the backend stopped, in its words."""
+        return self._finish_reason
+
+    @property
     def started(self) -> bool:
         return self.sequence_number > 0
 
@@ -295,6 +300,8 @@ class ResponseBuilder:
         where = {"item_id": item["id"], "output_index": output_index}
         if item["type"] in STREAMED_CALLS:
             events += self._whole_arguments(where, item)
+        if item["type"] == "compaction":
+            events.append(self.event("response.compaction.compacting", **where))
         for index, part in enumerate(item.get("summary") or ()):
             events += self._whole_summary({**where, "summary_index": index}, part)
         for index, part in enumerate(item.get("content") or ()):

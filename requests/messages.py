@@ -63,6 +63,23 @@ def responses_input_to_messages(
     return conversation.messages()
 
 
+def without_superseded(items: list[Item]) -> list[Item]:
+    """The items, less what the last compaction among them stands for: all before it but what people said, and calls that are
+    answered behind it."""
+    last = max((index for index, item in enumerate(items) if item.get("type") == "compaction"), default=0)
+    if not last:
+        return items
+    open_calls = {call_id_of(item) for item in items[last:] if item.get("type") in OUTPUTS}
+    kept = [
+        item
+        for item in items[:last]
+        if item.get("role") in ("user", "system", "developer")
+        or item.get("type") in BRINGS_TOOLS - OUTPUTS
+        or (item.get("type") in CALLS and call_id_of(item) in open_calls)
+    ]
+    return [*kept, *items[last:]]
+
+
 class _Node:
     """A message, and what must follow it at once: the tool messages, then the images of their outputs."""
 
@@ -111,7 +128,7 @@ class _Conversation:
                 else:
                     self.message(role, self._content(item.get("content"), f"{where}.content"))
             case "compaction":
-                self.message("user", f"{SUMMARY}\n\n{item.get('summary') or UNREADABLE}")
+                self.message("user", told_summary(item.get("summary")))
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
             case other if other not in SILENT:
@@ -252,6 +269,11 @@ class _Conversation:
     def _must_carry(self, kind: str, where: str) -> None:
         if kind not in self._carries:
             raise Unsupported(f"The backend of this model takes no {kind} input.", param=f"{where}.type")
+
+
+def told_summary(summary: str | None) -> str:
+    """What a model is told of a compaction: its summary, if we could open it."""
+    return f"{SUMMARY}\n\n{summary or UNREADABLE}"
 
 
 def reasoning_text(item: Item) -> str:

@@ -8,6 +8,7 @@ the parameter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -44,6 +45,15 @@ class Text(msgspec.Struct):
     verbosity: str | None = None
 
 
+class StreamOptions(msgspec.Struct):
+    include_obfuscation: bool | None = None
+
+
+class ContextManagement(msgspec.Struct):
+    type: str
+    compact_threshold: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
 class CreateParams(msgspec.Struct):
     """Types and bounds of the body of POST /v1/responses. Unknown keys are not an error: they go on to the backend."""
 
@@ -66,7 +76,7 @@ class CreateParams(msgspec.Struct):
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     background: bool | None = None
     store: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -76,7 +86,7 @@ class CreateParams(msgspec.Struct):
     prompt_cache_key: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    context_management: list[dict[str, Any]] | None = None
+    context_management: list[ContextManagement] | None = None
     nomyo: Options | None = None
 
 
@@ -118,15 +128,17 @@ def check_request(body: Any) -> CreateParams:
         raise InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value") from None
     if params.model is None:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
-    if params.input is None and params.previous_response_id is None:
+    if params.input is None and params.previous_response_id is None and params.prompt is None:
         raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
-    for name in ("conversation", "prompt", "context_management"):
-        if getattr(params, name):
-            raise Unsupported(f"'{name}' is not supported.", param=name)
+    if params.conversation:
+        raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")
     if params.background and params.store is False:
         raise InvalidRequest("Background responses are stored: 'store' cannot be false.", param="store")
     if params.metadata:
         _check_metadata(params.metadata)
+    for index, entry in enumerate(params.context_management or ()):
+        if entry.type != "compaction":
+            raise Unsupported("Contexts can be managed by 'compaction'.", param=f"context_management[{index}].type")
     check_tools(params.tools or [])
     check_tool_choice(params.tool_choice)
     if params.text and params.text.format:
@@ -283,10 +295,17 @@ def without_cut_calls(items: list[Item]) -> list[Item]:
 
 
 def chat_request(
-    request: dict[str, Any], messages: list[Message], *, model: str, stream: bool, choice: Choice | None = None
+    request: dict[str, Any],
+    messages: list[Message],
+    *,
+    model: str,
+    stream: bool,
+    choice: Choice | None = None,
+    efforts: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The parameters of POST /v1/chat/completions for a Responses request and its translated messages. `choice` holds the
-    tools and the tool choice, if they are not those of the request alone.
+    tools and the tool choice, if they are not those of the request alone; `efforts` the backend's words for how much to think,
+    None if it knows all.
 
     Keys that we do not know (`seed`, `top_k`, `chat_template_kwargs`, …) go on as they are. Raises `Unsupported` or
     `InvalidRequest` for a tool choice that the backend cannot be given.
@@ -311,7 +330,7 @@ def chat_request(
         params["response_format"] = response_format
     if text.get("verbosity") is not None:
         params["verbosity"] = text["verbosity"]
-    if effort := (request.get("reasoning") or {}).get("effort"):
+    if effort := nearest_effort((request.get("reasoning") or {}).get("effort"), efforts):
         params["reasoning_effort"] = effort
     if wants_logprobs(request):
         params["logprobs"] = True
@@ -321,6 +340,22 @@ def chat_request(
         params["stream"] = True
         params["stream_options"] = {"include_usage": True}
     return params
+
+
+# How much to think, least first.
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def nearest_effort(effort: str | None, known: Sequence[str] | None) -> str | None:
+    """The word of a backend for an effort: the next lower one that it knows, else its least. None: it is told nothing. Thinking is
+    only switched off where that was asked for. A word that is none of ours goes on as it is."""
+    if effort is None or known is None or effort in known:
+        return effort
+    if effort not in EFFORTS:
+        return effort if known else None
+    thinking = [word for word in EFFORTS if word in known and word != "none"]
+    lower = [word for word in thinking if EFFORTS.index(word) < EFFORTS.index(effort)]
+    return lower[-1] if lower else thinking[0] if thinking else None
 
 
 def wants_logprobs(request: dict[str, Any]) -> bool:

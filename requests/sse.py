@@ -6,6 +6,7 @@ event             ──frame────────────▶ b"event: �
 
 from __future__ import annotations
 
+from secrets import token_urlsafe
 from typing import Any
 
 import orjson
@@ -21,6 +22,20 @@ def frame(event: dict[str, Any]) -> bytes:
 def frames(events: list[dict[str, Any]]) -> bytes:
     """The events of one network read, to leave in one write."""
     return b"".join([frame(event) for event in events])
+
+
+def obfuscated(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events, with random characters that hide from whoever watches the wire how long each text delta is."""
+    return [
+        {**event, "obfuscation": token_urlsafe(OBFUSCATED_TO)[: OBFUSCATED_TO - len(event["delta"]) % OBFUSCATED_TO]}
+        if isinstance(event.get("delta"), str)
+        else event
+        for event in events
+    ]
+
+
+# Deltas are padded to a multiple of this many characters.
+OBFUSCATED_TO = 16
 
 
 class SSEDecoder:

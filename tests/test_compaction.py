@@ -92,6 +92,7 @@ async def test_a_trigger_in_a_stream_is_answered_by_one_item(served: Running, ba
         "created",
         "in_progress",
         "output_item.added",
+        "compaction.compacting",
         "output_item.done",
         "completed",
     ]

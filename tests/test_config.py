@@ -197,6 +197,9 @@ def test_variables_are_put_into_texts_wherever_they_are(load: Any) -> None:
         "max_concurrent": 3,
         "connect_timeout_s": 0,
         "read_timeout_s": 0,
+        "reasoning_efforts": None,
+        "reasoning_replay": None,
+        "structured_outputs": None,
     }
     assert config.database.url == "sqlite:////srv/router.db"
 
@@ -266,7 +269,7 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
             if section.endswith("[]") or isinstance(field.default, msgspec.Struct) or field.name == "endpoints":
                 continue
             name = "ROUTER_" + (f"{section}__{field.name}" if section else field.name).upper()
-            value = "none" if field.name == "backend" else values[type(field.default)]
+            value = CHOICES[field.name][-1] if field.name in CHOICES else values[type(field.default)]
             config = msgspec.to_builtins(load(MINIMAL, **{name: value}))
             given = (config[section] if section else config)[field.name]
             assert str(given) in (value, f"{value}.0"), f"{name} does not set {section}.{field.name}"

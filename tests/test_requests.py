@@ -169,8 +169,7 @@ def test_a_missing_parameter_is_named(given: Json, missing: str) -> None:
     [
         ("conversation", {"conversation": "conv_1"}),
         ("conversation", {"conversation": {"id": "conv_1"}}),
-        ("prompt", {"prompt": {"id": "pmpt_1"}}),
-        ("context_management", {"context_management": [{"type": "compaction"}]}),
+        ("context_management[0].type", {"context_management": [{"type": "clear_tool_uses"}]}),
     ],
 )
 def test_what_the_router_does_not_have_is_named(param: str, more: Json) -> None:

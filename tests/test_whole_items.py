@@ -112,7 +112,7 @@ WHOLE_ITEMS: dict[str, tuple[Json, list[str]]] = {
     ),
     "a compaction": (
         {"type": "compaction", "encrypted_content": "gAAA"},
-        ["0 output_item.added", "0 output_item.done"],
+        ["0 output_item.added", "0 compaction.compacting", "0 output_item.done"],
     ),
     "a hosted tool's call": (
         {

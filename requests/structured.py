@@ -1,0 +1,93 @@
+"""JSON formats for backends that cannot hold their model to one: told in words, checked afterwards.
+
+format_prompt   the messages, with the format told to the model
+checked_json    the JSON in an answer, and what is wrong with it
+repair_prompt   what the model is told then
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from errors import InvalidRequest
+from requests.messages import Message
+
+Format = dict[str, Any]
+
+FENCE = re.compile(r"\A\s*```\w*\s*\n(?P<inside>.*?)\n?\s*```\s*\Z", re.DOTALL)
+
+
+def format_prompt(messages: list[Message], format: Format) -> list[Message]:
+    """The messages, with the format at the end of their leading system text."""
+    if format["type"] == "json_schema":
+        schema = orjson.dumps(format["schema"]).decode()
+        described = f" {format['description']}" if format.get("description") else ""
+        told = f"Answer with JSON that this JSON Schema allows, and with nothing else.{described}\n{schema}"
+    else:
+        told = "Answer with one JSON object, and with nothing else."
+    first = messages[0] if messages else {}
+    if first.get("role") == "system" and isinstance(first["content"], str):
+        return [{**first, "content": f"{first['content']}\n\n{told}"}, *messages[1:]]
+    return [{"role": "system", "content": told}, *messages]
+
+
+def repair_prompt(said: str, problem: str) -> list[Message]:
+    """What follows an answer that does not fit."""
+    return [
+        {"role": "assistant", "content": said},
+        {
+            "role": "user",
+            "content": f"This is not what was asked for: {problem} Answer again, with the right JSON alone.",
+        },
+    ]
+
+
+class Checker:
+    """Checks answers against a format. Raises `InvalidRequest` for a JSON Schema that is none."""
+
+    def __init__(self, format: Format) -> None:
+        self._validator: Any = None
+        if format["type"] != "json_schema":
+            return
+        import jsonschema_rs  # 15 MB, for the few who need it
+
+        try:
+            self._validator = jsonschema_rs.validator_for(format["schema"], retriever=_retrieve_nothing)
+        except ValueError as error:
+            problem = getattr(error, "message", str(error))[:500]
+            raise InvalidRequest(f"The schema is no JSON Schema: {problem}.", param="text.format.schema") from None
+
+    def check(self, said: str) -> tuple[str, str | None]:
+        """The JSON in an answer, and in a sentence what is wrong with it, or None if it fits."""
+        text = _json_in(said)
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            return text, f"it is not JSON ({error})."
+        if self._validator is None:
+            return text, None if isinstance(value, dict) else "it is JSON, but no object."
+        misfit = next(self._validator.iter_errors(value), None)
+        if misfit is None:
+            return text, None
+        where = "".join(f"[{key!r}]" for key in misfit.instance_path)
+        return text, f"{misfit.message[:500]}{f' at {where}' if where else ''}."
+
+
+def _retrieve_nothing(uri: str) -> Any:
+    """A schema is a client's, and must not make us fetch what it points to."""
+    raise ValueError("schemas elsewhere are not fetched")
+
+
+def _json_in(text: str) -> str:
+    """What models put around JSON, taken off: a fence, or words before and after."""
+    if fenced := FENCE.match(text):
+        return fenced["inside"].strip()
+    stripped = text.strip()
+    if stripped[:1] in ("{", "["):
+        return stripped
+    starts = [at for at in (stripped.find("{"), stripped.find("[")) if at >= 0]
+    ends = max(stripped.rfind("}"), stripped.rfind("]"))
+    return stripped[min(starts) : ends + 1] if starts and ends > min(starts) else stripped
