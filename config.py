@@ -20,7 +20,7 @@ import yaml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-KindName = Literal["ollama", "llama.cpp", "openai-chat", "openai"]
+KindName = Literal["auto", "ollama", "llama.cpp", "llama-swap", "vllm", "lmstudio", "openai-chat", "openai"]
 CacheBackend = Literal["memory", "sqlite", "none"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"]
@@ -32,14 +32,30 @@ class ConfigError(Exception):
     """One line for the person who wrote the settings."""
 
 
+class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`endpoints[].models`: which of a server's models are used, as patterns (`qwen3*`)."""
+
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+
 class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`endpoints[]`: one model server."""
 
     url: str
-    kind: KindName
+    kind: KindName = "auto"
+    # Empty: host and port.
+    name: str = ""
     api_key: str = ""
-    max_concurrent: Count = 16
+    headers: dict[str, str] = {}
+    # None: what the server says that it runs at once, else 16.
+    max_concurrent: Count | None = None
+    weight: Positive = 1.0
+    priority: int = 0
+    models: ModelsConfig = ModelsConfig()
+    aliases: dict[str, str] = {}
     connect_timeout_s: Positive = 5.0
+    first_byte_timeout_s: Positive = 600.0
     read_timeout_s: Positive = 600.0
     # None: as is usual for the kind.
     reasoning_efforts: tuple[Effort, ...] | None = None
@@ -78,6 +94,40 @@ class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Positive = 60.0
 
 
+class RetryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`retry`: requests that failed before their first byte, and go to another endpoint."""
+
+    max: Annotated[int, msgspec.Meta(ge=0)] = 3
+    # Of all requests, as many may be retries.
+    budget: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+
+
+class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`breaker`: endpoints that fail, one after the other request, are left alone for a while."""
+
+    failures: Count = 3
+    cooldown_s: Positive = 2.0
+    max_cooldown_s: Positive = 60.0
+
+
+class AdaptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`adapt`: what may be changed in a request so that a backend takes it. Each change is named in `x-nomyo-adapted`."""
+
+    truncation: bool = True
+    fetch_images: bool = True
+    tools: bool = False
+    images: bool = False
+    parameters: bool = False
+
+
+class ImagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`images`: those that the router fetches for backends that cannot."""
+
+    max_mb: Positive = 20.0
+    timeout_s: Positive = 10.0
+    allow_private: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `websockets: false` answers an upgrade with 426."""
 
@@ -92,6 +142,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: CacheConfig = CacheConfig()
     background: BackgroundConfig = BackgroundConfig()
     queue: QueueConfig = QueueConfig()
+    retry: RetryConfig = RetryConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    images: ImagesConfig = ImagesConfig()
+    fallback_models: dict[str, tuple[str, ...]] = {}
 
 
 CHOICES = {
@@ -105,16 +160,26 @@ CHOICES = {
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "": Config,
     "endpoints[]": EndpointConfig,
+    "endpoints[].models": ModelsConfig,
     "database": DatabaseConfig,
     "cache": CacheConfig,
     "background": BackgroundConfig,
     "queue": QueueConfig,
+    "retry": RetryConfig,
+    "breaker": BreakerConfig,
+    "adapt": AdaptConfig,
+    "images": ImagesConfig,
 }
+
+
+def config_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """The file that ROUTER_CONFIG names, else ./config.yaml."""
+    return Path(environ.get("ROUTER_CONFIG") or "config.yaml")
 
 
 def load_config(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:
     """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. Raises `ConfigError`."""
-    file = Path(path or environ.get("ROUTER_CONFIG") or "config.yaml")
+    file = Path(path) if path else config_file(environ)
     try:
         data = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
@@ -144,9 +209,22 @@ def parse_config(data: dict[str, Any]) -> Config:
             raise ConfigError(f"endpoints[{index}].url: '{url}' is not an http:// or https:// URL")
         if url in urls[:index]:
             raise ConfigError(f"endpoints[{index}].url: '{url}' is there twice")
+    names = [name_of(endpoint) for endpoint in config.endpoints]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
     if not re.match(r"sqlite://(/|$)", config.database.url):
         raise ConfigError("database.url: must begin with sqlite:///")
     return config
+
+
+def name_of(endpoint: EndpointConfig) -> str:
+    """The name of an endpoint in addresses and logs: the one it was given, else its host and port."""
+    if endpoint.name:
+        return endpoint.name
+    parts = urlsplit(endpoint.url)
+    path = parts.path.strip("/").removesuffix("v1").strip("/").replace("/", "-")
+    return f"{parts.netloc.rpartition('@')[2]}{f'-{path}' if path else ''}"
 
 
 def _is_http_url(url: str) -> bool:
@@ -204,7 +282,7 @@ def _variables() -> dict[str, tuple[str, str]]:
     """Each ROUTER_ variable, and the section and key that it sets."""
     variables = {f"ROUTER_{key.upper()}": ("", key) for key in Config.__struct_fields__}
     for section, fields in SECTIONS.items():
-        if section and not section.endswith("[]"):
+        if section and "[]" not in section:
             variables |= {f"ROUTER_{section}__{key}".upper(): (section, key) for key in fields.__struct_fields__}
     return variables
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from secrets import token_hex
 
 from fastapi import FastAPI, Request
@@ -24,17 +25,20 @@ from uvicorn.logging import DefaultFormatter
 
 import api.cache
 import api.compact
+import api.endpoints
 import api.input_tokens
 import api.models
+import api.passthrough
 import api.responses
 import api.stored
 import api.websocket
 from api.http import ClientLeft, Gate, error_response
 from backends.pool import Pool
 from cache import make_cache
-from config import Config, ConfigError, load_config
+from config import Config, ConfigError, config_file, load_config
 from db import INTERRUPTED, Store
 from errors import APIError, InvalidRequest, NotFound, ServerError
+from reloading import keep_config
 from seals import Sealer
 from tasks import TaskRunner
 
@@ -48,18 +52,23 @@ SURFACES = (
     api.input_tokens.routes,
     api.stored.routes,
     api.models.routes,
+    api.passthrough.routes,
+    api.endpoints.routes,
     api.cache.routes,
 )
 
 
-def create_app(config: Config) -> FastAPI:
-    """The application for some settings. Several can live in one process: nothing here is global."""
+def create_app(config: Config, file: Path | None = None) -> FastAPI:
+    """The application for some settings. `file` is where they came from: what changes there is taken while it runs. Several can
+    live in one process: nothing here is global."""
     app = FastAPI(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.config = config
+    app.state.config_file = file
+    app.state.config_error = None
     app.state.db = Store(config.database.url)
     app.state.cache = make_cache(config.cache)
     app.state.pool = Pool(config)
-    app.add_middleware(Gate, api_key=config.api_key)
+    app.add_middleware(Gate, state=app.state)
     for routes in SURFACES:
         app.include_router(routes)
     app.add_exception_handler(APIError, on_api_error)
@@ -94,6 +103,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         if config.database.retention_days:
             retention = asyncio.create_task(_keep_retention(state.db, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
+        if state.config_file is not None:
+            reloading = asyncio.create_task(keep_config(state), name="settings")
+            stack.push_async_callback(_stopped, reloading)
         yield
 
 
@@ -175,12 +187,12 @@ def log_to_stderr() -> None:
         log.setLevel(logging.INFO)
 
 
-def _load() -> Config:
+def _load() -> FastAPI:
     try:
-        return load_config()
+        return create_app(load_config(), config_file())
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
 
 
-app = create_app(_load())
+app = _load()
 db = app.state.db

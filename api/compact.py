@@ -13,8 +13,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.http import cancelled_if_client_leaves, json_response, owner_of, read_json
-from api.responses import Primed, final_response, run_turn
+from api.http import Primed, cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.responses import final_response, run_turn
 from api.turn import begin_turn
 from errors import InvalidRequest
 

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 from starlette.requests import HTTPConnection, Request
@@ -29,15 +29,16 @@ class ClientLeft(Exception):
 class Gate:
     """ASGI middleware: asks for the router's key, where one is set. It wraps nothing, so it costs a stream nothing."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, state: Any) -> None:
         self._app = app
-        self._key = api_key.encode()
+        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and self._key and scope["path"] not in OPEN_PATHS:
+        expected = self._state.config.api_key
+        if expected and scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, key = given.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), expected.encode()):
                 await error_response(Unauthorized("Give the router's key as 'Authorization: Bearer …'."))(
                     scope, receive, send
                 )
@@ -53,6 +54,14 @@ def owner_of(request: HTTPConnection) -> str:
 
 async def read_json(request: Request) -> Any:
     """The body as JSON. Raises `TooLarge` past `max_body_mb`, `InvalidRequest` for anything else than JSON."""
+    try:
+        return orjson.loads(await read_body(request))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+
+
+async def read_body(request: Request) -> bytes:
+    """The body. Raises `TooLarge` past `max_body_mb`."""
     limit = request.app.state.config.max_body_mb * 1024 * 1024
     too_large = TooLarge(f"The body is larger than {limit / 1024 / 1024:g} MB.")
     declared = request.headers.get("content-length", "0")
@@ -63,10 +72,7 @@ async def read_json(request: Request) -> Any:
         body += chunk
         if len(body) > limit:
             raise too_large
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+    return bytes(body)
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -125,12 +131,43 @@ async def _take_cancellation(task: asyncio.Task[Any]) -> None:
     task.uncancel()
 
 
-class Batches(Protocol):
-    """Events in batches that arrived together: an async generator, or what can stand for one."""
+T = TypeVar("T")
 
-    def __aiter__(self) -> AsyncIterator[list[dict[str, Any]]]: ...
-    async def __anext__(self) -> list[dict[str, Any]]: ...
+
+class Closable(Protocol[T]):
+    """An async generator, or what can stand for one."""
+
+    def __aiter__(self) -> AsyncIterator[T]: ...
+    async def __anext__(self) -> T: ...
     async def aclose(self) -> None: ...
+
+
+# Events that arrived together.
+Batches = Closable[list[dict[str, Any]]]
+
+
+class Primed(Generic[T]):
+    """An answer that was begun before its HTTP answer is: one that cannot start is an HTTP error. A generator that never
+    started would run no `finally`, so this is none."""
+
+    def __init__(self, pieces: Closable[T]) -> None:
+        self._pieces = pieces
+        self._first: T | None = None
+
+    async def prime(self) -> None:
+        self._first = await anext(self._pieces)
+
+    def __aiter__(self) -> Primed[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        if (first := self._first) is not None:
+            self._first = None
+            return first
+        return await anext(self._pieces)
+
+    async def aclose(self) -> None:
+        await self._pieces.aclose()
 
 
 class EventStream(Response):

@@ -24,7 +24,7 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(request: Request, model: str) -> Response:
     """One model. 404 `model_not_found` if nobody serves it."""
     for name, endpoint in request.app.state.pool.models().items():
-        if endpoint.name_of(model) == name:
+        if endpoint.models.get(name) == endpoint.name_of(model):
             return json_response(_model(name, endpoint))
     raise NotFound(f"The model '{model}' does not exist.", param="model", code="model_not_found")
 

@@ -25,9 +25,10 @@ from starlette.responses import Response
 
 from api.answers import Backend, chat_answer, native_answer, replayed
 from api.background import Background
-from api.http import Batches, EventStream, cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.http import EventStream, Primed, cancelled_if_client_leaves, json_response, owner_of, read_json
 from api.turn import Turn, begin_turn, cache_key
 from backends.client import create_chat_with_retries, create_response_with_retries
+from backends.failover import Attempt, Attempts
 from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cache import get_llm_cache
 from errors import APIError, ServerError
@@ -86,23 +87,33 @@ async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
     if cache is not None and (cached := await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn))):
         yield replayed(turn, orjson.loads(cached))
         return
-    endpoint, model = await choose_endpoint(state.pool, turn.model)
-    try:
-        client = _make_openai_client(state.pool, endpoint)
-        native = is_ext_openai_endpoint(state.pool, endpoint)
-        create = create_response_with_retries if native else create_chat_with_retries
-        backend = Backend(
-            model,
-            state.pool.kind(endpoint),
-            state.sealer,
-            partial(create, client),
-            refuses_hosted_tools=state.config.hosted_tools == "refuse",
-        )
-        async with aclosing(native_answer(backend, turn) if native else chat_answer(backend, turn)) as answer:
-            async for events in answer:
-                yield events
-    finally:
-        await decrement_usage(state.pool, endpoint, model)
+    routing = turn.routing
+    attempts = Attempts(state.pool, turn.model, routing, choose=choose_endpoint, release=decrement_usage)
+    async for attempt in attempts:
+        async with attempt:
+            turn.headers |= routing.headers()
+            answer = _asked(state, turn, attempt)
+            async with aclosing(answer):
+                async for events in answer:
+                    attempt.begun = True
+                    yield events
+    if turn.stored:
+        # The next turn of this conversation finds its prefix there.
+        state.pool.remember([turn.id], attempt.endpoint)
+
+
+def _asked(state: Any, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Event]]:
+    """The answer of the endpoint of an attempt."""
+    client = _make_openai_client(state.pool, attempt.endpoint)
+    native = is_ext_openai_endpoint(state.pool, attempt.endpoint)
+    backend = Backend(
+        attempt.model,
+        state.pool.kind(attempt.endpoint),
+        state.sealer,
+        partial(create_response_with_retries if native else create_chat_with_retries, client),
+        refuses_hosted_tools=state.config.hosted_tools == "refuse",
+    )
+    return native_answer(backend, turn) if native else chat_answer(backend, turn)
 
 
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,30 +175,6 @@ def _described(error: Exception, turn: Turn) -> APIError:
 
 
 # ── sinks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Primed(Batches):
-    """A turn's batches, begun before the answer is: a turn that cannot start is an HTTP error. A generator that never
-    started would run no `finally`, so this is none."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-        self._first: list[Event] | None = None
-
-    async def prime(self) -> None:
-        self._first = await anext(self._batches)
-
-    def __aiter__(self) -> Primed:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        if (first := self._first) is not None:
-            self._first = None
-            return first
-        return await anext(self._batches)
-
-    async def aclose(self) -> None:
-        await self._batches.aclose()
 
 
 async def final_response(batches: AsyncIterator[list[Event]]) -> dict[str, Any]:

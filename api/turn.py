@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from backends.pool import Routing
 from errors import InvalidRequest
 from requests.events import ResponseBuilder
 from requests.messages import told_summary
@@ -33,6 +34,7 @@ class Turn:
     offers_tools: bool = True
     has_references: bool = False
     from_cache: bool = False
+    routing: Routing = field(default_factory=Routing)
     row_begun: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 

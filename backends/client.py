@@ -2,6 +2,7 @@
 
     client.chat.completions.create(**params)   ChatCompletion, or a ChatStream to iterate over
     client.responses.create(**params)          a dict, or an EventStream
+    client.forward(path, body)                 an answer as it comes, byte by byte
     client.get_json(path)                      for listing models
 
 The official SDK's client can stand in for it. aiohttp's errors, and the SDK's, become ours here (`named_errors`) and nowhere else.
@@ -14,8 +15,9 @@ import contextlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from types import SimpleNamespace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -36,10 +38,8 @@ from requests.sse import SSEDecoder
 log = logging.getLogger("nomyo.backends")
 
 T = TypeVar("T")
+FirstByte = Callable[[], AbstractAsyncContextManager[None]]
 
-# Between the tries of a call that found no server, or one that still loads its model. The first is for a kept connection
-# that the server closed in the moment in which we used it.
-RETRY_DELAYS_S = (0.0, 0.2, 0.5)
 MAX_ERROR_BODY = 64 * 1024
 
 
@@ -53,17 +53,25 @@ class BackendClient:
         base_url: str,
         *,
         api_key: str = "",
+        headers: Mapping[str, str] = MappingProxyType({}),
         connect_timeout_s: float = 5.0,
+        first_byte_timeout_s: float = 600.0,
         read_timeout_s: float = 600.0,
     ) -> None:
         self._root_url = root_url
         self._base_url = base_url
+        self._first_byte_timeout_s = first_byte_timeout_s
+        self._unanswered: set[asyncio.Timeout] = set()
         self._session = aiohttp.ClientSession(
             # Servers close idle connections after 5 s (llama.cpp, uvicorn): let ours go first.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
             # Not compressed: an encoder on the way would hold tokens back.
-            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+            headers={
+                "Accept-Encoding": "identity",
+                **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+                **headers,
+            },
             raise_for_status=False,
         )
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create_chat))
@@ -71,6 +79,21 @@ class BackendClient:
 
     async def close(self) -> None:
         await self._session.close()
+
+    def give_up(self) -> None:
+        """The server is lost: whoever waits for the first byte of an answer shall wait no longer."""
+        for timeout in self._unanswered:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def first_byte(self) -> AsyncGenerator[None]:
+        """The body waits for the first byte of an answer: no longer than `first_byte_timeout_s`, or until we `give_up`."""
+        async with asyncio.timeout(self._first_byte_timeout_s) as timeout:
+            self._unanswered.add(timeout)
+            try:
+                yield
+            finally:
+                self._unanswered.discard(timeout)
 
     async def get_json(self, path: str, timeout_s: float) -> Any:
         """The JSON at `path` below the configured URL. Raises a `BackendError`."""
@@ -95,7 +118,7 @@ class BackendClient:
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
         if _is_stream(answer):
-            return ChatStream(answer)
+            return ChatStream(answer, self.first_byte)
         body = await _read(answer)
         try:
             return decode_completion(body)
@@ -105,51 +128,57 @@ class BackendClient:
     async def _create_response(self, **params: Any) -> Dumped | EventStream:
         answer = await self._post("/responses", params)
         if _is_stream(answer):
-            return EventStream(answer)
+            return EventStream(answer, self.first_byte)
         body = await _read(answer)
         response = _json_or_none(body)
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             raise _not_an_answer(body)
         return Dumped(response)
 
+    async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
+        """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a `BackendError`."""
+        return RawAnswer(
+            await self._send((self._root_url if below_root else self._base_url) + path, body), self.first_byte
+        )
+
     async def _post(self, path: str, params: dict[str, Any]) -> aiohttp.ClientResponse:
-        with named_errors():
-            answer = await self._session.post(
-                self._base_url + path, data=orjson.dumps(params), headers={"Content-Type": "application/json"}
-            )
-            if answer.status >= 400:
-                raise await _refusal(answer)
-            return answer
+        return await self._send(self._base_url + path, orjson.dumps(params))
+
+    async def _send(self, url: str, body: bytes) -> aiohttp.ClientResponse:
+        for is_last in (False, True):
+            try:
+                with named_errors():
+                    async with self.first_byte():
+                        answer = await self._session.post(url, data=body, headers={"Content-Type": "application/json"})
+                    if answer.status >= 400:
+                        raise await _refusal(answer)
+                    return answer
+            except BackendUnreachable as error:
+                # The server may have closed a kept connection in the moment in which we used it.
+                if is_last or isinstance(error.__cause__, aiohttp.ClientConnectorError | None):
+                    raise
+        raise AssertionError
 
 
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
-    """`client.chat.completions.create(**params)`, tried again while there is no server or it loads its model. An answer that
-    has begun is never asked for twice. Raises a `BackendError` or `TooManyRequests`."""
-    return await _with_retries(client.chat.completions.create, params)
+    """`client.chat.completions.create(**params)`, its errors by our names: a `BackendError` or `TooManyRequests`. What is tried
+    again, and where, is for `backends.failover` to say."""
+    with named_errors():
+        return await client.chat.completions.create(**params)
 
 
 async def create_response_with_retries(client: Any, params: dict[str, Any]) -> Any:
     """`client.responses.create(**params)`, likewise."""
-    return await _with_retries(client.responses.create, params)
-
-
-async def _with_retries(create: Callable[..., Awaitable[Any]], params: dict[str, Any]) -> Any:
-    for delay_s in RETRY_DELAYS_S:
-        try:
-            with named_errors():
-                return await create(**params)
-        except BackendUnreachable as error:
-            log.info("backend unreachable (%s), trying again in %.1f s", type(error.__cause__).__name__, delay_s)
-        await asyncio.sleep(delay_s)
     with named_errors():
-        return await create(**params)
+        return await client.responses.create(**params)
 
 
 class BackendStream(ABC, Generic[T]):
     """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, first_byte: FirstByte = nullcontext) -> None:
         self._answer = answer
+        self._first_byte = first_byte
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self._pieces()
@@ -166,7 +195,11 @@ class BackendStream(ABC, Generic[T]):
         try:
             while not done:
                 with named_errors(begun=not nothing):
-                    received = await self._answer.content.readany()
+                    if nothing:
+                        async with self._first_byte():
+                            received = await self._answer.content.readany()
+                    else:
+                        received = await self._answer.content.readany()
                 batch: list[T] = []
                 failure: BackendError | TooManyRequests | None = None
                 for data in decoder.feed(received) if received else decoder.flush():
@@ -211,6 +244,37 @@ class BackendStream(ABC, Generic[T]):
     @abstractmethod
     def _piece(self, data: bytes) -> tuple[T, bool]:
         """The piece in `data`, and whether the answer is whole with it. Raises when it is an error."""
+
+
+class RawAnswer:
+    """An answer that goes on as it came. `pieces()` gives what each network read held."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, first_byte: FirstByte) -> None:
+        self._answer = answer
+        self._first_byte = first_byte
+        self.content_type = answer.headers.get("Content-Type", "application/json")
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        begun = False
+        try:
+            while True:
+                with named_errors(begun=begun):
+                    if begun:
+                        received = await self._answer.content.readany()
+                    else:
+                        async with self._first_byte():
+                            received = await self._answer.content.readany()
+                if not received:
+                    break
+                begun = True
+                yield received
+            if not begun:
+                raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
+        finally:
+            if self._answer.content.at_eof():
+                self._answer.release()
+            else:
+                self._answer.close()
 
 
 class ChatStream(BackendStream[ChatChunk]):

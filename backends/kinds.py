@@ -18,8 +18,6 @@ class Kind:
     native: bool = False
     # `/v1` is put behind the configured URL; other kinds are given with it, wherever their API begins.
     adds_v1: bool = False
-    # GET here, below the configured URL, lists the models: `{"data": [{"id"}]}` or Ollama's `{"models": [{"name"}]}`.
-    models_path: str = "/models"
     # The content parts, other than text, that it can be given.
     carries: frozenset[str] = EVERY_PART
     # Where an assistant message of the history holds its reasoning.
@@ -36,39 +34,59 @@ class Kind:
     streams_always: bool = False
     # POST here, below the API's base, counts the input tokens of a request.
     count_path: str | None = None
-    # `name` and `name:latest` are the same model.
-    latest: bool = False
+    # The front doors that it does not have, as paths below /v1.
+    lacks: frozenset[str] = frozenset()
+    # It takes the URLs of images; others are given the images.
+    fetches_images: bool = True
 
 
 KINDS = {
     kind.name: kind
     for kind in (
+        # Until it was asked: nothing is sent there.
+        Kind("auto", adds_v1=True),
         Kind(
             "ollama",
             adds_v1=True,
-            models_path="/api/tags",
             carries=frozenset({"image"}),
             reasoning_key="reasoning",
             efforts=("none", "low", "medium", "high"),
             think_tags=True,
-            latest=True,
+            lacks=frozenset({"/rerank"}),
+            fetches_images=False,
         ),
         Kind(
             "llama.cpp",
             adds_v1=True,
-            models_path="/v1/models",
             carries=frozenset({"image", "audio"}),
             streams_always=True,
             count_path="/chat/completions/input_tokens",
         ),
+        # A proxy before llama.cpp servers, which it starts when they are needed.
+        Kind(
+            "llama-swap",
+            adds_v1=True,
+            carries=frozenset({"image", "audio"}),
+            streams_always=True,
+            think_tags=True,
+        ),
+        Kind("vllm", adds_v1=True, carries=frozenset({"image", "audio"}), reasoning_key="reasoning", think_tags=True),
+        Kind(
+            "lmstudio",
+            adds_v1=True,
+            carries=frozenset({"image"}),
+            think_tags=True,
+            lacks=frozenset({"/rerank"}),
+            fetches_images=False,
+        ),
         Kind("openai-chat", think_tags=True),
-        Kind("openai", native=True, count_path="/responses/input_tokens"),
+        Kind("openai", native=True, count_path="/responses/input_tokens", lacks=frozenset({"/rerank"})),
     )
 }
 
 
-def kind_of(config: EndpointConfig) -> Kind:
-    """The facts of an endpoint: those of its kind, but for what its settings say."""
+def kind_of(config: EndpointConfig, name: str | None = None) -> Kind:
+    """The facts of an endpoint: those of its kind, but for what its settings say. `name` is the kind where they leave it open."""
     facts: dict[str, Any] = {}
     if config.reasoning_efforts is not None:
         facts["efforts"] = config.reasoning_efforts
@@ -76,18 +94,8 @@ def kind_of(config: EndpointConfig) -> Kind:
         facts["reasoning_key"] = REPLAY_KEYS.get(config.reasoning_replay, config.reasoning_replay)
     if config.structured_outputs is not None:
         facts["structured_outputs"] = config.structured_outputs
-    return replace(KINDS[config.kind], **facts)
+    return replace(KINDS[name or config.kind], **facts)
 
 
 REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
 
-
-def models_of(kind: Kind, listing: Any) -> list[str]:
-    """The model names in the answer to GET `models_path`, or none if it is no such answer."""
-    if not isinstance(listing, dict):
-        return []
-    rows = listing.get("models" if kind.latest else "data")
-    if not isinstance(rows, list):
-        return []
-    names = [row.get("name" if kind.latest else "id") for row in rows if isinstance(row, dict)]
-    return [name for name in names if isinstance(name, str) and name]

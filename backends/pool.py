@@ -1,10 +1,10 @@
 """The endpoints: what they serve, how busy they are, and who gets the next request.
 
-    choose_endpoint(pool, model)   takes a slot, waiting for one if it must
-    decrement_usage(pool, …)       gives it back, and wakes who waits
+    choose_endpoint(pool, model, routing)   takes a slot, waiting for one if it must
+    decrement_usage(pool, …)                gives it back, and wakes who waits
 
-Choosing reads memory alone. A task keeps the model lists fresh; only a model that nobody is known to serve makes a request
-wait for a new look, because it may just have been pulled.
+Choosing reads memory alone: each endpoint has a task that keeps what is known of it fresh (`backends/endpoint.py`). The rules of
+the choice are in `backends/choice.py`, what happens after a failure in `backends/failover.py`.
 """
 
 from __future__ import annotations
@@ -16,65 +16,67 @@ import logging
 import math
 import random
 import time
-from collections import deque
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from backends.client import BackendClient
-from backends.kinds import KINDS, Kind, kind_of, models_of
+from backends.choice import Affinity, Candidate, choose
+from backends.endpoint import UNKNOWN, Endpoint
+from backends.kinds import Kind
+from backends.queue import FairQueue
+from backends.retry import RetryBudget
 from config import Config, EndpointConfig
-from errors import APIError, BackendUnreachable, NotFound, TooManyRequests
+from errors import APIError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
 
 log = logging.getLogger("nomyo.backends")
 
-LISTING_TIMEOUT_S = 5.0
-# How often requests for unknown models may make us look again.
+# How often requests for unknown models may make us look again, and how long such a request waits for that.
 LOOK_AGAIN_AFTER_S = 2.0
+LOOK_FOR_S = 0.5
+# At the start: as long as this the first requests wait until somebody has answered.
+FIRST_LOOK_S = 1.0
+# How long a conversation's last endpoint is worth going back to: servers keep a prompt about as long.
+WARM_S = 1800.0
 
 
-class Endpoint:
-    """A model server, and what we know of it."""
+@dataclass(slots=True)
+class Routing:
+    """What a request's way through the fleet depends on, and what became of it. `owner` is whose place in the queue it takes,
+    `affinity` names what may be warm somewhere (a conversation, a prefix), the surest first."""
 
-    def __init__(self, config: EndpointConfig) -> None:
-        self.url = config.url.rstrip("/")
-        self.kind = kind_of(config)
-        self.max_concurrent = config.max_concurrent
-        self.in_flight = 0
-        self.models: frozenset[str] = frozenset()
-        self.error: str | None = "not asked yet"
-        root = self.url.removesuffix("/v1") if self.kind.adds_v1 else self.url
-        self.client = BackendClient(
-            root,
-            f"{root}/v1" if self.kind.adds_v1 else root,
-            api_key=config.api_key,
-            connect_timeout_s=config.connect_timeout_s,
-            read_timeout_s=config.read_timeout_s,
-        )
+    owner: str = ""
+    affinity: Sequence[str] = ()
+    # The front door, as a path below /v1, where it is not every endpoint's.
+    path: str = ""
+    tried: set[str] = field(default_factory=set)
+    attempts: int = 0
+    waited_s: float = 0.0
+    endpoint: str = ""
+    model: str = ""
 
-    def name_of(self, model: str) -> str | None:
-        """What this endpoint calls `model`, or None if it does not serve it."""
-        if model in self.models:
-            return model
-        if self.kind.latest and f"{model}:latest" in self.models:
-            return f"{model}:latest"
-        return None
-
-    async def look(self) -> None:
-        """Asks which models there are. An endpoint that does not answer keeps the last list, and waits behind the others."""
-        try:
-            listing = await self.client.get_json(self.kind.models_path, LISTING_TIMEOUT_S)
-        except Exception as error:
-            problem = error.message if isinstance(error, APIError) else repr(error)
-            if self.error != problem:
-                log.warning("endpoint %s: %s", self.url, problem)
-            self.error = problem
-            return
-        self.models = frozenset(models_of(self.kind, listing))
-        if self.error:
-            log.info("endpoint %s serves %d models", self.url, len(self.models))
-        self.error = None
+    def headers(self) -> dict[str, str]:
+        """What the client is told of it."""
+        if not self.endpoint:
+            return {}
+        return {
+            "x-nomyo-endpoint": self.endpoint,
+            "x-nomyo-model": self.model.encode("ascii", "replace").decode(),
+            "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
+        }
 
 
 Slot = tuple[Endpoint, str]
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A request in the queue."""
+
+    model: str
+    routing: Routing
+    handed: asyncio.Future[Slot]
+    since: float
 
 
 class Pool:
@@ -83,114 +85,236 @@ class Pool:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.endpoints: dict[str, Endpoint] = {}
-        self._waiting: deque[tuple[asyncio.Future[Slot], str]] = deque()
+        self.queue: FairQueue[Waiting] = FairQueue()
+        self.affinity = Affinity(max_entries=10_000, max_age_s=WARM_S)
+        self.budget = RetryBudget(config.retry.budget)
+        self.counts: Counter[str] = Counter()
+        self.tokens: Counter[tuple[str, str]] = Counter()
+        self.waited_s = 0.0
+        self._watches: dict[str, asyncio.Task[None]] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
-        self._refreshing: asyncio.Task[None] | None = None
+        self._serving_cache: dict[str, list[Slot]] = {}
         self._looked_at = -math.inf
+        self._generation = 0
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:
         self.endpoints = {}
         for config in self._config.endpoints:
-            endpoint = Endpoint(config)
-            self.endpoints[endpoint.url] = endpoint
-        self._refreshing = asyncio.create_task(self._refresh(), name="models refresh")
+            self._add(config)
+        # Whoever comes at once shall find what answers at once.
+        looks = [self._look_at(endpoint) for endpoint in self.endpoints.values()]
+        await asyncio.wait(looks, timeout=FIRST_LOOK_S)
 
     async def close(self) -> None:
-        for task in filter(None, (self._refreshing, *self._looks.values())):
+        for task in (*self._watches.values(), *self._looks.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         for endpoint in self.endpoints.values():
-            await endpoint.client.close()
+            await endpoint.close()
 
-    def kind(self, url: str) -> Kind:
-        endpoint = self.endpoints.get(url)
-        return endpoint.kind if endpoint else KINDS["openai-chat"]
+    async def reconfigure(self, config: Config) -> None:
+        """Takes new settings without losing a request: endpoints that stay as they are keep all they know, those that go or
+        change answer what they have begun."""
+        self._config = config
+        self.budget = RetryBudget(config.retry.budget)
+        wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in config.endpoints}
+        kept: set[str] = set()
+        for endpoint in list(self.endpoints.values()):
+            if not endpoint.leaving and wanted.get(endpoint.url) == endpoint.config:
+                kept.add(endpoint.url)
+            else:
+                await self._remove(endpoint)
+        for url, settings in wanted.items():
+            if url not in kept:
+                self._add(settings)
+        self._changed()
 
-    async def choose(self, model: str) -> Slot:
-        """The endpoint for a request to `model`, with a slot taken, and the model's name there. Raises `NotFound` for a model
-        that nobody serves, `TooManyRequests` when no slot comes free, `BackendUnreachable` while no endpoint is known."""
-        if not self._serving(model) and time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER_S:
-            await self.look(model)
-        if not self._serving(model):
-            raise self._unknown(model)
-        return self._take(model) or await self._wait(model)
+    def _add(self, config: EndpointConfig) -> None:
+        endpoint = Endpoint(config, self._config.breaker, self._changed)
+        if endpoint.key in self.endpoints:  # The one that it replaces still answers something.
+            self._generation += 1
+            endpoint.key += f"#{self._generation}"
+        self.endpoints[endpoint.key] = endpoint
+        self._watches[endpoint.key] = asyncio.create_task(
+            self._watch(endpoint), name=f"watch {endpoint.name}"
+        )
 
-    def release(self, endpoint: Endpoint) -> None:
-        endpoint.in_flight -= 1
-        self._wake()
+    async def _remove(self, endpoint: Endpoint) -> None:
+        endpoint.leaving = True
+        if watch := self._watches.pop(endpoint.key, None):
+            watch.cancel()
+        if not endpoint.in_flight:
+            await self._forget(endpoint)
+
+    async def _forget(self, endpoint: Endpoint) -> None:
+        if self.endpoints.pop(endpoint.key, None):
+            log.info("endpoint %s is gone", endpoint.name)
+            await endpoint.close()
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        while True:
+            await self._look_at(endpoint)
+            await asyncio.sleep(endpoint.look_again_in(self._config.models_refresh_s))
+
+    # ── what is known ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def kind(self, key: str) -> Kind:
+        endpoint = self.endpoints.get(key)
+        return endpoint.kind if endpoint else UNKNOWN
+
+    def name(self, key: str) -> str:
+        """The name of an endpoint in headers and logs."""
+        endpoint = self.endpoints.get(key)
+        return endpoint.name if endpoint else key
 
     def models(self) -> dict[str, Endpoint]:
         """Every model that is served, by name, and one endpoint that does."""
-        return {model: endpoint for endpoint in self.endpoints.values() for model in sorted(endpoint.models)}
+        return {
+            model: endpoint
+            for endpoint in self.endpoints.values()
+            if not endpoint.leaving
+            for model in sorted(endpoint.models)
+        }
+
+    def longest_wait_s(self) -> float:
+        """How long the first in the queue has waited."""
+        return time.monotonic() - min(entry.payload.since for entry in self.queue) if len(self.queue) else 0.0
+
+    def count_tokens(self, model: str, input: int, output: int) -> None:
+        """Tokens that a backend has counted."""
+        self.tokens[model, "input"] += input
+        self.tokens[model, "output"] += output
+
+    def set_draining(self, endpoint: Endpoint, draining: bool) -> None:
+        """Takes an endpoint out of the choice, or back into it with its failures forgiven."""
+        log.info("endpoint %s is %s", endpoint.name, "draining" if draining else "enabled")
+        endpoint.draining = draining
+        if not draining:
+            endpoint.forgive()
+            self._wake()
+
+    def fallbacks(self, model: str) -> Sequence[str]:
+        """The models that may answer in place of this one."""
+        return self._config.fallback_models.get(model, ())
 
     async def look(self, model: str | None = None) -> None:
-        """Asks all endpoints which models they have, and waits for their answers; if it is for one `model`, no longer than
-        until somebody serves it. Callers at the same time share the looks."""
-        looks = {self._look_at(endpoint) for endpoint in self.endpoints.values()}
+        """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than until
+        somebody serves it. Callers at the same time share the looks."""
+        looks = {self._look_at(endpoint) for endpoint in self.endpoints.values() if not endpoint.leaving}
         while looks and not (model and self._serving(model)):
             _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
         if not looks:
             self._looked_at = time.monotonic()
 
     def _look_at(self, endpoint: Endpoint) -> asyncio.Task[None]:
-        look = self._looks.get(endpoint.url)
+        look = self._looks.get(endpoint.key)
         if look is None or look.done():
-            look = self._looks[endpoint.url] = asyncio.create_task(endpoint.look(), name=f"look at {endpoint.url}")
+            look = self._looks[endpoint.key] = asyncio.create_task(endpoint.look(), name=f"look at {endpoint.name}")
         return look
 
-    async def _refresh(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(self._config.models_refresh_s)
+    def _changed(self) -> None:
+        """Other models are served than before: somebody who waits may be served now."""
+        self._serving_cache.clear()
+        self._wake()
 
     def _serving(self, model: str) -> list[Slot]:
-        return [(endpoint, name) for endpoint in self.endpoints.values() if (name := endpoint.name_of(model))]
+        """The endpoints that have a model, and its name there."""
+        serving = self._serving_cache.get(model)
+        if serving is None:
+            serving = [
+                (endpoint, name)
+                for endpoint in self.endpoints.values()
+                if not endpoint.leaving and (name := endpoint.name_of(model))
+            ]
+            if serving:  # A name that nobody serves is a client's own text: not to be remembered.
+                self._serving_cache[model] = serving
+        return serving
 
-    def _take(self, model: str) -> Slot | None:
-        """A slot of the endpoint that is least busy for its size: healthy before not, random among equals."""
-        free = [
-            (endpoint, name) for endpoint, name in self._serving(model) if endpoint.in_flight < endpoint.max_concurrent
-        ]
-        if not free:
+    # ── choosing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def choose(self, model: str, routing: Routing | None = None) -> Slot:
+        """The endpoint for a request to `model`, with a slot taken, and the model's name there. Raises `NotFound` for a model
+        that nobody serves, `TooManyRequests` when no slot comes free, `BackendUnreachable` while no endpoint is known."""
+        routing = routing or Routing()
+        if not self._serving(model):
+            await self._search(model)
+        if not routing.attempts:
+            self.budget.request()
+        routing.attempts += 1
+        endpoint, name = self._take(model, routing) or await self._wait(model, routing)
+        routing.endpoint, routing.model = endpoint.name, name
+        return endpoint, name
+
+    def release(self, endpoint: Endpoint) -> None:
+        endpoint.in_flight -= 1
+        if endpoint.leaving and not endpoint.in_flight:
+            self._forgetting = asyncio.ensure_future(self._forget(endpoint))
+        self._wake()
+
+    async def _search(self, model: str) -> None:
+        """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound`."""
+        if time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER_S:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_FOR_S):
+                    await self.look(model)
+            self._looked_at = time.monotonic()
+        if not self._serving(model):
+            raise self._unknown(model)
+
+    def _take(self, model: str, routing: Routing) -> Slot | None:
+        """A free slot for the request, if there is one, taken."""
+        serving = self._serving(model)
+        now = time.monotonic()
+        slots = [slot for slot in serving if _may_take(slot[0], routing)]
+        warm = next((key for name in routing.affinity if (key := self.affinity.get(name, now))), None)
+        candidates = [endpoint.candidate(name, now) for endpoint, name in slots]
+        chosen = choose(candidates, warm, random)
+        if chosen is None:
             return None
-        slot = min(
-            free,
-            key=lambda it: (it[0].error is not None, it[0].in_flight / it[0].max_concurrent, random.random()),
-        )
-        slot[0].in_flight += 1
-        return slot
+        endpoint = self.endpoints[chosen.endpoint]
+        endpoint.take(chosen.model, now)
+        return endpoint, chosen.model
 
-    async def _wait(self, model: str) -> Slot:
-        """A slot that another request gave back: first come, first served."""
-        queue = self._config.queue
-        if len(self._waiting) >= queue.max:
+    async def _wait(self, model: str, routing: Routing) -> Slot:
+        """A slot that another request gave back: first come, first served among those of one owner, and the owners in turn."""
+        limits = self._config.queue
+        if len(self.queue) >= limits.max:
+            self.counts["queue_full"] += 1
             raise TooManyRequests(f"Too many requests wait for '{model}'.", retry_after_s=1)
-        handed: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        entry = (handed, model)
-        self._waiting.append(entry)
+        self.counts["queued"] += 1
+        began = time.monotonic()
+        waiting = Waiting(model, routing, asyncio.get_running_loop().create_future(), began)
+        entry = self.queue.push(routing.owner, waiting)
         try:
-            async with asyncio.timeout(queue.timeout_s):
-                return await handed
+            async with asyncio.timeout(limits.timeout_s):
+                return await waiting.handed
         except BaseException as error:
-            if handed.done() and not handed.cancelled():
-                self.release(handed.result()[0])  # It came in the moment in which we stopped waiting.
+            if waiting.handed.done() and not waiting.handed.cancelled():
+                # It came in the moment in which we stopped waiting.
+                endpoint, name = waiting.handed.result()
+                self.abandoned(endpoint.key, name)
+                self.release(endpoint)
             if isinstance(error, TimeoutError):
+                self.counts["queue_timeout"] += 1
                 raise TooManyRequests(
-                    f"No slot came free for '{model}' in {queue.timeout_s:g} s.", retry_after_s=1
+                    f"No slot came free for '{model}' in {limits.timeout_s:g} s.", retry_after_s=1
                 ) from None
             raise
         finally:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(entry)
+            self.queue.remove(entry)
+            routing.waited_s += time.monotonic() - began
+            self.waited_s += time.monotonic() - began
 
     def _wake(self) -> None:
         """Hands a free slot to the first who can use it. It is taken here, so that no newcomer comes between."""
-        for entry in self._waiting:
-            handed, model = entry
-            if not handed.done() and (slot := self._take(model)):
-                handed.set_result(slot)
-                self._waiting.remove(entry)
+        for entry in self.queue:
+            waiting = entry.payload
+            if not waiting.handed.done() and (slot := self._take(waiting.model, waiting.routing)):
+                waiting.handed.set_result(slot)
+                self.queue.remove(entry)
                 return
 
     def _unknown(self, model: str) -> APIError:
@@ -204,23 +328,81 @@ class Pool:
             code="model_not_found",
         )
 
+    # ── what came of it ──────────────────────────────────────────────────────────────────────────────────────────────
 
-async def choose_endpoint(pool: Pool, model: str) -> tuple[str, str]:
-    """The URL of the endpoint for `model`, with a slot taken, and the model's name there. Errors: as `Pool.choose`."""
-    endpoint, name = await pool.choose(model)
-    return endpoint.url, name
+    def succeeded(self, key: str, model: str, routing: Routing) -> None:
+        """A request was answered: the endpoint works, and what it was about is warm there."""
+        now = time.monotonic()
+        if endpoint := self.endpoints.get(key):
+            endpoint.succeeded(model, now)
+            self.remember(routing.affinity, key)
+
+    def remember(self, affinity: Iterable[str], key: str) -> None:
+        """What is warm at an endpoint."""
+        now = time.monotonic()
+        for name in affinity:
+            self.affinity.put(name, key, now)
+
+    def failed(self, key: str, model: str, error: APIError) -> None:
+        """A request failed. What a backend refuses is no failure of its."""
+        endpoint = self.endpoints.get(key)
+        if endpoint is None:
+            return
+        now = time.monotonic()
+        if isinstance(error, BackendRefused):
+            endpoint.succeeded(model, now)
+            if error.code == "model_not_found":
+                self._look_at(endpoint)  # It had it when it was last asked.
+            return
+        self.counts["failures"] += 1
+        endpoint.failed(model, error, now)
+        if isinstance(error, BackendUnreachable):
+            self._look_at(endpoint)
+
+    def abandoned(self, key: str, model: str) -> None:
+        """A request ended for reasons of the client's, which say nothing of the endpoint."""
+        if endpoint := self.endpoints.get(key):
+            endpoint.breaker(model).abandoned()
+
+    def may_retry(self, routing: Routing) -> bool:
+        """Whether a request that failed may be tried again. It counts as tried then."""
+        if routing.attempts > self._config.retry.max or not self.budget.take():
+            return False
+        self.counts["retries"] += 1
+        return True
+
+    def has_other(self, model: str, routing: Routing) -> bool:
+        """Whether an endpoint that was not tried yet serves the model, and is not known to be down."""
+        now = time.monotonic()
+        return any(
+            _may_take(endpoint, routing) and (candidate := endpoint.candidate(name, now)).healthy and candidate.allowed
+            for endpoint, name in self._serving(model)
+        )
 
 
-async def decrement_usage(pool: Pool, url: str, model: str) -> None:
+def _may_take(endpoint: Endpoint, routing: Routing) -> bool:
+    """Whether a request may be sent to an endpoint at all."""
+    return (
+        endpoint.key not in routing.tried and not endpoint.draining and routing.path not in endpoint.kind.lacks
+    )
+
+
+async def choose_endpoint(pool: Pool, model: str, routing: Routing | None = None) -> tuple[str, str]:
+    """The key of the endpoint for `model` (its URL), with a slot taken, and the model's name there. Errors: as `Pool.choose`."""
+    endpoint, name = await pool.choose(model, routing)
+    return endpoint.key, name
+
+
+async def decrement_usage(pool: Pool, key: str, model: str) -> None:
     """Gives back the slot that `choose_endpoint` took."""
-    pool.release(pool.endpoints[url])
+    pool.release(pool.endpoints[key])
 
 
-def is_ext_openai_endpoint(pool: Pool, url: str) -> bool:
+def is_ext_openai_endpoint(pool: Pool, key: str) -> bool:
     """Whether the endpoint speaks the Responses API itself, so that requests go out as they came."""
-    return pool.kind(url).native
+    return pool.kind(key).native
 
 
-def _make_openai_client(pool: Pool, url: str) -> Any:
+def _make_openai_client(pool: Pool, key: str) -> Any:
     """The pooled client of an endpoint: made once, at the start."""
-    return pool.endpoints[url].client
+    return pool.endpoints[key].client

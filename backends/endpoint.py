@@ -1,0 +1,240 @@
+"""One model server: what its settings say, what it was seen to have, and how it fares."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from backends.breaker import Breaker
+from backends.choice import Candidate
+from backends.client import BackendClient
+from backends.discovery import Discovery, ModelFacts, discover, name_in, probe
+from backends.kinds import KINDS, Kind, kind_of
+from config import BreakerConfig, EndpointConfig, name_of
+from errors import APIError, BackendRefused
+
+log = logging.getLogger("nomyo.backends")
+
+LISTING_TIMEOUT_S = 5.0
+DEFAULT_SLOTS = 16
+# How often an endpoint that does not answer is asked again.
+PROBE_S = 2.0
+# Looks in a row that fail before those who wait for its first byte are told to go elsewhere.
+LOST_AFTER = 2
+
+
+class Endpoint:
+    """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change` is
+    called when they are others than before."""
+
+    def __init__(self, config: EndpointConfig, breaker: BreakerConfig, on_change: Callable[[], None]) -> None:
+        self.config = config
+        self.name = name_of(config)
+        self.url = self.key = config.url.rstrip("/")
+        self.kind: Kind = kind_of(config)
+        self.is_known = config.kind != "auto"
+        self.client = self._make_client()
+        self.in_flight = 0
+        self.draining = self.leaving = False
+        self.models: dict[str, str] = {}
+        self.facts: dict[str, ModelFacts] = {}
+        self.loaded: set[str] = set()
+        self.error: str | None = "not asked yet"
+        self.version: str | None = None
+        self.last_error: str | None = None
+        # Seconds to the first byte, a moving average.
+        self.outcomes: Counter[str] = Counter()
+        self._breaker_config = breaker
+        self.breakers: dict[str, Breaker] = {}
+        self._on_change = on_change
+        self._slots: int | None = None
+        self._failed_looks = 0
+        self._refused: set[str] = set()
+
+    @property
+    def max_concurrent(self) -> int:
+        """How many requests it gets at once."""
+        return self.config.max_concurrent or self._slots or DEFAULT_SLOTS
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answered when it was last asked for its models."""
+        return self.error is None
+
+    def name_of(self, model: str) -> str | None:
+        """What this endpoint calls `model`, or None if it does not serve it."""
+        if (name := self.models.get(model)) is not None:
+            return name
+        public = name_in(self.models, model, self.kind.name)
+        return self.models[public] if public is not None else None
+
+    def breaker(self, model: str) -> Breaker:
+        """The breaker of one of its models, by its own name."""
+        breaker = self.breakers.get(model)
+        if breaker is None:
+            config = self._breaker_config
+            breaker = self.breakers[model] = Breaker(config.failures, config.cooldown_s, config.max_cooldown_s)
+        return breaker
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def candidate(self, model: str, now: float) -> Candidate:
+        """How it stands for a request to one of its models, by its own name."""
+        breaker = self.breakers.get(model)
+        return Candidate(
+            endpoint=self.key,
+            model=model,
+            priority=self.config.priority,
+            weight=self.config.weight,
+            max_concurrent=self.max_concurrent,
+            in_flight=self.in_flight,
+            loaded=model in self.loaded,
+            healthy=self.healthy,
+            allowed=breaker is None or breaker.allows(now),
+        )
+
+    def take(self, model: str, now: float) -> None:
+        """A request is sent there."""
+        self.in_flight += 1
+        if breaker := self.breakers.get(model):
+            breaker.begin(now)
+
+    def succeeded(self, model: str, now: float) -> None:
+        """It answered a request."""
+        self.outcomes["answered"] += 1
+        self.loaded.add(model)
+        if breaker := self.breakers.get(model):
+            breaker.success(now)
+
+    def failed(self, model: str, error: APIError, now: float) -> None:
+        """It failed a request."""
+        self.outcomes["failed"] += 1
+        self.last_error = f"{error.code}: {error.message}"
+        self.breaker(model).failure(now, error.code or "", error.retry_after_s)
+
+    def forgive(self) -> None:
+        """Its failures are forgotten."""
+        self.breakers.clear()
+
+    async def close(self) -> None:
+        await self.client.close()
+
+    # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def look_again_in(self, every_s: float) -> float:
+        """Seconds until it is to be asked again: one that does not answer sooner."""
+        return every_s if self.healthy else min(every_s, PROBE_S)
+
+    async def look(self) -> None:
+        """Asks what it has. One that does not answer keeps what it had, and waits behind the others."""
+        try:
+            async with asyncio.timeout(LISTING_TIMEOUT_S):
+                if not self.is_known:
+                    self._become(await probe(self._get))
+                seen = await discover(self.kind.name, self._get, self._refused)
+        except Exception as error:
+            self._failed_look(error)
+            return
+        self._take(seen)
+
+    async def _get(self, path: str) -> Any:
+        return await self.client.get_json(path, LISTING_TIMEOUT_S)
+
+    def _become(self, kind: str) -> None:
+        """The kind is known now: an `auto` endpoint speaks as that kind does."""
+        log.info("endpoint %s is a %s", self.name, kind)
+        self.kind = kind_of(self.config, kind)
+        self.is_known = True
+        old, self.client = self.client, self._make_client()
+        # Nobody was sent there yet: it had no models.
+        self._closing = asyncio.ensure_future(old.close())
+
+    def _failed_look(self, error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            problem = f"no answer in {LISTING_TIMEOUT_S:g} s"
+        else:
+            problem = error.message if isinstance(error, APIError) else repr(error)
+        if isinstance(error, BackendRefused) and self.config.models.include != ("*",) and self._declared():
+            # It lists nothing, but the settings say what it has.
+            self._take(Discovery({name: ModelFacts() for name in self._declared()}))
+            return
+        if self.error != problem:
+            log.warning("endpoint %s: %s", self.name, problem)
+        self.error = problem
+        self._failed_looks += 1
+        if self._failed_looks >= LOST_AFTER:
+            self.client.give_up()
+
+    def _declared(self) -> list[str]:
+        """The models that the settings name without a pattern."""
+        return [name for name in self.config.models.include if not set(name) & set("*?[")]
+
+    def _take(self, seen: Discovery) -> None:
+        wanted = self.config.models
+        used = {
+            name: facts
+            for name, facts in seen.models.items()
+            if any(fnmatchcase(name, pattern) for pattern in wanted.include)
+            and not any(fnmatchcase(name, pattern) for pattern in wanted.exclude)
+        }
+        models = {name: name for name in used} | {
+            public: there for public, there in self.config.aliases.items() if there in used
+        }
+        if self.error:
+            log.info("endpoint %s serves %d models", self.name, len(models))
+        self.facts = used
+        self.loaded = {name for name, facts in used.items() if facts.loaded}
+        self._slots = seen.slots
+        self.version = seen.version
+        self._failed_looks = 0
+        changed = models != self.models or self.error is not None
+        self.models, self.error = models, None
+        if changed:
+            self._on_change()
+
+    def describe(self) -> dict[str, Any]:
+        """How it stands, for whoever runs the router."""
+        return {
+            "name": self.name,
+            "url": self.url,
+            "kind": self.kind.name,
+            "version": self.version,
+            "state": "leaving" if self.leaving else "draining" if self.draining else "up" if self.healthy else "down",
+            "error": self.error,
+            "last_error": self.last_error,
+            "in_flight": self.in_flight,
+            "max_concurrent": self.max_concurrent,
+            "priority": self.config.priority,
+            "weight": self.config.weight,
+            "outcomes": dict(self.outcomes),
+            "models": [
+                {
+                    "name": public,
+                    "there": there,
+                    "loaded": self.facts[there].loaded if there in self.facts else None,
+                    "context": self.facts[there].context if there in self.facts else None,
+                    "breaker": self.breakers[there].state if there in self.breakers else "closed",
+                }
+                for public, there in sorted(self.models.items())
+            ],
+        }
+
+    def _make_client(self) -> BackendClient:
+        root = self.url.removesuffix("/v1") if self.kind.adds_v1 or not self.is_known else self.url
+        config = self.config
+        return BackendClient(
+            root,
+            f"{root}/v1" if self.kind.adds_v1 else root,
+            api_key=config.api_key,
+            headers=config.headers,
+            connect_timeout_s=config.connect_timeout_s,
+            first_byte_timeout_s=config.first_byte_timeout_s,
+            read_timeout_s=config.read_timeout_s,
+        )
+
+
+UNKNOWN = KINDS["openai-chat"]

@@ -1,0 +1,147 @@
+"""Trying elsewhere: a request that failed before its first byte goes to another endpoint.
+
+    async for attempt in Attempts(pool, model, routing):
+        async with attempt:                     # a slot is taken, and given back whatever happens
+            …attempt.endpoint, attempt.model…
+            attempt.begun = True                # from here on there is no second try
+
+The loop ends after the first attempt that ends well. An attempt that failed is swallowed if there is a next one: another endpoint of
+the model, else one of its `fallback_models`, else the same endpoint a moment later, if it only was not ready. What no other
+endpoint can take gets the error it got first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from backends.pool import Pool, Routing, choose_endpoint, decrement_usage
+from errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
+
+log = logging.getLogger("nomyo.backends")
+
+# Before the tries at the one endpoint that there is, while it is not ready.
+WAITS_S = (0.2, 0.5)
+# A longer Retry-After is the client's to wait for.
+LONGEST_WAIT_S = 2.0
+
+Choose = Callable[[Pool, str, Routing], Awaitable[tuple[str, str]]]
+Release = Callable[[Pool, str, str], Awaitable[None]]
+
+
+class Attempts:
+    """The attempts at one request. `choose` and `release` take and give back the slot."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        model: str,
+        routing: Routing,
+        *,
+        choose: Choose = choose_endpoint,
+        release: Release = decrement_usage,
+    ) -> None:
+        self._pool = pool
+        self._models = [model, *pool.fallbacks(model)]
+        self._routing = routing
+        self._choose = choose
+        self._release = release
+        self._waits = list(WAITS_S)
+        self._wait_s = 0.0
+        self._first_error: APIError | None = None
+        self._done = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        if self._done:
+            raise StopAsyncIteration
+        if self._wait_s:
+            await asyncio.sleep(self._wait_s)
+        while True:
+            try:
+                endpoint, model = await self._choose(self._pool, self._models[0], self._routing)
+            except (NotFound, TooManyRequests, BackendUnreachable) as error:
+                self._first_error = self._first_error or error
+                if not self._next_model():
+                    raise self._first_error from None
+            else:
+                return Attempt(self, endpoint, model)
+
+    async def finished(self, attempt: Attempt, error: BaseException | None) -> bool:
+        """Gives the slot back. Whether `error` is swallowed, because there is a next attempt."""
+        self._done = True
+        if error is None:
+            self._pool.succeeded(attempt.endpoint, attempt.model, self._routing)
+        elif isinstance(error, APIError):
+            self._pool.failed(attempt.endpoint, attempt.model, error)
+        else:
+            self._pool.abandoned(attempt.endpoint, attempt.model)
+        await self._release(self._pool, attempt.endpoint, attempt.model)
+        if attempt.begun or not isinstance(error, APIError) or not may_go_elsewhere(error):
+            return False
+        self._first_error = self._first_error or error
+        if self._plan(attempt.endpoint, error):
+            self._done = False
+            log.info("%s failed (%s), trying again", self._pool.name(attempt.endpoint), error.code)
+            return True
+        if error is not self._first_error:
+            raise self._first_error from None
+        return False
+
+    def _plan(self, endpoint: str, error: APIError) -> bool:
+        """Whether there is a next attempt, and where."""
+        routing = self._routing
+        routing.tried.add(endpoint)
+        if not self._pool.may_retry(routing):
+            return False
+        if self._pool.has_other(self._models[0], routing) or self._next_model():
+            self._wait_s = 0.0
+            return True
+        if not isinstance(error, BackendUnreachable | TooManyRequests) or not self._waits:
+            return False
+        wait_s = self._waits.pop(0)
+        if (error.retry_after_s or 0) > LONGEST_WAIT_S:
+            return False
+        self._wait_s = max(wait_s, error.retry_after_s or 0)
+        routing.tried.clear()
+        return True
+
+    def _next_model(self) -> bool:
+        """Goes on to the next fallback that somebody serves."""
+        while len(self._models) > 1:
+            del self._models[0]
+            if self._pool.has_other(self._models[0], self._routing):
+                return True
+        return False
+
+
+class Attempt:
+    """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer."""
+
+    __slots__ = ("_attempts", "begun", "endpoint", "model")
+
+    def __init__(self, attempts: Attempts, endpoint: str, model: str) -> None:
+        self._attempts = attempts
+        self.endpoint = endpoint
+        self.model = model
+        self.begun = False
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return await self._attempts.finished(self, error)
+
+
+def may_go_elsewhere(error: APIError) -> bool:
+    """Whether another endpoint might answer what this one did not: not if it is the request that is at fault."""
+    if isinstance(error, BackendRefused):
+        return error.code == "model_not_found"
+    return isinstance(error, BackendError | TooManyRequests)

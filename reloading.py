@@ -1,0 +1,69 @@
+"""Settings that change while the router runs: its file is read again when it changes, or on SIGHUP.
+
+Endpoints come, change and go without a lost request. What only a start can change is named in the log. A broken file changes
+nothing: the log and /api/endpoints say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from config import Config, ConfigError, load_config
+
+log = logging.getLogger("nomyo.settings")
+
+LOOK_EVERY_S = 1.0
+# Opened at the start, and kept open.
+NEEDS_RESTART = ("database", "cache", "background", "secret_key")
+
+
+async def keep_config(state: Any) -> None:
+    """Takes what changes in the file of the settings, for ever."""
+    asked = asyncio.Event()
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
+    seen = _stamp(state.config_file)
+    while True:
+        try:
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await asked.wait()
+        except TimeoutError:
+            if (stamp := _stamp(state.config_file)) == seen:
+                continue
+            seen = stamp
+        asked.clear()
+        await reload(state)
+
+
+async def reload(state: Any) -> None:
+    """Reads the file again, and takes what it says."""
+    try:
+        config = load_config(state.config_file)
+    except ConfigError as error:
+        state.config_error = str(error)
+        log.error("the settings stay as they were: %s", error)
+        return
+    state.config_error = None
+    old: Config = state.config
+    if config == old:
+        return
+    for key in NEEDS_RESTART:
+        if getattr(config, key) != getattr(old, key):
+            log.warning("'%s' has changed: that takes a restart", key)
+    state.config = config
+    await state.pool.reconfigure(config)
+    log.info("new settings, from %s", state.config_file)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What changes when a file does. None while there is none: editors write anew."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
