@@ -381,6 +381,12 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
     if kind == "exceed_context_size_error" or code == "context_length_exceeded":
         return BackendRefused(message, code="context_length_exceeded", param="input")
     if status == 404:
+        # A path that it does not have has no error object, or llama.cpp's: then our settings are wrong, not the model.
+        if kind is None or (kind == "not_found_error" and _code_of(described) == 404):
+            return BackendError(
+                f"The backend has no such path, so its url or kind is wrong: {message or 'not found'}",
+                code="backend_path_not_found",
+            )
         return BackendRefused(
             message or "The backend does not know this.", status=404, code="model_not_found", param="model"
         )

@@ -34,7 +34,7 @@ from requests.open_items import (
     sealed,
     skeleton,
 )
-from requests.responses import ID_PREFIXES, new_id, usage_chat_to_responses, whole_item
+from requests.responses import ID_PREFIXES, new_id, text_of, usage_chat_to_responses, whole_item
 from requests.thinking import ThinkSplitter
 from requests.tools import CALLS, Item, ToolBook, arguments_of, call_item
 
@@ -146,9 +146,12 @@ class ResponseBuilder:
         self._stop("failed")
         self.response["error"] = error.to_response_error()
         described = error.to_dict()
-        # Flat for OpenAI's types, nested for Open Responses' and for the SDKs, which raise on it.
-        flat = {key: described[key] for key in ("code", "message", "param")}
-        return [self.event("error", **flat, error=described)]
+        return [self.error(described)]
+
+    def error(self, described: dict[str, Any]) -> Event:
+        """Flat for OpenAI's types, nested for Open Responses' and for the SDKs, which raise on it."""
+        flat = {key: described.get(key) for key in ("code", "message", "param")}
+        return self.event("error", **flat, error=described)
 
     def cancel(self) -> None:
         """The response is cancelled, and keeps what there is."""
@@ -190,8 +193,8 @@ class ResponseBuilder:
                 if thought := delta.reasoning_content or delta.reasoning:
                     self._tell_held(events)
                     self._grow(events, *THOUGHT, thought)
-                if delta.content:
-                    self._grow_content(events, delta.content, choice.logprobs.content if choice.logprobs else None)
+                if content := delta.content if isinstance(delta.content, str) else text_of(delta.content):
+                    self._grow_content(events, content, choice.logprobs.content if choice.logprobs else None)
                 if delta.refusal:
                     self._tell_held(events)
                     self._grow(events, "message", "refusal", delta.refusal)
@@ -236,8 +239,8 @@ class ResponseBuilder:
         name = delta.function.name if delta.function else None
         key = delta.index if delta.index is not None else self._key_of(delta.id)
         call = self._calls.get(key)
-        if call is not None and name and delta.id and delta.id != call.backend_id:
-            # Some servers give every call the index 0.
+        if call is not None and name and call.is_another(delta.id, self._book.call_of(name)):
+            # Some servers give every call the index 0, and no id.
             events += call.close(self, "completed")
             call = None
         if call is None:
@@ -278,7 +281,7 @@ class ResponseBuilder:
             cut = position == len(items) and finish_reason in INCOMPLETE_REASONS
             status = "incomplete" if cut else "completed"
             if item["type"] == "function_call":
-                if not self._permits(item["name"]):
+                if not item["name"] or not self._permits(item["name"]):
                     continue
                 call = self._book.call_of(item["name"])
                 if call.type not in STREAMED_CALLS and arguments_of(item["arguments"]) is None:
@@ -288,8 +291,8 @@ class ResponseBuilder:
             events += self.item(sealed(item, self._seal) if item["type"] == "reasoning" else item, status)
         return events + self.finish()
 
-    def item(self, item: Item, status: str = "completed") -> list[Event]:
-        """All events of one finished item."""
+    def item(self, item: Item, status: str = "completed", *, closes: bool = True) -> list[Event]:
+        """All events of one item; without those of its end, if it never closed."""
         item = whole_item(item, status)
         if item["type"] in CALLS and item.get("call_id"):
             item["call_id"] = self.free_call_id(item["call_id"])
@@ -299,20 +302,23 @@ class ResponseBuilder:
         events = [self.event("response.output_item.added", output_index=output_index, item=skeleton(item))]
         where = {"item_id": item["id"], "output_index": output_index}
         if item["type"] in STREAMED_CALLS:
-            events += self._whole_arguments(where, item)
+            events += self._whole_arguments(where, item, closes)
         if item["type"] == "compaction":
             events.append(self.event("response.compaction.compacting", **where))
         for index, part in enumerate(item.get("summary") or ()):
             events += self._whole_summary({**where, "summary_index": index}, part)
         for index, part in enumerate(item.get("content") or ()):
             events += self._whole_part({**where, "content_index": index}, part)
+        if not closes:
+            self._output[output_index] = item
+            return events
         return [*events, self.done(output_index, item)]
 
-    def _whole_arguments(self, where: dict[str, Any], item: Item) -> list[Event]:
+    def _whole_arguments(self, where: dict[str, Any], item: Item, closes: bool) -> list[Event]:
         name, key = STREAMED_CALLS[item["type"]]
         named = {"name": item["name"]} if item["type"] == "function_call" else {}
         delta = [self.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
-        return [*delta, self.event(f"{name}.done", **where, **named, **{key: item[key]})]
+        return [*delta, self.event(f"{name}.done", **where, **named, **{key: item[key]})] if closes else delta
 
     def _whole_summary(self, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
         return [
@@ -400,10 +406,12 @@ class ResponseBuilder:
 def replay(builder: ResponseBuilder, response: dict[str, Any]) -> list[Event]:
     """The events that a stream of a finished response has had, all but the terminal one."""
     events = builder.begin()
+    stopped = response["status"] in ("failed", "cancelled")
     for item in response["output"]:
-        events += builder.item(item)
+        was_open = stopped and item["type"] in STREAMED_CALLS and item["status"] == "incomplete"
+        events += builder.item(item, closes=not was_open)
     builder.take_end(response)
-    return events
+    return [*events, builder.error(response["error"])] if response.get("error") else events
 
 
 def unfinished(response: dict[str, Any]) -> dict[str, Any]:

@@ -249,7 +249,8 @@ class _Conversation:
         self._must_carry("image", where)
         url = part.get("image_url")
         if not isinstance(url, str):
-            raise Unsupported("An image must be given as 'image_url', a URL or a data URL.", param=f"{where}.image_url")
+            given = "file_id" if part.get("file_id") else "image_url"
+            raise Unsupported("An image must be given as 'image_url', a URL or a data URL.", param=f"{where}.{given}")
         image = {"url": url}
         if detail := part.get("detail"):
             image["detail"] = "high" if detail == "original" else detail
@@ -258,7 +259,8 @@ class _Conversation:
     def _file(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         data = part.get("file_data")
         if not isinstance(data, str):
-            raise Unsupported("A file must be given as 'file_data', a data URL or base64.", param=f"{where}.file_data")
+            given = next((key for key in ("file_id", "file_url") if part.get(key)), "file_data")
+            raise Unsupported("A file must be given as 'file_data', a data URL or base64.", param=f"{where}.{given}")
         if "file" in self._carries:
             return {"type": "file", "file": {"filename": part.get("filename") or "file", "file_data": data}}
         text = _text_of_file(data)

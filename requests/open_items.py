@@ -156,8 +156,16 @@ class OpenCall:
     def is_told(self) -> bool:
         if self.muted:
             return False
-        streamed = self.call is None or self.call.type in STREAMED_CALLS
-        return streamed or arguments_of("".join(self._fragments)) is not None
+        if self.call is None:
+            return False
+        return self.call.type in STREAMED_CALLS or arguments_of("".join(self._fragments)) is not None
+
+    def is_another(self, backend_id: str | None, tool: Call) -> bool:
+        """Whether a delta that has this id and names this tool begins another call."""
+        if backend_id:
+            return backend_id != self.backend_id
+        so_far = "".join(self._fragments)
+        return self.call is not None and (tool != self.call or bool(so_far and arguments_of(so_far) is not None))
 
     def mute(self, name: str) -> None:
         self.call, self.muted = Call("function_call", name), True

@@ -58,7 +58,7 @@ def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[st
     if reasoning := message.get("reasoning_content") or message.get("reasoning"):
         items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": reasoning}]})
     parts: list[dict[str, Any]] = []
-    if text := _text_of(message.get("content")):
+    if text := text_of(message.get("content")):
         part = {"type": "output_text", "text": text, "annotations": []}
         parts.append({**part, "logprobs": logprobs_chat_to_responses(logprobs)} if logprobs else part)
     if refusal := message.get("refusal"):
@@ -84,7 +84,8 @@ def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[st
     return items
 
 
-def _text_of(content: Any) -> str:
+def text_of(content: Any) -> str:
+    """The text of a chat content, which is one or has parts."""
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return content or ""

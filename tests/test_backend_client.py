@@ -43,7 +43,7 @@ from tests.fake_backend import (
     steps,
     stream,
 )
-from tests.turns import URL, create, turn
+from tests.turns import URL, assert_error, create, turn
 
 ASK: dict[str, Any] = {"model": "test-model", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = ASK | {"stream": True, "stream_options": {"include_usage": True}}
@@ -406,7 +406,7 @@ class TestStatuses:
         (http_error(401), BackendError, 502, "backend_authentication_failed"),
         (http_error(403), BackendError, 502, "backend_authentication_failed"),
         (http_error(404), BackendRefused, 404, "model_not_found"),
-        (http_error(404, body=b"404 page not found"), BackendRefused, 404, "model_not_found"),
+        (http_error(404, body=b"404 page not found"), BackendError, 502, "backend_path_not_found"),
         (http_error(405), BackendRefused, 400, None),
         (http_error(408), BackendTimeout, 504, "backend_timeout"),
         (http_error(413), BackendRefused, 413, None),
@@ -420,7 +420,7 @@ class TestStatuses:
         (http_error(504), BackendTimeout, 504, "backend_timeout"),
         (http_error(507), BackendError, 502, "backend_error"),
         (empty(400), BackendRefused, 400, None),
-        (empty(404), BackendRefused, 404, "model_not_found"),
+        (empty(404), BackendError, 502, "backend_path_not_found"),
     )
 
     @pytest.mark.parametrize("number", range(len(TABLE)))
@@ -432,7 +432,7 @@ class TestStatuses:
         assert error.message
 
     async def test_the_words_of_a_refusal_are_kept(self, backend, client):
-        backend.script(http_error(400, "temperature must be positive"), json_answer({"detail": "no such"}, status=404))
+        backend.script(http_error(400, "temperature must be positive"), json_answer({"detail": "no such"}, status=422))
         assert (await refused(client, BackendRefused)).message == "temperature must be positive"
         assert (await refused(client, BackendRefused)).message == "no such"
 
@@ -533,3 +533,44 @@ class TestThroughTheRouter:
         assert answer.status_code == 200
         assert [request.path for request in backend.turns] == [CHAT]
         assert "authorization" not in backend.turns[0].headers
+
+
+class TestNotFound:
+    """A model that the backend does not have is the client's to choose again; a path that it does not have is our settings'
+    fault: a wrong `url`, or a `kind` that the server is not."""
+
+    UNKNOWN_MODEL = (
+        {"error": {"message": "model 'x' not found", "type": "not_found_error", "param": None, "code": None}},
+        {"error": {"message": "The model `x` does not exist.", "type": "NotFoundError", "param": "model", "code": 404}},
+        {"object": "error", "message": "The model `x` does not exist.", "type": "NotFoundError", "code": 404},
+        {"error": {"message": "No such model.", "type": "invalid_request_error", "code": "model_not_found"}},
+    )
+    # As Go's mux, a proxy, FastAPI (llama-cpp-python, vLLM) and llama.cpp answer.
+    UNKNOWN_PATH = (
+        b"404 page not found",
+        b"<html>Not Found</html>",
+        b"",
+        b'{"detail":"Not Found"}',
+        b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}',
+    )
+
+    @pytest.mark.parametrize("body", UNKNOWN_MODEL)
+    async def test_a_model_is_the_clients_to_choose_again(self, backend, client, body):
+        backend.script(json_answer(body, status=404))
+        error = await refused(client, BackendRefused)
+        assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
+
+    @pytest.mark.parametrize("body", UNKNOWN_PATH)
+    async def test_a_path_is_no_fault_of_the_client(self, backend, client, body):
+        backend.script(http_error(404, body=body))
+        error = await refused(client, BackendError)
+        assert error.status == 502
+        assert error.code != "model_not_found"
+        assert error.param is None
+        assert error.message
+
+    async def test_a_chat_server_that_is_said_to_speak_responses_does_not_lack_the_model(self, backend):
+        backend.script(http_error(404, body=b'{"detail":"Not Found"}'))
+        async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai"}]) as running:
+            answer = await running.http.post(URL, json=turn())
+        assert_error(answer, 502, type="server_error", param=None)

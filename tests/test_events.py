@@ -489,3 +489,73 @@ def test_an_error_is_told_flat_and_nested_and_in_the_response(
     assert told == {"type": "error", "sequence_number": 2, **flat, "error": {**flat, "type": error.type}}
     expected = {"code": response_code, "message": "x", "type": error.type, "param": error.param}
     assert events[-1]["response"]["error"] == expected
+
+
+# ── what servers do to calls and texts ───────────────────────────────────────────────────────────────────────────────
+
+A, B = '{"a":1}', '{"b":2}'
+TWO_CALLS = {
+    "other ids, one index": [call(0, "c1", "f", A), call(0, "c2", "g", B)],
+    "other ids, one index, one name": [call(0, "c1", "f", A), call(0, "c2", "f", B)],
+    "empty ids, one index": [call(0, "", "f", A), call(0, "", "g", B)],
+    "empty ids, one index, one name": [call(0, "", "f", A), call(0, "", "f", B)],
+    "no ids, one index": [call(0, None, "f", A), call(0, None, "g", B)],
+    "empty ids, no index": [call(None, "", "f", A), call(None, "", "g", B)],
+    "empty ids, one index, in pieces": [
+        call(0, "", "f", '{"a"'),
+        call(0, "", "", ":1}"),
+        call(0, "", "g", '{"b"'),
+        call(0, "", "", ":2}"),
+    ],
+}
+
+
+@pytest.mark.parametrize("in_one_chunk", [True, False], ids=["in one chunk", "a chunk each"])
+@pytest.mark.parametrize("deltas", TWO_CALLS.values(), ids=TWO_CALLS)
+def test_two_calls_are_two_whatever_their_ids(deltas: list[Json], in_one_chunk: bool) -> None:
+    chunks = [calls(*deltas)] if in_one_chunk else [calls(delta) for delta in deltas]
+    events = judged(streamed(*chunks, ends("tool_calls")))
+    assert [item["arguments"] for item in events[-1]["response"]["output"]] == [A, B]
+    assert len(set(call_ids(events))) == 2
+
+
+ONE_CALL = {
+    "the name in every piece": [call(0, "", "f", '{"a"'), call(0, "", "f", ":1}")],
+    "the name in every piece, the first one empty": [call(0, "", "f", ""), call(0, "", "f", A)],
+    "the id in the first piece alone": [call(0, "c1", "f", '{"a"'), call(0, "", "f", ":1}")],
+}
+
+
+@pytest.mark.parametrize("deltas", ONE_CALL.values(), ids=ONE_CALL)
+def test_the_pieces_of_a_call_are_one(deltas: list[Json]) -> None:
+    events = judged(streamed(*[calls(delta) for delta in deltas], ends("tool_calls")))
+    assert [item["arguments"] for item in events[-1]["response"]["output"]] == [A]
+
+
+def test_a_call_that_was_never_named_is_not_told() -> None:
+    """No client could run it, and servers refuse it in the history."""
+    nameless = [calls(call(0, "c1", None, A)), calls(call(1, "c2", "", B)), calls(call(2, "c3"))]
+    events = judged(streamed(says("Look:"), *nameless, ends("tool_calls")))
+    assert bare(events[-1]["response"]["output"]) == [said("Look:")]
+    events = judged(streamed(*nameless, calls(call(3, "c4", "g", B)), ends("length")))
+    assert bare(events[-1]["response"]["output"]) == [called("c4", "g", B, status="incomplete")]
+
+
+def test_a_call_without_a_name_in_a_whole_answer_is_not_told() -> None:
+    made = builder()
+    items = [
+        {"type": "function_call", "call_id": "c1", "name": "", "arguments": A},
+        {"type": "function_call", "call_id": "c2", "name": "g", "arguments": B},
+    ]
+    events = judged([*made.start(), *made.completion(items, finish_reason="tool_calls", usage=None), made.end()])
+    assert bare(events[-1]["response"]["output"]) == [called("c2", "g", B)]
+
+
+def test_text_may_come_in_parts() -> None:
+    """As Mistral's servers send it."""
+
+    def parts(*texts: str) -> Json:
+        return chunk({"content": [{"type": "text", "text": text} for text in texts]})
+
+    events = judged(streamed(parts("Hel"), parts("l", "o"), parts(), says("!"), ends()))
+    assert bare(events[-1]["response"]["output"]) == [said("Hello!")]

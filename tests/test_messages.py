@@ -423,17 +423,17 @@ UNSUPPORTED: dict[str, tuple[list[Json], frozenset[str], str]] = {
     "an image by id": (
         [message("user", [{"type": "input_image", "file_id": "file_1"}])],
         EVERY_PART,
-        "input[0].content[0].image_url",
+        "input[0].content[0].file_id",
     ),
     "a file by id": (
         [message("user", [{"type": "input_file", "file_id": "file_1"}])],
         EVERY_PART,
-        "input[0].content[0].file_data",
+        "input[0].content[0].file_id",
     ),
     "a file by URL": (
         [message("user", [{"type": "input_file", "file_url": "http://x/y.pdf"}])],
         EVERY_PART,
-        "input[0].content[0].file_data",
+        "input[0].content[0].file_url",
     ),
     "a video": (
         [message("user", [{"type": "input_video", "video_url": "http://x"}])],
@@ -580,3 +580,25 @@ def test_messages_become_instructions_and_items(
     messages: list[Json], instructions: str | None, items: list[Json]
 ) -> None:
     assert messages_to_responses_input(messages) == (instructions, items)
+
+
+# A part, and the key of it that the client must change.
+REFERENCES: dict[str, tuple[Json, str]] = {
+    "a file by id": ({"type": "input_file", "file_id": "file_1"}, "file_id"),
+    "a file by URL": ({"type": "input_file", "file_url": "http://x/y.pdf"}, "file_url"),
+    "a file by nothing": ({"type": "input_file", "filename": "y.pdf"}, "file_data"),
+    "a file by id, its data null": ({"type": "input_file", "file_data": None, "file_id": "file_1"}, "file_id"),
+    "an image by id": ({"type": "input_image", "file_id": "file_1"}, "file_id"),
+    "an image by nothing": ({"type": "input_image"}, "image_url"),
+}
+
+
+@pytest.mark.parametrize(("part", "key"), REFERENCES.values(), ids=REFERENCES)
+def test_a_reference_that_no_chat_backend_can_follow_is_named_as_it_was_sent(part: Json, key: str) -> None:
+    for items, place in (
+        ([message("user", [part])], "input[0].content[0]"),
+        ([call("c1"), output("c1", [text("see"), part])], "input[1].output[1]"),
+    ):
+        with pytest.raises(Unsupported) as raised:
+            responses_input_to_messages(items)
+        assert raised.value.param == f"{place}.{key}"

@@ -7,8 +7,33 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from tests.conftest import Running
-from tests.fake_backend import DONE, FakeBackend, call, chat, chunk, interleaved, reasoning, stall, steps, until
-from tests.sdk import MODEL, PIXEL, WEATHER_TOOL, check_raw, check_types, collected, ended, strict_client, types_of
+from tests.fake_backend import (
+    DONE,
+    FakeBackend,
+    call,
+    chat,
+    chunk,
+    interleaved,
+    reasoning,
+    sse_error,
+    stall,
+    steps,
+    until,
+)
+from tests.sdk import (
+    MODEL,
+    PIXEL,
+    WEATHER_TOOL,
+    check_raw,
+    check_types,
+    collected,
+    ended,
+    stored_events,
+    strict_client,
+    types_of,
+    wire_events,
+)
+from tests.stream_grammar import check_stream
 
 
 @pytest.fixture
@@ -227,3 +252,29 @@ async def test_a_cached_answer_is_given_in_the_background_too(served: Running, b
     check_raw(events)
     created = await served.openai.responses.create(background=True, **ask)
     assert (await ended(served.openai, created.id)).output_text == events[-1].response.output_text
+
+
+# ── a response that failed ───────────────────────────────────────────────────
+
+
+async def test_a_failed_response_is_streamed_again_with_its_error(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat("Hel", then=sse_error("it broke", code=500)))
+    live = await wire_events(served)
+    again = await stored_events(served, live[-1]["response"]["id"])
+    check_stream(again)
+    assert [event["type"] for event in live[-2:]] == ["error", "response.failed"]
+    assert [event["type"] for event in again[-2:]] == ["error", "response.failed"]
+    assert again[-2]["message"] == again[-2]["error"]["message"] == live[-2]["message"]
+    assert again[-1]["response"] == live[-1]["response"]
+
+
+async def test_half_a_call_does_not_end_when_it_is_streamed_again(served: Running, backend: FakeBackend) -> None:
+    """A client that saw it end might run it."""
+    backend.script(chat(call("delete", '{"path": "/tmp/a"}'), then=sse_error()))
+    live = await wire_events(served, tools=[WEATHER_TOOL | {"name": "delete"}])
+    again = await stored_events(served, live[-1]["response"]["id"])
+    for events in (live, again):
+        check_stream(events)
+        assert events[-1]["response"]["output"][0]["status"] == "incomplete"
+        ends = [event["type"] for event in events if event["type"].endswith((".done", ".completed"))]
+        assert not ends, f"the call ends: {ends}"
