@@ -33,6 +33,7 @@ import api.responses
 import api.stored
 import api.websocket
 from api.http import ClientLeft, Gate, error_response
+from backends.images import ImageFetcher
 from backends.pool import Pool
 from cache import make_cache
 from config import Config, ConfigError, config_file, load_config
@@ -95,6 +96,11 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         if state.cache is not None:
             await state.cache.open()
             stack.push_async_callback(state.cache.close)
+        images = config.images
+        state.images = ImageFetcher(
+            max_bytes=int(images.max_mb * 1024 * 1024), timeout_s=images.timeout_s, allow_private=images.allow_private
+        )
+        stack.push_async_callback(state.images.close)
         await state.pool.open()
         stack.push_async_callback(state.pool.close)
         # Made here, not in create_app: a runner that has drained takes nothing more.
@@ -185,6 +191,12 @@ def log_to_stderr() -> None:
         handler.setFormatter(DefaultFormatter("%(levelprefix)s %(name)s: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole."""
+    return record.msg != "ASGI callable returned without completing handshake."
 
 
 def _load() -> FastAPI:

@@ -132,13 +132,14 @@ async def _take_cancellation(task: asyncio.Task[Any]) -> None:
 
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Closable(Protocol[T]):
+class Closable(Protocol[T_co]):
     """An async generator, or what can stand for one."""
 
-    def __aiter__(self) -> AsyncIterator[T]: ...
-    async def __anext__(self) -> T: ...
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+    async def __anext__(self) -> T_co: ...
     async def aclose(self) -> None: ...
 
 

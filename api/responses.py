@@ -23,6 +23,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from api.adapting import Adapting
 from api.answers import Backend, chat_answer, native_answer, replayed
 from api.background import Background
 from api.http import EventStream, Primed, cancelled_if_client_leaves, json_response, owner_of, read_json
@@ -106,13 +107,13 @@ def _asked(state: Any, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Even
     """The answer of the endpoint of an attempt."""
     client = _make_openai_client(state.pool, attempt.endpoint)
     native = is_ext_openai_endpoint(state.pool, attempt.endpoint)
-    backend = Backend(
-        attempt.model,
-        state.pool.kind(attempt.endpoint),
-        state.sealer,
-        partial(create_response_with_retries if native else create_chat_with_retries, client),
-        refuses_hosted_tools=state.config.hosted_tools == "refuse",
-    )
+    kind = state.pool.kind(attempt.endpoint)
+    create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
+    if not native:
+        context = state.pool.context(attempt.endpoint, attempt.model)
+        create = Adapting(create, turn, kind, state.config.adapt, state.images, context)
+    refuses = state.config.hosted_tools == "refuse"
+    backend = Backend(attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses)
     return native_answer(backend, turn) if native else chat_answer(backend, turn)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -115,7 +116,21 @@ async def begin_turn(
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
         owner,
         has_references=new_items != given,
+        routing=Routing(owner=owner, affinity=affinity_of(params, [*history, *new_items][:1])),
     )
+
+
+def affinity_of(params: CreateParams, leading: list[Item]) -> list[str]:
+    """What of a request may be warm at an endpoint, the surest first: what its client says, the turn before it, and how it
+    begins."""
+    names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
+    begins = f"{params.model}\n{(params.instructions or '')[:LEADING]}\n"
+    begins += str([item.get("content") for item in leading])[:LEADING]
+    return [*names, blake2b(begins.encode("utf-8", "replace"), digest_size=8).hexdigest()]
+
+
+# How much of a beginning tells conversations apart.
+LEADING = 1024
 
 
 async def resolve_references(state: Any, items: list[Item]) -> list[Item]:

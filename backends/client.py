@@ -24,6 +24,7 @@ import aiohttp
 import msgspec
 import orjson
 
+from backends.refusals import overflow_of, unsupported_of
 from errors import (
     BackendCut,
     BackendError,
@@ -376,10 +377,17 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
         return BackendTimeout(message or "The backend sent nothing in time.")
     if status == 503:
         return BackendUnreachable(message or "The backend is not ready.", retry_after_s=_seconds(retry_after))
+    error = described if isinstance(described, dict) else {}
+    if overflow := overflow_of(message, error):
+        refused = BackendRefused(message, code="context_length_exceeded", param="input")
+        refused.overflow = overflow
+        return refused
+    if unsupported := unsupported_of(message, error):
+        refused = BackendRefused(message, code="unsupported_parameter", param=PARAMS.get(unsupported, unsupported))
+        refused.unsupported = UNSUPPORTED.get(unsupported, unsupported)
+        return refused
     if status >= 500:
         return BackendError(f"The backend failed: {message}" if message else "The backend failed.")
-    if kind == "exceed_context_size_error" or code == "context_length_exceeded":
-        return BackendRefused(message, code="context_length_exceeded", param="input")
     if status == 404:
         # A path that it does not have has no error object, or llama.cpp's: then our settings are wrong, not the model.
         if kind is None or (kind == "not_found_error" and _code_of(described) == 404):
@@ -393,6 +401,11 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
     return BackendRefused(
         message or "The backend refused the request.", status=413 if status == 413 else 400, code=code
     )
+
+
+# What a backend cannot do, as parameters of the client's request and of ours.
+PARAMS = {"images": "input", "thinking": "reasoning.effort", "max_tokens": "max_output_tokens", "response_format": "text"}
+UNSUPPORTED = {"thinking": "reasoning_effort"}
 
 
 def _described(error: Any) -> tuple[str, str | None, str | None]:

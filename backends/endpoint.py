@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from typing import Any
 from backends.breaker import Breaker
 from backends.choice import Candidate
 from backends.client import BackendClient
-from backends.discovery import Discovery, ModelFacts, discover, name_in, probe
+from backends.discovery import Discovery, Memory, ModelFacts, discover, name_in, probe
 from backends.kinds import KINDS, Kind, kind_of
 from config import BreakerConfig, EndpointConfig, name_of
 from errors import APIError, BackendRefused
@@ -53,7 +54,7 @@ class Endpoint:
         self._on_change = on_change
         self._slots: int | None = None
         self._failed_looks = 0
-        self._refused: set[str] = set()
+        self._memory = Memory()
 
     @property
     def max_concurrent(self) -> int:
@@ -67,10 +68,7 @@ class Endpoint:
 
     def name_of(self, model: str) -> str | None:
         """What this endpoint calls `model`, or None if it does not serve it."""
-        if (name := self.models.get(model)) is not None:
-            return name
-        public = name_in(self.models, model, self.kind.name)
-        return self.models[public] if public is not None else None
+        return self.models.get(model) or name_in(self.facts, model, self.kind.name)
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of one of its models, by its own name."""
@@ -108,13 +106,13 @@ class Endpoint:
         self.outcomes["answered"] += 1
         self.loaded.add(model)
         if breaker := self.breakers.get(model):
-            breaker.success(now)
+            breaker.success()
 
     def failed(self, model: str, error: APIError, now: float) -> None:
         """It failed a request."""
         self.outcomes["failed"] += 1
         self.last_error = f"{error.code}: {error.message}"
-        self.breaker(model).failure(now, error.code or "", error.retry_after_s)
+        self.breaker(model).failure(now, error.retry_after_s)
 
     def forgive(self) -> None:
         """Its failures are forgotten."""
@@ -134,8 +132,8 @@ class Endpoint:
         try:
             async with asyncio.timeout(LISTING_TIMEOUT_S):
                 if not self.is_known:
-                    self._become(await probe(self._get))
-                seen = await discover(self.kind.name, self._get, self._refused)
+                    self._become(await probe(self._get, self.url))
+                seen = await discover(self.kind.name, self._get, self._memory)
         except Exception as error:
             self._failed_look(error)
             return
@@ -198,6 +196,7 @@ class Endpoint:
 
     def describe(self) -> dict[str, Any]:
         """How it stands, for whoever runs the router."""
+        now = time.monotonic()
         return {
             "name": self.name,
             "url": self.url,
@@ -217,7 +216,7 @@ class Endpoint:
                     "there": there,
                     "loaded": self.facts[there].loaded if there in self.facts else None,
                     "context": self.facts[there].context if there in self.facts else None,
-                    "breaker": self.breakers[there].state if there in self.breakers else "closed",
+                    "breaker": self.breakers[there].state(now) if there in self.breakers else "closed",
                 }
                 for public, there in sorted(self.models.items())
             ],

@@ -102,12 +102,14 @@ class Attempts:
         if self._pool.has_other(self._models[0], routing) or self._next_model():
             self._wait_s = 0.0
             return True
-        if not isinstance(error, BackendUnreachable | TooManyRequests) or not self._waits:
+        asked_s = error.retry_after_s
+        if asked_s is not None and asked_s > LONGEST_WAIT_S:
             return False
-        wait_s = self._waits.pop(0)
-        if (error.retry_after_s or 0) > LONGEST_WAIT_S:
+        # A server that is busy says when to come back, or it is the client that knows.
+        is_soon = isinstance(error, BackendUnreachable) or (isinstance(error, TooManyRequests) and asked_s is not None)
+        if not is_soon or not self._waits:
             return False
-        self._wait_s = max(wait_s, error.retry_after_s or 0)
+        self._wait_s = max(self._waits.pop(0), asked_s or 0.0)
         routing.tried.clear()
         return True
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.choice import Affinity, Candidate, choose
+from backends.choice import Affinity, choose
 from backends.endpoint import UNKNOWN, Endpoint
 from backends.kinds import Kind
 from backends.queue import FairQueue
@@ -170,6 +170,12 @@ class Pool:
         endpoint = self.endpoints.get(key)
         return endpoint.name if endpoint else key
 
+    def context(self, key: str, model: str) -> int | None:
+        """How many tokens an endpoint takes for one of its models, if it says."""
+        endpoint = self.endpoints.get(key)
+        facts = endpoint.facts.get(model) if endpoint else None
+        return facts.context if facts else None
+
     def models(self) -> dict[str, Endpoint]:
         """Every model that is served, by name, and one endpoint that does."""
         return {
@@ -310,12 +316,17 @@ class Pool:
 
     def _wake(self) -> None:
         """Hands a free slot to the first who can use it. It is taken here, so that no newcomer comes between."""
+        blocked: set[str] = set()
         for entry in self.queue:
             waiting = entry.payload
-            if not waiting.handed.done() and (slot := self._take(waiting.model, waiting.routing)):
+            if waiting.model in blocked or waiting.handed.done():
+                continue
+            if slot := self._take(waiting.model, waiting.routing):
                 waiting.handed.set_result(slot)
-                self.queue.remove(entry)
+                self.queue.remove(entry, served=True)
                 return
+            if not waiting.routing.tried:
+                blocked.add(waiting.model)
 
     def _unknown(self, model: str) -> APIError:
         models = self.models()
@@ -375,7 +386,7 @@ class Pool:
         """Whether an endpoint that was not tried yet serves the model, and is not known to be down."""
         now = time.monotonic()
         return any(
-            _may_take(endpoint, routing) and (candidate := endpoint.candidate(name, now)).healthy and candidate.allowed
+            _may_take(endpoint, routing) and endpoint.candidate(name, now).is_well
             for endpoint, name in self._serving(model)
         )
 

@@ -10,7 +10,23 @@ import orjson
 BYTES_PER_TOKEN = 4
 
 
+# What an image costs, about, however large its file is.
+IMAGE_TOKENS = 800
+
+
+def message_tokens(message: dict[str, Any]) -> int:
+    """About how many tokens a chat message has."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return len(orjson.dumps(message)) // BYTES_PER_TOKEN
+    images = sum(part.get("type") == "image_url" for part in content)
+    texts = [part for part in content if part.get("type") != "image_url"]
+    return len(orjson.dumps({**message, "content": texts})) // BYTES_PER_TOKEN + images * IMAGE_TOKENS
+
+
 def estimated_tokens(params: dict[str, Any]) -> int:
     """About how many input tokens a chat request has."""
-    said = {key: params[key] for key in ("messages", "tools", "response_format") if key in params}
-    return len(orjson.dumps(said)) // BYTES_PER_TOKEN
+    said = {key: params[key] for key in ("tools", "response_format") if key in params}
+    return len(orjson.dumps(said)) // BYTES_PER_TOKEN + sum(
+        message_tokens(message) for message in params["messages"]
+    )

@@ -27,8 +27,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "db": {"errors"},
     "cache": {"config", "errors"},
     "backends": {"config", "errors", "requests"},
-    "api": {"backends", "cache", "errors", "requests"},
-    "router": {"api", "backends", "cache", "config", "db", "errors", "requests", "seals", "tasks"},
+    "api": {"backends", "cache", "config", "errors", "requests"},
+    "reloading": {"config"},
+    "router": {"api", "backends", "cache", "config", "db", "errors", "reloading", "requests", "seals", "tasks"},
 }
 # What is in the repo and no part of the service.
 OUTSIDE = {"benchmarks", "demo", "tests"}

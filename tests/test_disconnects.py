@@ -14,7 +14,7 @@ import httpx2
 import orjson
 import pytest
 
-import backends.client
+import backends.failover
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
     Answer,
@@ -48,7 +48,7 @@ async def _nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> AsyncIter
 async def quiet(running: Running, backend: FakeBackend) -> None:
     """Nobody holds a slot, nobody waits for one, and the backend works for nobody."""
     await eventually(lambda: running.in_flight() == 0, "no slot is taken")
-    assert not running.app.state.pool._waiting, "somebody still waits"
+    assert not running.app.state.pool.queue, "somebody still waits"
     await backend.wait_for(lambda b: b.in_flight == 0)
     outcomes = Counter(request.outcome for request in backend.turns)
     assert set(outcomes) <= {"answered", "aborted"}, outcomes
@@ -128,7 +128,7 @@ class TestWhereItWaits:
         backend.script(stall())
         endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 1}
         async with running_router(endpoints=[endpoint]) as running:
-            waiting = running.app.state.pool._waiting
+            waiting = running.app.state.pool.queue
             busy = asyncio.create_task(post(running))
             await backend.wait_for(lambda b: b.in_flight == 1)
             leaves = [asyncio.create_task(post(running, stream=n % 2 == 0)) for n in range(4)]
@@ -144,7 +144,7 @@ class TestWhereItWaits:
             await quiet(running, backend)
 
     async def test_for_the_next_try(self, served, backend, monkeypatch):
-        monkeypatch.setattr(backends.client, "RETRY_DELAYS_S", (30.0, 30.0))
+        monkeypatch.setattr(backends.failover, "WAITS_S", (30.0, 30.0))
         await create(served.http)
         await backend.stop()
         asking = asyncio.create_task(post(served))

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 import api.responses
-import backends.client
+import backends.failover
 from db import SCHEMA
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
@@ -39,7 +39,7 @@ LIMIT = 100_000
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.client, "RETRY_DELAYS_S", (0.005, 0.01))
+    monkeypatch.setattr(backends.failover, "WAITS_S", (0.005, 0.01))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ async def open_pool(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterato
     try:
         await pool.look()
         yield pool
-        assert not pool._waiting, "somebody still waits"
+        assert not pool.queue, "somebody still waits"
     finally:
         await pool.close()
 
@@ -50,7 +50,7 @@ def in_flight(pool: Pool) -> list[int]:
 
 
 async def waiting(pool: Pool, number: int) -> None:
-    await eventually(lambda: len(pool._waiting) == number, f"{number} requests wait", 2)
+    await eventually(lambda: len(pool.queue) == number, f"{number} requests wait", 2)
 
 
 class TestNames:

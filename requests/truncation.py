@@ -1,0 +1,1 @@
+def truncated(messages, *, excess_tokens, tokens_of): return None
