@@ -63,6 +63,9 @@ def responses_input_to_messages(
     return conversation.messages()
 
 
+SAID_TO_MODEL = (BRINGS_TOOLS - OUTPUTS) | {"agent_message"}
+
+
 def without_superseded(items: list[Item]) -> list[Item]:
     """The items, less what the last compaction among them stands for: all before it but what people said, and calls that are
     answered behind it."""
@@ -74,7 +77,7 @@ def without_superseded(items: list[Item]) -> list[Item]:
         item
         for item in items[:last]
         if item.get("role") in ("user", "system", "developer")
-        or item.get("type") in BRINGS_TOOLS - OUTPUTS
+        or item.get("type") in SAID_TO_MODEL
         or (item.get("type") in CALLS and call_id_of(item) in open_calls)
     ]
     return [*kept, *items[last:]]
@@ -129,6 +132,8 @@ class _Conversation:
                     self.message(role, self._content(item.get("content"), f"{where}.content"))
             case "compaction":
                 self.message("user", told_summary(item.get("summary")))
+            case "agent_message":
+                self.message("user", _told_by_agent(item.get("content") or ""))
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
             case other if other not in SILENT:
@@ -276,6 +281,13 @@ class _Conversation:
 def told_summary(summary: str | None) -> str:
     """What a model is told of a compaction: its summary, if we could open it."""
     return f"{SUMMARY}\n\n{summary or UNREADABLE}"
+
+
+def _told_by_agent(content: str | list[dict[str, Any]]) -> str:
+    """What another agent tells this one (Codex). The part that should be sealed is plain: nobody here has sealed it."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text") or part.get("encrypted_content") or "") for part in content)
 
 
 def reasoning_text(item: Item) -> str:

@@ -183,6 +183,8 @@ def _check_item(item: dict[str, Any], where: str) -> None:
         if not isinstance(item.get("tools"), list):
             raise InvalidRequest("The tools of an additional_tools item are a list.", param=f"{where}.tools")
         check_tools(item["tools"], f"{where}.tools")
+    elif kind == "agent_message":
+        _check_content(item.get("content"), f"{where}.content")
     elif kind == "reasoning":
         for key in ("content", "summary"):
             if not isinstance(item.get(key) or [], list):

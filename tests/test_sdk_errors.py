@@ -26,7 +26,8 @@ from tests.fake_backend import (
 from tests.fake_backend import (
     stream as stream_of,
 )
-from tests.sdk import MODEL, check_raw, check_types, collected, strict_client
+from tests.sdk import EVENT_CLASSES, MODEL, collected, stored_events, strict_client
+from tests.stream_grammar import check_stream
 
 
 def described(error: openai.APIError) -> tuple[str | None, str | None, str | None]:
@@ -282,9 +283,12 @@ async def test_an_error_in_mid_stream_is_raised_by_raw_iteration_and_the_respons
     assert failed.error is not None
     assert failed.error.message == raised.value.message
     assert "incomplete" in {item.status or "incomplete" for item in failed.output}, "the partial output is lost"
-    replayed = await collected(await served.openai.responses.retrieve(failed.id, stream=True))
-    check_raw(replayed)
-    assert replayed[-1].type == "response.failed"
+    with pytest.raises(openai.APIError) as raised_again:
+        await collected(await served.openai.responses.retrieve(failed.id, stream=True))
+    assert raised_again.value.message == raised.value.message
+    replayed = await stored_events(served, failed.id)
+    check_stream(replayed)
+    assert replayed[-1]["type"] == "response.failed"
     assert served.in_flight() == 0, "the slot was kept"
 
 
@@ -312,10 +316,11 @@ async def test_a_strict_client_reads_a_failed_response(served: Running, backend:
         failed = await strict.responses.retrieve(first.response.id)
         assert failed.error is not None
         assert failed.error.code in ("server_error", "rate_limit_exceeded")
-        replayed = await collected(await strict.responses.retrieve(first.response.id, stream=True))
-        check_types(replayed)
-        assert replayed[-1].type == "response.failed"
-        assert (replayed[-1].response.error, replayed[-1].response.output) == (failed.error, failed.output)
+        replayed = await stored_events(served, first.response.id)
+        for event in replayed:
+            EVENT_CLASSES[event["type"]].model_validate(event, strict=True)
+        last = EVENT_CLASSES["response.failed"].model_validate(replayed[-1], strict=True).response
+        assert (last.error, last.output) == (failed.error, failed.output)
 
 
 async def test_a_failed_response_cannot_be_mistaken_for_an_answer_in_the_cache(
