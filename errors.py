@@ -20,7 +20,6 @@ Foreign errors (aiohttp's, openai's) get one of these names at the border, in `b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 
@@ -120,18 +119,11 @@ class BackendTimeout(BackendError):
     code = "backend_timeout"
 
 
-@dataclass(frozen=True, slots=True)
-class Overflow:
-    """By how much a request is too long, in the backend's tokens, where it says so."""
-
-    limit: int | None = None
-    prompt: int | None = None
-
-
 class BackendRefused(BackendError):
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: str | None = None
     # What it cannot do: `tools`, `images`, or the name of a parameter.
     unsupported: str | None = None
-    overflow: Overflow | None = None
+    # By how much a request is too long: `backends.refusals.Overflow`.
+    overflow: Any = None

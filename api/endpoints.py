@@ -69,12 +69,12 @@ def _metrics(pool: Any) -> list[str]:
     metric("endpoint_up", "gauge", "Answers when it is asked.", [(at, float(it.healthy)) for at, it in by_endpoint])
     metric("endpoint_in_flight", "gauge", "Requests that run there.", [(at, it.in_flight) for at, it in by_endpoint])
     metric("endpoint_slots", "gauge", "Requests it may run.", [(at, it.max_concurrent) for at, it in by_endpoint])
-    outcomes = [
-        ({**at, "outcome": outcome}, count) for at, it in by_endpoint for outcome, count in it.outcomes.items()
-    ]
+    outcomes = [({**at, "outcome": outcome}, count) for at, it in by_endpoint for outcome, count in it.outcomes.items()]
     metric("requests_total", "counter", "Requests by how they ended.", outcomes)
     metric("queue_waiting", "gauge", "Requests that wait for a slot.", [({}, len(pool.queue))])
-    metric("queue_longest_wait_seconds", "gauge", "How long the first of them has waited.", [({}, pool.longest_wait_s())])
+    metric(
+        "queue_longest_wait_seconds", "gauge", "How long the first of them has waited.", [({}, pool.longest_wait_s())]
+    )
     metric("queue_wait_seconds_total", "counter", "Seconds that requests have waited.", [({}, pool.waited_s)])
     for name, help in COUNTS.items():
         metric(f"{name}_total", "counter", help, [({}, pool.counts[name])])

@@ -1,7 +1,7 @@
 """Who gets a request. Pure: it is told how everybody stands, and reads no clock.
 
-    lowest priority number → answers when asked → model in memory → warm (the conversation was there), unless clearly busier
-        → least busy for its size → any
+lowest priority number → answers when asked → model in memory → warm (the conversation was there), unless clearly busier
+    → least busy for its size → any
 """
 
 from __future__ import annotations

@@ -404,7 +404,12 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
 
 
 # What a backend cannot do, as parameters of the client's request and of ours.
-PARAMS = {"images": "input", "thinking": "reasoning.effort", "max_tokens": "max_output_tokens", "response_format": "text"}
+PARAMS = {
+    "images": "input",
+    "thinking": "reasoning.effort",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text",
+}
 UNSUPPORTED = {"thinking": "reasoning_effort"}
 
 

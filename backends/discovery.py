@@ -50,8 +50,8 @@ class Discovery:
 
 @dataclass(slots=True)
 class Memory:
-    """What a server need not be asked again: one an endpoint. A server that fails may come back as another, so `discover`
-    forgets it all then."""
+    """What a server need not be asked again: the paths that it does not have, and its version. One an endpoint. A server that
+    fails may come back as another, so `discover` forgets it all then."""
 
     refused: set[str] = field(default_factory=set)
     version: str | None = None
@@ -97,10 +97,9 @@ class _Server:
                 continue
             try:
                 answer = await self._get_json(path)
-            except BackendRefused:
-                self._memory.refused.add(path)
-                continue
-            except APIError:
+            except APIError as error:
+                if _is_missing(error):
+                    self._memory.refused.add(path)
                 continue
             if _is_unexpected(answer):
                 self._memory.refused.add(path)
@@ -258,11 +257,13 @@ async def probe(get_json: GetJson, url: str = "") -> str:
     if urlsplit(url).hostname == "api.openai.com":
         return "openai"
     server = _Server(get_json, Memory())
-    refusal: BackendRefused | None = None
+    refusal: BackendError | None = None
     listing: Any = None
     try:
         listing = await get_json("/v1/models")
-    except BackendRefused as error:
+    except BackendError as error:
+        if not _is_missing(error) and not isinstance(error, BackendRefused):
+            raise
         refusal = error
     if refusal is None and not _is_unexpected(listing):
         rows = _listed(listing, "data")
@@ -328,7 +329,8 @@ def name_in(models: Mapping[str, ModelFacts], wanted: str, kind_name: str) -> st
     if wanted in models:
         return wanted
     if kind_name == "ollama":
-        other = wanted.removesuffix(":latest") if wanted.endswith(":latest") else f"{wanted}:latest"
+        name, colon, tag = wanted.partition(":")
+        other = f"{name}:latest" if not colon else name if tag == "latest" else wanted
         return other if other in models else None
     named = [name for name, facts in models.items() if wanted in facts.aliases]
     if kind_name != "llama.cpp" or len(named) == 1:
@@ -386,6 +388,11 @@ def _listed(answer: Any, key: str) -> list[Row]:
 def _rows(answer: Any, key: str) -> list[Row]:
     rows = answer.get(key) if isinstance(answer, dict) else None
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _is_missing(error: APIError) -> bool:
+    """A 404, under either of the names that the client has for it."""
+    return error.code == "backend_path_not_found" or (isinstance(error, BackendRefused) and error.status == 404)
 
 
 def _is_unexpected(answer: Any) -> bool:

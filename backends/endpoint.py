@@ -223,7 +223,9 @@ class Endpoint:
         }
 
     def _make_client(self) -> BackendClient:
-        root = self.url.removesuffix("/v1") if self.kind.adds_v1 or not self.is_known else self.url
+        root = self.url.removesuffix("/v1") if self.kind.adds_v1 else self.url
+        if self.config.kind == "auto" and not self.kind.adds_v1:
+            root = f"{self.url.removesuffix('/v1')}/v1"
         config = self.config
         return BackendClient(
             root,

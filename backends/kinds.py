@@ -98,4 +98,3 @@ def kind_of(config: EndpointConfig, name: str | None = None) -> Kind:
 
 
 REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
-

@@ -138,9 +138,7 @@ class Pool:
             self._generation += 1
             endpoint.key += f"#{self._generation}"
         self.endpoints[endpoint.key] = endpoint
-        self._watches[endpoint.key] = asyncio.create_task(
-            self._watch(endpoint), name=f"watch {endpoint.name}"
-        )
+        self._watches[endpoint.key] = asyncio.create_task(self._watch(endpoint), name=f"watch {endpoint.name}")
 
     async def _remove(self, endpoint: Endpoint) -> None:
         endpoint.leaving = True
@@ -393,9 +391,7 @@ class Pool:
 
 def _may_take(endpoint: Endpoint, routing: Routing) -> bool:
     """Whether a request may be sent to an endpoint at all."""
-    return (
-        endpoint.key not in routing.tried and not endpoint.draining and routing.path not in endpoint.kind.lacks
-    )
+    return endpoint.key not in routing.tried and not endpoint.draining and routing.path not in endpoint.kind.lacks
 
 
 async def choose_endpoint(pool: Pool, model: str, routing: Routing | None = None) -> tuple[str, str]:

@@ -40,7 +40,6 @@ _OVERFLOW_WORDS = (
     "cannot be greater than max_model_len",  # vLLM
     "is longer than the model's context length",  # SGLang
     "exceeds the maximum allowed length",  # SGLang
-    "requires more tokens than the",  # SGLang, its KV cache
     "context length of only",  # LM Studio
     "is greater than the context length",  # LM Studio
     "reached context length of",  # LM Studio
@@ -70,7 +69,6 @@ _LIMITS = tuple(
         r"context length (?:is only|of only|of) (\d{1,11})",
         r"context length \((\d{1,11})",
         r"maximum allowed length \((\d{1,11})",
-        r"kv_capacity=(\d{1,11})",
         r"exceed context window of (\d{1,11})",
         r"`max_new_tokens` must be <= (\d{1,11})",
         r"must have less than (\d{1,11})",
@@ -91,9 +89,8 @@ _PROMPTS = tuple(
         r"(\d{1,11}) of text input",  # OpenRouter
         r"(?:request has|prompt contains|passed) (\d{1,11}) input tokens",  # vLLM
         r"prompt contains (\d{1,11}) tokens",  # Mistral
-        r"(?:prompt|input)(?: length| \(length| token count)?(?: of)? \(?(\d{1,11})",
+        r"(?<!maximum )(?:prompt|input)(?: length| \(length| token count)?(?: of)? \(?(\d{1,11})",
         r"requested tokens \((\d{1,11})",  # llama-cpp-python
-        r"input_tokens=(\d{1,11})",
         r"given: (\d{1,11})",  # TGI
         r"prompt is too long: (\d{1,11}) tokens",
         r"request contains (\d{1,11}) tokens",
@@ -203,7 +200,7 @@ def unsupported_of(message: str, error: Mapping[str, Any] | None = None) -> str 
         return _named(param)
     for pattern in _UNSUPPORTED_NAMES:
         if found := pattern.search(text):
-            return _named(found[1])
+            return _named(found[1].rstrip("."))
     return _named(_extra_input(error) or "")
 
 

@@ -19,14 +19,13 @@ def message_tokens(message: dict[str, Any]) -> int:
     content = message.get("content")
     if not isinstance(content, list):
         return len(orjson.dumps(message)) // BYTES_PER_TOKEN
-    images = sum(part.get("type") == "image_url" for part in content)
+    images = len([part for part in content if part.get("type") == "image_url"])
     texts = [part for part in content if part.get("type") != "image_url"]
-    return len(orjson.dumps({**message, "content": texts})) // BYTES_PER_TOKEN + images * IMAGE_TOKENS
+    text_bytes = len(orjson.dumps({**message, "content": texts}))
+    return text_bytes // BYTES_PER_TOKEN + IMAGE_TOKENS * images
 
 
 def estimated_tokens(params: dict[str, Any]) -> int:
     """About how many input tokens a chat request has."""
     said = {key: params[key] for key in ("tools", "response_format") if key in params}
-    return len(orjson.dumps(said)) // BYTES_PER_TOKEN + sum(
-        message_tokens(message) for message in params["messages"]
-    )
+    return len(orjson.dumps(said)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])

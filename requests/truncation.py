@@ -1,1 +1,2 @@
-def truncated(messages, *, excess_tokens, tokens_of): return None
+def truncated(messages, *, excess_tokens, tokens_of):
+    return None

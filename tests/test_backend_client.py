@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import backends.client
 from backends.client import BackendClient, create_chat_with_retries
 from errors import (
     APIError,

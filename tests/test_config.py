@@ -84,11 +84,15 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "null for them": ({"endpoints": None}, ["endpoints:", "array"]),
     "an endpoint that is no row": ({"endpoints": ["http://x"]}, ["endpoints[0]:", "object"]),
     "an endpoint without its URL": ({"endpoints": [{"kind": "ollama"}]}, ["missing", "endpoints[0].url"]),
-    "an endpoint without its kind": ({"endpoints": [OLLAMA, {"url": "http://x"}]}, ["missing", "endpoints[1].kind"]),
+    "an endpoint without its url": ({"endpoints": [OLLAMA, {"kind": "ollama"}]}, ["missing", "endpoints[1].url"]),
+    "two endpoints of one name": (
+        {"endpoints": [OLLAMA | {"name": "a"}, {"url": "http://x", "name": "a"}]},
+        ["endpoints[1].name", "'a' is there twice"],
+    ),
     "an unknown kind": (endpoint(kind="olama"), ["endpoints[0].kind", "'olama'", "did you mean 'ollama'?"]),
     "an unknown kind, like none": (
         endpoint(kind="xyz"),
-        ["endpoints[0].kind", "'xyz'", "ollama, llama.cpp, openai-chat, openai"],
+        ["endpoints[0].kind", "'xyz'", "auto, ollama, llama.cpp"],
     ),
     "an unknown key": (settings(databse={}), ["'databse'", "did you mean 'database'?"]),
     "an unknown key, like none": (settings(zzz=1), ["'zzz'", "known:", "endpoints", "api_key"]),
@@ -260,7 +264,7 @@ def test_the_environment_overrides_the_file(environ: dict[str, str], holds: Any,
 
 
 def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> None:
-    values = {str: "sqlite://", int: "3", float: "3", bool: "False"}
+    values = {str: "sqlite://", int: "3", float: "1", bool: "False"}
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
             is_list = field.name in ("endpoints", "fallback_models")

@@ -56,7 +56,7 @@ class TestRequests:
             ("GET", "/"),
             ("POST", "/v1"),
             ("GET", "/v1/nothing"),
-            ("POST", "/v1/embeddings"),
+            ("POST", "/v1/images/generations"),
             ("GET", "/v1/responses/x/nothing"),
             ("DELETE", "/v1/responses/x/input_items/y"),
             ("GET", "/%00/%ff/../x"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import backends.endpoint
 import backends.pool
 from backends.pool import Pool, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from config import parse_config
@@ -76,7 +77,7 @@ class TestNames:
 
     async def test_other_kinds_know_nothing_of_latest(self, backend):
         backend.models = ["llama3:latest"]
-        async with open_pool(at(backend, "llama.cpp")) as pool:
+        async with open_pool(at(backend)) as pool:
             with pytest.raises(NotFound):
                 await choose_endpoint(pool, "llama3")
 
@@ -326,7 +327,7 @@ class TestLooking:
             assert raised.value.retry_after_s
 
     async def test_a_hanging_endpoint_costs_the_requests_of_others_nothing(self, backends_, monkeypatch):
-        monkeypatch.setattr(backends.pool, "LISTING_TIMEOUT_S", 2.0)
+        monkeypatch.setattr(backends.endpoint, "LISTING_TIMEOUT_S", 2.0)
         hanging, healthy = backends_
         hanging.routes["GET /v1/models"] = stall()
         pool = Pool(parse_config({"endpoints": list(map(at, backends_))}))

@@ -325,6 +325,8 @@ NO_PATH = (BackendError, 502, "backend_path_not_found", None)
 PATHS = {"90-err-404", "90-err-404-get", "90-err-get-on-post", "90-err-method-delete"} | {
     f"llama-cpp-python/{name}" for name in ("health", "props", "responses-native")
 }
+IMAGES = {"90-err-image-unsupported"}
+NO_IMAGES = (BackendRefused, 400, "unsupported_parameter", "input")
 TOO_LONG = {name for name in REFUSED if "too-long" in name}
 
 
@@ -343,7 +345,15 @@ def refusal(name: str) -> Any:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_recorded_error_is_told_in_our_words_and_statuses(name: str) -> None:
     error = refusal(name)
-    expected = CONTEXT if name in TOO_LONG else NO_PATH if name in PATHS else BY_STATUS[recorded(name).status]
+    expected = (
+        CONTEXT
+        if name in TOO_LONG
+        else NO_PATH
+        if name in PATHS
+        else NO_IMAGES
+        if name in IMAGES
+        else BY_STATUS[recorded(name).status]
+    )
     assert (type(error), error.status, error.code, error.param) == expected
     assert error.message, "an error without words"
 

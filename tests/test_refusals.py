@@ -1,0 +1,355 @@
+"""What backends' refusals mean: the words of each server, as its source or its users' reports have them."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from backends.refusals import Overflow, overflow_of, unsupported_of
+
+RECORDED = Path(__file__).parent / "data" / "llama-server"
+
+LLAMA = "request (9021 tokens) exceeds the available context size (8192 tokens), try increasing it"
+OVERFLOWS = {
+    "llama.cpp": (LLAMA, Overflow(8192, 9021)),
+    "llama.cpp 2025": ("the request exceeds the available context size, try increasing it", Overflow()),
+    "llama.cpp, answering": ("Context size has been exceeded.", Overflow()),
+    "llama.cpp, embeddings": (
+        "input (5001 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
+        Overflow(512, 5001),
+    ),
+    "vLLM 0.9": (
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4500 in the messages, "
+        "500 in the completion). Please reduce the length of the messages or completion.",
+        Overflow(4096, 4500),
+    ),
+    "vLLM 0.9, messages": (
+        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens in the messages, Please "
+        "reduce the length of the messages.",
+        Overflow(8192, 9000),
+    ),
+    "vLLM 0.11": (
+        "This model's maximum context length is 8192 tokens. However, your request has 9000 input tokens. Please reduce "
+        "the length of the input messages.",
+        Overflow(8192, 9000),
+    ),
+    "vLLM 0.11, max_tokens": (
+        "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 4096 tokens "
+        "and your request has 13 input tokens (5000 > 4096 - 13).",
+        Overflow(4096, 13),
+    ),
+    "vLLM 0.16": (
+        "You passed 7000 input tokens and requested 64 output tokens. However, the model's context length is only 4096 "
+        "tokens, resulting in a maximum input length of 4032 tokens. Please reduce the length of the input prompt. "
+        "(parameter=input_tokens, value=7000)",
+        Overflow(4096, 7000),
+    ),
+    "vLLM 0.16, cut": (
+        "You passed 4033 input tokens and requested 64 output tokens. However, the model's context length is only 4096 "
+        "tokens, resulting in a maximum input length of 4032 tokens.",
+        Overflow(4096, None),
+    ),
+    "vLLM 0.16, characters": (
+        "You passed 99000 input characters and requested 64 output tokens. However, the model's context length is only "
+        "4096 tokens, resulting in a maximum input length of 4032 tokens (at most 40320 characters).",
+        Overflow(4096, None),
+    ),
+    "vLLM 0.25": (
+        "This model's maximum context length is 8192 tokens. However, you requested 64 output tokens and your prompt "
+        "contains 10000 input tokens, for a total of 10064 tokens.",
+        Overflow(8192, 10000),
+    ),
+    "vLLM 0.25, cut": (
+        "This model's maximum context length is 8192 tokens. However, you requested 64 output tokens and your prompt "
+        "contains at least 8129 input tokens, for a total of at least 8193 tokens.",
+        Overflow(8192, None),
+    ),
+    "vLLM 0.25, characters": (
+        "This model's maximum context length is 8192 tokens. However, you requested 64 output tokens and your prompt "
+        "contains 100000 characters (more than 81280 characters, which is the upper bound for 8128 input tokens).",
+        Overflow(8192, None),
+    ),
+    "vLLM, engine": (
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        Overflow(4096, 5000),
+    ),
+    "vLLM, output": (
+        "max_completion_tokens=131072 cannot be greater than max_model_len=max_total_tokens=65536. Please request fewer "
+        "output tokens.",
+        Overflow(65536, None),
+    ),
+    "vLLM 0.4": ("max_tokens must be at least 1, got -186.", Overflow()),
+    "LM Studio": (
+        "Trying to keep the first 111490 tokens when context the overflows. However, the model is loaded with context "
+        "length of only 32768 tokens, which is not enough.",
+        Overflow(32768, 111490),
+    ),
+    "LM Studio 0.4": (
+        "The number of tokens to keep from the initial prompt is greater than the context length (n_keep: 13055>= n_ctx: "
+        "4096). Try to load the model with a larger context length, or provide a shorter input.",
+        Overflow(4096, 13055),
+    ),
+    "LM Studio, answering": (
+        "Reached context length of 4096 tokens with this model, but this model does not currently support mid-generation "
+        "context overflow.",
+        Overflow(4096, None),
+    ),
+    "Ollama 0.12": ("the input length exceeds the context length", Overflow()),
+    "Ollama 0.34": (
+        json.dumps({"error": {"code": 400, "message": LLAMA, "type": "exceed_context_size_error", "n_ctx": 8192}}),
+        Overflow(8192, 9021),
+    ),
+    "Ollama 0.34, in short": (
+        '{"error":{"type":"exceed_context_size_error","n_prompt_tokens":2622,"n_ctx":512}}',
+        Overflow(512, 2622),
+    ),
+    "Ollama, embeddings": ("input length exceeds maximum context length", Overflow()),
+    "SGLang": (
+        "The input (61709 tokens) is longer than the model's context length (40960 tokens).",
+        Overflow(40960, 61709),
+    ),
+    "SGLang, total": (
+        "Requested token count exceeds the model's maximum context length of 64000 tokens. You requested a total of 71897 "
+        "tokens: 7897 tokens from the input messages and 64000 tokens for the completion.",
+        Overflow(64000, 7897),
+    ),
+    "SGLang, length": (
+        "Input length (160062 tokens) exceeds the maximum allowed length (59862 tokens).",
+        Overflow(59862, 160062),
+    ),
+    "SGLang's router": (
+        "Input length (265330) exceeds model's maximum context length (262144).",
+        Overflow(262144, 265330),
+    ),
+    "TGI": (
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 1512. Given: 1000 `inputs` tokens and 1024 "
+        "`max_new_tokens`",
+        Overflow(1512, 1000),
+    ),
+    "TGI, input": (
+        "Input validation error: `inputs` must have less than 1024 tokens. Given: 1872",
+        Overflow(1024, 1872),
+    ),
+    "OpenAI": (
+        "This model's maximum context length is 128000 tokens. However, your messages resulted in 202868 tokens (202767 in "
+        "the messages, 101 in the functions). Please reduce the length of the messages or functions.",
+        Overflow(128000, 202868),
+    ),
+    "OpenAI, Responses": (
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        Overflow(),
+    ),
+    "OpenAI, embeddings": (
+        "This model's maximum context length is 8192 tokens, however you requested 25701 tokens (25701 in your prompt; 0 "
+        "for the completion). Please reduce your prompt; or completion length.",
+        Overflow(8192, 25701),
+    ),
+    "OpenRouter": (
+        "This endpoint's maximum context length is 32768 tokens. However, you requested about 42832 tokens (42832 of text "
+        "input). Please reduce the length of either one",
+        Overflow(32768, 42832),
+    ),
+    "LiteLLM": (
+        "litellm.ContextWindowExceededError: litellm.BadRequestError: Hosted_vllmException - This model's maximum context "
+        "length is 65536 tokens. However, your request has 70000 input tokens.",
+        Overflow(65536, 70000),
+    ),
+    "LiteLLM, alone": ("litellm.ContextWindowExceededError: the request is too long", Overflow()),
+    "OpenAI's code, as text": ('{"error": {"code": "context_length_exceeded"}}', Overflow()),
+    "Mistral": (
+        "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length",
+        Overflow(32768, 40000),
+    ),
+    "Anthropic": ("prompt is too long: 213462 tokens > 200000 maximum", Overflow(200000, 213462)),
+    "Gemini": (
+        "The input token count (1196265) exceeds the maximum number of tokens allowed (1048575).",
+        Overflow(1048575, 1196265),
+    ),
+    "xAI": (
+        "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
+        Overflow(131072, 537812),
+    ),
+    "llama-cpp-python": ("Requested tokens (9010) exceed context window of 4096", Overflow(4096, 9010)),
+}
+
+NO_OVERFLOWS = (
+    "",
+    "Loading model",
+    "max_tokens is too large: 100000. This model supports at most 16384 completion tokens.",
+    "Rate limit reached for gpt-4o on tokens per min (TPM): Limit 30000, Used 29000, Requested 4000.",
+    "Multimodal data provided, but model does not support multimodal requests.",
+    "model 'llama3' not found",
+    "You exceeded your current quota, please check your plan and billing details.",
+)
+
+UNSUPPORTED = {
+    "Ollama, tools": ("registry.ollama.ai/library/gemma3:4b does not support tools", "tools"),
+    "Ollama, thinking": ('"llama3.1:8b" does not support thinking', "thinking"),
+    "Ollama, effort": ('think value "medium" is not supported for this model', "thinking"),
+    "Ollama, image": ("this model is missing data required for image input", "images"),
+    "Ollama 0.34, image": (
+        '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests."}}',
+        "images",
+    ),
+    "Ollama's cloud, image": ("this model does not support image input (ref: b8bd630e)", "images"),
+    "llama.cpp, image": (
+        "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        "images",
+    ),
+    "llama.cpp, audio": (
+        "audio input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+        "audio",
+    ),
+    "llama.cpp, tools": ("tools param requires --jinja flag", "tools"),
+    "llama.cpp, parameter": ("Unsupported param: suffix", "suffix"),
+    "llama.cpp, choice of a tool": ("tool_choice param requires --jinja flag", "tools"),
+    "vLLM, no audio": ("At most 0 audio(s) may be provided in one prompt.", "audio"),
+    "vLLM, a tool": ('tool_choice="required" requires --tool-call-parser to be set', "tools"),
+    "vLLM, image": ("facebook/opt-125m is not a multimodal model None", "images"),
+    "vLLM, no image": ("At most 0 image(s) may be provided in one prompt.", "images"),
+    "vLLM, tools": (
+        '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+        "tools",
+    ),
+    "Ollama, vision": ('"llama3.1:8b" does not support vision', "images"),
+    "Ollama, audio": ("model does not support audio input", "audio"),
+    "Bedrock": ("This model doesn't support tool use.", "tools"),
+    "LM Studio, image": ("Model does not support images. Please use a model that does.", "images"),
+    "LM Studio, format": ("'response_format.type' must be 'json_schema' or 'text'", "response_format"),
+    "OpenAI": ("Unsupported parameter: 'temperature' is not supported with this model.", "temperature"),
+    "OpenAI, value": (
+        "Unsupported value: 'temperature' does not support 0.1 with this model. Only the default (1) value is supported.",
+        "temperature",
+    ),
+    "OpenAI, reasoning": ("Unsupported parameter: 'reasoning.effort' is not supported with this model.", "thinking"),
+    "OpenAI, image": ("Invalid content type. image_url is only supported by certain models.", "images"),
+    "OpenAI, argument": ("Unrecognized request argument supplied: min_p", "min_p"),
+    "OpenRouter, tools": ('No endpoints found that support tool use. Try disabling "question".', "tools"),
+    "OpenRouter, image": ("No endpoints found that support image input", "images"),
+    "OpenRouter, choice": ("No endpoints found that support the provided 'tool_choice' value.", "tool_choice"),
+    "LiteLLM": (
+        "litellm.UnsupportedParamsError: openai does not support parameters: ['reasoning_effort'], for model=m.",
+        "thinking",
+    ),
+    "LiteLLM, tools": (
+        "litellm.UnsupportedParamsError: m does not support parameters: ['tools'], for model=m",
+        "tools",
+    ),
+    "LiteLLM, value": (
+        "litellm.UnsupportedParamsError: gpt-5-nano doesn't support temperature=0.1 while reasoning is active.",
+        "temperature",
+    ),
+    "Groq, tools": ("`tool calling` is not supported with this model", "tools"),
+    "Groq, effort": ("`reasoning_effort` is not supported with this model", "thinking"),
+    "OpenAI, unknown": ("Unknown parameter: 'verbosity'.", "verbosity"),
+    "DeepSeek, format": ("This response_format type is unavailable now", "response_format"),
+    "Groq": ("property 'store' is unsupported, did you mean 'stop'?", "store"),
+    "Cerebras": ("body.thinking: property 'body.thinking' is unsupported", "thinking"),
+    "xAI": ("Argument not supported on this model: frequencyPenalty", "frequency_penalty"),
+    "xAI, effort": ("Model grok-4 does not support parameter reasoningEffort.", "thinking"),
+    "DeepSeek": ("deepseek-reasoner does not support Function Calling", "tools"),
+    "pydantic": ("top_k: Extra inputs are not permitted", "top_k"),
+    "serde": ("unknown field `chat_template_kwargs`, expected one of `model`, `messages`", "chat_template_kwargs"),
+}
+
+NOT_UNSUPPORTED = (
+    "",
+    "Loading model",
+    LLAMA,
+    "At most 1 image(s) may be provided in one request.",
+    "messages.2.assistant.reasoning_content: property 'messages.2.assistant.reasoning_content' is unsupported",
+    '"nomic-embed-text" does not support chat',
+    "model 'llama3' not found",
+)
+
+
+class TestOverflow:
+    @pytest.mark.parametrize("server", OVERFLOWS)
+    def test_the_words_of_a_server_give_its_numbers(self, server):
+        message, expected = OVERFLOWS[server]
+        assert overflow_of(message) == expected
+
+    @pytest.mark.parametrize("message", NO_OVERFLOWS)
+    def test_other_refusals_are_no_overflow(self, message):
+        assert overflow_of(message, {"type": "invalid_request_error", "code": 400}) is None
+
+    @pytest.mark.parametrize(
+        ("file", "expected"),
+        [
+            ("90-err-context-too-long.response.json", Overflow(8192, 9021)),
+            ("20-native-responses-err-too-long.response.json", Overflow(8192, 9021)),
+            ("llama-cpp-python/err-too-long.response.json", Overflow(4096, 9010)),
+            ("90-err-image-unsupported.response.json", None),
+            ("90-err-max_tokens-string.response.json", None),
+        ],
+    )
+    def test_recorded_answers(self, file, expected):
+        error = json.loads((RECORDED / file).read_bytes())["error"]
+        assert overflow_of(error["message"], error) == expected
+
+    @pytest.mark.parametrize("code", ["code", "type"])
+    def test_a_code_is_enough(self, code):
+        assert overflow_of("No.", {code: "context_length_exceeded"}) == Overflow()
+
+    def test_fields_are_believed_before_words(self):
+        error = {"type": "exceed_context_size_error", "n_ctx": 100, "n_prompt_tokens": 200}
+        assert overflow_of(LLAMA, error) == Overflow(100, 200)
+
+    @pytest.mark.parametrize("value", [True, -1, 0, "8192", None, 1.5])
+    def test_a_field_that_is_no_count_is_passed_over(self, value):
+        assert overflow_of(LLAMA, {"n_ctx": value, "n_prompt_tokens": value}) == Overflow(8192, 9021)
+
+
+class TestUnsupported:
+    @pytest.mark.parametrize("server", UNSUPPORTED)
+    def test_the_words_of_a_server_name_what_it_cannot(self, server):
+        message, expected = UNSUPPORTED[server]
+        assert unsupported_of(message) == expected
+
+    @pytest.mark.parametrize("message", NOT_UNSUPPORTED)
+    def test_other_refusals_name_nothing(self, message):
+        assert unsupported_of(message, {"type": "invalid_request_error", "code": 400, "param": "model"}) is None
+
+    @pytest.mark.parametrize("code", ["unsupported_parameter", "unsupported_value", "unknown_parameter"])
+    def test_openais_codes_name_the_parameter(self, code):
+        assert unsupported_of("No.", {"code": code, "param": "top_logprobs"}) == "top_logprobs"
+
+    def test_a_part_of_a_message_is_no_parameter(self):
+        error = {"code": "unsupported_value", "param": "messages[0].role"}
+        assert unsupported_of("Unsupported value: 'messages[0].role' does not support 'system'", error) is None
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            {"detail": [{"type": "extra_forbidden", "loc": ["body", "min_p"], "msg": "…"}]},
+            {"object": "error", "message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "min_p"]}]}},
+        ],
+    )
+    def test_the_field_in_a_422_of_fastapi(self, error):
+        assert unsupported_of("", error) == "min_p"
+
+    @pytest.mark.parametrize(
+        "detail", [None, "no", [1], [{"type": "extra_forbidden"}], [{"type": "missing", "loc": ["a"]}]]
+    )
+    def test_other_details_name_nothing(self, detail):
+        assert unsupported_of("", {"detail": detail}) is None
+
+    def test_what_is_named_is_a_name(self):
+        assert unsupported_of("No.", {"code": "unsupported_parameter", "param": "the prompt: secret"}) is None
+
+    def test_a_recorded_answer(self):
+        error = json.loads((RECORDED / "90-err-image-unsupported.response.json").read_bytes())["error"]
+        assert unsupported_of(error["message"], error) == "images"
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 100_000, "a" * 100_000, "input (" * 20_000, "a.b[0]" * 20_000, "does not support " * 9000]
+)
+def test_no_text_takes_long(text):
+    text = f"maximum context length {text}"
+    overflow_of(text)
+    began = time.process_time()
+    overflow_of(text)
+    unsupported_of(text)
+    assert time.process_time() - began < 0.1
