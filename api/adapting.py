@@ -96,7 +96,7 @@ class Adapting:
         )
         if left is None:
             raise error
-        return left.messages
+        return left
 
     def _tell(self, change: str) -> None:
         turn = self._turn

@@ -23,6 +23,7 @@ Message = dict[str, Any]
 THINK_TAGS = "<think>"
 SUMMARY = "A summary of our conversation up to here, which was made to save space:"
 UNREADABLE = "(It was made by another service and cannot be read here.)"
+ATTACHED = "(The attachments of this output follow in the next user message.)"
 # Items that say something to the router, and nothing to a model.
 SILENT = BRINGS_TOOLS | {"compaction_trigger", "configuration_update", "mcp_list_tools"}
 EVERY_PART = frozenset({"image", "file", "audio"})
@@ -196,7 +197,7 @@ class _Conversation:
         texts = [part for part in content if part["type"] == "text"]
         shown = [part for part in content if part["type"] != "text"]
         if shown:
-            texts.append({"type": "text", "text": "(The attachments of this output follow in the next user message.)"})
+            texts.append({"type": "text", "text": ATTACHED})
         return (texts[0]["text"] if len(texts) == 1 else texts), shown
 
     def _open_assistant(self) -> _Node | None:
