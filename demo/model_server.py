@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from demo.processes import running
+from demo.processes import Child, running
 
 MODEL = "smollm2"
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
@@ -22,16 +22,23 @@ START_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def running_model_server(*, slots: int = 2, timeout_s: float = START_TIMEOUT_S) -> Iterator[str]:
+def running_model_server(*, slots: int = 2, name: str = MODEL, timeout_s: float = START_TIMEOUT_S) -> Iterator[str]:
     """The base URL, without `/v1`, of a model server that answers until the block is left."""
-    arguments = ("--port", "0", "--slots", str(slots))
+    with starting_model_server(slots=slots, name=name) as child:
+        yield child.wait_until(lambda: address_of(child), timeout_s)
+
+
+@contextmanager
+def starting_model_server(*, slots: int = 2, name: str = MODEL) -> Iterator[Child]:
+    """The process of a model server that loads its model. `address_of` it is its base URL, once it answers."""
+    arguments = ("--port", "0", "--slots", str(slots), "--name", name)
     with running("model server", "demo.model_server", *arguments) as child:
+        yield child
 
-        def address() -> str | None:
-            line = re.search(r"READY (http://\S+)\n", child.log_text())
-            return line and line[1]
 
-        yield child.wait_until(address, timeout_s)
+def address_of(child: Child) -> str | None:
+    line = re.search(r"READY (http://\S+)\n", child.log_text())
+    return line and line[1]
 
 
 def model_file() -> Path:
@@ -44,12 +51,12 @@ def model_file() -> Path:
     return files[0]
 
 
-def serve(host: str, port: int, slots: int, threads: int, temperature: float) -> None:
+def serve(host: str, port: int, slots: int, threads: int, temperature: float, name: str) -> None:
     import xllamacpp  # type: ignore[import-untyped]  # 60 MB; whoever only wants the URL need not load it
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_file())
-    params.model_alias = {MODEL}
+    params.model_alias = {name}
     params.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
     params.hostnames = [host]
     params.port = port
@@ -78,8 +85,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2, help="requests at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="for computing (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="if none is asked (default: %(default)s)")
+    parser.add_argument("--name", default=MODEL, help="what the model is called (default: %(default)s)")
     arguments = parser.parse_args()
-    serve(arguments.host, arguments.port, arguments.slots, arguments.threads, arguments.temperature)
+    serve(arguments.host, arguments.port, arguments.slots, arguments.threads, arguments.temperature, arguments.name)
 
 
 if __name__ == "__main__":
