@@ -8,6 +8,7 @@
     ├── TooLarge            413
     ├── TooManyRequests     429  with Retry-After
     ├── ServerError         500  a fault of ours; the cause is in the log
+    ├── ModelFailed         502  a model's fault, on a backend that is well
     └── BackendError        502  a backend's fault, in words of ours
         ├── BackendUnreachable   no connection, or it broke before the first byte of an answer
         ├── BackendCut           the answer broke off in the middle
@@ -104,6 +105,13 @@ class ServerError(APIError):
 class BackendError(APIError):
     status = 502
     code: str | None = "backend_error"
+
+
+class ModelFailed(APIError):
+    """The model did not do what it was told, on a backend that is well."""
+
+    status = 502
+    code = "invalid_structured_output"
 
 
 class BackendUnreachable(BackendError):

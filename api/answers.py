@@ -21,7 +21,7 @@ from typing import Any
 from api.turn import Turn, native_params, opened
 from backends.client import BackendStream, refusal_of
 from backends.kinds import Kind
-from errors import BackendError, Unsupported
+from errors import BackendError, ModelFailed, Unsupported
 from requests.chat import as_chunk, as_plain
 from requests.events import ResponseBuilder, replay
 from requests.messages import responses_input_to_messages, without_superseded
@@ -213,7 +213,7 @@ async def _summary(backend: Backend, turn: Turn) -> tuple[Item, dict[str, Any] |
 
 async def _structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> list[Event]:
     """The answer of a backend that cannot hold its model to a JSON format: the model is told the format, its answer is checked,
-    and it gets one try to repair what is wrong. Raises `BackendError` if that fails, `Unsupported` where the settings refuse."""
+    and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported` where the settings refuse."""
     if backend.kind.structured_outputs == "refuse":
         raise Unsupported("The backend of this model cannot be held to a JSON format.", param="text.format")
     assert turn.params.text is not None
@@ -236,10 +236,7 @@ async def _structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> l
             break
         log.info("%s: the answer does not fit its format%s", turn.id, ", not repaired" if is_repair else "")
         if is_repair:
-            raise BackendError(
-                f"The model did not answer in the format that was asked for: {problem}",
-                code="invalid_structured_output",
-            )
+            raise ModelFailed(f"The model did not answer in the format that was asked for: {problem}")
         params["messages"] = [*params["messages"], *repair_prompt(said, problem)]
     return turn.builder.begin() + turn.builder.completion(output, finish_reason=inner.finish_reason, usage=usage)
 

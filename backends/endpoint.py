@@ -111,7 +111,8 @@ class Endpoint:
     def failed(self, model: str, error: APIError, now: float) -> None:
         """It failed a request."""
         self.outcomes["failed"] += 1
-        self.last_error = f"{error.code}: {error.message}"
+        # Not its message: a backend may repeat the prompt in it.
+        self.last_error = error.code
         self.breaker(model).failure(now, error.retry_after_s)
 
     def forgive(self) -> None:

@@ -1,7 +1,7 @@
 """Remote images, fetched for backends that cannot: `https://…` in a chat message becomes a data URL.
 
-The address is a client's. So only public addresses are connected to, after every redirect and after every answer of the name
-service; and limits hold for size, time and type.
+The address is a client's. So only public addresses are connected to, however the URL, a redirect or the name service spells
+them: each socket is checked when it is made, for the address that it will connect to. Limits hold for size, time and type.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp import AddrInfoType
+from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
 
 from errors import InvalidRequest
@@ -31,10 +32,21 @@ MAGIC = {
 }
 # IPv4 in the clothes of IPv6: what is meant is the IPv4 address (RFC 6052, RFC 3056).
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# The part of IPv6 that is given out (RFC 4291): without mapped, compatible, local and not yet used addresses.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+# Azure's own host, where its machines get their settings: inside, though its number is a public one.
+AZURE = ipaddress.ip_address("168.63.129.16")
 
 
 class ForbiddenAddress(OSError):
     """The address is none that a client may have us connect to."""
+
+
+class InvalidImage(InvalidRequest):
+    """An image that cannot be used. `place` says which: the number of its message, and of its part in this."""
+
+    code = "invalid_image_url"
+    place: tuple[int, int] | None = None
 
 
 class ImageFetcher:
@@ -59,7 +71,7 @@ class ImageFetcher:
             await self._session.close()
 
     async def fetch(self, url: str) -> str:
-        """The image at `url` as a data URL. Raises `InvalidRequest`, code `invalid_image_url`."""
+        """The image at `url` as a data URL. Raises `InvalidImage`."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 data = await self._fetch(url)
@@ -87,27 +99,29 @@ class ImageFetcher:
 
     async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
         data = bytearray()
-        async for received in answer.content.iter_any():
+        too_large = (answer.content_length or 0) > self._max_bytes
+        while not too_large and (received := await answer.content.readany()):
             data += received
-            if len(data) > self._max_bytes:
-                raise _invalid(f"it is larger than {self._max_bytes / 1024 / 1024:g} MB")
+            too_large = len(data) > self._max_bytes
+        if too_large:
+            raise _invalid(f"it is larger than {self._max_bytes / 1024 / 1024:g} MB")
         return bytes(data)
 
     def _check(self, url: str) -> None:
-        """What can be seen in the URL. Names are checked when they are resolved."""
+        """What can be seen in the URL. Where it leads is checked when it is connected to."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise _invalid("it must begin with http:// or https://")
         if parts.username is not None or parts.password is not None:
             raise _invalid("it must hold no name and password")
-        if not self._allow_private and (address := _literal(parts.hostname)) and not is_public(address):
-            raise ForbiddenAddress
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            resolver = self._resolver or ThreadedResolver()
             connector = aiohttp.TCPConnector(
-                resolver=resolver if self._allow_private else PublicResolver(resolver), use_dns_cache=False, limit=32
+                resolver=self._resolver or ThreadedResolver(),
+                socket_factory=None if self._allow_private else _public_socket,
+                use_dns_cache=False,
+                limit=32,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=True
@@ -115,24 +129,13 @@ class ImageFetcher:
         return self._session
 
 
-class PublicResolver(AbstractResolver):
-    """Gives only public addresses: what it gives is what is connected to, so no name can mean one thing to the check and
-    another to the connection."""
-
-    def __init__(self, resolver: AbstractResolver) -> None:
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        public = [result for result in found if is_public(result["host"])]
-        if not public:
-            raise ForbiddenAddress
-        return public
-
-    async def close(self) -> None:
-        await self._resolver.close()
+def _public_socket(target: AddrInfoType) -> socket.socket:
+    """A socket for an address that is about to be connected to. Checked here, no spelling of a host and no second answer of
+    the name service can lead elsewhere."""
+    family, kind, protocol, _, address = target
+    if not is_public(str(address[0])):
+        raise ForbiddenAddress
+    return socket.socket(family, kind, protocol)
 
 
 def is_public(host: str) -> bool:
@@ -146,19 +149,8 @@ def is_public(host: str) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return address.is_global and not address.is_multicast
-
-
-def _literal(host: str) -> str | None:
-    """The IP address that a host is written as, in any of the ways that the C library reads; None for a name."""
-    try:
-        return str(ipaddress.ip_address(host.partition("%")[0]))
-    except ValueError:
-        pass
-    try:
-        return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
-        return None
+        return address.is_global and address in GLOBAL_UNICAST
+    return address.is_global and not address.is_multicast and address != AZURE
 
 
 def _type_of(data: bytes) -> str | None:
@@ -167,27 +159,28 @@ def _type_of(data: bytes) -> str | None:
     return next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
 
 
-def _invalid(why: str) -> InvalidRequest:
-    return InvalidRequest(f"The image cannot be used: {why}.", param="input", code="invalid_image_url")
+def _invalid(why: str) -> InvalidImage:
+    return InvalidImage(f"The image cannot be used: {why}.", param="input")
 
 
 async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) -> list[Message]:
-    """The messages, with each remote image as a data URL. Errors: as `ImageFetcher.fetch`."""
-    urls = {
-        part["image_url"]["url"]
-        for message in messages
-        if isinstance(message["content"], list)
-        for part in message["content"]
-        if part["type"] == "image_url" and not part["image_url"]["url"].startswith("data:")
-    }
-    if not urls:
+    """The messages, with each remote image as a data URL. Each URL is fetched once, all at the same time. Raises the
+    `InvalidImage` of the first that cannot be used."""
+    places: dict[str, tuple[int, int]] = {}
+    for number, message in enumerate(messages):
+        if isinstance(message["content"], list):
+            for at, part in enumerate(message["content"]):
+                if part["type"] == "image_url" and part["image_url"]["url"][:5].lower() != "data:":
+                    places.setdefault(part["image_url"]["url"], (number, at))
+    if not places:
         return messages
     async with asyncio.TaskGroup() as group:
-        fetches = {url: group.create_task(_fetched(fetcher, url)) for url in urls}
+        fetches = {url: group.create_task(_fetched(fetcher, url)) for url in places}
     images: dict[str, str] = {}
     for url, fetch in fetches.items():
         image = fetch.result()
-        if isinstance(image, InvalidRequest):
+        if isinstance(image, InvalidImage):
+            image.place = places[url]
             raise image
         images[url] = image
     return [
@@ -198,14 +191,14 @@ async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) ->
     ]
 
 
-async def _fetched(fetcher: ImageFetcher, url: str) -> str | InvalidRequest:
+async def _fetched(fetcher: ImageFetcher, url: str) -> str | InvalidImage:
     try:
         return await fetcher.fetch(url)
-    except InvalidRequest as error:
+    except InvalidImage as error:
         return error
 
 
-def _with_image(part: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+def _with_image(part: dict[str, Any], images: dict[str, str]) -> dict[str, Any]:
     if part["type"] != "image_url" or (image := images.get(part["image_url"]["url"])) is None:
         return part
     return {**part, "image_url": {**part["image_url"], "url": image}}

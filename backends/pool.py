@@ -27,7 +27,7 @@ from backends.kinds import Kind
 from backends.queue import FairQueue
 from backends.retry import RetryBudget
 from config import Config, EndpointConfig
-from errors import APIError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
+from errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
 
 log = logging.getLogger("nomyo.backends")
 
@@ -353,7 +353,7 @@ class Pool:
             self.affinity.put(name, key, now)
 
     def failed(self, key: str, model: str, error: APIError) -> None:
-        """A request failed. What a backend refuses is no failure of its."""
+        """A request failed. What a backend refuses, or we did not even send, is no failure of its."""
         endpoint = self.endpoints.get(key)
         if endpoint is None:
             return
@@ -362,6 +362,9 @@ class Pool:
             endpoint.succeeded(model, now)
             if error.code == "model_not_found":
                 self._look_at(endpoint)  # It had it when it was last asked.
+            return
+        if not isinstance(error, BackendError | TooManyRequests):
+            endpoint.breaker(model).abandoned()
             return
         self.counts["failures"] += 1
         endpoint.failed(model, error, now)

@@ -7,6 +7,7 @@ repair_prompt   what the model is told then
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -17,7 +18,9 @@ from requests.messages import Message
 
 Format = dict[str, Any]
 
-FENCE = re.compile(r"\A\s*```\w*\s*\n(?P<inside>.*?)\n?\s*```\s*\Z", re.DOTALL)
+FENCE = re.compile(r"```\w*[ \t]*\n(?P<inside>.*?)\s*```[ \t]*(?=\n|\Z)", re.DOTALL)
+BRACKET = re.compile(r"[{\[]")
+_decoder = json.JSONDecoder()
 
 
 def format_prompt(messages: list[Message], format: Format) -> list[Message]:
@@ -82,12 +85,24 @@ def _retrieve_nothing(uri: str) -> Any:
 
 
 def _json_in(text: str) -> str:
-    """What models put around JSON, taken off: a fence, or words before and after."""
-    if fenced := FENCE.match(text):
-        return fenced["inside"].strip()
-    stripped = text.strip()
-    if stripped[:1] in ("{", "["):
-        return stripped
-    starts = [at for at in (stripped.find("{"), stripped.find("[")) if at >= 0]
-    ends = max(stripped.rfind("}"), stripped.rfind("]"))
-    return stripped[min(starts) : ends + 1] if starts and ends > min(starts) else stripped
+    """The JSON in what a model said: all of it, what is in a fence, or the first value in brackets."""
+    text = text.strip()
+    if _is_json(text):
+        return text
+    if (fenced := FENCE.search(text)) and _is_json(inside := fenced["inside"].strip()):
+        return inside
+    for bracket in BRACKET.finditer(text):
+        try:
+            _, end = _decoder.raw_decode(text, bracket.start())
+        except ValueError:
+            continue
+        return text[bracket.start() : end]
+    return text
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True

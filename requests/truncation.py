@@ -11,50 +11,60 @@ from collections.abc import Callable
 from itertools import chain
 
 from requests.messages import ATTACHED, Message
+from requests.tokens import message_tokens
 
-Block = list[Message]
+# Places in the list of messages.
+Block = list[int]
 
 
 def truncated(
-    messages: list[Message], *, excess_tokens: int, tokens_of: Callable[[Message], int]
+    messages: list[Message], *, excess_tokens: int, tokens_of: Callable[[Message], int] = message_tokens
 ) -> list[Message] | None:
     """The messages without the oldest turns, at least `excess_tokens` shorter; then without the oldest tool rounds of the last
     turn. System texts, the last user message and the last round stay. None if that is not enough."""
-    turns = _turns(messages)
     dropped: set[int] = set()
     left = excess_tokens
-    droppable = [block for turn in turns[:-1] for block in [list(chain(*turn))]]
-    if turns:
-        # Of the last turn: what is between its user message and its last round.
-        droppable += turns[-1][1:-1]
-    for block in droppable:
+    for block in _droppable(messages):
         if left <= 0:
             break
-        going = [message for message in block if message["role"] != "system"]
-        dropped.update(map(id, going))
-        left -= sum(map(tokens_of, going))
+        dropped.update(block)
+        left -= sum(tokens_of(messages[place]) for place in block)
     if left > 0:
         return None
-    return [message for message in messages if id(message) not in dropped]
+    return [message for place, message in enumerate(messages) if place not in dropped]
+
+
+def _droppable(messages: list[Message]) -> list[Block]:
+    """What may go, each as a whole, in the order in which it goes."""
+    turns = _turns(messages)
+    if not turns:
+        return []
+    rounds = [block for block in turns[-1] if block and messages[block[0]].get("tool_calls")]
+    return [*(list(chain(*turn)) for turn in turns[:-1]), *rounds[:-1]]
 
 
 def _turns(messages: list[Message]) -> list[list[Block]]:
-    """The turns, each as blocks that only go whole: its user message, then its rounds and texts. What comes before the first
-    user message, other than system texts, is a turn of its own."""
+    """The turns, each as its user message, then its rounds and texts. Answers before the first user message are a turn that has
+    none. System texts are in no turn."""
     turns: list[list[Block]] = []
-    round_shows = False
-    for message in messages:
+    shows = False
+    for place, message in enumerate(messages):
         role = message["role"]
-        if role == "system" and not turns:
+        if role == "system":
             continue
-        if role == "user" and not round_shows:
-            turns.append([[message]])
-        elif role in ("tool", "user"):
-            turns[-1][-1].append(message)
-        elif turns:
-            turns[-1].append([message])
+        if role == "user" and not (shows and isinstance(message["content"], list)):
+            turns.append([[place]])
+        elif role == "assistant":
+            turns = turns or [[[]]]
+            turns[-1].append([place])
         else:
-            turns.append([[], [message]])
+            turns[-1][-1].append(place)
         # The attachments of a round follow in one user message, behind its last output.
-        round_shows = role == "tool" and (round_shows or ATTACHED in str(message["content"]))
+        shows = role == "tool" and (shows or _is_attached(message["content"]))
     return turns
+
+
+def _is_attached(content: object) -> bool:
+    """Whether an output says that attachments follow. One that only quotes those words says more."""
+    last = content[-1].get("text") if isinstance(content, list) and content else content
+    return last == ATTACHED

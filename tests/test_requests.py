@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from errors import InvalidRequest, Unsupported
 from requests.params import (
+    EFFORTS,
     NOT_PASSED_ON,
     CreateParams,
     chat_request,
     check_input,
     check_request,
     input_items,
+    nearest_effort,
     without_cut_calls,
 )
 
@@ -77,6 +81,15 @@ WRONG_VALUES: dict[str, list[Any]] = {
 WRONG_PLACES: list[tuple[str, Json]] = [
     ("include[1]", {"include": ["a", 1]}),
     ("input[0]", {"input": ["hi"]}),
+    ("context_management[0]", {"context_management": ["compaction"]}),
+    ("context_management[0]", {"context_management": [{"compact_threshold": 5}]}),
+    ("context_management[0].type", {"context_management": [{"type": 1}]}),
+    *[
+        ("context_management[1].compact_threshold", {"context_management": [{"type": "compaction"}, wrong]})
+        for threshold in (0, -1, 0.5, "5", True)
+        for wrong in [{"type": "compaction", "compact_threshold": threshold}]
+    ],
+    ("stream_options.include_obfuscation", {"stream_options": {"include_obfuscation": "true"}}),
     ("input[1].type", {"input": [USER, {"type": ["message"], "role": "user"}]}),
     ("input[0].role", {"input": [{"type": "message", "content": "hi"}]}),
     ("input[0].role", {"input": [{"role": "tool", "content": "hi"}]}),
@@ -483,3 +496,51 @@ def test_the_request_is_left_as_it_was() -> None:
     before = repr(request)
     chat_request(request, MESSAGES, model="m", stream=True)
     assert repr(request) == before, "the request was changed: the response echoes it after this"
+
+
+# ── how much to think ────────────────────────────────────────────────────────────────────────────────────────────────
+
+words = st.sampled_from(EFFORTS)
+vocabularies = st.lists(words, unique=True)
+
+
+@given(words, vocabularies)
+def test_a_backend_is_told_a_word_that_it_knows_or_nothing(effort: str, known: list[str]) -> None:
+    told = nearest_effort(effort, known)
+    assert told is None or told in known
+    assert (told == effort) == (effort in known), "its own word for the effort is the nearest"
+    if known and known != ["none"]:
+        assert told is not None, "it has a word for thinking, and is not told"
+
+
+@given(words, vocabularies)
+def test_thinking_is_switched_off_where_that_was_asked_for_alone(effort: str, known: list[str]) -> None:
+    if effort != "none":
+        assert nearest_effort(effort, known) != "none"
+
+
+@given(words, words, vocabularies)
+def test_who_asks_for_more_thinking_gets_no_less(one: str, other: str, known: list[str]) -> None:
+    less, more = sorted((one, other), key=EFFORTS.index)
+    told = [nearest_effort(effort, known) for effort in (less, more)]
+    if None not in told:
+        assert EFFORTS.index(told[0]) <= EFFORTS.index(told[1])
+
+
+@given(words, vocabularies)
+def test_a_backend_is_told_no_more_than_was_asked_for_if_it_has_a_lower_word(effort: str, known: list[str]) -> None:
+    told = nearest_effort(effort, known)
+    lower = [word for word in known if word != "none" and EFFORTS.index(word) <= EFFORTS.index(effort)]
+    if lower and effort != "none":
+        assert told == max(lower, key=EFFORTS.index)
+
+
+@given(st.none() | words | st.text())
+def test_a_backend_that_knows_every_word_is_told_what_was_asked_for(effort: str | None) -> None:
+    assert nearest_effort(effort, None) == effort
+    assert nearest_effort(effort, []) is None
+
+
+def test_a_word_that_is_none_of_ours_goes_on() -> None:
+    assert nearest_effort("ultra", ["low", "high"]) == "ultra"
+    assert nearest_effort(None, ["low", "high"]) is None

@@ -32,6 +32,7 @@ from tests.sdk import (
     wire_events,
 )
 from tests.stream_grammar import check_stream
+from tests.turns import assert_error
 
 OURS = ("id", "created_at", "store", "background", "previous_response_id")
 # The SDK's types want `cache_write_tokens`; what a native backend leaves out stays out, so strict clients get this.
@@ -367,3 +368,38 @@ async def test_a_cached_answer_is_a_response_of_its_own(served_natively: Running
     assert bare(second.output) == bare(first.output)
     chained = await create(model=MODEL, input="On", previous_response_id=second.id)
     assert chained.status == "completed"
+
+
+# ── prompts that OpenAI keeps ────────────────────────────────────────────────
+
+PROMPT: dict[str, Any] = {"id": "pmpt_1", "version": "2", "variables": {"city": "Paris"}}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("given", [{}, {"input": "Hi"}], ids=["alone", "with input"])
+async def test_a_prompt_goes_out_as_it_came(
+    served_natively: Running, backend: FakeBackend, given: dict[str, Any], stream: bool
+) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, "stream": stream, **given}
+    answer = await served_natively.http.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    assert backend.turns[-1].json == body | {"store": False}
+
+
+async def test_a_conversation_that_began_with_a_prompt_goes_on(served_natively: Running, backend: FakeBackend) -> None:
+    backend.script(native("Rain."), native("Still rain."))
+    create = served_natively.openai.responses.create
+    first = await create(model=MODEL, prompt=PROMPT)
+    second = await create(model=MODEL, prompt=PROMPT, previous_response_id=first.id)
+    assert second.output_text == "Still rain."
+    (item,) = backend.turns[-1].json["input"]
+    assert item["content"][0]["text"] == "Rain."
+    listed = await served_natively.openai.responses.input_items.list(first.id)
+    assert listed.data == []
+
+
+@pytest.mark.parametrize("given", [{}, {"input": "Hi"}, {"input": "Hi", "stream": True}])
+async def test_a_chat_backend_knows_no_prompts(served: Running, backend: FakeBackend, given: dict[str, Any]) -> None:
+    answer = await served.http.post("/v1/responses", json={"model": MODEL, "prompt": PROMPT, **given})
+    assert_error(answer, 400, type="invalid_request_error", param="prompt")
+    assert not backend.turns

@@ -7,9 +7,15 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from requests.sse import KEEPALIVE, SSEDecoder, frame, frames
-from tests.stream_grammar import parse_sse
+from requests.sse import KEEPALIVE, OBFUSCATED_TO, SSEDecoder, frame, frames, obfuscated
+from tests.conftest import Running
+from tests.fake_backend import FakeBackend, call, chat, native, reasoning
+from tests.sdk import EVENT_CLASSES, WEATHER_TOOL, collected, wire_events
+from tests.stream_grammar import check_stream, fold, parse_sse
+from tests.turns import URL, create, ended, stream
 
 Json = dict[str, Any]
 
@@ -113,3 +119,115 @@ def test_a_keepalive_is_a_comment_and_disturbs_nothing() -> None:
     assert parse_sse(sent) == parse_sse(frames(EVENTS))
     numbers = [orjson.loads(data)["sequence_number"] for data in decoded(sent)]
     assert all(after == before + 1 for before, after in pairwise(numbers))
+
+
+# ── deltas that do not show how long they are ────────────────────────────────────────────────────────────────────────
+
+HIDDEN: Json = {"stream_options": {"include_obfuscation": True}}
+
+
+def check_hidden(events: list[Json]) -> None:
+    """Every delta is padded, and nothing else is."""
+    for event in events:
+        if "delta" not in event:
+            assert "obfuscation" not in event, f"{event['type']} has nothing to hide"
+            continue
+        padding = event["obfuscation"]
+        assert isinstance(padding, str)
+        assert padding, f"nothing hides {event['delta']!r}"
+        assert (len(event["delta"]) + len(padding)) % OBFUSCATED_TO == 0, f"{event['delta']!r} shows how long it is"
+    assert any("delta" in event for event in events), "there was nothing to hide"
+
+
+def bare(events: list[Json]) -> list[Json]:
+    return [{key: value for key, value in event.items() if key != "obfuscation"} for event in events]
+
+
+@given(st.text())
+def test_a_delta_is_padded_to_a_multiple(delta: str) -> None:
+    event = {"type": "response.output_text.delta", "sequence_number": 1, "delta": delta}
+    hidden = obfuscated([event])
+    check_hidden(hidden)
+    assert bare(hidden) == [event]
+    assert "obfuscation" not in event, "the event itself is stored, and is not to be touched"
+
+
+def test_only_texts_are_hidden() -> None:
+    odd: list[Json] = [{"type": "x", "delta": {"a": 1}}, {"type": "x", "delta": None}, {"type": "x"}]
+    assert obfuscated(odd) == odd
+    assert obfuscated([]) == []
+
+
+def test_no_two_deltas_are_hidden_alike() -> None:
+    events = obfuscated([{"type": "x", "delta": "a"}] * 20)
+    assert len({event["obfuscation"] for event in events}) == 20
+
+
+SAID = ("Hello there, " + "a" * 15 + " " + "b" * 16, call("get_weather", {"city": "Paris"}))
+
+
+async def test_a_stream_hides_its_deltas_where_the_client_asks(served: Running, backend: FakeBackend) -> None:
+    backend.script(*[chat(reasoning("Hm, so."), *SAID)] * 4)
+    hidden = await wire_events(served, tools=[WEATHER_TOOL], **HIDDEN)
+    check_hidden(hidden)
+    check_stream(hidden)
+    assert fold(hidden) == hidden[-1]["response"]
+    for event in hidden:
+        EVENT_CLASSES[event["type"]].model_validate(event, strict=True)
+    for more in ({}, {"stream_options": None}, {"stream_options": {"include_obfuscation": False}}):
+        events = await wire_events(served, tools=[WEATHER_TOOL], **more)
+        assert [event["type"] for event in events] == [event["type"] for event in hidden]
+        assert events == bare(events), "padding that nobody asked for"
+    assert all("obfuscation" not in str(turn.json) for turn in backend.turns), "it concerns us alone"
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["", "background"])
+async def test_what_is_kept_is_not_padded_and_is_read_either_way(
+    background: bool, served: Running, backend: FakeBackend
+) -> None:
+    backend.script(chat(*SAID))
+    live = await stream(served.http, background=background, **HIDDEN)
+    check_hidden(live)
+    at = f"{URL}/{live[-1]['response']['id']}"
+    assert "obfuscation" not in (await served.http.get(at)).text
+
+    async def again(**params: Any) -> list[Json]:
+        answer = await served.http.get(at, params={"stream": "true", **params})
+        assert answer.status_code == 200, answer.text
+        return [event for _, event in parse_sse(answer.content)]
+
+    plain = await again()
+    assert plain == bare(plain), "the padding was kept"
+    assert await again(include_obfuscation="false") == plain
+    hidden = await again(include_obfuscation="true")
+    check_hidden(hidden)
+    assert bare(hidden) == plain
+    assert bare(await again(include_obfuscation="true", starting_after=4)) == plain[5:]
+    if background:
+        assert bare(live) == plain
+
+
+async def test_padding_is_chosen_by_whoever_reads(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(*SAID))
+    queued = await create(served.http, background=True, **HIDDEN)
+    await ended(served.http, queued["id"])
+    async with served.http.stream("GET", f"{URL}/{queued['id']}", params={"stream": "true"}) as answer:
+        events = [event for _, event in parse_sse(await answer.aread())]
+    assert events == bare(events)
+
+
+async def test_the_sdk_asks_for_padding_and_sees_it(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat("Hello there."))
+    options: Any = HIDDEN["stream_options"]
+    live = await collected(
+        await served.openai.responses.create(model="test-model", input="Hi", stream=True, stream_options=options)
+    )
+    check_hidden([event.to_dict() for event in live])
+    again = await served.openai.responses.retrieve(live[-1].response.id, stream=True, include_obfuscation=True)
+    check_hidden([event.to_dict() async for event in again])
+
+
+async def test_the_deltas_of_a_native_backend_are_hidden_too(served_natively: Running, backend: FakeBackend) -> None:
+    backend.script(native("Hello there."))
+    check_hidden(await wire_events(served_natively, **HIDDEN))
+    assert backend.turns[-1].json["stream_options"] == HIDDEN["stream_options"]

@@ -1,15 +1,20 @@
-"""`<think>…</think>` at the start of a text is told apart from it, however the tags are cut."""
+"""`<think>…</think>` at the start of a text is told apart from it, however the tags are cut. What backends are told of thoughts."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from requests.thinking import CLOSING, OPENING, ThinkSplitter, split_thinking, with_thoughts_apart
+from tests import fake_backend as fake
+from tests.conftest import running_router
+from tests.fake_backend import FakeBackend
 from tests.streams import bare, builder, call, called, calls, decoded, ends, judged, said, says, thinks, thought
+from tests.turns import create
 
 # Texts that are made of what matters here: tags, whole and broken, and what may stand around them.
 pieces = st.sampled_from([OPENING, CLOSING, "<", ">", "</", "think", "<thin", "</think", " ", "\n", "a", "Hm. ", "é🙂"])
@@ -142,3 +147,65 @@ def test_a_thought_of_its_own_and_one_in_the_text_are_both_thoughts() -> None:
     assert [item["type"] for item in output] == ["reasoning", "message"]
     assert "".join(part["text"] for part in output[0]["content"]) == "Hm.So."
     assert output[1] == said("Hello")
+
+
+# ── what a backend is told: earlier thoughts, and how much to think ──────────────────────────────────────────────────
+
+REPLAYED: dict[str, dict[str, Any]] = {
+    "reasoning_content": {"reasoning_content": "Hm."},
+    "reasoning": {"reasoning": "Hm."},
+    "think_tags": {},
+    "none": {},
+}
+BY_KIND = {"openai-chat": "reasoning_content", "llama.cpp": "reasoning_content", "ollama": "reasoning", "vllm": "reasoning"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "replay"),
+    [*(("openai-chat", setting, setting) for setting in REPLAYED), *((kind, None, by) for kind, by in BY_KIND.items())],
+)
+async def test_earlier_thoughts_are_where_the_backend_reads_them(
+    kind: str, setting: str | None, replay: str, backend: FakeBackend
+) -> None:
+    backend.strict = True
+    endpoint = {"url": backend.url if kind != "openai-chat" else f"{backend.url}/v1", "kind": kind}
+    async with running_router(endpoints=[endpoint | ({"reasoning_replay": setting} if setting else {})]) as running:
+        tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+        backend.script(
+            fake.chat(fake.reasoning("Hm."), "Yo"), fake.chat(fake.reasoning("Hm."), fake.call("f", id="c")), fake.chat("So.")
+        )
+        first = await create(running.http, input="Hi")
+        second = await create(running.http, input="Well?", previous_response_id=first["id"], tools=tools)
+        output = {"type": "function_call_output", "call_id": "c", "output": "1"}
+        third = await create(running.http, input=[output], previous_response_id=second["id"], tools=tools)
+    assert third["status"] == "completed"
+    texts, others = ("Yo", None), REPLAYED[replay]
+    if replay == "think_tags":
+        texts = ("<think>\nHm.\n</think>\n\nYo", "<think>\nHm.\n</think>")
+    asked, answered, again, called_, told = backend.turns[-1].json["messages"]
+    assert [asked["content"], again["content"], told["content"]] == ["Hi", "Well?", "1"]
+    assert answered == {"role": "assistant", "content": texts[0], **others}
+    function = {"name": "f", "arguments": "{}"}
+    assert called_.pop("tool_calls") == [{"id": "c", "type": "function", "function": function}]
+    assert called_ == {"role": "assistant", "content": texts[1], **others}
+
+
+EFFORTS_TOLD: list[tuple[dict[str, Any], dict[str, str | None]]] = [
+    ({"kind": "ollama"}, {"xhigh": "high", "max": "high", "minimal": "low", "medium": "medium", "none": "none"}),
+    ({"kind": "openai-chat"}, {"xhigh": "xhigh", "minimal": "minimal", "none": "none"}),
+    ({"kind": "ollama", "reasoning_efforts": []}, {"xhigh": None, "none": None, "low": None}),
+    ({"kind": "openai-chat", "reasoning_efforts": ["low", "high"]}, {"none": "low", "medium": "low", "max": "high"}),
+]
+
+
+@pytest.mark.parametrize(("settings", "told"), EFFORTS_TOLD)
+async def test_an_effort_is_told_in_the_words_of_the_backend_and_echoed_in_the_clients(
+    settings: dict[str, Any], told: dict[str, str | None], backend: FakeBackend
+) -> None:
+    async with running_router(endpoints=[{"url": f"{backend.url}/v1", **settings}]) as running:
+        for effort, word in told.items():
+            response = await create(running.http, reasoning={"effort": effort})
+            assert backend.turns[-1].json.get("reasoning_effort") == word, f"for {effort}"
+            assert response["reasoning"]["effort"] == effort
+        await create(running.http)
+        assert "reasoning_effort" not in backend.turns[-1].json

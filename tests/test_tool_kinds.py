@@ -10,7 +10,7 @@ import orjson
 import pytest
 from openai import AsyncOpenAI
 
-from tests.conftest import Running
+from tests.conftest import Running, running_router
 from tests.fake_backend import Call, FakeBackend, call, chat, chunk, interleaved, reasoning, stream
 from tests.sdk import EVENT_CLASSES, MODEL, WEATHER_TOOL, check_raw, collected, strict_client, wire_events
 from tests.stream_grammar import check_stream, fold
@@ -623,3 +623,40 @@ async def test_arguments_that_are_no_json_never_make_a_whole_call_of_a_kind_that
                 assert said == '{"half": ["of', "the client sees what the model said, and judges it"
             else:
                 assert item["status"] != "completed", f"there is nothing to run, but it is whole: {item}"
+
+
+# ── tools that only OpenAI runs ──────────────────────────────────────────────────────────────────────────────────────
+
+HOSTED: dict[str, tuple[list[Json], str]] = {
+    "one": ([{"type": "web_search"}], "web_search"),
+    "among others": ([function("f"), {"type": "web_search"}], "web_search"),
+    "several": ([{"type": "mcp", "server_label": "docs", "server_url": "http://x"}, {"type": "computer"}], "mcp:docs"),
+}
+
+
+@pytest.mark.parametrize(("tools", "name"), HOSTED.values(), ids=HOSTED)
+async def test_hosted_tools_are_refused_where_the_settings_say_so(
+    tools: list[Json], name: str, backend: FakeBackend
+) -> None:
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
+    async with running_router(endpoints=endpoints, hosted_tools="refuse") as running:
+        for stream in (False, True):
+            body = {"model": MODEL, "input": "Hi", "tools": tools, "stream": stream}
+            answer = await running.http.post(URL, json=body)
+            assert_error(answer, 400, type="invalid_request_error", param="tools", code="unsupported_tool", says=name)
+            assert "x-nomyo-omitted-tools" not in answer.headers
+        assert not backend.turns, "the backend was asked"
+        assert running.in_flight() == 0
+        await create(running.http, tools=[function("f"), {"type": "custom", "name": "g"}, {"type": "shell"}])
+        assert len(backend.turns) == 1, "tools that the client runs are no hosted ones"
+    async with running_router(endpoints=endpoints, hosted_tools="omit") as running:
+        answer = await running.http.post(URL, json={"model": MODEL, "input": "Hi", "tools": tools})
+        assert answer.status_code == 200, answer.text
+        assert name in answer.headers["x-nomyo-omitted-tools"]
+
+
+async def test_a_backend_that_runs_hosted_tools_is_given_them_in_any_case(backend: FakeBackend) -> None:
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "openai"}]
+    async with running_router(endpoints=endpoints, hosted_tools="refuse") as running:
+        await create(running.http, tools=[{"type": "web_search"}])
+    assert backend.turns[-1].json["tools"] == [{"type": "web_search"}]
