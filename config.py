@@ -184,7 +184,7 @@ def load_config(path: str | Path | None = None, environ: Mapping[str, str] = os.
         data = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's for a date that is none, Python's for text that is none
         raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: must hold keys and values")

@@ -37,7 +37,10 @@ async def keep_config(state: Any) -> None:
                 continue
             seen = stamp
         asked.clear()
-        await reload(state)
+        try:
+            await reload(state)
+        except Exception:
+            log.exception("the settings stay as they were")
 
 
 async def reload(state: Any) -> None:

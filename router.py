@@ -28,6 +28,7 @@ import api.compact
 import api.endpoints
 import api.input_tokens
 import api.models
+import api.ollama
 import api.passthrough
 import api.responses
 import api.stored
@@ -54,6 +55,7 @@ SURFACES = (
     api.stored.routes,
     api.models.routes,
     api.passthrough.routes,
+    api.ollama.routes,
     api.endpoints.routes,
     api.cache.routes,
 )

@@ -62,9 +62,10 @@ def _metrics(pool: Any) -> list[str]:
         lines.append(f"# TYPE nomyo_{name} {kind}")
         for labels, value in values:
             shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            lines.append(f"nomyo_{name}{{{shown}}} {value:g}" if shown else f"nomyo_{name} {value:g}")
+            lines.append(f"nomyo_{name}{{{shown}}} {value!r}" if shown else f"nomyo_{name} {value!r}")
 
-    endpoints = list(pool.endpoints.values())
+    # One that was replaced, and still answers something, has the name of its successor.
+    endpoints = [endpoint for endpoint in pool.endpoints.values() if not endpoint.leaving]
     by_endpoint = [({"endpoint": endpoint.name}, endpoint) for endpoint in endpoints]
     metric("endpoint_up", "gauge", "Answers when it is asked.", [(at, float(it.healthy)) for at, it in by_endpoint])
     metric("endpoint_in_flight", "gauge", "Requests that run there.", [(at, it.in_flight) for at, it in by_endpoint])

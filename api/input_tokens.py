@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api.answers import Backend, chat_params
 from api.http import cancelled_if_client_leaves, json_response, owner_of, read_json
 from api.turn import Turn, begin_turn, native_params
+from backends.failover import Attempts
 from errors import BackendError, InvalidRequest
 from requests.tokens import estimated_tokens
 
@@ -27,11 +28,11 @@ async def count_input_tokens(request: Request) -> Response:
         raise InvalidRequest("The body must be a JSON object.")
     turn = await begin_turn(state, {**body, "store": False, "stream": False, "background": False}, owner_of(request))
     async with cancelled_if_client_leaves(request.receive):
-        endpoint, model = await state.pool.choose(turn.model)
-        try:
-            tokens, estimated = await _count(state, endpoint, turn, model)
-        finally:
-            state.pool.release(endpoint)
+        async for attempt in Attempts(state.pool, turn.model, turn.routing):
+            async with attempt:
+                endpoint = state.pool.endpoints[attempt.endpoint]
+                tokens, estimated = await _count(state, endpoint, turn, attempt.model)
+                attempt.was_asked = not estimated
     headers = {"x-nomyo-estimated": "true"} if estimated else None
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 

@@ -19,9 +19,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http import Primed, cancelled_if_client_leaves, owner_of, read_body
-from backends.failover import Attempts
+from backends.failover import Attempt, Attempts
 from backends.pool import Routing
-from errors import APIError, BackendError, InvalidRequest
+from errors import APIError, InvalidRequest
 
 routes = APIRouter(prefix="/v1", tags=["passed through"])
 
@@ -92,6 +92,14 @@ def head_of(body: bytes) -> Head:
         raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
 
 
+def with_model(body: bytes, model: str) -> bytes:
+    """The body of a request, for another model. Raises `InvalidRequest`: half a surrogate pair is found only now."""
+    try:
+        return orjson.dumps(orjson.loads(body) | {"model": model})
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+
+
 class Passing:
     """One request on its way through. `run()` gives the answer as it comes; `content_type` is known with its first bytes."""
 
@@ -108,21 +116,34 @@ class Passing:
 
     async def run(self) -> AsyncGenerator[bytes]:
         async for attempt in Attempts(self._pool, self._model, self._routing):
-            async with attempt:
-                client = self._pool.endpoints[attempt.endpoint].client
-                answer = await client.forward(self._routing.path, self._named(attempt.model))
-                self.content_type = answer.content_type
-                async with aclosing(answer.pieces()) as pieces:
-                    async for received in pieces:
-                        attempt.begun = True
-                        self._tail = (self._tail + received)[-TAIL_BYTES:]
-                        yield received
+            async with attempt, aclosing(self._answer(attempt)) as pieces:
+                async for received in pieces:
+                    attempt.begun = True
+                    self._tail = (self._tail + received)[-TAIL_BYTES:]
+                    yield received
         if used := self._used():
             self._pool.count_tokens(self._model, used.prompt_tokens, used.completion_tokens)
 
+    def told(self, error: APIError) -> bytes | None:
+        """An error in the middle of the answer, as its client reads one. None: only a connection that breaks says it."""
+        if not self.content_type.startswith("text/event-stream"):
+            return None
+        return b"data: " + orjson.dumps({"error": error.to_dict()}) + b"\n\n"
+
+    def _answer(self, attempt: Attempt) -> AsyncGenerator[bytes]:
+        return self._forwarded(attempt, self._routing.path)
+
+    async def _forwarded(self, attempt: Attempt, path: str, *, below_root: bool = False) -> AsyncGenerator[bytes]:
+        client = self._pool.endpoints[attempt.endpoint].client
+        answer = await client.forward(path, self._named(attempt.model), below_root=below_root)
+        self.content_type = answer.content_type
+        async with aclosing(answer.pieces()) as pieces:
+            async for received in pieces:
+                yield received
+
     def _named(self, model: str) -> bytes:
         """The body, with the endpoint's own name of the model."""
-        return self._body if model == self._model else orjson.dumps(orjson.loads(self._body) | {"model": model})
+        return self._body if model == self._model else with_model(self._body, model)
 
     def _used(self) -> Used | None:
         """What the end of the answer says of its tokens."""
@@ -155,7 +176,7 @@ class PassedOn(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **passing.headers()})
         del self.headers["content-length"]
         self._answer = answer
-        self._is_stream = passing.content_type.startswith("text/event-stream")
+        self._passing = passing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._answer), cancelled_if_client_leaves(receive):
@@ -163,9 +184,9 @@ class PassedOn(Response):
             try:
                 async for received in self._answer:
                     await send({"type": "http.response.body", "body": received, "more_body": True})
-            except (APIError, BackendError) as error:
-                if not self._is_stream:
+            except APIError as error:
+                told = self._passing.told(error)
+                if told is None:
                     raise  # The server closes the connection: half a body must not look like a whole one.
-                told = b"data: " + orjson.dumps({"error": error.to_dict()}) + b"\n\n"
                 await send({"type": "http.response.body", "body": told, "more_body": True})
             await send({"type": "http.response.body", "body": b""})

@@ -92,7 +92,8 @@ async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
     attempts = Attempts(state.pool, turn.model, routing, choose=choose_endpoint, release=decrement_usage)
     async for attempt in attempts:
         async with attempt:
-            turn.headers |= routing.headers()
+            # What an attempt before this one has told the client is not true any more.
+            turn.headers = routing.headers()
             answer = _asked(state, turn, attempt)
             async with aclosing(answer):
                 async for events in answer:
@@ -144,6 +145,8 @@ async def record(state: Any, turn: Turn) -> None:
     """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false` leaves
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
+    if (usage := response["usage"]) and not turn.from_cache:
+        state.pool.count_tokens(turn.model, usage["input_tokens"], usage["output_tokens"])
     if turn.stored:
         state.db.store_items(turn.id, [item["id"] for item in (*turn.input, *response["output"]) if item.get("id")])
         await (state.db.update_response(turn.id, response) if turn.row_begun else _store(state, turn))

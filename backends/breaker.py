@@ -17,14 +17,14 @@ State = Literal["closed", "open", "half_open"]
 class Breaker:
     """Opens after `failures` in a row, for `cooldown_s`, and twice as long each time a probe fails, up to `max_cooldown_s`."""
 
-    __slots__ = ("_cooldown_s", "_failures", "_max_cooldown_s", "_next_cooldown_s", "_probing", "_threshold", "until")
+    __slots__ = ("_cooldown", "_cooldown_s", "_failures", "_hung", "_max_cooldown_s", "_probing", "_threshold", "until")
 
     def __init__(self, failures: int, cooldown_s: float, max_cooldown_s: float) -> None:
         self._threshold = failures
-        self._cooldown_s = self._next_cooldown_s = cooldown_s
+        self._cooldown_s = self._cooldown = cooldown_s
         self._max_cooldown_s = max_cooldown_s
         self._failures = 0
-        self._probing = False
+        self._probing = self._hung = False
         # When the next request may be let through; None while closed.
         self.until: float | None = None
 
@@ -35,6 +35,10 @@ class Breaker:
         """Whether a request may be sent: any while closed, none while open, one at a time while half-open."""
         return self.until is None or (now >= self.until and not self._probing)
 
+    def wants_probe(self, now: float) -> bool:
+        """Whether a request should be sent to find out if it works again. It goes elsewhere if not: but not if that takes long."""
+        return self.until is not None and self.allows(now) and not self._hung
+
     def begin(self, now: float) -> None:
         """A request is sent."""
         self._probing = self.until is not None
@@ -42,18 +46,23 @@ class Breaker:
     def success(self) -> None:
         """It was answered."""
         self.until, self._failures, self._probing = None, 0, False
-        self._next_cooldown_s = self._cooldown_s
+        self._cooldown = self._cooldown_s
 
-    def failure(self, now: float, retry_after_s: float | None = None) -> None:
-        """It failed. `retry_after_s` is what the server asked for."""
+    def failure(self, now: float, retry_after_s: float | None = None, *, hung: bool = False) -> None:
+        """It failed. `retry_after_s` is what the server asked for; `hung`: it took long to fail."""
         self._failures += 1
-        was_closed, self._probing = self.until is None, False
-        if was_closed and self._failures < self._threshold and retry_after_s is None:
+        self._hung = hung
+        asked_s = min(retry_after_s or 0.0, self._max_cooldown_s)
+        if self._probing:
+            self._probing = False
+            self._cooldown = min(self._cooldown * 2, self._max_cooldown_s)
+        elif self.until is not None:
+            # One that was in flight when it opened: it says nothing new.
+            self.until = max(self.until, now + asked_s)
             return
-        cooldown_s = max(self._next_cooldown_s, min(retry_after_s or 0.0, self._max_cooldown_s))
-        self.until = max(self.until or 0.0, now + cooldown_s)
-        if not was_closed:
-            self._next_cooldown_s = min(self._next_cooldown_s * 2, self._max_cooldown_s)
+        elif self._failures < self._threshold and not asked_s:
+            return
+        self.until = now + max(self._cooldown, asked_s)
 
     def abandoned(self) -> None:
         """It ended without telling anything: the client left."""

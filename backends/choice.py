@@ -1,7 +1,7 @@
 """Who gets a request. Pure: it is told how everybody stands, and reads no clock.
 
-lowest priority number → answers when asked → model in memory → warm (the conversation was there), unless clearly busier
-    → least busy for its size → any
+answers, and does not fail → lowest priority number → is to be tried again after failures → model in memory
+    → warm (the conversation was there), unless clearly busier → least busy for its size → any
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class Random(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """How an endpoint stands for a request. `allowed`: its breaker lets one through. `model` is its name there."""
+    """How an endpoint stands for a request. `allowed`: its breaker lets one through; `probe`: and wants one,
+    to find out. `model` is its name there."""
 
     endpoint: str
     model: str
@@ -32,6 +33,7 @@ class Candidate:
     loaded: bool = False
     healthy: bool = True
     allowed: bool = True
+    probe: bool = False
 
     @property
     def is_free(self) -> bool:
@@ -56,6 +58,9 @@ def choose(candidates: Sequence[Candidate], warm: str | None, random: Random) ->
         return free[0] if free else None
     first = min(candidate.priority for candidate in free)
     free = [candidate for candidate in free if candidate.priority == first]
+    for candidate in free:
+        if candidate.probe:
+            return candidate
     if loaded := [candidate for candidate in free if candidate.loaded]:
         free = loaded
     least = min(candidate.load for candidate in free)

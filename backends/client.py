@@ -83,8 +83,9 @@ class BackendClient:
 
     def give_up(self) -> None:
         """The server is lost: whoever waits for the first byte of an answer shall wait no longer."""
-        for timeout in self._unanswered:
-            timeout.reschedule(asyncio.get_running_loop().time())
+        while self._unanswered:
+            with contextlib.suppress(RuntimeError):  # It has expired in this moment.
+                self._unanswered.pop().reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def first_byte(self) -> AsyncGenerator[None]:
@@ -390,7 +391,9 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
         return BackendError(f"The backend failed: {message}" if message else "The backend failed.")
     if status == 404:
         # A path that it does not have has no error object, or llama.cpp's: then our settings are wrong, not the model.
-        if kind is None or (kind == "not_found_error" and _code_of(described) == 404):
+        if (kind is None and not isinstance(described, str)) or (
+            kind == "not_found_error" and _code_of(described) == 404
+        ):
             return BackendError(
                 f"The backend has no such path, so its url or kind is wrong: {message or 'not found'}",
                 code="backend_path_not_found",

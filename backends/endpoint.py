@@ -16,7 +16,7 @@ from backends.client import BackendClient
 from backends.discovery import Discovery, Memory, ModelFacts, discover, name_in, probe
 from backends.kinds import KINDS, Kind, kind_of
 from config import BreakerConfig, EndpointConfig, name_of
-from errors import APIError, BackendRefused
+from errors import APIError, BackendRefused, BackendTimeout
 
 log = logging.getLogger("nomyo.backends")
 
@@ -43,6 +43,7 @@ class Endpoint:
         self.draining = self.leaving = False
         self.models: dict[str, str] = {}
         self.facts: dict[str, ModelFacts] = {}
+        self.seen: Discovery | None = None
         self.loaded: set[str] = set()
         self.error: str | None = "not asked yet"
         self.version: str | None = None
@@ -90,10 +91,16 @@ class Endpoint:
             weight=self.config.weight,
             max_concurrent=self.max_concurrent,
             in_flight=self.in_flight,
-            loaded=model in self.loaded,
+            loaded=self._has_loaded(model),
             healthy=self.healthy,
             allowed=breaker is None or breaker.allows(now),
+            probe=breaker is not None and breaker.wants_probe(now),
         )
+
+    def _has_loaded(self, model: str) -> bool:
+        """Whether a model is in memory. Where the server does not say, all are taken to be."""
+        facts = self.facts.get(model)
+        return facts is None or facts.loaded is None or model in self.loaded
 
     def take(self, model: str, now: float) -> None:
         """A request is sent there."""
@@ -113,7 +120,24 @@ class Endpoint:
         self.outcomes["failed"] += 1
         # Not its message: a backend may repeat the prompt in it.
         self.last_error = error.code
-        self.breaker(model).failure(now, error.retry_after_s)
+        self.breaker(model).failure(now, error.retry_after_s, hung=isinstance(error, BackendTimeout))
+
+    def set_breaker(self, config: BreakerConfig) -> None:
+        """Other settings for its breakers: they begin anew."""
+        if config != self._breaker_config:
+            self._breaker_config = config
+            self.breakers.clear()
+
+    def take_over(self, before: Endpoint) -> None:
+        """Begins with what is known of the same server under its earlier settings."""
+        self.draining = before.draining
+        if self.config.kind not in ("auto", before.kind.name) or not before.is_known:
+            return
+        if self.config.kind == "auto":
+            self._become(before.kind.name)
+        self.version = before.version
+        if before.seen is not None:
+            self._take(before.seen)
 
     def forgive(self) -> None:
         """Its failures are forgotten."""
@@ -185,6 +209,7 @@ class Endpoint:
         }
         if self.error:
             log.info("endpoint %s serves %d models", self.name, len(models))
+        self.seen = seen
         self.facts = used
         self.loaded = {name for name, facts in used.items() if facts.loaded}
         self._slots = seen.slots

@@ -75,7 +75,7 @@ class Attempts:
     async def finished(self, attempt: Attempt, error: BaseException | None) -> bool:
         """Gives the slot back. Whether `error` is swallowed, because there is a next attempt."""
         self._done = True
-        if error is None:
+        if error is None and attempt.was_asked:
             self._pool.succeeded(attempt.endpoint, attempt.model, self._routing)
         elif isinstance(error, APIError):
             self._pool.failed(attempt.endpoint, attempt.model, error)
@@ -97,11 +97,11 @@ class Attempts:
         """Whether there is a next attempt, and where."""
         routing = self._routing
         routing.tried.add(endpoint)
-        if not self._pool.may_retry(routing):
+        if routing.attempts > self._pool.max_retries:
             return False
         if self._pool.has_other(self._models[0], routing) or self._next_model():
             self._wait_s = 0.0
-            return True
+            return self._pool.take_retry()
         asked_s = error.retry_after_s
         if asked_s is not None and asked_s > LONGEST_WAIT_S:
             return False
@@ -111,7 +111,7 @@ class Attempts:
             return False
         self._wait_s = max(self._waits.pop(0), asked_s or 0.0)
         routing.tried.clear()
-        return True
+        return self._pool.take_retry()
 
     def _next_model(self) -> bool:
         """Goes on to the next fallback that somebody serves."""
@@ -123,15 +123,17 @@ class Attempts:
 
 
 class Attempt:
-    """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer."""
+    """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer.
+    `was_asked`: its success says something of the endpoint."""
 
-    __slots__ = ("_attempts", "begun", "endpoint", "model")
+    __slots__ = ("_attempts", "begun", "endpoint", "model", "was_asked")
 
     def __init__(self, attempts: Attempts, endpoint: str, model: str) -> None:
         self._attempts = attempts
         self.endpoint = endpoint
         self.model = model
         self.begun = False
+        self.was_asked = True
 
     async def __aenter__(self) -> None:
         pass

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver
 from aiohttp.resolver import ThreadedResolver
 
@@ -34,8 +33,8 @@ MAGIC = {
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # The part of IPv6 that is given out (RFC 4291): without mapped, compatible, local and not yet used addresses.
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-# Azure's own host, where its machines get their settings: inside, though its number is a public one.
-AZURE = ipaddress.ip_address("168.63.129.16")
+# Where machines at Azure and Oracle get their settings: inside, though `ipaddress` takes the numbers for public ones.
+CLOUDS = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
 
 
 class ForbiddenAddress(OSError):
@@ -129,7 +128,7 @@ class ImageFetcher:
         return self._session
 
 
-def _public_socket(target: AddrInfoType) -> socket.socket:
+def _public_socket(target: aiohttp.AddrInfoType) -> socket.socket:
     """A socket for an address that is about to be connected to. Checked here, no spelling of a host and no second answer of
     the name service can lead elsewhere."""
     family, kind, protocol, _, address = target
@@ -150,7 +149,7 @@ def is_public(host: str) -> bool:
         if inner is not None:
             return is_public(str(inner))
         return address.is_global and address in GLOBAL_UNICAST
-    return address.is_global and not address.is_multicast and address != AZURE
+    return address.is_global and not address.is_multicast and not any(address in cloud for cloud in CLOUDS)
 
 
 def _type_of(data: bytes) -> str | None:

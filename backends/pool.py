@@ -27,7 +27,15 @@ from backends.kinds import Kind
 from backends.queue import FairQueue
 from backends.retry import RetryBudget
 from config import Config, EndpointConfig
-from errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
+from errors import (
+    APIError,
+    BackendError,
+    BackendRefused,
+    BackendUnreachable,
+    NotFound,
+    TooManyRequests,
+    Unsupported,
+)
 
 log = logging.getLogger("nomyo.backends")
 
@@ -60,7 +68,7 @@ class Routing:
         if not self.endpoint:
             return {}
         return {
-            "x-nomyo-endpoint": self.endpoint,
+            "x-nomyo-endpoint": self.endpoint.encode("ascii", "replace").decode(),
             "x-nomyo-model": self.model.encode("ascii", "replace").decode(),
             "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
         }
@@ -121,19 +129,22 @@ class Pool:
         self._config = config
         self.budget = RetryBudget(config.retry.budget)
         wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in config.endpoints}
-        kept: set[str] = set()
-        for endpoint in list(self.endpoints.values()):
-            if not endpoint.leaving and wanted.get(endpoint.url) == endpoint.config:
-                kept.add(endpoint.url)
+        before = {endpoint.url: endpoint for endpoint in self.endpoints.values() if not endpoint.leaving}
+        for url, endpoint in before.items():
+            if wanted.get(url) == endpoint.config:
+                endpoint.set_breaker(config.breaker)
+                del wanted[url]
             else:
                 await self._remove(endpoint)
         for url, settings in wanted.items():
-            if url not in kept:
-                self._add(settings)
+            self._add(settings, before.get(url))
         self._changed()
 
-    def _add(self, config: EndpointConfig) -> None:
+    def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> None:
+        """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
         endpoint = Endpoint(config, self._config.breaker, self._changed)
+        if before is not None:
+            endpoint.take_over(before)
         if endpoint.key in self.endpoints:  # The one that it replaces still answers something.
             self._generation += 1
             endpoint.key += f"#{self._generation}"
@@ -144,6 +155,8 @@ class Pool:
         endpoint.leaving = True
         if watch := self._watches.pop(endpoint.key, None):
             watch.cancel()
+        if look := self._looks.pop(endpoint.key, None):
+            look.cancel()
         if not endpoint.in_flight:
             await self._forget(endpoint)
 
@@ -245,6 +258,8 @@ class Pool:
         routing = routing or Routing()
         if not self._serving(model):
             await self._search(model)
+        if routing.path and all(routing.path in endpoint.kind.lacks for endpoint, _ in self._serving(model)):
+            raise Unsupported(f"No server of '{model}' has /v1{routing.path}.", param="model")
         if not routing.attempts:
             self.budget.request()
         routing.attempts += 1
@@ -313,7 +328,11 @@ class Pool:
             self.waited_s += time.monotonic() - began
 
     def _wake(self) -> None:
-        """Hands a free slot to the first who can use it. It is taken here, so that no newcomer comes between."""
+        """Hands each free slot to the first who can use it. It is taken here, so that no newcomer comes between."""
+        while len(self.queue) and self._wake_one():
+            pass
+
+    def _wake_one(self) -> bool:
         blocked: set[str] = set()
         for entry in self.queue:
             waiting = entry.payload
@@ -322,9 +341,10 @@ class Pool:
             if slot := self._take(waiting.model, waiting.routing):
                 waiting.handed.set_result(slot)
                 self.queue.remove(entry, served=True)
-                return
+                return True
             if not waiting.routing.tried:
                 blocked.add(waiting.model)
+        return False
 
     def _unknown(self, model: str) -> APIError:
         models = self.models()
@@ -358,27 +378,33 @@ class Pool:
         if endpoint is None:
             return
         now = time.monotonic()
-        if isinstance(error, BackendRefused):
+        if isinstance(error, BackendRefused) and error.code != "model_not_found":
             endpoint.succeeded(model, now)
-            if error.code == "model_not_found":
-                self._look_at(endpoint)  # It had it when it was last asked.
             return
         if not isinstance(error, BackendError | TooManyRequests):
             endpoint.breaker(model).abandoned()
             return
         self.counts["failures"] += 1
         endpoint.failed(model, error, now)
-        if isinstance(error, BackendUnreachable):
-            self._look_at(endpoint)
+        if len(self.queue) and (until := endpoint.breaker(model).until) is not None:
+            # Who waits may be served when it is let through again.
+            asyncio.get_running_loop().call_later(until - now, self._wake)
+        if isinstance(error, BackendUnreachable | BackendRefused):
+            self._look_at(endpoint)  # It was there, and had the model, when it was last asked.
 
     def abandoned(self, key: str, model: str) -> None:
         """A request ended for reasons of the client's, which say nothing of the endpoint."""
         if endpoint := self.endpoints.get(key):
             endpoint.breaker(model).abandoned()
 
-    def may_retry(self, routing: Routing) -> bool:
-        """Whether a request that failed may be tried again. It counts as tried then."""
-        if routing.attempts > self._config.retry.max or not self.budget.take():
+    @property
+    def max_retries(self) -> int:
+        """How often a request may be tried again."""
+        return self._config.retry.max
+
+    def take_retry(self) -> bool:
+        """Whether the budget has a retry left. It is taken then."""
+        if not self.budget.take():
             return False
         self.counts["retries"] += 1
         return True

@@ -252,7 +252,6 @@ REFUSALS: tuple[tuple[Answer, int, str, str | None], ...] = (
     (json_answer({"choices": [{"message": {"content": {"a": 1}}}]}), 502, "server_error", None),
     (json_answer({"choices": [{"message": {"reasoning_content": 5}}]}), 502, "server_error", None),
     (json_answer({"choices": [{"message": {"tool_calls": ["f"]}}]}), 502, "server_error", None),
-    (stream(cut()), 502, "server_error", None),
 )
 
 

@@ -157,7 +157,12 @@ REPLAYED: dict[str, dict[str, Any]] = {
     "think_tags": {},
     "none": {},
 }
-BY_KIND = {"openai-chat": "reasoning_content", "llama.cpp": "reasoning_content", "ollama": "reasoning", "vllm": "reasoning"}
+BY_KIND = {
+    "openai-chat": "reasoning_content",
+    "llama.cpp": "reasoning_content",
+    "ollama": "reasoning",
+    "vllm": "reasoning",
+}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,9 @@ async def test_earlier_thoughts_are_where_the_backend_reads_them(
     async with running_router(endpoints=[endpoint | ({"reasoning_replay": setting} if setting else {})]) as running:
         tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
         backend.script(
-            fake.chat(fake.reasoning("Hm."), "Yo"), fake.chat(fake.reasoning("Hm."), fake.call("f", id="c")), fake.chat("So.")
+            fake.chat(fake.reasoning("Hm."), "Yo"),
+            fake.chat(fake.reasoning("Hm."), fake.call("f", id="c")),
+            fake.chat("So."),
         )
         first = await create(running.http, input="Hi")
         second = await create(running.http, input="Well?", previous_response_id=first["id"], tools=tools)
