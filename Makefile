@@ -18,7 +18,7 @@ TYPED = router.py config.py errors.py tasks.py db.py cache.py seals.py reloading
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test contract lint format clean
+.PHONY: help setup demo serve test clients contract lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,15 @@ serve: $(SYNCED) ## the router, as config.yaml says (HOST=127.0.0.1 PORT=12434)
 test: $(SYNCED) ## all tests (ARGS="-k name -x" goes to pytest)
 	@$(VENV_PYTHON) -m pytest $(ARGS)
 
+# Codex and the SDKs: each against the router, in an environment of its own.
+clients: export UV_PYTHON_DOWNLOADS = never
+clients: export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
+clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k name")
+	@cd tests/clients/python && ../../../.venv/bin/uv sync --quiet --locked
+	@if command -v npm >/dev/null; then npm ci --prefix tests/clients/node --no-audit --no-fund --loglevel=error; \
+		else echo "npm is not installed: the clients for node and Codex are skipped."; fi
+	@$(VENV_PYTHON) -m pytest tests/clients $(ARGS)
+
 # The contract lies outside this tree, where our conftest.py would not be found: -p loads it for every file.
 contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
 	@$(VENV_PYTHON) -m pytest -c pyproject.toml -p tests.conftest $(CONTRACT) $(ARGS)
@@ -48,8 +57,8 @@ format: $(SYNCED) ## let ruff format and sort
 	$(VENV_PYTHON) -m ruff check --fix .
 	$(VENV_PYTHON) -m ruff format .
 
-clean: ## remove .venv and the caches; data/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove what was installed and the caches; data/ stays
+	rm -rf .venv tests/clients/python/.venv tests/clients/node/node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SYNCED): export UV_PYTHON_DOWNLOADS = never

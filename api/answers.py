@@ -107,9 +107,9 @@ def chat_params(backend: Backend, turn: Turn, *, stream: bool | None = None) -> 
     if turn.params.prompt:
         raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
     kind = backend.kind
-    history = opened(backend.sealer, turn.history)
-    items = without_superseded([*history, *opened(backend.sealer, turn.input)])
-    given = {id(item) for item in history}
+    history, given = opened(backend.sealer, turn.history), opened(backend.sealer, turn.input)
+    items = without_superseded([*history, *given])
+    kept = set(map(id, items))
     book = ToolBook.of(turn.request.get("tools"), items)
     choice = tool_choice_responses_to_chat(turn.params.tool_choice, book) if turn.offers_tools else NO_TOOLS
     turn.builder.offer(book, allowed=choice.allowed, one_call=turn.params.parallel_tool_calls is False)
@@ -118,7 +118,8 @@ def chat_params(backend: Backend, turn: Turn, *, stream: bool | None = None) -> 
     messages = responses_input_to_messages(
         items,
         turn.params.instructions,
-        history=sum(id(item) in given for item in items),
+        history=sum(id(item) in kept for item in history),
+        places=[place for place, item in enumerate(given) if id(item) in kept],
         carries=kind.carries,
         reasoning_key=kind.reasoning_key,
         book=book,

@@ -197,7 +197,8 @@ NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
 def native_params(turn: Turn, model: str, sealer: Any) -> dict[str, Any]:
     """The request for a native backend: as it came, but for what is ours to do."""
     params = {key: value for key, value in turn.request.items() if key not in NOT_SENT_UPSTREAM}
-    return params | {"model": model, "input": native_input(turn, sealer), "store": False}
+    items = native_input(turn, sealer)
+    return params | {"model": model, "store": False} | ({} if items is None else {"input": items})
 
 
 def native_input(turn: Turn, sealer: Any) -> Any:
@@ -211,7 +212,7 @@ def native_input(turn: Turn, sealer: Any) -> Any:
     history = [
         item if item.get("role") == "assistant" or item["type"] == "reasoning" else _without_id(item)
         for item in (_told_summary(sealer, item) for item in turn.history)
-        if item["type"] != "reasoning" or _is_upstreams(sealer, item)
+        if item["type"] != "compaction_trigger" and (item["type"] != "reasoning" or _is_upstreams(sealer, item))
     ]
     return [*history, *(given if isinstance(given, list) else map(_without_id, turn.input))]
 

@@ -10,6 +10,7 @@ assistant message with the tool messages that answer it. An output that comes la
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -36,6 +37,7 @@ def responses_input_to_messages(
     instructions: str | None = None,
     *,
     history: int = 0,
+    places: Sequence[int] | None = None,
     carries: frozenset[str] = EVERY_PART,
     reasoning_key: str | None = "reasoning_content",
     book: ToolBook | None = None,
@@ -43,7 +45,7 @@ def responses_input_to_messages(
     """Chat messages for a Responses input.
 
     `history` is how many of the items come from earlier turns, so that an error names the place in the client's own
-    `input`. `carries` names the content parts, other than text, that the backend takes; anything else is an `Unsupported`
+    `input`; `places` are those of the items there, if some were left out. `carries` names the content parts, other than text, that the backend takes; anything else is an `Unsupported`
     (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from: a key of the message,
     `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools.
     """
@@ -60,7 +62,7 @@ def responses_input_to_messages(
         error.param = "previous_response_id"
         raise
     for index, item in enumerate(input[history:]):
-        conversation.item(item, f"input[{index}]")
+        conversation.item(item, f"input[{places[index] if places else index}]")
     return conversation.messages()
 
 

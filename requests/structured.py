@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -20,6 +21,8 @@ Format = dict[str, Any]
 
 FENCE = re.compile(r"```\w*[ \t]*\n(?P<inside>.*?)\s*```[ \t]*(?=\n|\Z)", re.DOTALL)
 BRACKET = re.compile(r"[{\[]")
+# Words may hold brackets too, but what has more before its JSON is no answer.
+MAX_BRACKETS = 20
 _decoder = json.JSONDecoder()
 
 
@@ -91,10 +94,10 @@ def _json_in(text: str) -> str:
         return text
     if (fenced := FENCE.search(text)) and _is_json(inside := fenced["inside"].strip()):
         return inside
-    for bracket in BRACKET.finditer(text):
+    for bracket in islice(BRACKET.finditer(text), MAX_BRACKETS):
         try:
             _, end = _decoder.raw_decode(text, bracket.start())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         return text[bracket.start() : end]
     return text
