@@ -1,0 +1,72 @@
+// The scenarios with the AI SDK's @ai-sdk/openai: earlier items go back by reference, or whole when nothing is stored.
+
+import { createOpenAI } from "@ai-sdk/openai";
+import { isStepCount } from "ai";
+
+import { generate, scenarios, streamed } from "./ai_sdk.mjs";
+import { BASE_URL, run } from "./scenarios.mjs";
+
+const provider = createOpenAI({ baseURL: BASE_URL, apiKey: "none" });
+const of = (name) => provider.responses(name);
+const common = scenarios(of);
+const UNSTORED = { store: false, forceReasoning: true, include: ["reasoning.encrypted_content"] };
+
+await run({
+  ...common,
+
+  // It shows summaries only. Without a store, the reasoning goes back sealed …
+  summary: (name) => common.reasoning(name, { openai: { ...UNSTORED, reasoningSummary: "auto" } }),
+  sealed: async (name) => ({ text: (await common.reasoning(name, { openai: UNSTORED })).text }),
+
+  // … and with one by reference.
+  referred: async (name) => ({ text: (await common.reasoning(name, { openai: { forceReasoning: true } })).text }),
+
+  async chain(name) {
+    const first = await generate({ model: of(name), prompt: "The capital of France?" });
+    const previousResponseId = first.providerMetadata.openai.responseId;
+    const providerOptions = { openai: { previousResponseId } };
+    const second = await generate({ model: of(name), prompt: "And of Norway?", providerOptions });
+    return { texts: [first.text, second.text] };
+  },
+
+  // What only OpenAI runs does not stop a turn.
+  async hosted_tool(name) {
+    const tools = { web_search: provider.tools.webSearch({}) };
+    return { text: (await generate({ model: of(name), prompt: "Say hello.", tools })).text };
+  },
+
+  async custom_tool(name) {
+    const noted = [];
+    const note = provider.tools.customTool({ description: "Writes a note.", format: { type: "text" } });
+    note.execute = async (input) => {
+      noted.push(input);
+      return "noted";
+    };
+    const { text } = await streamed({ model: of(name), prompt: "Note it.", tools: { note }, stopWhen: isStepCount(3) });
+    return { input: noted[0], text };
+  },
+
+  async shell(name) {
+    const asked = [];
+    const shell = provider.tools.shell({
+      execute: async ({ action }) => {
+        asked.push(action.commands);
+        return { output: [{ stdout: "a.txt", stderr: "", outcome: { type: "exit", exitCode: 0 } }] };
+      },
+    });
+    const request = { model: of(name), prompt: "List the files.", tools: { shell }, stopWhen: isStepCount(3) };
+    return { commands: asked, text: (await streamed(request)).text };
+  },
+
+  async apply_patch(name) {
+    const done = [];
+    const apply_patch = provider.tools.applyPatch({
+      execute: async ({ operation }) => {
+        done.push([operation.type, operation.path, operation.diff]);
+        return { status: "completed", output: "made" };
+      },
+    });
+    const request = { model: of(name), prompt: "Make a file.", tools: { apply_patch }, stopWhen: isStepCount(3) };
+    return { operations: done, text: (await streamed(request)).text };
+  },
+});

@@ -1,0 +1,177 @@
+"""The scenarios with pydantic-ai: `Agent` over `OpenAIResponsesModel`."""
+
+from typing import Any
+
+from openai import AsyncOpenAI
+from pydantic import BaseModel
+from pydantic_ai import (
+    Agent,
+    BinaryContent,
+    ModelHTTPError,
+    NativeOutput,
+    PartDeltaEvent,
+    PartStartEvent,
+    TextPart,
+    TextPartDelta,
+    ThinkingPart,
+    ToolCallPart,
+    ToolOutput,
+)
+from pydantic_ai.models.openai import OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+from scenarios import BASE_URL, PIXEL, WEATHER, Json, run
+
+client = AsyncOpenAI(base_url=BASE_URL, api_key="none", max_retries=0)
+provider = OpenAIProvider(openai_client=client)
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+async def get_weather(city: str) -> str:
+    """The weather in a city."""
+    return WEATHER[city]
+
+
+def agent(model: str, *, settings: Json | None = None, **others: Any) -> Agent[None, Any]:
+    settings = {f"openai_{name}": value for name, value in (settings or {}).items()}
+    return Agent(OpenAIResponsesModel(model, provider=provider), model_settings=settings, **others)
+
+
+def parts_of(result: Any, kind: type) -> list[Any]:
+    return [part for message in result.all_messages() for part in message.parts if isinstance(part, kind)]
+
+
+def calls_of(result: Any) -> list[list[str]]:
+    return [[part.tool_name, part.args_as_json_str()] for part in parts_of(result, ToolCallPart)]
+
+
+def usage_of(result: Any) -> Json:
+    usage = result.usage
+    return {
+        "input": usage.input_tokens,
+        "cached": usage.cache_read_tokens,
+        "output": usage.output_tokens,
+        "reasoning": usage.details["reasoning_tokens"],
+    }
+
+
+async def text(model: str) -> Json:
+    result = await agent(model, instructions="Be brief.").run("Say hello.")
+    return {"text": result.output, "usage": usage_of(result)}
+
+
+async def stream(model: str) -> Json:
+    async with agent(model, instructions="Be brief.").run_stream("Say hello.") as result:
+        deltas = [delta async for delta in result.stream_text(delta=True, debounce_by=None)]
+        return {"deltas": deltas, "text": "".join(deltas), "usage": usage_of(result)}
+
+
+async def reasoning(model: str) -> Json:
+    settings = {"store": False, "send_reasoning_ids": True}
+    result = await _run_streamed(agent(model, settings=settings, tools=[get_weather]), "The weather in Paris?")
+    (thought,) = parts_of(result, ThinkingPart)
+    said = thought.content or "".join((thought.provider_details or {}).get("raw_content", []))
+    return {"reasoning": said, "text": result.output}
+
+
+async def _run_streamed(agent: Agent[None, Any], said: Any) -> Any:
+    async with agent.iter(said) as steps:
+        async for step in steps:
+            if Agent.is_model_request_node(step):
+                async with step.stream(steps.ctx) as events:
+                    async for _ in events:
+                        pass
+    return steps.result
+
+
+async def tools(model: str) -> Json:
+    result = await agent(model, tools=[get_weather]).run("The weather in Paris and Oslo?")
+    return {"calls": calls_of(result), "text": result.output}
+
+
+async def tools_stream(model: str) -> Json:
+    result = await _run_streamed(agent(model, tools=[get_weather]), "The weather in Paris and Oslo?")
+    return {"calls": calls_of(result), "text": result.output}
+
+
+async def structured(model: str) -> Json:
+    result = await agent(model, output_type=NativeOutput(Person)).run("Who was Ada?")
+    assert isinstance(result.output, Person)
+    return result.output.model_dump()
+
+
+async def structured_by_function(model: str) -> Json:
+    result = await agent(model, output_type=ToolOutput(Person, name="Person")).run("Who was Ada?")
+    assert isinstance(result.output, Person)
+    return result.output.model_dump()
+
+
+async def chain(model: str) -> Json:
+    chained = agent(model, settings={"previous_response_id": "auto"})
+    first = await chained.run("The capital of France?")
+    second = await chained.run("And of Norway?", message_history=first.all_messages())
+    return {"texts": [first.output, second.output]}
+
+
+async def history(model: str) -> Json:
+    first = await agent(model).run("The capital of France?")
+    second = await agent(model).run("And of Norway?", message_history=first.all_messages())
+    return {"texts": [first.output, second.output]}
+
+
+async def image(model: str) -> Json:
+    result = await agent(model).run(["What is this?", BinaryContent.from_data_uri(PIXEL)])
+    return {"text": result.output}
+
+
+async def length(model: str) -> Json:
+    result = await agent(model).run("Count.", model_settings={"max_tokens": 16})
+    return {"text": result.output, "finish": [result.response.finish_reason]}
+
+
+async def refused(model: str) -> Json:
+    try:
+        await agent(model).run("Too long.")
+    except ModelHTTPError as error:
+        return {"error": type(error).__name__, "status": error.status_code, "code": error.body["code"]}
+    raise AssertionError("it raised nothing")
+
+
+async def broken(model: str) -> Json:
+    deltas: list[str] = []
+    try:
+        async with agent(model).iter("Go on.") as steps:
+            async for step in steps:
+                if Agent.is_model_request_node(step):
+                    async with step.stream(steps.ctx) as events:
+                        async for event in events:
+                            if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
+                                deltas.append(event.part.content)
+                            if isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+                                deltas.append(event.delta.content_delta)
+    except ModelHTTPError as error:
+        return {
+            "deltas": [delta for delta in deltas if delta],
+            "error": type(error).__name__,
+            "says": error.body["message"],
+        }
+    raise AssertionError("it raised nothing")
+
+
+async def polled(model: str) -> Json:
+    result = await agent(model, settings={"background": True}).run("Say hello.")
+    return {"text": result.output}
+
+
+async def websocket_tools(model: str) -> Json:
+    spoken = agent(model, settings={"transport": "websocket"}, tools=[get_weather])
+    async with spoken:
+        result = await spoken.run("The weather in Paris and Oslo?")
+        second = await spoken.run("Thanks.", message_history=result.all_messages())
+    return {"calls": calls_of(result), "texts": [result.output, second.output]}
+
+
+run(globals())

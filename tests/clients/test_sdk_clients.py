@@ -1,0 +1,404 @@
+"""The clients that people use, with the router before a strict chat backend: what each gave its user, and what the model was sent.
+
+    script ──the client's own API──▶ client ──Responses──▶ router ──chat completions──▶ FakeBackend(strict=True)
+
+A script runs all scenarios of its client in one process. The name of a scenario is its model, and the backend answers by it.
+What a scenario gives and sends is the same for all clients. `make clients` installs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import shutil
+import tempfile
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from api.turn import SUMMARIZE
+from requests.messages import SUMMARY
+from tests.conftest import running_router
+from tests.fake_backend import Answer, FakeBackend, Reply, call, chat, chat_usage, http_error, reasoning, sse_error
+
+Json = dict[str, Any]
+
+HERE = Path(__file__).parent
+PYTHON = HERE / "python" / ".venv" / "bin" / "python"
+NODE_MODULES = HERE / "node" / "node_modules"
+TIMEOUT_S = 50
+
+
+# ── what the model says, what the client makes of it, what the model was sent ────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`says` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript of each
+    turn, and `asks` what the first one holds besides."""
+
+    says: tuple[Answer, ...]
+    gives: Json
+    sent: tuple[tuple[str, ...], ...]
+    asks: Json = field(default_factory=dict)
+
+
+def given(**properties: str) -> Json:
+    """The parameters of a function, as every client writes them."""
+    return {"type": "object", "properties": {name: {"type": type} for name, type in properties.items()}}
+
+
+PARIS, OSLO = call("get_weather", {"city": "Paris"}), call("get_weather", {"city": "Oslo"})
+HELLO = "Hello there."
+GREETING = Scenario((chat(HELLO),), {"text": HELLO}, (("user: Say hello.",),))
+BRIEF = Scenario(
+    (chat(HELLO, usage=chat_usage(11, 4, cached=8, reasoning=1)),),
+    {"text": HELLO, "usage": {"input": 11, "cached": 8, "output": 4, "reasoning": 1}},
+    (("system: Be brief.", "user: Say hello."),),
+)
+WEATHER_TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": given(city="string")}}
+BOTH = ("user: The weather in Paris and Oslo?",)
+BOTH_TOLD = (*BOTH, "assistant: get_weather(city=Paris) get_weather(city=Oslo)", "tool: sunny", "tool: rain")
+TOOLS = Scenario(
+    (chat(PARIS, OSLO), chat("Sun and rain.")),
+    {"calls": [["get_weather", {"city": "Paris"}], ["get_weather", {"city": "Oslo"}]], "text": "Sun and rain."},
+    (BOTH, BOTH_TOLD),
+    {"tools": [WEATHER_TOOL]},
+)
+THOUGHT = Scenario(
+    (chat(reasoning("Let me look."), PARIS), chat("Sun.")),
+    {"reasoning": "Let me look.", "text": "Sun."},
+    (
+        ("user: The weather in Paris?",),
+        ("user: The weather in Paris?", "assistant: (Let me look.) get_weather(city=Paris)", "tool: sunny"),
+    ),
+)
+ADA = '{"name":"Ada","age":36}'
+PERSON = given(name="string", age="integer")
+TYPED = Scenario(
+    (chat(ADA),),
+    {"name": "Ada", "age": 36},
+    (("user: Who was Ada?",),),
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": PERSON}}},
+)
+FRANCE = "user: The capital of France?"
+CAPITALS = Scenario(
+    (chat("Paris."), chat("Oslo.")),
+    {"texts": ["Paris.", "Oslo."]},
+    ((FRANCE,), (FRANCE, "assistant: Paris.", "user: And of Norway?")),
+)
+SHELL = call("shell", {"commands": ["ls"]})
+PATCH = call("apply_patch", {"type": "create_file", "path": "a.txt", "diff": "+a\n"})
+SUMMED_UP = f"user: {SUMMARY}\n\nShe is Ada."
+
+SCENARIOS = {
+    "text": BRIEF,
+    "stream": Scenario(BRIEF.says, BRIEF.gives | {"deltas": ["Hello", " there."]}, BRIEF.sent, {"stream": True}),
+    "reasoning": THOUGHT,
+    "summary": Scenario(THOUGHT.says, THOUGHT.gives, THOUGHT.sent, {"stream": True}),
+    "sealed": Scenario(THOUGHT.says, {"text": "Sun."}, THOUGHT.sent),
+    "referred": Scenario(THOUGHT.says, {"text": "Sun."}, THOUGHT.sent),
+    "tools": TOOLS,
+    "tools_stream": Scenario(TOOLS.says, TOOLS.gives, TOOLS.sent, TOOLS.asks | {"stream": True}),
+    "auto_chain": TOOLS,
+    "tool_runner": Scenario(TOOLS.says, {"text": "Sun and rain."}, TOOLS.sent, TOOLS.asks),
+    "tool_choice": Scenario(
+        (chat(call("find", {"city": "Paris"})),),
+        {"calls": [["find", {"city": "Paris"}]]},
+        (("user: Find Paris.",),),
+        {"tool_choice": {"type": "function", "function": {"name": "find"}}},
+    ),
+    "structured": TYPED,
+    "structured_stream": Scenario(TYPED.says, TYPED.gives, TYPED.sent, TYPED.asks | {"stream": True}),
+    "structured_by_function": Scenario(
+        (chat(call("Person", ADA)),),
+        TYPED.gives,
+        TYPED.sent,
+        {"tools": [{"type": "function", "function": {"name": "Person", "parameters": PERSON}}]},
+    ),
+    "json_mode": Scenario(
+        TYPED.says, TYPED.gives, (("user: Who was Ada, in JSON?",),), {"response_format": {"type": "json_object"}}
+    ),
+    "chain": CAPITALS,
+    "history": CAPITALS,
+    "session": CAPITALS,
+    "websocket": CAPITALS,
+    "websocket_tools": Scenario(
+        (*TOOLS.says, chat("Any time.")),
+        {"calls": TOOLS.gives["calls"], "texts": ["Sun and rain.", "Any time."]},
+        (*TOOLS.sent, (*BOTH_TOLD, "assistant: Sun and rain.", "user: Thanks.")),
+        TOOLS.asks,
+    ),
+    "image": Scenario((chat("A pixel."),), {"text": "A pixel."}, (("user: What is this? [image_url]",),)),
+    "length": Scenario(
+        (chat("One two", finish_reason="length"),),
+        {"text": "One two", "finish": ["length"]},
+        (("user: Count.",),),
+        {"max_tokens": 16},
+    ),
+    "refused": Scenario(
+        (http_error(400, "it is too long", code="context_length_exceeded"),),
+        {"error": "BadRequestError", "status": 400, "code": "context_length_exceeded"},
+        (("user: Too long.",),),
+    ),
+    "broken": Scenario(
+        (chat("One two", then=sse_error("the model broke")),),
+        {"deltas": ["One", " two"], "error": "APIError", "says": "The backend failed: the model broke"},
+        (("user: Go on.",),),
+    ),
+    "stored": Scenario(
+        GREETING.says,
+        {
+            "text": HELLO,
+            "input": [{"type": "input_text", "text": "Say hello."}],
+            "ends": ["response.created", "response.completed"],
+            "gone": 404,
+        },
+        GREETING.sent,
+    ),
+    "background": Scenario(GREETING.says, {"begun": True, "status": "completed", "text": HELLO}, GREETING.sent),
+    "polled": GREETING,
+    "compact": Scenario(
+        (chat("She is Ada."), chat("Ada.")),
+        {"types": ["message", "compaction"], "text": "Ada."},
+        (("user: I am Ada.", f"user: {SUMMARIZE}"), ("user: I am Ada.", SUMMED_UP, "user: Who am I?")),
+    ),
+    "compact_session": Scenario(
+        (chat("Hello."), chat("She is Ada."), chat("Ada.")),
+        {"types": ["message", "compaction"], "text": "Ada."},
+        (
+            ("user: I am Ada.",),
+            ("user: I am Ada.", "assistant: Hello.", f"user: {SUMMARIZE}"),
+            ("user: I am Ada.", SUMMED_UP, "user: Who am I?"),
+        ),
+    ),
+    "hosted_tool": GREETING,
+    "custom_tool": Scenario(
+        (chat(call("note", {"input": 'one\n"two"'})), chat("Done.")),
+        {"input": 'one\n"two"', "text": "Done."},
+        (("user: Note it.",), ("user: Note it.", 'assistant: note(input=one\n"two")', "tool: noted")),
+    ),
+    "shell": Scenario(
+        (chat(SHELL), chat("One file.")),
+        {"commands": [["ls"]], "text": "One file."},
+        (
+            ("user: List the files.",),
+            ("user: List the files.", "assistant: shell(commands=['ls'])", "tool: a.txt\n(exit code 0)"),
+        ),
+    ),
+    "apply_patch": Scenario(
+        (chat(PATCH), chat("Made.")),
+        {"operations": [["create_file", "a.txt", "+a\n"]], "text": "Made."},
+        (
+            ("user: Make a file.",),
+            (
+                "user: Make a file.",
+                "assistant: apply_patch(diff=+a\n, path=a.txt, type=create_file)",
+                "tool: completed: made",
+            ),
+        ),
+    ),
+    "handoff": Scenario(
+        (chat(call("transfer_to_clerk")), chat("Here it is.")),
+        {"agent": "clerk", "text": "Here it is."},
+        (
+            ("user: A stamp, please.",),
+            (
+                "system: You are the clerk.",
+                "user: A stamp, please.",
+                "assistant: transfer_to_clerk()",
+                'tool: {"assistant": "clerk"}',
+            ),
+        ),
+    ),
+}
+
+
+# ── the clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Client:
+    """`scenarios` in the order in which they run; `otherwise` is what this client gives or sends in words of its own."""
+
+    script: str
+    scenarios: str
+    otherwise: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def is_python(self) -> bool:
+        return self.script.endswith(".py")
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot run here."""
+        if self.is_python:
+            return None if PYTHON.exists() else "the Python clients are not installed: `make clients` does it"
+        if shutil.which("npm") is None or shutil.which("node") is None:
+            return "node and npm are not installed"
+        return None if (NODE_MODULES / "ai").is_dir() else "the node clients are not installed: `make clients` does it"
+
+    @property
+    def command(self) -> list[str]:
+        return (
+            [str(PYTHON), str(HERE / "python" / self.script)]
+            if self.is_python
+            else ["node", str(HERE / "node" / self.script)]
+        )
+
+
+INCOMPLETE = {"finish": ["incomplete", "max_output_tokens"]}
+AI_SDK = {"refused": {"error": "AI_APICallError"}, "broken": {"error": "AI_StreamProviderError"}}
+CLIENTS = {
+    "openai-python": Client(
+        "openai_python.py",
+        "text stream reasoning tools tools_stream structured chain image length refused broken stored background compact "
+        "custom_tool websocket",
+        {"length": INCOMPLETE},
+    ),
+    "openai-agents": Client(
+        "agents_python.py",
+        "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain compact_session "
+        "handoff hosted_tool custom_tool shell apply_patch websocket_tools",
+    ),
+    "langchain-openai": Client(
+        "langchain_python.py",
+        "text stream summary sealed tools tools_stream structured structured_by_function json_mode chain history image length "
+        "refused broken custom_tool",
+        {"length": INCOMPLETE, "refused": {"error": "OpenAIInvalidRequestError"}},
+    ),
+    "pydantic-ai": Client(
+        "pydantic_ai_python.py",
+        "text stream reasoning tools tools_stream structured structured_by_function chain history image length refused broken "
+        "polled websocket_tools",
+        {"refused": {"error": "ModelContextWindowExceededError"}, "broken": {"error": "ModelServerError"}},
+    ),
+    "openai-node": Client(
+        "openai_node.mjs",
+        "text stream reasoning tools tools_stream structured chain image length refused broken stored background compact "
+        "custom_tool tool_runner websocket",
+        {"length": INCOMPLETE},
+    ),
+    "ai-sdk-openai": Client(
+        "ai_sdk_openai.mjs",
+        "text stream summary sealed referred tools tools_stream structured structured_stream chain history image length refused "
+        "broken tool_choice hosted_tool custom_tool shell apply_patch",
+        AI_SDK,
+    ),
+    "ai-sdk-open-responses": Client(
+        "ai_sdk_open_responses.mjs",
+        "text stream reasoning tools tools_stream structured structured_stream history image length refused broken tool_choice",
+        AI_SDK,
+    ),
+}
+
+
+# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Ran:
+    """What came of all scenarios of a client: by scenario, what it printed, what the backend was sent, what it still had to say."""
+
+    printed: dict[str, Json]
+    sent: dict[str, list[Json]]
+    unused: dict[str, int]
+    in_flight: int
+    log: str
+
+
+@functools.cache
+def ran(name: str) -> Ran:
+    return asyncio.run(_run(CLIENTS[name]))
+
+
+async def _run(client: Client) -> Ran:
+    answers = {name: deque(SCENARIOS[name].says) for name in client.scenarios.split()}
+    sent = defaultdict(list)
+
+    async def by_model(reply: Reply) -> None:
+        body = reply.request.json
+        name = "compact_session" if body["model"] == "gpt-compact" else body["model"]
+        sent[name].append(body)
+        await (answers[name].popleft() if answers[name] else http_error(400, "nothing more is scripted"))(reply)
+
+    async with FakeBackend(strict=True) as backend:
+        backend.models = [*answers, "gpt-compact"]
+        backend.default = by_model
+        async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}]) as router:
+            out, err = await _output(client.command, f"{router.url}/v1", *answers)
+            in_flight = router.in_flight() + backend.in_flight
+    printed = {line["scenario"]: line for line in map(orjson.loads, out.splitlines())}
+    return Ran(printed, sent, {name: len(left) for name, left in answers.items()}, in_flight, err)
+
+
+async def _output(command: list[str], *args: str) -> tuple[str, str]:
+    """In a folder of its own: nothing of ours is in the way of what it imports."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"PATH": os.environ["PATH"], "HOME": home, "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            *args,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=home,
+            env=environment,
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                out, err = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            out, err = await process.communicate()
+    return out.decode(), err.decode()
+
+
+def transcript(body: Json) -> tuple[str, ...]:
+    """The messages of a chat request, a line each."""
+    return tuple(_line(message) for message in body["messages"])
+
+
+def _line(message: Json) -> str:
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    content = message.get("content") or ""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    said = [f"({thought})"] if thought else []
+    said += [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in parts]
+    for tool_call in message.get("tool_calls", ()):
+        arguments = orjson.loads(tool_call["function"]["arguments"])
+        said.append(f"{tool_call['function']['name']}({', '.join(f'{k}={v}' for k, v in sorted(arguments.items()))})")
+    return f"{message['role']}: {' '.join(filter(None, said))}"
+
+
+def holds(whole: Any, part: Any) -> bool:
+    """The part is in the whole: all its keys in an object, each of its entries in a list of as many."""
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(key in whole and holds(whole[key], part[key]) for key in part)
+    if isinstance(part, list):
+        return isinstance(whole, list) and len(whole) == len(part) and all(map(holds, whole, part))
+    return bool(whole == part)
+
+
+PAIRS = [(client, scenario) for client in CLIENTS for scenario in CLIENTS[client].scenarios.split()]
+
+
+@pytest.mark.parametrize(("client", "scenario"), PAIRS, ids=[f"{client}-{scenario}" for client, scenario in PAIRS])
+def test_a_client_gets_what_the_model_said(client: str, scenario: str) -> None:
+    if reason := CLIENTS[client].missing:
+        pytest.skip(reason)
+    expected, run = SCENARIOS[scenario], ran(client)
+    printed = run.printed.get(scenario, {"error": "it printed nothing"})
+    assert "error" not in printed, f"{printed['error']}\n{run.log}"
+    gave = printed["result"]
+    if "calls" in gave:
+        gave = gave | {"calls": [[name, orjson.loads(arguments)] for name, arguments in gave["calls"]]}
+    assert gave == expected.gives | CLIENTS[client].otherwise.get(scenario, {})
+    assert tuple(map(transcript, run.sent[scenario])) == expected.sent
+    assert holds(run.sent[scenario][0], expected.asks), run.sent[scenario][0]
+    assert (run.unused[scenario], run.in_flight) == (0, 0), "answers that nobody came for, turns that never ended"
