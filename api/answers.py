@@ -84,7 +84,7 @@ async def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event
         yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
         return
     params = chat_params(backend, turn)
-    threshold = turn.compact_threshold
+    threshold = turn.compact_threshold if _has_more_to_tell(turn) else None
     if threshold and (tokens := estimated_tokens(params)) > threshold:
         log.info("%s: about %d tokens are more than %d, compacting first", turn.id, tokens, threshold)
         item, _ = await _summary(backend, turn)
@@ -96,6 +96,12 @@ async def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event
     async with aclosing(_chat_events(backend, turn.builder, params)) as batches:
         async for events in batches:
             yield events
+
+
+def _has_more_to_tell(turn: Turn) -> bool:
+    """Whether a compaction would leave anything out: what people said stays."""
+    items = without_superseded([*turn.history, *turn.input])
+    return len(without_superseded([*items, {"type": "compaction"}])) <= len(items)
 
 
 # ── chat completions ─────────────────────────────────────────────────────────────────────────────────────────────────

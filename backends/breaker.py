@@ -15,15 +15,16 @@ State = Literal["closed", "open", "half_open"]
 
 
 class Breaker:
-    """Opens after `failures` in a row, for `cooldown_s`, and twice as long each time a probe fails, up to `max_cooldown_s`."""
+    """Opens after `threshold` failures in a row, for `cooldown_s`, and twice as long each time a probe fails, up to
+    `max_cooldown_s`. `failures` are those since the last success."""
 
-    __slots__ = ("_cooldown", "_cooldown_s", "_failures", "_hung", "_max_cooldown_s", "_probing", "_threshold", "until")
+    __slots__ = ("_cooldown", "_cooldown_s", "_hung", "_max_cooldown_s", "_probing", "_threshold", "failures", "until")
 
-    def __init__(self, failures: int, cooldown_s: float, max_cooldown_s: float) -> None:
-        self._threshold = failures
+    def __init__(self, threshold: int, cooldown_s: float, max_cooldown_s: float) -> None:
+        self._threshold = threshold
         self._cooldown_s = self._cooldown = cooldown_s
         self._max_cooldown_s = max_cooldown_s
-        self._failures = 0
+        self.failures = 0
         self._probing = self._hung = False
         # When the next request may be let through; None while closed.
         self.until: float | None = None
@@ -40,17 +41,17 @@ class Breaker:
         return self.until is not None and self.allows(now) and not self._hung
 
     def begin(self, now: float) -> None:
-        """A request is sent."""
-        self._probing = self.until is not None
+        """A request is sent. One that is sent while it is open, because nobody else is left either, is no probe."""
+        self._probing = self.until is not None and now >= self.until
 
     def success(self) -> None:
         """It was answered."""
-        self.until, self._failures, self._probing = None, 0, False
+        self.until, self.failures, self._probing = None, 0, False
         self._cooldown = self._cooldown_s
 
     def failure(self, now: float, retry_after_s: float | None = None, *, hung: bool = False) -> None:
         """It failed. `retry_after_s` is what the server asked for; `hung`: it took long to fail."""
-        self._failures += 1
+        self.failures += 1
         self._hung = hung
         asked_s = min(retry_after_s or 0.0, self._max_cooldown_s)
         if self._probing:
@@ -60,7 +61,7 @@ class Breaker:
             # One that was in flight when it opened: it says nothing new.
             self.until = max(self.until, now + asked_s)
             return
-        elif self._failures < self._threshold and not asked_s:
+        elif self.failures < self._threshold and not asked_s:
             return
         self.until = now + max(self._cooldown, asked_s)
 

@@ -6,6 +6,7 @@ answers, and does not fail → lowest priority number → is to be tried again a
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,11 @@ def choose(candidates: Sequence[Candidate], warm: str | None, random: Random) ->
     for candidate in free:
         if candidate.endpoint == warm and candidate.load <= least + CLEARLY_BUSIER:
             return candidate
-    return min(free, key=lambda candidate: (candidate.load, random.random() / candidate.weight))
+    equal = [candidate for candidate in free if candidate.load == least]
+    if len(equal) == 1:
+        return equal[0]
+    # The first of several random arrivals: each is it as often as its weight says.
+    return min(equal, key=lambda candidate: -math.log(1.0 - random.random()) / candidate.weight)
 
 
 class Affinity:

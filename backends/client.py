@@ -387,6 +387,9 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
         refused = BackendRefused(message, code="unsupported_parameter", param=PARAMS.get(unsupported, unsupported))
         refused.unsupported = UNSUPPORTED.get(unsupported, unsupported)
         return refused
+    if status == 501:
+        # llama.cpp, asked for embeddings that it was not started for. Another server of the model may have them.
+        return BackendRefused(message or "The backend cannot do this.", status=501, code="not_supported")
     if status >= 500:
         return BackendError(f"The backend failed: {message}" if message else "The backend failed.")
     if status == 404:

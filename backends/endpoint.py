@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -225,7 +226,8 @@ class Endpoint:
         now = time.monotonic()
         return {
             "name": self.name,
-            "url": self.url,
+            # Without a password that may be in it.
+            "url": re.sub(r"//[^/]*@", "//", self.url),
             "kind": self.kind.name,
             "version": self.version,
             "state": "leaving" if self.leaving else "draining" if self.draining else "up" if self.healthy else "down",

@@ -66,9 +66,12 @@ class Attempts:
             try:
                 endpoint, model = await self._choose(self._pool, self._models[0], self._routing)
             except (NotFound, TooManyRequests, BackendUnreachable) as error:
-                self._first_error = self._first_error or error
-                if not self._next_model():
-                    raise self._first_error from None
+                # Of a name that nobody serves the fallback is the only place there is, and its errors tell more.
+                unknown = isinstance(error, NotFound)
+                if not self._next_model(must_be_well=not unknown):
+                    raise self._first_error or error from None
+                if not unknown:
+                    self._first_error = self._first_error or error
             else:
                 return Attempt(self, endpoint, model)
 
@@ -113,11 +116,11 @@ class Attempts:
         routing.tried.clear()
         return self._pool.take_retry()
 
-    def _next_model(self) -> bool:
+    def _next_model(self, *, must_be_well: bool = True) -> bool:
         """Goes on to the next fallback that somebody serves."""
         while len(self._models) > 1:
             del self._models[0]
-            if self._pool.has_other(self._models[0], self._routing):
+            if self._pool.has_other(self._models[0], self._routing, must_be_well=must_be_well):
                 return True
         return False
 
@@ -147,5 +150,5 @@ class Attempt:
 def may_go_elsewhere(error: APIError) -> bool:
     """Whether another endpoint might answer what this one did not: not if it is the request that is at fault."""
     if isinstance(error, BackendRefused):
-        return error.code == "model_not_found"
+        return error.code in ("model_not_found", "not_supported")
     return isinstance(error, BackendError | TooManyRequests)

@@ -15,6 +15,7 @@ import difflib
 import logging
 import math
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -68,8 +69,8 @@ class Routing:
         if not self.endpoint:
             return {}
         return {
-            "x-nomyo-endpoint": self.endpoint.encode("ascii", "replace").decode(),
-            "x-nomyo-model": self.model.encode("ascii", "replace").decode(),
+            "x-nomyo-endpoint": re.sub(r"[^ -~]", "?", self.endpoint),
+            "x-nomyo-model": re.sub(r"[^ -~]", "?", self.model),
             "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
         }
 
@@ -102,6 +103,7 @@ class Pool:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
         self._serving_cache: dict[str, list[Slot]] = {}
+        self._closing: set[asyncio.Future[None]] = set()
         self._looked_at = -math.inf
         self._generation = 0
 
@@ -122,6 +124,7 @@ class Pool:
                 await task
         for endpoint in self.endpoints.values():
             await endpoint.close()
+        await asyncio.gather(*self._closing)
 
     async def reconfigure(self, config: Config) -> None:
         """Takes new settings without losing a request: endpoints that stay as they are keep all they know, those that go or
@@ -130,15 +133,21 @@ class Pool:
         self.budget = RetryBudget(config.retry.budget)
         wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in config.endpoints}
         before = {endpoint.url: endpoint for endpoint in self.endpoints.values() if not endpoint.leaving}
+        gone: list[Endpoint] = []
         for url, endpoint in before.items():
             if wanted.get(url) == endpoint.config:
                 endpoint.set_breaker(config.breaker)
                 del wanted[url]
             else:
-                await self._remove(endpoint)
+                self._remove(endpoint)
+                gone.append(endpoint)
         for url, settings in wanted.items():
             self._add(settings, before.get(url))
+        # Nothing is awaited up to here: no request comes while an endpoint is missing.
         self._changed()
+        for endpoint in gone:
+            if endpoint.key not in self.endpoints or self.endpoints[endpoint.key] is not endpoint:
+                await endpoint.close()
 
     def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> None:
         """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
@@ -151,19 +160,20 @@ class Pool:
         self.endpoints[endpoint.key] = endpoint
         self._watches[endpoint.key] = asyncio.create_task(self._watch(endpoint), name=f"watch {endpoint.name}")
 
-    async def _remove(self, endpoint: Endpoint) -> None:
+    def _remove(self, endpoint: Endpoint) -> None:
+        """Sends it no more requests. It is gone when those that it has are answered."""
         endpoint.leaving = True
         if watch := self._watches.pop(endpoint.key, None):
             watch.cancel()
         if look := self._looks.pop(endpoint.key, None):
             look.cancel()
         if not endpoint.in_flight:
-            await self._forget(endpoint)
+            self._forget(endpoint)
 
-    async def _forget(self, endpoint: Endpoint) -> None:
-        if self.endpoints.pop(endpoint.key, None):
-            log.info("endpoint %s is gone", endpoint.name)
-            await endpoint.close()
+    def _forget(self, endpoint: Endpoint) -> None:
+        """Closing it is left to the caller."""
+        del self.endpoints[endpoint.key]
+        log.info("endpoint %s is gone", endpoint.name)
 
     async def _watch(self, endpoint: Endpoint) -> None:
         while True:
@@ -270,7 +280,10 @@ class Pool:
     def release(self, endpoint: Endpoint) -> None:
         endpoint.in_flight -= 1
         if endpoint.leaving and not endpoint.in_flight:
-            self._forgetting = asyncio.ensure_future(self._forget(endpoint))
+            self._forget(endpoint)
+            closing = asyncio.ensure_future(endpoint.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         self._wake()
 
     async def _search(self, model: str) -> None:
@@ -288,8 +301,9 @@ class Pool:
         serving = self._serving(model)
         now = time.monotonic()
         slots = [slot for slot in serving if _may_take(slot[0], routing)]
-        warm = next((key for name in routing.affinity if (key := self.affinity.get(name, now))), None)
         candidates = [endpoint.candidate(name, now) for endpoint, name in slots]
+        here = {candidate.endpoint for candidate in candidates if candidate.is_well}
+        warm = next((key for name in routing.affinity if (key := self.affinity.get(name, now)) in here), None)
         chosen = choose(candidates, warm, random)
         if chosen is None:
             return None
@@ -386,9 +400,9 @@ class Pool:
             return
         self.counts["failures"] += 1
         endpoint.failed(model, error, now)
-        if len(self.queue) and (until := endpoint.breaker(model).until) is not None:
+        if (until := endpoint.breaker(model).until) is not None:
             # Who waits may be served when it is let through again.
-            asyncio.get_running_loop().call_later(until - now, self._wake)
+            asyncio.get_running_loop().call_later(until - now + 0.001, self._wake)
         if isinstance(error, BackendUnreachable | BackendRefused):
             self._look_at(endpoint)  # It was there, and had the model, when it was last asked.
 
@@ -409,11 +423,11 @@ class Pool:
         self.counts["retries"] += 1
         return True
 
-    def has_other(self, model: str, routing: Routing) -> bool:
-        """Whether an endpoint that was not tried yet serves the model, and is not known to be down."""
+    def has_other(self, model: str, routing: Routing, *, must_be_well: bool = True) -> bool:
+        """Whether an endpoint that was not tried yet serves the model, and, if it must, is not known to be down."""
         now = time.monotonic()
         return any(
-            _may_take(endpoint, routing) and endpoint.candidate(name, now).is_well
+            _may_take(endpoint, routing) and (not must_be_well or endpoint.candidate(name, now).is_well)
             for endpoint, name in self._serving(model)
         )
 

@@ -19,8 +19,8 @@ class Entry(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Iterating goes in fair order: the first of each key, then the second of each, and so on. A key whose entry was served
-    goes behind the others."""
+    """Whoever serves takes the first of the iteration that it can: all entries of the key whose turn it is, then those of the
+    next key. A key whose entry was served goes behind the others, so one that only waits for other models loses nothing."""
 
     def __init__(self) -> None:
         # Of each key, those who wait; the key that is next comes first.
@@ -49,11 +49,18 @@ class FairQueue(Generic[T]):
             self._waiting.move_to_end(entry.key)
 
     def __iter__(self) -> Iterator[Entry[T]]:
-        rows = [list(entries) for entries in self._waiting.values()]
-        for place in range(max(map(len, rows), default=0)):
-            for row in rows:
-                if place < len(row):
-                    yield row[place]
+        for entries in list(self._waiting.values()):
+            yield from list(entries)
+
+    def position(self, entry: Entry[T]) -> int:
+        """How many would be served before it, if all could be."""
+        place = list(self._waiting[entry.key]).index(entry)
+        before, turns = 0, place + 1
+        for key, entries in self._waiting.items():
+            if key == entry.key:
+                turns -= 1  # From its own key on, each has had one turn less.
+            before += min(len(entries), turns)
+        return before
 
     def counts(self) -> dict[str, int]:
         """How many wait, by key."""

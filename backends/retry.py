@@ -4,10 +4,12 @@ from __future__ import annotations
 
 
 class RetryBudget:
-    """Each request adds `ratio` of a retry, each retry takes one. A few are always there, for small traffic. Retries can never
-    be more than `ratio` of the requests, and those few: so a fleet that fails is not asked for twice the work."""
+    """Each request adds `ratio` of a retry, each retry takes one. `RESERVE` are there from the start, for small traffic, and
+    never more than `MOST`. Retries are at most `ratio` of the requests, and the reserve: a fleet that fails is not asked for
+    twice the work."""
 
     RESERVE = 10.0
+    MOST = 100.0
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
@@ -15,7 +17,7 @@ class RetryBudget:
 
     def request(self) -> None:
         """A request came."""
-        self._left = min(self._left + self._ratio, max(100.0, self.RESERVE))
+        self._left = min(self._left + self._ratio, self.MOST)
 
     def take(self) -> bool:
         """Whether a retry may be made. It counts as made."""

@@ -55,7 +55,6 @@ class Server:
     free_from: float = 0.0
     warm: OrderedDict[int, None] = field(default_factory=OrderedDict)
     breaker: Breaker = field(default_factory=lambda: Breaker(3, 2.0, 60.0))
-    runs: int = 0
 
     def fails(self, now: float) -> str | None:
         return self.outage.kind if self.outage and self.outage.start <= now < self.outage.end else None
@@ -117,6 +116,7 @@ class Ours:
                 loaded=server.loaded == request.model,
                 healthy=server.seems_healthy(now),
                 allowed=server.breaker.allows(now),
+                probe=server.breaker.wants_probe(now),
             )
             for server in servers
         ]
@@ -232,13 +232,14 @@ class Simulation:
 
     def _cut(self, server: Server, now: float) -> None:
         """It had begun to answer: nobody can take that over, whatever the policy."""
-        server.breaker.failure(now)
+        self._count_failure(server, now)
         server.loaded = None
         self._release(server, now)
 
     def _failed(self, server: Server, request: Request, now: float) -> None:
-        server.breaker.failure(now)
-        server.loaded = None if server.fails(now) == "dead" else server.loaded
+        failure = server.fails(now)
+        self._count_failure(server, now, hung=failure == "hangs")
+        server.loaded = None if failure == "dead" else server.loaded
         request.tried.add(server.name)
         if len(request.tried) >= TRIES:
             self.result.errors += 1
@@ -246,12 +247,19 @@ class Simulation:
             self._arrive(request, now)
         self._release(server, now)
 
+    def _count_failure(self, server: Server, now: float, *, hung: bool = False) -> None:
+        server.breaker.failure(now, hung=hung)
+        if server.breaker.until is not None:
+            self._at(server.breaker.until, self._wake)
+
     def _release(self, server: Server, now: float) -> None:
         server.in_flight -= 1
-        for entry in self._queue:
-            if self._start(entry.payload, now):
-                self._queue.remove(entry, served=True)
-                return
+        self._wake(now)
+
+    def _wake(self, now: float) -> None:
+        """Serves those who wait, as far as there are slots."""
+        while entry := next((entry for entry in self._queue if self._start(entry.payload, now)), None):
+            self._queue.remove(entry, served=True)
 
 
 # ── fleets and their work ────────────────────────────────────────────────────────────────────────────────────────────

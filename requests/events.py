@@ -45,8 +45,9 @@ OURS = ("id", "object", "created_at", "model", "background", "store", "previous_
 SET_AT_THE_END = ("usage", "error", "incomplete_details", "completed_at")
 
 
-# The kind of an item, and of its part.
+# The kind of an item, and of its part. Clients that ask for a summary of the reasoning show nothing else of it.
 THOUGHT = ("reasoning", "reasoning_text")
+SUMMARIZED = ("reasoning", "summary_text")
 TEXT = ("message", "output_text")
 
 
@@ -65,6 +66,7 @@ class ResponseBuilder:
         self._calls: dict[int, OpenCall] = {}
         self._taken_call_ids = set(taken_call_ids)
         self._seal = seal
+        self._thought = SUMMARIZED if (response.get("reasoning") or {}).get("summary") else THOUGHT
         self._book = ToolBook(())
         self._allowed: frozenset[str] | None = None
         self._one_call = self._called = False
@@ -192,7 +194,7 @@ class ResponseBuilder:
             if (delta := choice.delta) is not None:
                 if thought := delta.reasoning_content or delta.reasoning:
                     self._tell_held(events)
-                    self._grow(events, *THOUGHT, thought)
+                    self._grow(events, *self._thought, thought)
                 if content := delta.content if isinstance(delta.content, str) else text_of(delta.content):
                     self._grow_content(events, content, choice.logprobs.content if choice.logprobs else None)
                 if delta.refusal:
@@ -228,12 +230,12 @@ class ResponseBuilder:
             self._grow(events, *TEXT, content, logprobs)
             return
         for is_thought, text in self._thinking.feed(content):
-            self._grow(events, *(THOUGHT if is_thought else TEXT), text, logprobs if text == content else None)
+            self._grow(events, *(self._thought if is_thought else TEXT), text, logprobs if text == content else None)
 
     def _tell_held(self, events: list[Event]) -> None:
         """What was held back, because it might have been a tag, comes before whatever begins now."""
         for is_thought, text in self._thinking.flush() if self._thinking else ():
-            self._grow(events, *(THOUGHT if is_thought else TEXT), text)
+            self._grow(events, *(self._thought if is_thought else TEXT), text)
 
     def _grow_call(self, events: list[Event], delta: ToolCallDelta) -> None:
         name = delta.function.name if delta.function else None
@@ -288,8 +290,15 @@ class ResponseBuilder:
                     continue
                 whole = {"call_id": item["call_id"], "arguments": item["arguments"], "status": status}
                 item = call_item(call, id=new_id(ID_PREFIXES[call.type]), **whole)
-            events += self.item(sealed(item, self._seal) if item["type"] == "reasoning" else item, status)
+            events += self.item(self._whole_thought(item) if item["type"] == "reasoning" else item, status)
         return events + self.finish()
+
+    def _whole_thought(self, item: Item) -> Item:
+        """A finished reasoning item, in the form that the client asked for."""
+        if self._thought is SUMMARIZED:
+            told = [{"type": "summary_text", "text": part["text"]} for part in item["content"]]
+            item = {"type": "reasoning", "summary": told}
+        return sealed(item, self._seal)
 
     def item(self, item: Item, status: str = "completed", *, closes: bool = True) -> list[Event]:
         """All events of one item; without those of its end, if it never closed."""

@@ -45,8 +45,8 @@ def responses_input_to_messages(
     """Chat messages for a Responses input.
 
     `history` is how many of the items come from earlier turns, so that an error names the place in the client's own
-    `input`; `places` are those of the items there, if some were left out. `carries` names the content parts, other than text, that the backend takes; anything else is an `Unsupported`
-    (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from: a key of the message,
+    `input`; `places` are those of the items there, if some were left out. `carries` names the content parts, other than
+    text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from: a key of the message,
     `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools.
     """
     conversation = _Conversation(carries, reasoning_key, book or ToolBook(()))

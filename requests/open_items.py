@@ -19,7 +19,11 @@ STREAMED_PARTS = {
     "output_text": ("response.output_text", "text"),
     "refusal": ("response.refusal", "refusal"),
     "reasoning_text": ("response.reasoning_text", "text"),
+    "summary_text": ("response.reasoning_summary_text", "text"),
 }
+# Where a part stands: the name of its events, and the key of its index.
+CONTENT = ("response.content_part", "content_index")
+SUMMARY = ("response.reasoning_summary_part", "summary_index")
 # The calls whose arguments are streamed: the name of their events, and the key in the item and in the .done event. The
 # others are objects, and appear when they are whole.
 STREAMED_CALLS = {
@@ -52,6 +56,7 @@ class OpenText:
         "_fragments",
         "_logprobs",
         "_part",
+        "_part_name",
         "_parts",
         "_seal",
         "_where",
@@ -86,12 +91,9 @@ class OpenText:
             events += self._close_part(ladder)
             self._part = part
             self._delta = f"{STREAMED_PARTS[part][0]}.delta"
-            self._where = {
-                "item_id": self.id,
-                "output_index": self.output_index,
-                "content_index": len(self._parts),
-            }
-            events.append(ladder.event("response.content_part.added", **self._where, part=empty_part(part)))
+            self._part_name, index = SUMMARY if part == "summary_text" else CONTENT
+            self._where = {"item_id": self.id, "output_index": self.output_index, index: len(self._parts)}
+            events.append(ladder.event(f"{self._part_name}.added", **self._where, part=empty_part(part)))
         self._fragments.append(delta)
         event: Event = {
             "type": self._delta,
@@ -113,7 +115,9 @@ class OpenText:
         parts = [*self._parts, self._whole_part()] if self._part else self._parts
         if self.kind == "message":
             return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": parts}
-        return sealed({"type": "reasoning", "id": self.id, "summary": [], "content": parts}, self._seal)
+        item: Item = {"type": "reasoning", "id": self.id, "summary": []}
+        item["summary" if parts and parts[0]["type"] == "summary_text" else "content"] = parts
+        return sealed(item, self._seal)
 
     def _whole_part(self) -> dict[str, Any]:
         part = empty_part(self._part)
@@ -130,7 +134,7 @@ class OpenText:
         logprobs = {"logprobs": part["logprobs"]} if self._part == "output_text" else {}
         events = [
             ladder.event(f"{name}.done", **self._where, **{key: part[key]}, **logprobs),
-            ladder.event("response.content_part.done", **self._where, part=part),
+            ladder.event(f"{self._part_name}.done", **self._where, part=part),
         ]
         self._parts.append(part)
         self._part, self._fragments, self._logprobs = "", [], []
@@ -248,6 +252,7 @@ def skeleton(item: Item) -> Item:
 
 def sealed(item: Item, seal: Seal | None) -> Item:
     """A reasoning item, with its text in `encrypted_content` if the client wants to bring it along by itself."""
-    if seal is None or not item.get("content"):
+    parts = item.get("content") or item["summary"]
+    if seal is None or not parts:
         return item
-    return {**item, "encrypted_content": seal("\n\n".join(part["text"] for part in item["content"]))}
+    return {**item, "encrypted_content": seal("\n\n".join(part["text"] for part in parts))}

@@ -88,19 +88,20 @@ def _retrieve_nothing(uri: str) -> Any:
 
 
 def _json_in(text: str) -> str:
-    """The JSON in what a model said: all of it, what is in a fence, or the first value in brackets."""
+    """The JSON in what a model said: all of it, what is in a fence, or the longest value in brackets."""
     text = text.strip()
     if _is_json(text):
         return text
     if (fenced := FENCE.search(text)) and _is_json(inside := fenced["inside"].strip()):
         return inside
+    found = ""
     for bracket in islice(BRACKET.finditer(text), MAX_BRACKETS):
         try:
             _, end = _decoder.raw_decode(text, bracket.start())
         except (ValueError, RecursionError):
             continue
-        return text[bracket.start() : end]
-    return text
+        found = max(found, text[bracket.start() : end], key=len)
+    return found or text
 
 
 def _is_json(text: str) -> bool:

@@ -317,7 +317,7 @@ BY_STATUS = {
     401: WRONG_KEY,
     404: (BackendRefused, 404, "model_not_found", "model"),
     500: (BackendError, 502, "backend_error", None),
-    501: (BackendError, 502, "backend_error", None),
+    501: (BackendRefused, 501, "not_supported", None),
     503: LOADING,
 }
 # A 404 that means the address: the endpoint's url or kind is wrong, and no model is missing.

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from requests.thinking import CLOSING, OPENING, ThinkSplitter, split_thinking, with_thoughts_apart
 from tests import fake_backend as fake
-from tests.conftest import running_router
+from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend
+from tests.stream_grammar import check_stream
 from tests.streams import bare, builder, call, called, calls, decoded, ends, judged, said, says, thinks, thought
-from tests.turns import create
+from tests.turns import create, stream
 
 # Texts that are made of what matters here: tags, whole and broken, and what may stand around them.
 pieces = st.sampled_from([OPENING, CLOSING, "<", ">", "</", "think", "<thin", "</think", " ", "\n", "a", "Hm. ", "é🙂"])
@@ -216,3 +217,25 @@ async def test_an_effort_is_told_in_the_words_of_the_backend_and_echoed_in_the_c
             assert response["reasoning"]["effort"] == effort
         await create(running.http)
         assert "reasoning_effort" not in backend.turns[-1].json
+
+
+@pytest.mark.parametrize("as_stream", [True, False], ids=["stream", "whole"])
+async def test_who_asks_for_a_summary_is_shown_the_thoughts_as_one(
+    as_stream: bool, served: Running, backend: FakeBackend
+) -> None:
+    """The AI SDK, LangChain and Codex show nothing else."""
+    backend.script(fake.chat(fake.reasoning("Hm. So."), "Yo", as_stream=as_stream), fake.say("And?"))
+    include = ["reasoning.encrypted_content"]
+    events = await stream(served.http, reasoning={"summary": "auto"}, include=include)
+    check_stream(events)
+    thought_item, message = events[-1]["response"]["output"]
+    assert thought_item["summary"] == [{"type": "summary_text", "text": "Hm. So."}]
+    assert not thought_item.get("content")
+    assert served.app.state.sealer.open(thought_item["encrypted_content"]) == "Hm. So."
+    assert message["content"][0]["text"] == "Yo"
+    types = [event["type"] for event in events]
+    assert "response.reasoning_summary_part.added" in types
+    assert "response.reasoning_summary_text.delta" in types
+    assert not [type for type in types if type.startswith("response.reasoning_text")]
+    await create(served.http, previous_response_id=events[-1]["response"]["id"])
+    assert backend.turns[-1].json["messages"][1]["reasoning_content"] == "Hm. So.", "the backend knows its thoughts"

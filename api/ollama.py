@@ -1,0 +1,334 @@
+"""Ollama's API on the same pool, for Ollama's clients.
+
+    POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, translated for other servers
+    POST /api/show, GET /api/tags, /api/ps, /api/version          what the fleet has
+
+A translated chat is a turn like any other (`api/answers.py`), told in Ollama's lines. Nothing is stored. Errors have Ollama's form,
+`{"error": "…"}`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from api.adapting import Adapting
+from api.answers import Backend, chat_answer
+from api.http import Primed, cancelled_if_client_leaves, json_response, owner_of, read_body
+from api.passthrough import Head, PassedOn, Passing, Used, with_model
+from api.turn import begin_turn
+from backends.client import create_chat_with_retries
+from backends.failover import Attempt
+from backends.pool import Routing
+from errors import APIError, InvalidRequest, NotFound, Unsupported
+from requests.ollama import (
+    NO_NAMES,
+    OPTION_NAMES,
+    VERSION,
+    ChatAsked,
+    EmbedAsked,
+    GenerateAsked,
+    Json,
+    OllamaAnswer,
+    chat_ollama_to_responses,
+    embed_ollama_to_openai,
+    embeddings_openai_to_ollama,
+    generate_ollama_to_responses,
+    listed_model,
+    omitted_options,
+    read_ollama,
+    running_model,
+    shown_model,
+)
+
+NDJSON = "application/x-ndjson"
+
+
+class OllamaRoute(APIRoute):
+    """A route whose errors have Ollama's form."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def answer_or_error(request: Request) -> Response:
+            try:
+                return await answer(request)
+            except APIError as error:
+                retry = {} if error.retry_after_s is None else {"Retry-After": f"{error.retry_after_s:.0f}"}
+                return json_response({"error": error.message}, error.status, retry)
+
+        return answer_or_error
+
+
+routes = APIRouter(prefix="/api", tags=["Ollama"], route_class=OllamaRoute)
+
+
+class OllamaHead(Head, kw_only=True):
+    """What of a request chooses its endpoint. `name` is what old clients call the model."""
+
+    model: str = ""
+    name: str = ""
+    # Of /api/generate: what only an Ollama can do.
+    suffix: Any = None
+    template: Any = None
+    raw: Any = None
+    context: Any = None
+
+
+# ── answers of a model ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.post("/chat")
+async def chat(request: Request) -> Response:
+    """The next message of a chat, in lines of JSON; with `stream: false` as one. Errors: 400 for what the server of the model cannot
+    be given, 404 without the model, 429, 502 and 504 for a backend's failures."""
+    return await _answered(request, Chatting)
+
+
+@routes.post("/generate")
+async def generate(request: Request) -> Response:
+    """The answer to a prompt, likewise. `suffix`, `template`, `raw` and `context` need an Ollama, and are a 400 elsewhere."""
+    return await _answered(request, Generating)
+
+
+@routes.post("/embed")
+async def embed(request: Request) -> Response:
+    """The vectors of some texts."""
+    return await _answered(request, Embedding)
+
+
+@routes.post("/embeddings")
+async def embeddings(request: Request) -> Response:
+    """The vector of one text: what `/api/embed` was before."""
+    return await _answered(request, EmbeddingOne)
+
+
+async def _answered(request: Request, kind: type[Asking]) -> Response:
+    head, body = await _read(request)
+    asking = kind(request.app.state, owner_of(request), request.url.path, head, body)
+    answer = Primed(asking.run())
+    try:
+        async with cancelled_if_client_leaves(request.receive):
+            await answer.prime()
+    except APIError as error:
+        await answer.aclose()
+        raise _in_ollamas_words(error, head.model) from error
+    except BaseException:
+        await answer.aclose()
+        raise
+    return PassedOn(answer, asking)
+
+
+async def _read(request: Request) -> tuple[OllamaHead, bytes]:
+    body = await read_body(request)
+    head = read_ollama(body, OllamaHead)
+    head.model = head.model or head.name
+    if not head.model:
+        raise InvalidRequest("model is required", param="model")
+    return head, body
+
+
+def _in_ollamas_words(error: APIError, model: str) -> APIError:
+    """An unknown model, in Ollama's words."""
+    return NotFound(f"model '{model}' not found") if error.code == "model_not_found" else error
+
+
+class Asking(Passing):
+    """A request for an answer of a model: it goes through to an Ollama, and is `_translated` for others."""
+
+    def __init__(self, state: Any, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
+        super().__init__(state.pool, head.model, body, Routing(owner=owner, affinity=head.affinity()))
+        self._state = state
+        self._owner = owner
+        self._path = path
+        self._used_elsewhere: Used | None = None
+        self._headers: dict[str, str] = {}
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), **self._headers}
+
+    def told(self, error: APIError) -> bytes | None:
+        if not self.content_type.startswith(NDJSON):
+            return None
+        line = _line({"error": error.message})
+        # What a server broke off may have been half a line.
+        return line if self._tail.endswith(b"\n") else b"\n" + line
+
+    def _answer(self, attempt: Attempt) -> AsyncGenerator[bytes]:
+        self._headers, self._used_elsewhere = {}, None
+        if self._pool.kind(attempt.endpoint).name == "ollama":
+            return self._forwarded(attempt, self._path, below_root=True)
+        return self._translated(attempt)
+
+    def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
+        raise NotImplementedError
+
+    def _used(self) -> Used | None:
+        if self._used_elsewhere:
+            return self._used_elsewhere
+        input, output = (COUNTS[key].findall(self._tail) for key in ("prompt_eval_count", "eval_count"))
+        return Used(int(input[-1]) if input else 0, int(output[-1]) if output else 0)
+
+
+COUNTS = {key: re.compile(rb'"%s":\s*(\d{1,12})' % key.encode()) for key in ("prompt_eval_count", "eval_count")}
+
+
+class Chatting(Asking):
+    is_chat = True
+
+    async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
+        state, kind = self._state, self._pool.kind(attempt.endpoint)
+        asked = self._asked()
+        self.content_type = NDJSON if asked.streams else "application/json; charset=utf-8"
+        said = OllamaAnswer(self._model, is_chat=self.is_chat)
+        if asked.is_empty:
+            yield _line(said.loaded(is_unload=asked.is_unload))
+            return
+        request = {**self._request(asked, OPTION_NAMES.get(kind.name, NO_NAMES)), "model": self._model}
+        turn = await begin_turn(state, request, self._owner)
+        if omitted := omitted_options(asked.options):
+            turn.headers["x-nomyo-omitted-options"] = ", ".join(omitted).encode("ascii", "replace").decode()
+        self._headers = turn.headers
+        client = self._pool.endpoints[attempt.endpoint].client
+        context = self._pool.context(attempt.endpoint, attempt.model)
+        create = partial(create_chat_with_retries, client)
+        adapting = Adapting(create, turn, kind, state.config.adapt, state.images, context)
+        backend = Backend(attempt.model, kind, state.sealer, adapting)
+        async with aclosing(chat_answer(backend, turn)) as batches:
+            async for events in batches:
+                said.feed(events)
+                if turn.stream and (line := said.line()):
+                    yield _line(line)
+        if not turn.builder.ended:
+            said.feed(turn.builder.finish())
+        rest = said.line() if turn.stream else None
+        last = said.last(turn.builder.response)
+        self._used_elsewhere = Used(last["prompt_eval_count"], last["eval_count"])
+        yield (_line(rest) if rest else b"") + _line(last)
+
+    def _asked(self) -> ChatAsked | GenerateAsked:
+        return read_ollama(self._body, ChatAsked)
+
+    def _request(self, asked: Any, names: Any) -> Json:
+        return chat_ollama_to_responses(asked, names)
+
+
+class Generating(Chatting):
+    is_chat = False
+
+    def __init__(self, state: Any, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
+        super().__init__(state, owner, path, head, body)
+        if head.suffix or head.template or head.raw or head.context:
+            self._only_ollamas()
+
+    def _only_ollamas(self) -> None:
+        """Goes to an Ollama, if one has the model; else whoever is chosen says what it cannot do."""
+        serving = [endpoint for endpoint in self._pool.endpoints.values() if endpoint.name_of(self._model)]
+        others = {endpoint.key for endpoint in serving if endpoint.kind.name != "ollama"}
+        if len(others) < len(serving):
+            self._routing.tried |= others
+
+    def _asked(self) -> ChatAsked | GenerateAsked:
+        return read_ollama(self._body, GenerateAsked)
+
+    def _request(self, asked: Any, names: Any) -> Json:
+        return generate_ollama_to_responses(asked, names)
+
+
+class Embedding(Asking):
+    async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
+        began_ns = time.monotonic_ns()
+        asked = read_ollama(self._body, EmbedAsked)
+        vectors: list[list[float]] = []
+        tokens = 0
+        if texts := asked.texts:
+            client = self._pool.endpoints[attempt.endpoint].client
+            answer = await client.post_json("/embeddings", embed_ollama_to_openai(asked, attempt.model))
+            vectors, tokens = embeddings_openai_to_ollama(answer, len(texts))
+        self._used_elsewhere = Used(tokens)
+        yield orjson.dumps(self._told_vectors(vectors, tokens, time.monotonic_ns() - began_ns))
+
+    def _told_vectors(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
+        counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": tokens}
+        return {"model": self._model, "embeddings": vectors, **counts}
+
+
+class EmbeddingOne(Embedding):
+    def _told_vectors(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
+        return {"embedding": vectors[0] if vectors else []}
+
+
+def _line(said: Json) -> bytes:
+    return orjson.dumps(said) + b"\n"
+
+
+# ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.get("/version")
+async def version(request: Request) -> Response:
+    """The version of Ollama whose API this is."""
+    return json_response({"version": VERSION})
+
+
+@routes.get("/tags")
+async def list_models(request: Request) -> Response:
+    """Every model that is served."""
+    return json_response({"models": [listed_model(name) for name in request.app.state.pool.models()]})
+
+
+@routes.get("/ps")
+async def list_running(request: Request) -> Response:
+    """The models that are in some server's memory."""
+    running: dict[str, int | None] = {}
+    for endpoint in request.app.state.pool.endpoints.values():
+        for name, there in endpoint.models.items():
+            if there in endpoint.loaded and not endpoint.leaving:
+                context = endpoint.facts[there].context if there in endpoint.facts else None
+                running[name] = running.get(name) or context
+    return json_response({"models": [running_model(name, context) for name, context in sorted(running.items())]})
+
+
+@routes.post("/show")
+async def show(request: Request) -> Response:
+    """What is known of a model: what an Ollama says that has it, else its context. It takes no slot. 404 without the model."""
+    head, body = await _read(request)
+    pool = request.app.state.pool
+    serving = [
+        (endpoint, there)
+        for endpoint in pool.endpoints.values()
+        if not endpoint.leaving and (there := endpoint.name_of(head.model))
+    ]
+    if not serving:
+        raise NotFound(f"model '{head.model}' not found")
+    error: APIError | None = None
+    for endpoint, there in serving:
+        if endpoint.kind.name == "ollama" and endpoint.healthy:
+            try:
+                answer = await endpoint.client.forward("/api/show", with_model(body, there), below_root=True)
+                return Response(b"".join([piece async for piece in answer.pieces()]), media_type=answer.content_type)
+            except APIError as failure:
+                error = error or failure
+    if error:
+        raise _in_ollamas_words(error, head.model)
+    contexts = [pool.context(endpoint.key, there) for endpoint, there in serving]
+    return json_response(shown_model(head.model, max(filter(None, contexts), default=None)))
+
+
+@routes.post("/pull")
+@routes.post("/push")
+@routes.post("/create")
+@routes.post("/copy")
+@routes.delete("/delete")
+async def change_models(request: Request) -> Response:
+    """Models are changed at the servers that have them: 501."""
+    raise Unsupported("models are not changed here, but at the servers behind this router", status=501)

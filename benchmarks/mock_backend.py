@@ -1,0 +1,103 @@
+"""A model server that costs next to nothing: chat completions, and Responses, out of ready-made bytes.
+
+    python -m benchmarks.mock_backend PORT
+
+The request says how it is answered: without `stream` by JSON; with `"model": "trickle"` by a token every 20 ms; else by all tokens in
+one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from typing import cast
+
+import uvloop
+
+TOKENS = 64
+EVERY_S = 0.02
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n"
+
+
+def _whole(content_type: bytes, body: bytes) -> bytes:
+    return _HEAD % content_type + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def _chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+_CHUNK = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,%b}]}\n\n'
+)
+_DELTAS = [_CHUNK % (b'"delta":{"content":" token%d"},"finish_reason":null' % number) for number in range(TOKENS)]
+_END = (
+    _CHUNK
+    % b'"delta":{},"finish_reason":"stop"'
+    + b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[],'
+    b'"usage":{"prompt_tokens":5,"completion_tokens":64,"total_tokens":69}}\n\ndata: [DONE]\n\n'
+)
+MODELS = _whole(
+    b"application/json", b'{"object":"list","data":[{"id":"burst","object":"model"},{"id":"trickle","object":"model"}]}'
+)
+JSON = _whole(
+    b"application/json",
+    b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":'
+    b'"assistant","content":"Hello there."},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":3,'
+    b'"total_tokens":8}}',
+)
+BURST = _whole(b"text/event-stream", b"".join(_DELTAS) + _END)
+STREAM_HEAD = _HEAD % b"text/event-stream" + b"Transfer-Encoding: chunked\r\n\r\n"
+PIECES = [*map(_chunked, _DELTAS), _chunked(_END) + b"0\r\n\r\n"]
+
+
+class Connection(asyncio.Protocol):
+    """One kept connection; requests on it come one after the other."""
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._pieces: itertools.chain[bytes] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(b"\r\n\r\n")) >= 0:
+            head = self._received[:end].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self._received) < end + 4 + length:
+                return
+            body = self._received[end + 4 : end + 4 + length]
+            self._received = self._received[end + 4 + length :]
+            self._answer(head, body)
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        if head.startswith(b"get"):
+            self._transport.write(MODELS)
+        elif b'"stream":true' not in body.replace(b" ", b""):
+            self._transport.write(JSON)
+        elif b"trickle" in body:
+            self._pieces = itertools.chain(PIECES)
+            self._transport.write(STREAM_HEAD)
+            self._next_piece()
+        else:
+            self._transport.write(BURST)
+
+    def _next_piece(self) -> None:
+        assert self._pieces is not None
+        if (piece := next(self._pieces, None)) is not None and not self._transport.is_closing():
+            self._transport.write(piece)
+            asyncio.get_running_loop().call_later(EVERY_S, self._next_piece)
+
+
+async def main(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=2048)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(int(sys.argv[1])))

@@ -1,0 +1,161 @@
+"""The queue of those who wait: first come, first served within a key, the keys in turn, nobody blocked by who cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.queue import Entry, FairQueue
+
+
+def queue_of(*waiting: str) -> FairQueue[str]:
+    """A queue of such entries: `a1` is of key `a`, for model `1`."""
+    queue: FairQueue[str] = FairQueue()
+    for key, model in waiting:
+        queue.push(key, model)
+    return queue
+
+
+def serve(queue: FairQueue[str], can: Callable[[str], bool] = lambda model: True) -> str:
+    """Serves the first that can be served, and says who; empty if nobody can."""
+    for entry in queue:
+        if can(entry.payload):
+            queue.remove(entry, served=True)
+            return entry.key + entry.payload
+    return ""
+
+
+def served(queue: FairQueue[str]) -> list[str]:
+    return [serve(queue) for _ in range(len(queue))]
+
+
+def test_one_key_is_served_as_it_came() -> None:
+    assert served(queue_of("a1", "a2", "a3")) == ["a1", "a2", "a3"]
+
+
+def test_the_keys_are_served_in_turn_however_many_wait_of_each() -> None:
+    assert served(queue_of("a1", "a2", "a3", "a4", "b1", "c1", "b2")) == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+def test_a_key_that_comes_back_waits_behind_the_others() -> None:
+    queue = queue_of("a1", "b1", "b2")
+    assert serve(queue) == "a1"
+    queue.push("a", "2")
+    assert served(queue) == ["b1", "a2", "b2"]
+
+
+def test_who_cannot_be_served_blocks_nobody_and_keeps_its_place() -> None:
+    queue = queue_of("a1", "a2", "b2", "b2")
+    assert [serve(queue, lambda model: model == "2") for _ in range(2)] == ["a2", "b2"]
+    assert served(queue) == ["a1", "b2"]
+
+
+def test_a_key_whose_first_entry_cannot_be_served_gets_its_turn_with_the_next() -> None:
+    """Another key that always has somebody waiting would starve it."""
+    queue, got = queue_of("b1", "b2", "a2"), []
+    for _ in range(3):
+        queue.push("a", "2")
+        got.append(serve(queue, lambda model: model == "2"))
+    assert got == ["b2", "a2", "a2"]
+
+
+def test_who_gives_up_costs_its_key_no_turn() -> None:
+    queue = queue_of("a1", "b1")
+    first = next(iter(queue))
+    second = queue.push("a", "2")
+    queue.remove(first)
+    assert queue.position(second) == 0
+    assert served(queue) == ["a2", "b1"]
+
+
+def test_to_remove_twice_is_to_remove_once() -> None:
+    queue = queue_of("a1", "a2", "b1")
+    first = next(iter(queue))
+    queue.remove(first, served=True)
+    queue.remove(first, served=True)
+    assert len(queue) == 2
+    assert served(queue) == ["b1", "a2"], "the second time is nobody's turn"
+
+
+def test_an_entry_that_is_served_may_be_removed_while_one_looks() -> None:
+    queue = queue_of("a1", "b1", "a2")
+    for entry in queue:
+        queue.remove(entry, served=True)
+    assert not len(queue)
+
+
+def test_it_knows_how_many_wait() -> None:
+    queue = queue_of("a1", "b1", "a2")
+    assert (len(queue), queue.counts()) == (3, {"a": 2, "b": 1})
+    served(queue)
+    assert (len(queue), queue.counts(), list(queue)) == (0, {}, [])
+
+
+# ── the laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WAITING = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")), max_size=30)
+# Who comes (key, model), or which model has a slot now.
+STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")) | st.sampled_from("12"), max_size=60)
+
+
+@given(WAITING)
+def test_a_position_says_when_it_is_its_turn(waiting: list[tuple[str, str]]) -> None:
+    queue: FairQueue[str] = FairQueue()
+    entries = [queue.push(key, model) for key, model in waiting]
+    positions = {entry: queue.position(entry) for entry in entries}
+    order: list[Entry[str]] = []
+    while len(queue):
+        order.append(first := next(iter(queue)))
+        queue.remove(first, served=True)
+    assert positions == {entry: place for place, entry in enumerate(order)}
+
+
+@given(STEPS)
+def test_nobody_is_lost_overtaken_or_starved(steps: list[tuple[str, str] | str]) -> None:
+    queue: FairQueue[str] = FairQueue()
+    waiting: list[Entry[str]] = []
+    # Of each key with somebody waiting for a model, the keys that were served with that model since it last was.
+    served_since: dict[tuple[str, str], list[str]] = {}
+    for step in steps:
+        if isinstance(step, tuple):
+            waiting.append(queue.push(*step))
+            served_since.setdefault(step, [])
+        else:
+            first = next((entry for entry in queue if entry.payload == step), None)
+            able = [entry for entry in waiting if entry.payload == step]
+            assert (first is None) == (not able), "who can be served is served, whoever waits before it"
+            if first is None:
+                continue
+            assert first is next(entry for entry in able if entry.key == first.key), "within a key: as they came"
+            queue.remove(first, served=True)
+            waiting.remove(first)
+            del served_since[first.key, step]
+            if any((entry.key, entry.payload) == (first.key, step) for entry in waiting):
+                served_since[first.key, step] = []
+            for (_, model), others in served_since.items():
+                if model == step:
+                    others.append(first.key)
+        assert len(queue) == len(waiting)
+        assert sorted(map(id, queue)) == sorted(map(id, waiting))
+        for (key, model), others in served_since.items():
+            others = [other for other in others if other != key]
+            # A key loses its turn by being served with the other model, so twice is what may come before it here.
+            assert all(others.count(other) <= 2 for other in others), f"{key} waits for {model}: {others} came before"
+
+
+@given(WAITING, st.sampled_from("abcd"))
+def test_between_two_turns_of_a_key_every_other_that_waits_has_one(waiting: list[tuple[str, str]], key: str) -> None:
+    queue: FairQueue[str] = FairQueue()
+    for one in waiting:
+        queue.push(*one)
+    can_wait = set(queue.counts())
+    since: set[str] = set()
+    while len(queue):
+        first = next(iter(queue))
+        if first.key == key and since:
+            assert since >= can_wait - {key}, f"{key} again, and {can_wait - since} still wait"
+        since = {key} if first.key == key else since | {first.key} if since else since
+        queue.remove(first, served=True)
+        can_wait = set(queue.counts())
