@@ -31,9 +31,15 @@ LOST_AFTER = 2
 
 class Endpoint:
     """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change` is
-    called when they are others than before."""
+    called when they are others than before, `on_lost` when it has not answered for a while."""
 
-    def __init__(self, config: EndpointConfig, breaker: BreakerConfig, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: EndpointConfig,
+        breaker: BreakerConfig,
+        on_change: Callable[[], None],
+        on_lost: Callable[[Endpoint], None],
+    ) -> None:
         self.config = config
         self.name = name_of(config)
         self.url = self.key = config.url.rstrip("/")
@@ -54,6 +60,7 @@ class Endpoint:
         self._breaker_config = breaker
         self.breakers: dict[str, Breaker] = {}
         self._on_change = on_change
+        self._on_lost = on_lost
         self._slots: int | None = None
         self._failed_looks = 0
         self._memory = Memory()
@@ -191,7 +198,7 @@ class Endpoint:
         self.error = problem
         self._failed_looks += 1
         if self._failed_looks >= LOST_AFTER:
-            self.client.give_up()
+            self._on_lost(self)
 
     def _declared(self) -> list[str]:
         """The models that the settings name without a pattern."""

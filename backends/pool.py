@@ -151,7 +151,7 @@ class Pool:
 
     def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> None:
         """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
-        endpoint = Endpoint(config, self._config.breaker, self._changed)
+        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost)
         if before is not None:
             endpoint.take_over(before)
         if endpoint.key in self.endpoints:  # The one that it replaces still answers something.
@@ -246,6 +246,13 @@ class Pool:
         """Other models are served than before: somebody who waits may be served now."""
         self._serving_cache.clear()
         self._wake()
+
+    def _lost(self, endpoint: Endpoint) -> None:
+        """An endpoint has not answered for a while: who waits for its first byte goes elsewhere, if there is an elsewhere. It may
+        only be slow."""
+        others = [other for other in self.endpoints.values() if other is not endpoint and other.healthy]
+        if any(other.name_of(model) for other in others for model in endpoint.models):
+            endpoint.client.give_up()
 
     def _serving(self, model: str) -> list[Slot]:
         """The endpoints that have a model, and its name there."""
