@@ -116,17 +116,26 @@ async def begin_turn(
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
         owner,
         has_references=new_items != given,
-        routing=Routing(owner=owner, affinity=affinity_of(params, [*history, *new_items][:1])),
+        routing=Routing(owner=owner, affinity=affinity_of(params, [*history, *new_items])),
     )
 
 
-def affinity_of(params: CreateParams, leading: list[Item]) -> list[str]:
+def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
     """What of a request may be warm at an endpoint, the surest first: what its client says, the turn before it, and how it
     begins."""
     names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
+    first_asked = next((item for item in items if item.get("role") == "user"), None)
     begins = f"{params.model}\n{(params.instructions or '')[:LEADING]}\n"
-    begins += str([item.get("content") for item in leading])[:LEADING]
+    begins += "\n".join(_leading_text(item) for item in (*items[:1], first_asked) if item)
     return [*names, blake2b(begins.encode("utf-8", "replace"), digest_size=8).hexdigest()]
+
+
+def _leading_text(item: Item) -> str:
+    """How the text of a message begins. Not its images: they are large, and no conversation is known by them."""
+    content = item.get("content")
+    if isinstance(content, list):
+        content = next((part["text"] for part in content if isinstance(part, dict) and part.get("text")), "")
+    return str(content or "")[:LEADING]
 
 
 # How much of a beginning tells conversations apart.

@@ -1,11 +1,11 @@
-"""One thin client an endpoint: the SDK's surface over aiohttp's C parser, raw bytes and msgspec.
+"""One thin client an endpoint: the SDK's surface over raw bytes (`backends/http1.py`) and msgspec.
 
     client.chat.completions.create(**params)   ChatCompletion, or a ChatStream to iterate over
     client.responses.create(**params)          a dict, or an EventStream
     client.forward(path, body)                 an answer as it comes, byte by byte
     client.get_json(path)                      for listing models
 
-The official SDK's client can stand in for it. aiohttp's errors, and the SDK's, become ours here (`named_errors`) and nowhere else.
+The official SDK's client can stand in for it. Foreign errors, and the SDK's, become ours here (`named_errors`) and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import contextlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 import orjson
 
+from backends.http1 import Answer, BadAnswer, ConnectTimeout, Origin
 from backends.refusals import overflow_of, unsupported_of
 from errors import (
     BackendCut,
@@ -39,7 +39,6 @@ from requests.sse import SSEDecoder
 log = logging.getLogger("nomyo.backends")
 
 T = TypeVar("T")
-FirstByte = Callable[[], AbstractAsyncContextManager[None]]
 
 MAX_ERROR_BODY = 64 * 1024
 
@@ -59,55 +58,49 @@ class BackendClient:
         first_byte_timeout_s: float = 600.0,
         read_timeout_s: float = 600.0,
     ) -> None:
-        self._root_url = root_url
-        self._base_url = base_url
-        self._first_byte_timeout_s = first_byte_timeout_s
-        self._unanswered: set[asyncio.Timeout] = set()
-        self._session = aiohttp.ClientSession(
-            # Servers close idle connections after 5 s (llama.cpp, uvicorn): let ours go first.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s),
+        self._origin = Origin(
+            base_url,
             # Not compressed: an encoder on the way would hold tokens back.
-            headers={
+            {
                 "Accept-Encoding": "identity",
                 **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
                 **headers,
             },
-            raise_for_status=False,
+            connect_timeout_s=connect_timeout_s,
+            first_byte_timeout_s=min(first_byte_timeout_s, read_timeout_s),
+            read_timeout_s=read_timeout_s,
         )
+        self._root_path = urlsplit(root_url).path.rstrip("/")
+        self._base_path = urlsplit(base_url).path.rstrip("/")
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create_chat))
         self.responses = SimpleNamespace(create=self._create_response)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._origin.close()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return self._origin.connections
+
+    @property
+    def answering(self) -> int:
+        """How many answers are under way."""
+        return self._origin.answering
 
     def give_up(self) -> None:
         """The server is lost: whoever waits for the first byte of an answer shall wait no longer."""
-        while self._unanswered:
-            with contextlib.suppress(RuntimeError):  # It has expired in this moment.
-                self._unanswered.pop().reschedule(asyncio.get_running_loop().time())
-
-    @asynccontextmanager
-    async def first_byte(self) -> AsyncGenerator[None]:
-        """The body waits for the first byte of an answer: no longer than `first_byte_timeout_s`, or until we `give_up`."""
-        async with asyncio.timeout(self._first_byte_timeout_s) as timeout:
-            self._unanswered.add(timeout)
-            try:
-                yield
-            finally:
-                self._unanswered.discard(timeout)
+        self._origin.give_up()
 
     async def get_json(self, path: str, timeout_s: float) -> Any:
         """The JSON at `path` below the configured URL. Raises a `BackendError`."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
         with named_errors():
-            async with self._session.get(self._root_url + path, timeout=timeout) as answer:
-                if answer.status >= 400:
-                    raise await _refusal(answer)
-                try:
-                    return orjson.loads(await answer.read())
-                except orjson.JSONDecodeError:
-                    raise BackendError("The backend's answer is not JSON.") from None
+            async with asyncio.timeout(timeout_s):
+                body = await _read(await self._send("GET", self._root_path + path))
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise BackendError("The backend's answer is not JSON.") from None
 
     async def post_json(self, path: str, params: dict[str, Any]) -> Any:
         """The JSON that POST `path` below the API's base answers. Raises a `BackendError`."""
@@ -120,7 +113,7 @@ class BackendClient:
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
         if _is_stream(answer):
-            return ChatStream(answer, self.first_byte)
+            return ChatStream(answer)
         body = await _read(answer)
         try:
             return decode_completion(body)
@@ -130,7 +123,7 @@ class BackendClient:
     async def _create_response(self, **params: Any) -> Dumped | EventStream:
         answer = await self._post("/responses", params)
         if _is_stream(answer):
-            return EventStream(answer, self.first_byte)
+            return EventStream(answer)
         body = await _read(answer)
         response = _json_or_none(body)
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
@@ -139,27 +132,17 @@ class BackendClient:
 
     async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
         """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a `BackendError`."""
-        return RawAnswer(
-            await self._send((self._root_url if below_root else self._base_url) + path, body), self.first_byte
-        )
+        return RawAnswer(await self._send("POST", (self._root_path if below_root else self._base_path) + path, body))
 
-    async def _post(self, path: str, params: dict[str, Any]) -> aiohttp.ClientResponse:
-        return await self._send(self._base_url + path, orjson.dumps(params))
+    async def _post(self, path: str, params: dict[str, Any]) -> Answer:
+        return await self._send("POST", self._base_path + path, orjson.dumps(params))
 
-    async def _send(self, url: str, body: bytes) -> aiohttp.ClientResponse:
-        for is_last in (False, True):
-            try:
-                with named_errors():
-                    async with self.first_byte():
-                        answer = await self._session.post(url, data=body, headers={"Content-Type": "application/json"})
-                    if answer.status >= 400:
-                        raise await _refusal(answer)
-                    return answer
-            except BackendUnreachable as error:
-                # The server may have closed a kept connection in the moment in which we used it.
-                if is_last or isinstance(error.__cause__, aiohttp.ClientConnectorError | None):
-                    raise
-        raise AssertionError
+    async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
+        with named_errors():
+            answer = await self._origin.send(method, target, body)
+            if answer.status >= 300:
+                raise await _refusal(answer)
+            return answer
 
 
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
@@ -178,9 +161,8 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
 class BackendStream(ABC, Generic[T]):
     """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, first_byte: FirstByte = nullcontext) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._first_byte = first_byte
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self._pieces()
@@ -197,11 +179,7 @@ class BackendStream(ABC, Generic[T]):
         try:
             while not done:
                 with named_errors(begun=not nothing):
-                    if nothing:
-                        async with self._first_byte():
-                            received = await self._answer.content.readany()
-                    else:
-                        received = await self._answer.content.readany()
+                    received = await self._answer.readany()
                 batch: list[T] = []
                 failure: BackendError | TooManyRequests | None = None
                 for data in decoder.feed(received) if received else decoder.flush():
@@ -221,27 +199,24 @@ class BackendStream(ABC, Generic[T]):
                     raise failure
                 if not received:
                     break
-            if done and not self._answer.content.at_eof():
+            if done and not self._answer.at_eof:
                 await self._last_read()
             if nothing:
                 raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
             if not ended:
                 raise BackendCut("The backend ended its answer in the middle.")
         finally:
-            await self.aclose()
+            self._answer.close()
 
     async def _last_read(self) -> None:
         """The end of the HTTP body comes right behind [DONE]. Read, it leaves a connection that can be used again."""
-        with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is an OSError
+        with contextlib.suppress(BadAnswer, OSError):  # TimeoutError is an OSError
             async with asyncio.timeout(0.05):
-                await self._answer.content.readany()
+                await self._answer.readany()
 
     async def aclose(self) -> None:
-        """Gives the connection back if the answer was read to its end, and cuts it otherwise: that aborts the backend's work."""
-        if self._answer.content.at_eof():
-            self._answer.release()
-        else:
-            self._answer.close()
+        """Cuts the answer if it has not ended: that aborts the backend's work."""
+        self._answer.close()
 
     @abstractmethod
     def _piece(self, data: bytes) -> tuple[T, bool]:
@@ -251,21 +226,16 @@ class BackendStream(ABC, Generic[T]):
 class RawAnswer:
     """An answer that goes on as it came. `pieces()` gives what each network read held."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, first_byte: FirstByte) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._first_byte = first_byte
-        self.content_type = answer.headers.get("Content-Type", "application/json")
+        self.content_type = answer.headers.get("content-type", "application/json")
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         begun = False
         try:
             while True:
                 with named_errors(begun=begun):
-                    if begun:
-                        received = await self._answer.content.readany()
-                    else:
-                        async with self._first_byte():
-                            received = await self._answer.content.readany()
+                    received = await self._answer.readany()
                 if not received:
                     break
                 begun = True
@@ -273,10 +243,7 @@ class RawAnswer:
             if not begun:
                 raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
         finally:
-            if self._answer.content.at_eof():
-                self._answer.release()
-            else:
-                self._answer.close()
+            self._answer.close()
 
 
 class ChatStream(BackendStream[ChatChunk]):
@@ -320,11 +287,11 @@ def named_errors(*, begun: bool = False) -> Iterator[None]:
     """Gives foreign errors our names. `begun`: a part of the answer has arrived already."""
     try:
         yield
-    except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-        if isinstance(error, aiohttp.ConnectionTimeoutError):
-            raise BackendUnreachable("The backend took no connection in time.") from error
+    except ConnectTimeout as error:
+        raise BackendUnreachable("The backend took no connection in time.") from error
+    except TimeoutError as error:
         raise BackendTimeout("The backend sent nothing in time.") from error
-    except (aiohttp.ClientError, OSError) as error:
+    except (BadAnswer, OSError) as error:
         if begun:
             raise BackendCut("The backend broke off its answer.") from error
         raise BackendUnreachable("The backend could not be reached.") from error
@@ -351,15 +318,17 @@ def _named_sdk_error(error: Exception) -> BackendError | TooManyRequests | None:
     return None
 
 
-async def _refusal(answer: aiohttp.ClientResponse) -> BackendError | TooManyRequests:
+async def _refusal(answer: Answer) -> BackendError | TooManyRequests:
     try:
-        body = await answer.content.read(MAX_ERROR_BODY)
+        body = await answer.read(MAX_ERROR_BODY)
     finally:
         answer.close()
+    if answer.status < 400:
+        return BackendError("The backend wants to be asked elsewhere: its url is wrong.", code="backend_redirects")
     described = _json_or_none(body)
     if isinstance(described, dict) and "error" in described:
         described = described["error"]
-    return refusal_of(answer.status, described, answer.headers.get("Retry-After"))
+    return refusal_of(answer.status, described, answer.headers.get("retry-after"))
 
 
 def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> BackendError | TooManyRequests:
@@ -460,13 +429,13 @@ def _json_or_none(body: bytes) -> Any:
         return None
 
 
-def _is_stream(answer: aiohttp.ClientResponse) -> bool:
-    return answer.content_type == "text/event-stream"
+def _is_stream(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").startswith("text/event-stream")
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
+async def _read(answer: Answer) -> bytes:
     with named_errors(begun=True):
         try:
             return await answer.read()
         finally:
-            answer.release()
+            answer.close()

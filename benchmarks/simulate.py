@@ -4,8 +4,8 @@
 
 A fleet of endpoints serves conversations. Each endpoint keeps one model in memory and swaps it for seconds, reads a prompt at its
 own speed unless it has read its beginning before (it remembers as many conversations as it has slots), and writes at its own speed.
-Some endpoints fail for a while: they refuse at once, hang, or die with what they run. All three policies try a failed request at
-other endpoints, three times at most; only ours knows who fails.
+Some endpoints fail for a while: they refuse at once, hang, or die with what they run. All policies try a failed request at
+other endpoints, three times at most; only ours knows who fails. Ours without affinity shows what affinity is worth.
 """
 
 from __future__ import annotations
@@ -81,30 +81,33 @@ class Request:
 
 @dataclass
 class Result:
-    """What came of a run. Waits are seconds until a request's first token."""
+    """What came of a run. Waits are seconds until a request's first token. `cut` are answers that broke off in the middle: no
+    policy can prevent those."""
 
     waits: list[float] = field(default_factory=list)
     errors: int = 0
+    cut: int = 0
     swaps: int = 0
     hits: int = 0
     could_hit: int = 0
 
-    def row(self) -> tuple[float, float, float, float, float]:
-        """p50 and p99 of the waits, errors in a thousand, swaps in a thousand requests, share of warm prompts."""
+    def row(self) -> tuple[float, float, float, float, float, float]:
+        """p50 and p99 of the waits; errors, cut answers and swaps in a thousand requests; the share of warm prompts."""
         cuts = quantiles(self.waits, n=100)
-        count = len(self.waits) + self.errors
-        return cuts[49], cuts[98], 1000 * self.errors / count, 1000 * self.swaps / count, self.hits / self.could_hit
+        in_a_thousand = 1000 / (len(self.waits) + self.errors + self.cut)
+        counts = self.errors * in_a_thousand, self.cut * in_a_thousand, self.swaps * in_a_thousand
+        return cuts[49], cuts[98], *counts, self.hits / self.could_hit
 
 
 Policy = Callable[[list[Server], Request, float], Server | None]
 
 
 class Ours:
-    """The router's choice."""
+    """The router's choice. It `remembers` where so many conversations were."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, remembers: int = 10_000) -> None:
         self._rng = rng
-        self._affinity = Affinity(max_entries=10_000, max_age_s=1800.0)
+        self._affinity = Affinity(max_entries=remembers, max_age_s=1800.0)
 
     def __call__(self, servers: list[Server], request: Request, now: float) -> Server | None:
         candidates = [
@@ -149,7 +152,12 @@ def round_robin(rng: random.Random) -> Policy:
     return policy
 
 
-POLICIES: dict[str, Callable[[random.Random], Policy]] = {"ours": Ours, "random": at_random, "round robin": round_robin}
+POLICIES: dict[str, Callable[[random.Random], Policy]] = {
+    "ours": Ours,
+    "ours, no affinity": partial(Ours, remembers=0),
+    "random": at_random,
+    "round robin": round_robin,
+}
 
 
 class Simulation:
@@ -232,6 +240,7 @@ class Simulation:
 
     def _cut(self, server: Server, now: float) -> None:
         """It had begun to answer: nobody can take that over, whatever the policy."""
+        self.result.cut += 1
         self._count_failure(server, now)
         server.loaded = None
         self._release(server, now)
@@ -274,8 +283,9 @@ def fleet(count: int, rng: random.Random, *, outages: bool) -> list[Server]:
         speed = rng.choice((0.5, 1.0, 2.0))
         servers.append(Server(f"server-{number}", has, rng.choice((2, 4)), 800 * speed, 40 * speed))
     if outages:
+        first = rng.randrange(3)
         for number in range(max(1, count // 5)):
-            kind = ("refuses", "hangs", "dead")[number % 3]
+            kind = ("refuses", "hangs", "dead")[(first + number) % 3]
             servers[number].outage = Outage(kind, 200.0, 500.0)
     return servers
 
@@ -322,13 +332,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=5, help="runs of which the means are shown")
     seeds = parser.parse_args().seeds
-    print("| fleet | policy | p50 wait s | p99 wait s | errors ‰ | swaps ‰ | warm prompts |")
-    print("|---|---|---|---|---|---|---|")
+    print("| fleet | policy | p50 wait s | p99 wait s | errors ‰ | cut ‰ | swaps ‰ | warm prompts |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, (count, load, outages) in SCENARIOS.items():
         for policy in POLICIES:
             rows = [simulate(policy, count, load, outages, seed).row() for seed in range(seeds)]
-            p50, p99, errors, swaps, hits = map(mean, zip(*rows, strict=True))
-            print(f"| {name} | {policy} | {p50:.2f} | {p99:.1f} | {errors:.1f} | {swaps:.0f} | {hits:.0%} |")
+            p50, p99, errors, cut, swaps, hits = map(mean, zip(*rows, strict=True))
+            print(
+                f"| {name} | {policy} | {p50:.2f} | {p99:.1f} | {errors:.1f} | {cut:.1f} | {swaps:.0f} | {hits:.0%} |"
+            )
 
 
 if __name__ == "__main__":

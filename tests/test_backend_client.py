@@ -148,7 +148,8 @@ class TestRetries:
         assert len(backend.turns) == 1
 
     @pytest.mark.parametrize("reset", [False, True])
-    async def test_a_connection_that_breaks_before_the_first_byte_is_tried_again(self, backend, client, reset):
+    async def test_a_kept_connection_that_breaks_before_the_first_byte_is_tried_again(self, backend, client, reset):
+        await said(client)
         backend.script(cut(reset=reset), chat("Hello"))
         assert await said(client) == "Hello"
 

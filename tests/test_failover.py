@@ -80,7 +80,7 @@ async def fleet(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Ru
         await eventually(lambda: running.in_flight() == 0, "no slot is taken")
         assert not len(pool.queue), "somebody still waits"
         for endpoint in pool.endpoints.values():
-            assert not endpoint.client._unanswered, f"{endpoint.name}: somebody still waits for a first byte"
+            await eventually(lambda c=endpoint.client: not c.answering, f"{endpoint.name}: nobody waits for a byte")
 
 
 # ── many requests ────────────────────────────────────────────────────────────────────────────────────────────────────

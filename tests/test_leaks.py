@@ -69,9 +69,7 @@ async def nothing_is_left(pool: Pool) -> None:
     for endpoint in pool.endpoints.values():
         probing = [model for model, breaker in endpoint.breakers.items() if breaker._probing]
         assert not probing, f"{endpoint.name}: a probe of {probing} never ended"
-        assert not endpoint.client._unanswered, f"{endpoint.name}: somebody waits for a first byte"
-        connector = endpoint.client._session.connector
-        await eventually(lambda c=connector: not c._acquired, f"{endpoint.name}: no connection is in use")
+        await eventually(lambda c=endpoint.client: not c.answering, f"{endpoint.name}: no connection is in use")
 
 
 def any_answer(dice: random.Random) -> Answer:

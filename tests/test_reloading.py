@@ -113,7 +113,7 @@ class TestEndpoints:
             (client, _) = [endpoint.client for endpoint in running.app.state.pool.endpoints.values()]
             await settings.change(at(two[1]))
             assert list(await settings.endpoints()) == [f"{two[1].url}/v1"]
-            assert client._session.closed
+            assert client.connections == 0
             assert [task.get_name() for task in asyncio.all_tasks()].count(f"watch {two[0].url[7:]}") == 0
 
     async def test_one_that_changes_while_it_is_busy(self, settings, backend):
