@@ -197,8 +197,8 @@ def log_to_stderr() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole."""
-    return record.msg != "ASGI callable returned without completing handshake."
+    """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole, and when we break off an answer."""
+    return not str(record.msg).startswith("ASGI callable returned without completing")
 
 
 def _load() -> FastAPI:

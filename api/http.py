@@ -8,6 +8,7 @@ import hashlib
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import lru_cache
 from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
@@ -34,22 +35,34 @@ class Gate:
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        expected = self._state.config.api_key
-        if expected and scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS:
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            scheme, _, key = given.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), expected.encode()):
-                await error_response(Unauthorized("Give the router's key as 'Authorization: Bearer …'."))(
-                    scope, receive, send
-                )
+        if scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS:
+            try:
+                check_key(self._state, scope)
+            except Unauthorized as error:
+                await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
+def check_key(state: Any, scope: Scope) -> None:
+    """Raises `Unauthorized` for a request without the router's key, where one is set."""
+    expected = state.config.api_key
+    if not expected:
+        return
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    scheme, _, key = given.partition(b" ")
+    if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), expected.encode()):
+        raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
+
+
 def owner_of(request: HTTPConnection) -> str:
     """Who asks, as a digest: answers in the cache are shared among the requests with one key."""
-    given = request.headers.get("authorization", "")
-    return hashlib.sha256(given.encode()).hexdigest()[:16] if given else ""
+    return _digest(next((value for name, value in request.scope["headers"] if name == b"authorization"), b""))
+
+
+@lru_cache(maxsize=1024)
+def _digest(given: bytes) -> str:
+    return hashlib.sha256(given).hexdigest()[:16] if given else ""
 
 
 async def read_json(request: Request) -> Any:

@@ -7,7 +7,11 @@ Of a request only what chooses the endpoint is read, of an answer only what it u
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import logging
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -18,31 +22,37 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http import Primed, cancelled_if_client_leaves, owner_of, read_body
+from api.http import ClientLeft, Primed, cancelled_if_client_leaves, owner_of, read_body
 from backends.failover import Attempt, Attempts
 from backends.pool import Routing
-from errors import APIError, InvalidRequest
+from errors import APIError, BackendRefused, InvalidRequest
+
+log = logging.getLogger("nomyo.backends")
 
 routes = APIRouter(prefix="/v1", tags=["passed through"])
 
 # What begins alike is warm where its like was: a system text and the first question mostly lie in here.
 LEADING_BYTES = 1024
-# The usage is the last thing that an answer says.
-TAIL_BYTES = 4096
+# The usage is the last thing that an answer says, or among the first: llama.cpp's before its embeddings.
+END_BYTES = 4096
+USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+# Our errors name the parameters of Responses.
+PARAMS = {"reasoning.effort": "reasoning_effort", "max_output_tokens": "max_tokens", "text": "response_format"}
+INPUTS = {"/chat/completions": "messages", "/completions": "prompt"}
 
 
 class Head(msgspec.Struct):
     """What of a request chooses its endpoint."""
 
     model: str
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Any = None
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
 
     def affinity(self) -> list[str]:
-        leading = bytes(self.messages or self.prompt)[:LEADING_BYTES]
+        leading = memoryview(self.messages or self.prompt)[:LEADING_BYTES]
         hashed = f"{self.model}:{hashlib.blake2b(leading, digest_size=8).hexdigest()}" if leading else ""
-        return [name for name in (self.prompt_cache_key, hashed) if name]
+        return [name for name in (self.prompt_cache_key, hashed) if name and isinstance(name, str)]
 
 
 class Used(msgspec.Struct):
@@ -50,12 +60,9 @@ class Used(msgspec.Struct):
     completion_tokens: int = 0
 
 
-class Answered(msgspec.Struct):
-    usage: Used | None = None
-
-
 _head = msgspec.json.Decoder(Head)
-_answered = msgspec.json.Decoder(Answered)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_used = msgspec.json.Decoder(Used)
 
 
 @routes.post("/chat/completions")
@@ -76,16 +83,24 @@ async def pass_through(request: Request) -> Response:
     try:
         async with cancelled_if_client_leaves(request.receive):
             await answer.prime()
-    except BaseException:
+    except BaseException as error:
         await answer.aclose()
+        if isinstance(error, BackendRefused):
+            error.param = (
+                INPUTS.get(path, "input") if error.param == "input" else PARAMS.get(error.param or "", error.param)
+            )
         raise
     return PassedOn(answer, passing)
+
+
+SURROGATES = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 def head_of(body: bytes) -> Head:
     """What a body says of where it wants to go. Raises `InvalidRequest`."""
     try:
-        return _head.decode(body)
+        # Half a surrogate pair is what is left of a text that was cut in the middle of an emoji. It is not ours to refuse.
+        return _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"Invalid value for 'model': {error}.", param="model", code="invalid_value") from None
     except msgspec.DecodeError as error:
@@ -93,11 +108,11 @@ def head_of(body: bytes) -> Head:
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """The body of a request, for another model. Raises `InvalidRequest`: half a surrogate pair is found only now."""
+    """The body of a request, for another model. All else in it stays as it is spelled."""
     try:
-        return orjson.dumps(orjson.loads(body) | {"model": model})
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+        return msgspec.json.encode(_members.decode(body) | {"model": model})
+    except msgspec.DecodeError:  # half a surrogate pair
+        return json.dumps(json.loads(body) | {"model": model}).encode()
 
 
 class Passing:
@@ -108,7 +123,7 @@ class Passing:
         self._model = model
         self._body = body
         self._routing = routing
-        self._tail = b""
+        self._start = self._tail = b""
         self.content_type = "application/json"
 
     def headers(self) -> dict[str, str]:
@@ -119,7 +134,9 @@ class Passing:
             async with attempt, aclosing(self._answer(attempt)) as pieces:
                 async for received in pieces:
                     attempt.begun = True
-                    self._tail = (self._tail + received)[-TAIL_BYTES:]
+                    if len(self._start) < END_BYTES:
+                        self._start += received[: END_BYTES - len(self._start)]
+                    self._tail = (self._tail + received)[-END_BYTES:]
                     yield received
         if used := self._used():
             self._pool.count_tokens(self._model, used.prompt_tokens, used.completion_tokens)
@@ -128,7 +145,9 @@ class Passing:
         """An error in the middle of the answer, as its client reads one. None: only a connection that breaks says it."""
         if not self.content_type.startswith("text/event-stream"):
             return None
-        return b"data: " + orjson.dumps({"error": error.to_dict()}) + b"\n\n"
+        # What broke off may be half a frame.
+        end = b"" if self._tail.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+        return end + b"data: " + orjson.dumps({"error": error.to_dict()}) + b"\n\n"
 
     def _answer(self, attempt: Attempt) -> AsyncGenerator[bytes]:
         return self._forwarded(attempt, self._routing.path)
@@ -146,17 +165,12 @@ class Passing:
         return self._body if model == self._model else with_model(self._body, model)
 
     def _used(self) -> Used | None:
-        """What the end of the answer says of its tokens."""
-        at = self._tail.rfind(b'"usage"')
-        start = self._tail.find(b"{", at) if at >= 0 else -1
-        end = self._tail.find(b"}", start)
-        if start < 0 or end < 0:
-            return None
-        try:
-            # Up to the first brace: the counts come before the details, or the details are cut and the counts with them.
-            return _answered.decode(b'{"usage":' + _balanced(self._tail[start:]) + b"}").usage
-        except msgspec.DecodeError:
-            return None
+        """What the answer says of its tokens."""
+        for part in (self._tail, self._start):
+            for found in reversed(list(USAGE.finditer(part))):
+                with contextlib.suppress(msgspec.DecodeError):
+                    return _used.decode(_balanced(part[found.end() :]))
+        return None
 
 
 def _balanced(data: bytes) -> bytes:
@@ -179,14 +193,20 @@ class PassedOn(Response):
         self._passing = passing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._answer), cancelled_if_client_leaves(receive):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            try:
-                async for received in self._answer:
-                    await send({"type": "http.response.body", "body": received, "more_body": True})
-            except APIError as error:
-                told = self._passing.told(error)
-                if told is None:
-                    raise  # The server closes the connection: half a body must not look like a whole one.
-                await send({"type": "http.response.body", "body": told, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        async with aclosing(self._answer):
+            with contextlib.suppress(ClientLeft):
+                async with cancelled_if_client_leaves(receive):
+                    await self._send_all(send)
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for received in self._answer:
+                await send({"type": "http.response.body", "body": received, "more_body": True})
+        except APIError as error:
+            told = self._passing.told(error)
+            if told is None:
+                log.warning("an answer that was passed on broke off: %s", error.code)
+                return  # The server closes the connection: half a body must not look like a whole one.
+            await send({"type": "http.response.body", "body": told, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

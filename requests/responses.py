@@ -10,6 +10,7 @@ read what we build. Translators give the bare shapes; ids, statuses and the keys
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from secrets import token_hex
 from typing import Any
 
@@ -49,7 +50,17 @@ HAS_STATUS = frozenset({"message"}) | CALLS | OUTPUTS
 
 
 def new_id(prefix: str) -> str:
-    return f"{prefix}_{token_hex(16)}"
+    return f"{prefix}_{_random_hex()}"
+
+
+def _random_hexes() -> Iterator[str]:
+    """128 random bits as text, again and again. They are drawn a hundred at a time: each draw is a system call."""
+    while True:
+        drawn = token_hex(16 * 100)
+        yield from (drawn[start : start + 32] for start in range(0, len(drawn), 32))
+
+
+_random_hex = _random_hexes().__next__
 
 
 def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[str, Any]] | None = None) -> list[Item]:
