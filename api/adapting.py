@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from api.turn import Turn
+from backends.client import BackendStream
 from backends.images import ImageFetcher, with_images_fetched
 from backends.kinds import Kind
 from config import AdaptConfig
@@ -51,13 +52,25 @@ class Adapting:
 
     async def __call__(self, params: dict[str, Any]) -> Any:
         if not self._kind.fetches_images and self._allowed.fetch_images:
-            params = {**params, "messages": await with_images_fetched(params["messages"], self._images)}
+            messages = await with_images_fetched(params["messages"], self._images)
+            if messages is not params["messages"]:
+                self._tell("fetched_images")
+                params = {**params, "messages": messages}
         for _ in range(MAX_CHANGES):
             try:
-                return await self._create(params)
+                return await self._begun(params)
             except BackendRefused as error:
                 params = self._changed(params, error)
-        return await self._create(params)
+        return await self._begun(params)
+
+    async def _begun(self, params: dict[str, Any]) -> Any:
+        """The answer; where something could be changed, a stream not before its first piece: some servers refuse in there."""
+        answer = await self._create(params)
+        allowed = self._allowed
+        could_change = self._turn.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
+        if could_change and isinstance(answer, BackendStream):
+            await answer.prime()
+        return answer
 
     def _changed(self, params: dict[str, Any], error: BackendRefused) -> dict[str, Any]:
         """The request as the backend may take it. Raises its refusal, if nothing can or may be done."""
@@ -106,8 +119,8 @@ class Adapting:
 
 
 TOOL_PARAMS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
-# Without these a request is none.
-NEEDED = frozenset({"model", "messages", "stream"})
+# Without these a request is none; tools have a setting of their own.
+NEEDED = frozenset({"model", "messages", "stream", "tools"})
 
 
 def _has_images(messages: list[Message]) -> bool:

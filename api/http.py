@@ -20,6 +20,7 @@ from errors import APIError, InvalidRequest, TooLarge, Unauthorized
 from requests.sse import KEEPALIVE, frames, obfuscated
 
 KEEPALIVE_S = 15.0
+LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 OPEN_PATHS = frozenset({"/health"})
 
 
@@ -206,7 +207,11 @@ class EventStream(Response):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     async for events in self._batches:
                         self._wrote_at = asyncio.get_running_loop().time()
-                        await send({"type": "http.response.body", "body": self._frames(events), "more_body": True})
+                        ends = bool(events) and events[-1]["type"] in LAST_EVENTS
+                        body = self._frames(events)
+                        await send({"type": "http.response.body", "body": body, "more_body": not ends})
+                        if ends:  # In one write with the end of the answer.
+                            return
                     await send({"type": "http.response.body", "body": b""})
 
     @asynccontextmanager

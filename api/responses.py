@@ -56,8 +56,10 @@ async def run_turn(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
             ending = builder.finish()
         if builder.suppressed:
             log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(builder.suppressed))
-        # Before the last event leaves: a client that chains on it at once must find the row.
-        await _to_the_end(record(state, turn))
+        _count(state, turn)
+        if turn.stored or turn.uses_cache:
+            # Before the last event leaves: a client that chains on it at once must find the row.
+            await _to_the_end(record(state, turn))
     except Exception as error:
         described = _described(error, turn)
         if not builder.started or not (turn.stream or turn.background):
@@ -145,8 +147,6 @@ async def record(state: Any, turn: Turn) -> None:
     """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false` leaves
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
-    if (usage := response["usage"]) and not turn.from_cache:
-        state.pool.count_tokens(turn.model, usage["input_tokens"], usage["output_tokens"])
     if turn.stored:
         state.db.store_items(turn.id, [item["id"] for item in (*turn.input, *response["output"]) if item.get("id")])
         await (state.db.update_response(turn.id, response) if turn.row_begun else _store(state, turn))
@@ -154,6 +154,12 @@ async def record(state: Any, turn: Turn) -> None:
         cache = get_llm_cache(state)
         if cache is not None and (turn.stored or not cache.persistent):
             await cache.set_chat(CACHE_ROUTE, turn.model, cache_key(turn), orjson.dumps(response))
+
+
+def _count(state: Any, turn: Turn) -> None:
+    """What a backend has counted."""
+    if (usage := turn.builder.response["usage"]) and not turn.from_cache:
+        state.pool.count_tokens(turn.model, usage["input_tokens"], usage["output_tokens"])
 
 
 async def _record_failure(state: Any, turn: Turn) -> None:

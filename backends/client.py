@@ -5,7 +5,7 @@
     client.forward(path, body)                 an answer as it comes, byte by byte
     client.get_json(path)                      for listing models
 
-The official SDK's client can stand in for it. Foreign errors, and the SDK's, become ours here (`named_errors`) and nowhere else.
+The official SDK's client can stand in for it. Foreign errors, and the SDK's, become ours here (`named`) and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import contextlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -94,9 +95,11 @@ class BackendClient:
 
     async def get_json(self, path: str, timeout_s: float) -> Any:
         """The JSON at `path` below the configured URL. Raises a `BackendError`."""
-        with named_errors():
+        try:
             async with asyncio.timeout(timeout_s):
                 body = await _read(await self._send("GET", self._root_path + path))
+        except TimeoutError as error:
+            _raise_named(error)
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -138,24 +141,30 @@ class BackendClient:
         return await self._send("POST", self._base_path + path, orjson.dumps(params))
 
     async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
-        with named_errors():
+        try:
             answer = await self._origin.send(method, target, body)
             if answer.status >= 300:
                 raise await _refusal(answer)
             return answer
+        except Exception as error:
+            _raise_named(error)
 
 
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
     """`client.chat.completions.create(**params)`, its errors by our names: a `BackendError` or `TooManyRequests`. What is tried
     again, and where, is for `backends.failover` to say."""
-    with named_errors():
+    try:
         return await client.chat.completions.create(**params)
+    except Exception as error:
+        _raise_named(error)
 
 
 async def create_response_with_retries(client: Any, params: dict[str, Any]) -> Any:
     """`client.responses.create(**params)`, likewise."""
-    with named_errors():
+    try:
         return await client.responses.create(**params)
+    except Exception as error:
+        _raise_named(error)
 
 
 class BackendStream(ABC, Generic[T]):
@@ -163,6 +172,8 @@ class BackendStream(ABC, Generic[T]):
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self._first: list[T] | None = None
+        self._rest: AsyncGenerator[list[T]] | None = None
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self._pieces()
@@ -172,14 +183,31 @@ class BackendStream(ABC, Generic[T]):
             for piece in batch:
                 yield piece
 
-    async def batches(self) -> AsyncGenerator[list[T]]:
+    async def prime(self) -> None:
+        """Waits for the first pieces. Raises what is wrong with them, or with the backend."""
+        self._rest = self._batches()
+        self._first = await anext(self._rest)
+
+    def batches(self) -> AsyncGenerator[list[T]]:
+        return self._batches() if self._rest is None else self._primed(self._rest)
+
+    async def _primed(self, rest: AsyncGenerator[list[T]]) -> AsyncGenerator[list[T]]:
+        async with aclosing(rest):
+            if self._first is not None:
+                yield self._first
+            async for batch in rest:
+                yield batch
+
+    async def _batches(self) -> AsyncGenerator[list[T]]:
         decoder = SSEDecoder()
         ended = nothing = True
         done = False
         try:
             while not done:
-                with named_errors(begun=not nothing):
+                try:
                     received = await self._answer.readany()
+                except Exception as error:
+                    _raise_named(error, begun=not nothing)
                 batch: list[T] = []
                 failure: BackendError | TooManyRequests | None = None
                 for data in decoder.feed(received) if received else decoder.flush():
@@ -234,8 +262,10 @@ class RawAnswer:
         begun = False
         try:
             while True:
-                with named_errors(begun=begun):
+                try:
                     received = await self._answer.readany()
+                except Exception as error:
+                    _raise_named(error, begun=begun)
                 if not received:
                     break
                 begun = True
@@ -282,23 +312,24 @@ class EventStream(BackendStream[Dumped]):
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@contextlib.contextmanager
-def named_errors(*, begun: bool = False) -> Iterator[None]:
-    """Gives foreign errors our names. `begun`: a part of the answer has arrived already."""
-    try:
-        yield
-    except ConnectTimeout as error:
-        raise BackendUnreachable("The backend took no connection in time.") from error
-    except TimeoutError as error:
-        raise BackendTimeout("The backend sent nothing in time.") from error
-    except (BadAnswer, OSError) as error:
+def named(error: Exception, *, begun: bool = False) -> Exception:
+    """Our name for a foreign error, or the error itself. `begun`: a part of the answer has arrived already."""
+    if isinstance(error, ConnectTimeout):
+        return BackendUnreachable("The backend took no connection in time.")
+    if isinstance(error, TimeoutError):
+        return BackendTimeout("The backend sent nothing in time.")
+    if isinstance(error, BadAnswer | OSError):
         if begun:
-            raise BackendCut("The backend broke off its answer.") from error
-        raise BackendUnreachable("The backend could not be reached.") from error
-    except Exception as error:
-        if (named := _named_sdk_error(error)) is None:
-            raise
-        raise named from error
+            return BackendCut("The backend broke off its answer.")
+        return BackendUnreachable("The backend could not be reached.")
+    return _named_sdk_error(error) or error
+
+
+def _raise_named(error: Exception, *, begun: bool = False) -> NoReturn:
+    told = named(error, begun=begun)
+    if told is error:
+        raise error
+    raise told from error
 
 
 def _named_sdk_error(error: Exception) -> BackendError | TooManyRequests | None:
@@ -381,6 +412,7 @@ def refusal_of(status: Any, described: Any, retry_after: str | None = None) -> B
 # What a backend cannot do, as parameters of the client's request and of ours.
 PARAMS = {
     "images": "input",
+    "audio": "input",
     "thinking": "reasoning.effort",
     "max_tokens": "max_output_tokens",
     "response_format": "text",
@@ -434,8 +466,9 @@ def _is_stream(answer: Answer) -> bool:
 
 
 async def _read(answer: Answer) -> bytes:
-    with named_errors(begun=True):
-        try:
-            return await answer.read()
-        finally:
-            answer.close()
+    try:
+        return await answer.read()
+    except Exception as error:
+        _raise_named(error, begun=True)
+    finally:
+        answer.close()
