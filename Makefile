@@ -18,7 +18,7 @@ TYPED = router.py config.py errors.py tasks.py db.py cache.py seals.py reloading
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test clients contract lint format clean
+.PHONY: help setup demo serve test clients contract bench gateways lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,15 @@ clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k n
 # The contract lies outside this tree, where our conftest.py would not be found: -p loads it for every file.
 contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
 	@$(VENV_PYTHON) -m pytest -c pyproject.toml -p tests.conftest $(CONTRACT) $(ARGS)
+
+bench: $(SYNCED) ## what the router costs, beside the gateways that `make gateways` has installed (ARGS="--rounds 5")
+	@$(VENV_PYTHON) -m benchmarks.bench $(ARGS)
+
+gateways: ## other gateways for `make bench`, each in an environment of its own below benchmarks/.gateways
+	@for gateway in codex-relay==0.5.8 smg==1.13.0; do \
+		folder=benchmarks/.gateways/$${gateway%%=*}; \
+		$(PYTHON) -I -m venv $$folder && $$folder/bin/python -I -m pip install --quiet --disable-pip-version-check $$gateway || exit 1; \
+	done
 
 lint: $(SYNCED) ## ruff and mypy
 	$(VENV_PYTHON) -m ruff check .

@@ -18,6 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from api.http import Express
 from api.turn import Turn, native_params, opened
 from backends.client import BackendStream, refusal_of
 from backends.kinds import Kind
@@ -61,6 +62,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return
+    _take_express(turn.express, answer, lambda native_event: turn.builder.adopt(native_event.model_dump()))
     async for batch in batches_of(answer):
         events: list[Event] = []
         for native_event in batch:
@@ -93,7 +95,7 @@ async def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event
     if "response_format" in params and backend.kind.structured_outputs != "native":
         yield await _structured(backend, turn, params)
         return
-    async with aclosing(_chat_events(backend, turn.builder, params)) as batches:
+    async with aclosing(_chat_events(backend, turn.builder, params, turn.express)) as batches:
         async for events in batches:
             yield events
 
@@ -149,7 +151,7 @@ def _tell_omitted(backend: Backend, turn: Turn, omitted: list[str]) -> None:
 
 
 async def _chat_events(
-    backend: Backend, builder: ResponseBuilder, params: dict[str, Any]
+    backend: Backend, builder: ResponseBuilder, params: dict[str, Any], express: Express | None = None
 ) -> AsyncGenerator[list[Event]]:
     """The answer to a chat request, as the events of `builder`."""
     kind = backend.kind
@@ -172,12 +174,31 @@ async def _chat_events(
             usage=as_plain(answer.usage),
         )
         return
+    _take_express(express, answer, builder.chunk)
     async for chunks in batches_of(answer):
         events = builder.begin()
         for chunk in chunks:
             events += builder.chunk(as_chunk(chunk))
         if events:
             yield events
+
+
+def _take_express(express: Express | None, answer: Any, events_of: Callable[[Any], list[Event]]) -> None:
+    """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once."""
+    if express is None or not isinstance(answer, BackendStream):
+        return
+
+    def take(pieces: list[Any]) -> bool:
+        if (write := express.write) is None:
+            return False
+        events: list[Event] = []
+        for piece in pieces:
+            events += events_of(piece)
+        if events:
+            write(events)
+        return True
+
+    answer.shortcut(take)
 
 
 async def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import orjson
 from starlette.requests import HTTPConnection, Request
@@ -185,6 +185,69 @@ class Primed(Generic[T]):
         await self._pieces.aclose()
 
 
+class Express:
+    """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task that
+    reads. `write` is None while there is no such way: the answer has not begun, has ended, or its client reads too slowly."""
+
+    __slots__ = ("write",)
+
+    def __init__(self) -> None:
+        self.write: Callable[[Any], None] | None = None
+
+
+class Outlet:
+    """The body of a streamed answer, on its way to the client. `express` leads here while it is open."""
+
+    def __init__(self, send: Send, express: Express | None, encode: Callable[[Any], bytes]) -> None:
+        self._send = send
+        self._express = express or Express()
+        self._encode = encode
+        self._stuck: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self.wrote_at = 0.0
+
+    def __enter__(self) -> Outlet:
+        self._express.write = self._write_now
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._express.write = None
+
+    async def write(self, body: bytes, *, ends: bool = False) -> None:
+        if self._stuck is not None:
+            await self._stuck
+        self.wrote_at = self._loop.time()
+        await self._send({"type": "http.response.body", "body": body, "more_body": not ends})
+
+    def _write_now(self, given: Any) -> None:
+        """Writes without waiting. Where the server would have us wait, because the client reads too slowly, this is the last such
+        write until it is out."""
+        self.wrote_at = self._loop.time()
+        sending = self._send({"type": "http.response.body", "body": self._encode(given), "more_body": True})
+        coroutine = cast(Coroutine[Any, Any, None], sending)
+        if self._is_left_waiting(coroutine):
+            self._stuck = self._loop.create_future()
+
+    def _is_left_waiting(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        """Runs a `send` as far as it comes. If it waits, it is run on when it need not wait any longer, as a task would."""
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration:
+            return False
+        except Exception:
+            return False  # The client is gone, of which its watcher will tell.
+        self._express.write = None
+        waits_for._asyncio_future_blocking = False
+        waits_for.add_done_callback(lambda _: self._run_on(coroutine))
+        return True
+
+    def _run_on(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if not self._is_left_waiting(coroutine) and self._stuck is not None:
+            if not self._stuck.done():  # Whoever waited for it may have been cancelled, and it with him.
+                self._stuck.set_result(None)
+            self._stuck = None
+
+
 class EventStream(Response):
     """The SSE sink. All events of a batch leave in one write; a silent stream gets a comment now and then.
 
@@ -193,36 +256,43 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, batches: Batches, headers: Mapping[str, str] | None = None, *, obfuscate: bool = False) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        headers: Mapping[str, str] | None = None,
+        *,
+        obfuscate: bool = False,
+        express: Express | None = None,
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
         self._batches = batches
         self._frames = (lambda events: frames(obfuscated(events))) if obfuscate else frames
-        self._wrote_at = 0.0
+        self._express = express
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._batches):
             with contextlib.suppress(ClientLeft):
-                async with cancelled_if_client_leaves(receive), self._kept_alive(send):
+                outlet = Outlet(send, self._express, self._frames)
+                async with cancelled_if_client_leaves(receive), self._kept_alive(outlet):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    async for events in self._batches:
-                        self._wrote_at = asyncio.get_running_loop().time()
-                        ends = bool(events) and events[-1]["type"] in LAST_EVENTS
-                        body = self._frames(events)
-                        await send({"type": "http.response.body", "body": body, "more_body": not ends})
-                        if ends:  # In one write with the end of the answer.
-                            return
-                    await send({"type": "http.response.body", "body": b""})
+                    with outlet:
+                        async for events in self._batches:
+                            ends = bool(events) and events[-1]["type"] in LAST_EVENTS
+                            await outlet.write(self._frames(events), ends=ends)
+                            if ends:  # In one write with the end of the answer.
+                                return
+                    await outlet.write(b"", ends=True)
 
     @asynccontextmanager
-    async def _kept_alive(self, send: Send) -> AsyncIterator[None]:
+    async def _kept_alive(self, outlet: Outlet) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
 
         async def ping() -> None:
             while True:
                 await asyncio.sleep(KEEPALIVE_S)
-                if loop.time() - self._wrote_at >= KEEPALIVE_S:
-                    await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+                if loop.time() - outlet.wrote_at >= KEEPALIVE_S:
+                    await outlet.write(KEEPALIVE)
 
         pinger = asyncio.create_task(ping(), name="stream keepalive")
         try:

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http import ClientLeft, Primed, cancelled_if_client_leaves, owner_of, read_body
+from api.http import ClientLeft, Express, Outlet, Primed, cancelled_if_client_leaves, owner_of, read_body
 from backends.failover import Attempt, Attempts
 from backends.pool import Routing
 from errors import APIError, BackendRefused, InvalidRequest
@@ -124,6 +124,7 @@ class Passing:
         self._body = body
         self._routing = routing
         self._start = self._tail = b""
+        self.express = Express()
         self.content_type = "application/json"
 
     def headers(self) -> dict[str, str]:
@@ -134,12 +135,23 @@ class Passing:
             async with attempt, aclosing(self._answer(attempt)) as pieces:
                 async for received in pieces:
                     attempt.begun = True
-                    if len(self._start) < END_BYTES:
-                        self._start += received[: END_BYTES - len(self._start)]
-                    self._tail = (self._tail + received)[-END_BYTES:]
+                    self._note(received)
                     yield received
         if used := self._used():
             self._pool.count_tokens(self._model, used.prompt_tokens, used.completion_tokens)
+
+    def _note(self, received: bytes) -> None:
+        if len(self._start) < END_BYTES:
+            self._start += received[: END_BYTES - len(self._start)]
+        self._tail = (self._tail + received)[-END_BYTES:]
+
+    def _take(self, received: bytes) -> bool:
+        """Lets what arrives leave at once, where the client can be written to."""
+        if (write := self.express.write) is None:
+            return False
+        self._note(received)
+        write(received)
+        return True
 
     def told(self, error: APIError) -> bytes | None:
         """An error in the middle of the answer, as its client reads one. None: only a connection that breaks says it."""
@@ -156,6 +168,7 @@ class Passing:
         client = self._pool.endpoints[attempt.endpoint].client
         answer = await client.forward(path, self._named(attempt.model), below_root=below_root)
         self.content_type = answer.content_type
+        answer.shortcut(self._take)
         async with aclosing(answer.pieces()) as pieces:
             async for received in pieces:
                 yield received
@@ -200,13 +213,15 @@ class PassedOn(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        outlet = Outlet(send, self._passing.express, bytes)
         try:
-            async for received in self._answer:
-                await send({"type": "http.response.body", "body": received, "more_body": True})
+            with outlet:
+                async for received in self._answer:
+                    await outlet.write(received)
         except APIError as error:
             told = self._passing.told(error)
             if told is None:
                 log.warning("an answer that was passed on broke off: %s", error.code)
                 return  # The server closes the connection: half a body must not look like a whole one.
-            await send({"type": "http.response.body", "body": told, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+            await outlet.write(told)
+        await outlet.write(b"", ends=True)

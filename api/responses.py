@@ -26,7 +26,7 @@ from starlette.responses import Response
 from api.adapting import Adapting
 from api.answers import Backend, chat_answer, native_answer, replayed
 from api.background import Background
-from api.http import EventStream, Primed, cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.http import EventStream, Express, Primed, cancelled_if_client_leaves, json_response, owner_of, read_json
 from api.turn import Turn, begin_turn, cache_key
 from backends.client import create_chat_with_retries, create_response_with_retries
 from backends.failover import Attempt, Attempts
@@ -211,6 +211,8 @@ async def create_response(request: Request) -> Response:
     turn = await begin_turn(state, await read_json(request), owner_of(request))
     if turn.background:
         return await _create_in_background(state, turn)
+    if turn.stream:
+        turn.express = Express()
     batches = Primed(run_turn(state, turn))
     try:
         async with cancelled_if_client_leaves(request.receive):
@@ -220,7 +222,7 @@ async def create_response(request: Request) -> Response:
     except BaseException:
         await batches.aclose()
         raise
-    return EventStream(batches, turn.headers, obfuscate=turn.obfuscated)
+    return EventStream(batches, turn.headers, obfuscate=turn.obfuscated, express=turn.express)
 
 
 async def _create_in_background(state: Any, turn: Turn) -> Response:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
+from api.http import Express
 from backends.pool import Routing
 from errors import InvalidRequest
 from requests.events import ResponseBuilder
@@ -36,6 +37,7 @@ class Turn:
     has_references: bool = False
     from_cache: bool = False
     routing: Routing = field(default_factory=Routing)
+    express: Express | None = None
     row_begun: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NoReturn, TypeVar
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 import orjson
 
-from backends.http1 import Answer, BadAnswer, ConnectTimeout, Origin
+from backends.http1 import LEFT, Answer, BadAnswer, ConnectTimeout, Origin
 from backends.refusals import overflow_of, unsupported_of
 from errors import (
     BackendCut,
@@ -172,6 +172,8 @@ class BackendStream(ABC, Generic[T]):
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
+        self._decoder = SSEDecoder()
+        self._left: list[bytes] = []
         self._first: list[T] | None = None
         self._rest: AsyncGenerator[list[T]] | None = None
 
@@ -198,8 +200,29 @@ class BackendStream(ABC, Generic[T]):
             async for batch in rest:
                 yield batch
 
+    def shortcut(self, take: Callable[[list[T]], bool]) -> None:
+        """From now on, `take` is offered what arrives in the middle of the answer while its reader waits for it. It takes all of
+        it, and then the reader need not be woken, or nothing."""
+
+        def tap(received: bytes) -> bool:
+            self._left = self._decoder.feed(received)
+            pieces: list[T] = []
+            for data in self._left:
+                if data == b"[DONE]":
+                    return False
+                try:
+                    piece, ended = self._piece(data)
+                except (BackendError, TooManyRequests):
+                    return False
+                if ended:
+                    return False
+                pieces.append(piece)
+            return not pieces or take(pieces)
+
+        self._answer.tap = tap
+
     async def _batches(self) -> AsyncGenerator[list[T]]:
-        decoder = SSEDecoder()
+        decoder = self._decoder
         ended = nothing = True
         done = False
         try:
@@ -210,7 +233,11 @@ class BackendStream(ABC, Generic[T]):
                     _raise_named(error, begun=not nothing)
                 batch: list[T] = []
                 failure: BackendError | TooManyRequests | None = None
-                for data in decoder.feed(received) if received else decoder.flush():
+                if received is LEFT:
+                    datas = self._left
+                else:
+                    datas = decoder.feed(received) if received else decoder.flush()
+                for data in datas:
                     if data == b"[DONE]":
                         ended = done = True
                         break
@@ -257,6 +284,10 @@ class RawAnswer:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self.content_type = answer.headers.get("content-type", "application/json")
+
+    def shortcut(self, take: Callable[[bytes], bool]) -> None:
+        """From now on, `take` is offered what arrives while its reader waits for it, and takes it or not."""
+        self._answer.tap = lambda received: take(received) or None
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         begun = False

@@ -15,7 +15,7 @@ import base64
 import ssl
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +25,12 @@ import httptools
 KEPT_S = 4.0
 # An answer that nobody reads is not read from its socket past this either.
 MOST_UNREAD = 1024 * 1024
+
+
+# What `readany` gives when the tap has read, and has left something for whoever reads.
+LEFT = b"(left by the tap)"
+# Is given what arrives, before it wakes its reader: True, it has taken it; False, it leaves something; None, it was not for it.
+Tap = Callable[[bytes], bool | None]
 
 
 class BadAnswer(Exception):
@@ -241,7 +247,8 @@ class Connection(asyncio.Protocol):
 
 
 class Answer:
-    """An answer that is arriving. `headers` are by their names in lower case."""
+    """An answer that is arriving. `headers` are by their names in lower case. A `tap` is offered what arrives while the reader
+    waits for it: to wake a task takes longer than to read a token."""
 
     __slots__ = (
         "_chunks",
@@ -250,12 +257,14 @@ class Answer:
         "_error",
         "_has_begun",
         "_has_length",
+        "_is_left",
         "_waiter",
         "has_body",
         "headers",
         "is_whole",
         "keeps_connection",
         "status",
+        "tap",
         "unread",
     )
 
@@ -265,7 +274,8 @@ class Answer:
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._decompressor: Any = None
-        self._has_begun = self._has_length = False
+        self._has_begun = self._has_length = self._is_left = False
+        self.tap: Tap | None = None
         self.headers: dict[str, str] = {}
         self.is_whole = self.has_body = self.keeps_connection = False
         self.status = 0
@@ -280,7 +290,10 @@ class Answer:
 
     async def readany(self) -> bytes:
         """What has arrived since, or b"" at its end."""
-        while not self._chunks:
+        while self._is_left or not self._chunks:
+            if self._is_left:
+                self._is_left = False
+                return LEFT
             if self.is_whole:
                 return b""
             await self._wait()
@@ -309,6 +322,7 @@ class Answer:
 
     def close(self) -> None:
         """Its reader is done. One that has not ended yet is cut: that aborts the server's work."""
+        self.tap = None
         if not self.is_whole:
             self._connection.abort()
 
@@ -324,8 +338,25 @@ class Answer:
     # ── what its connection tells ────────────────────────────────────────────────────────────────────────────────────
 
     def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is None or self._waiter.done():
+            return
+        if self.tap is not None and self._chunks and not self.is_whole and self._is_tapped(self.tap):
+            return
+        self._waiter.set_result(None)
+
+    def _is_tapped(self, tap: Tap) -> bool:
+        """Whether the tap has taken what has arrived."""
+        try:
+            taken = tap(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
+        except Exception as error:
+            self._error = error
+            return False
+        if taken is None:
+            return False
+        self._chunks.clear()
+        self.unread = 0
+        self._is_left = not taken
+        return taken
 
     def fail(self, error: Exception) -> None:
         self._error = error

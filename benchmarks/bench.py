@@ -92,6 +92,7 @@ def codex_relay(port: int, backend: int, folder: Path) -> list[str] | None:
 def smg(port: int, backend: int, folder: Path) -> list[str] | None:
     binary = GATEWAYS / "smg" / "bin" / "smg"
     arguments = ["launch", "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{backend}"]
+    arguments += ["--prometheus-port", str(free_port())]
     return [str(binary), *arguments] if binary.exists() else None
 
 
