@@ -321,8 +321,9 @@ class ChatStream(BackendStream[ChatChunk]):
             raise refusal_of(_code_of(chunk.error), chunk.error)
         if chunk.object == "error":
             raise refusal_of(chunk.code, {"message": chunk.message})
-        if chunk.choices and any(choice.finish_reason for choice in chunk.choices):
-            self._finished = True
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self._finished = True
         return chunk, self._finished
 
 

@@ -30,6 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 GATEWAYS = ROOT / "benchmarks" / ".gateways"
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
+HELLO, SLOWLY = "Say hello.", "Say hello slowly."
 TICKS_PER_MS = os.sysconf("SC_CLK_TCK") / 1000
 
 
@@ -37,18 +38,18 @@ TICKS_PER_MS = os.sysconf("SC_CLK_TCK") / 1000
 class Scenario:
     name: str
     stream: bool
-    model: str
+    prompt: str
     clients: int
     requests: int
     store: bool = False
 
 
 SCENARIOS = (
-    Scenario("plain, 32 at once", False, "burst", 32, 3000),
-    Scenario("burst, 32 at once", True, "burst", 32, 2000),
-    Scenario("trickle, 200 at once", True, "trickle", 200, 600),
-    Scenario("plain, one client", False, "burst", 1, 400),
-    Scenario("plain, stored", False, "burst", 32, 2000, store=True),
+    Scenario("plain, 32 at once", False, HELLO, 32, 3000),
+    Scenario("burst, 32 at once", True, HELLO, 32, 2000),
+    Scenario("trickle, 200 at once", True, SLOWLY, 200, 600),
+    Scenario("plain, one client", False, HELLO, 1, 400),
+    Scenario("plain, stored", False, HELLO, 32, 2000, store=True),
 )
 
 
@@ -157,10 +158,10 @@ def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes
 
 
 def body_of(path: str, scenario: Scenario) -> str:
-    said: dict[str, Any] = {"model": scenario.model, "stream": scenario.stream}
+    said: dict[str, Any] = {"model": "mock", "stream": scenario.stream}
     if path == RESPONSES:
-        return json.dumps(said | {"input": "Say hello.", "store": scenario.store})
-    return json.dumps(said | {"messages": [{"role": "user", "content": "Say hello."}]})
+        return json.dumps(said | {"input": scenario.prompt, "store": scenario.store})
+    return json.dumps(said | {"messages": [{"role": "user", "content": scenario.prompt}]})
 
 
 def wait_until_it_answers(running: Running) -> None:

@@ -22,6 +22,8 @@ class Client(asyncio.Protocol):
         self._request = request
         self._load = load
 
+        self._reads = 0
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         self._send()

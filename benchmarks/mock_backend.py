@@ -2,7 +2,7 @@
 
     python -m benchmarks.mock_backend PORT
 
-The request says how it is answered: without `stream` by JSON; with `"model": "trickle"` by a token every 20 ms; else by all tokens in
+The request says how it is answered: without `stream` by JSON; with `slowly` in its prompt by a token every 20 ms; else by all tokens in
 one write.
 """
 
@@ -39,9 +39,7 @@ _END = (
     + b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[],'
     b'"usage":{"prompt_tokens":5,"completion_tokens":64,"total_tokens":69}}\n\ndata: [DONE]\n\n'
 )
-MODELS = _whole(
-    b"application/json", b'{"object":"list","data":[{"id":"burst","object":"model"},{"id":"trickle","object":"model"}]}'
-)
+MODELS = _whole(b"application/json", b'{"object":"list","data":[{"id":"mock","object":"model"}]}')
 JSON = _whole(
     b"application/json",
     b'{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":'
@@ -80,7 +78,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(MODELS)
         elif b'"stream":true' not in body.replace(b" ", b""):
             self._transport.write(JSON)
-        elif b"trickle" in body:
+        elif b"slowly" in body:
             self._pieces = itertools.chain(PIECES)
             self._transport.write(STREAM_HEAD)
             self._next_piece()

@@ -231,6 +231,8 @@ class ResponseBuilder:
             return
         for is_thought, text in self._thinking.feed(content):
             self._grow(events, *(self._thought if is_thought else TEXT), text, logprobs if text == content else None)
+        if self._thinking.is_over:
+            self._thinking = None
 
     def _tell_held(self, events: list[Event]) -> None:
         """What was held back, because it might have been a tag, comes before whatever begins now."""

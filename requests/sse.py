@@ -54,6 +54,17 @@ class SSEDecoder:
 
     def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that `received` completes, in order."""
+        if (
+            self._started
+            and not self._tail
+            and not self._data
+            and received.startswith(b"data: ")
+            and received.endswith(b"\n\n")
+            and received.count(b"\n") == 2
+            and len(received) > 8
+            and b"\r" not in received
+        ):
+            return [received[6:-2]]  # One event and nothing else: most reads of a stream are that.
         text = self._tail + received if self._tail else received
         if not self._started:
             if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):

@@ -17,6 +17,11 @@ class ThinkSplitter:
         self._held = ""
         self._state = "start"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all that comes now is text."""
+        return self._state == "text"
+
     def feed(self, text: str) -> list[tuple[bool, str]]:
         if self._state == "text":
             return [(False, text)]
