@@ -112,3 +112,25 @@ def test_every_shortcut_leads_where_the_framework_leads() -> None:
     }
     for way, endpoint in router.SHORTCUTS.items():
         assert routes[way] is endpoint, f"{way} leads elsewhere"
+
+
+async def test_a_middleware_that_somebody_adds_sees_every_request(backend: FakeBackend) -> None:
+    seen: list[str] = []
+
+    class Listener:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                seen.append(scope["path"])
+            await self.app(scope, receive, send)
+
+    settings = {"endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat"}], "database": {"url": "sqlite://"}}
+    app = router.create_app(parse_config(settings))
+    app.add_middleware(Listener)
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://r") as client:
+            assert (await client.post("/v1/responses", json=ASK)).status_code == 200
+    assert seen == ["/v1/responses"]
