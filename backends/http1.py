@@ -220,6 +220,9 @@ class Connection(asyncio.Protocol):
         """Ends it at once, whatever was under way."""
         if self.is_open:
             self.is_open = False
+            answer, self._answer = self._answer, None
+            if answer is not None:
+                answer.cut(ConnectionAbortedError("The connection was closed here."))
             self._transport.abort()
 
     def _check(self) -> None:
@@ -398,8 +401,9 @@ class Answer:
             except zlib.error as error:
                 raise BadAnswer(str(error)) from None
         self.has_body = True
-        self._chunks.append(data)
-        self.unread += len(data)
+        if data:  # Of what is packed, a part may not say anything yet.
+            self._chunks.append(data)
+            self.unread += len(data)
 
     def on_message_complete(self) -> None:
         self.is_whole = self._has_begun
