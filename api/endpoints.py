@@ -12,6 +12,9 @@ from errors import NotFound
 
 routes = APIRouter(tags=["fleet"])
 
+# So many of those who wait are shown one by one.
+SHOWN = 50
+
 
 @routes.get("/api/endpoints")
 async def list_endpoints(request: Request) -> Response:
@@ -20,7 +23,11 @@ async def list_endpoints(request: Request) -> Response:
     return json_response(
         {
             "endpoints": [endpoint.describe() for endpoint in pool.endpoints.values()],
-            "queue": {"waiting": len(pool.queue), "by_key": list(pool.queue.counts().values())},
+            "queue": {
+                "waiting": len(pool.queue),
+                "by_key": list(pool.queue.counts().values()),
+                "first": pool.first_waiting(SHOWN),
+            },
             "config_error": request.app.state.config_error,
         }
     )

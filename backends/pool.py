@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from backends.choice import Affinity, choose
@@ -209,6 +210,18 @@ class Pool:
     def longest_wait_s(self) -> float:
         """How long the first in the queue has waited."""
         return time.monotonic() - min(entry.payload.since for entry in self.queue) if len(self.queue) else 0.0
+
+    def first_waiting(self, count: int) -> list[dict[str, Any]]:
+        """The first who wait for a slot: for which model, how many come before, and for how long already."""
+        now = time.monotonic()
+        return [
+            {
+                "model": entry.payload.model,
+                "position": self.queue.position(entry),
+                "waited_s": round(now - entry.payload.since, 3),
+            }
+            for entry in islice(self.queue, count)
+        ]
 
     def count_tokens(self, model: str, input: int, output: int) -> None:
         """Tokens that a backend has counted."""

@@ -69,7 +69,7 @@ class TestListing:
                         ],
                     }
                 ],
-                "queue": {"waiting": 0, "by_key": []},
+                "queue": {"waiting": 0, "by_key": [], "first": []},
                 "config_error": None,
             }
 
@@ -392,3 +392,20 @@ class TestMetrics:
                 answer = await running.http.post(path, json={**turn(model="made-up"), "messages": []})
                 assert_error(answer, 404)
             assert "made-up" not in (await running.http.get("/metrics")).text
+
+
+async def test_who_waits_sees_its_place(backend: FakeBackend) -> None:
+    backend.default = stall()
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 1}
+    async with running_router(endpoints=[endpoint]) as running:
+        asking = [asyncio.create_task(running.http.post(URL, json=turn())) for _ in range(3)]
+        pool = running.app.state.pool
+        await eventually(lambda: len(pool.queue) == 2, "two wait")
+        first, second = (await running.http.get("/api/endpoints")).json()["queue"]["first"]
+        assert [first["position"], second["position"]] == [0, 1]
+        assert {first["model"], second["model"]} == {"test-model"}
+        assert 0 <= second["waited_s"] <= first["waited_s"] < 5
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await eventually(lambda: running.in_flight() == 0, "all is over")
