@@ -53,7 +53,7 @@ class Client(asyncio.Protocol):
         whole = (
             len(self._received) >= self._ends
             if isinstance(self._ends, int)
-            else bool(self._ends) and self._received.endswith(self._ends)
+            else bool(self._ends) and self._received.endswith(self._ends, self._head_end)  # a header may end in 0
         )
         if whole:
             self._load.total.append(now - self._sent)
