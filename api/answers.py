@@ -86,8 +86,8 @@ async def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event
         yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
         return
     params = chat_params(backend, turn)
-    threshold = turn.compact_threshold if _has_more_to_tell(turn) else None
-    if threshold and (tokens := estimated_tokens(params)) > threshold:
+    threshold = turn.compact_threshold
+    if threshold and _has_more_to_tell(turn) and (tokens := estimated_tokens(params)) > threshold:
         log.info("%s: about %d tokens are more than %d, compacting first", turn.id, tokens, threshold)
         item, _ = await _summary(backend, turn)
         yield turn.builder.begin() + turn.builder.item(item)
@@ -179,7 +179,7 @@ async def _chat_events(
         events = builder.begin()
         for chunk in chunks:
             events += builder.chunk(as_chunk(chunk))
-        if events:
+        if events or builder.telling == "nothing":
             yield events
 
 
@@ -221,6 +221,7 @@ async def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
 async def _whole(backend: Backend, params: dict[str, Any]) -> ResponseBuilder:
     """The whole answer to a chat request, its calls by the backend's names. Nobody sees it grow."""
     builder = ResponseBuilder(response_resource({}, response_id="", created_at=0, status="in_progress"))
+    builder.telling = "nothing"
     async with aclosing(_chat_events(backend, builder, params)) as batches:
         async for _ in batches:
             pass

@@ -278,7 +278,7 @@ class EventStream(Response):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     with outlet:
                         async for events in self._batches:
-                            ends = bool(events) and events[-1]["type"] in LAST_EVENTS
+                            ends = bool(events) and type(events[-1]) is dict and events[-1]["type"] in LAST_EVENTS
                             await outlet.write(self._frames(events), ends=ends)
                             if ends:  # In one write with the end of the answer.
                                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
@@ -142,7 +143,7 @@ def _in_ollamas_words(error: APIError, model: str) -> APIError:
     return NotFound(f"model '{model}' not found") if error.code == "model_not_found" else error
 
 
-class Asking(Passing):
+class Asking(Passing, ABC):
     """A request for an answer of a model: it goes through to an Ollama, and is `_translated` for others."""
 
     def __init__(self, state: Any, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
@@ -169,8 +170,9 @@ class Asking(Passing):
             return self._forwarded(attempt, self._path, below_root=True)
         return self._translated(attempt)
 
+    @abstractmethod
     def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
-        raise NotImplementedError
+        """The answer of a server that is no Ollama, as an Ollama's."""
 
     def _used(self) -> Used | None:
         if self._used_elsewhere:

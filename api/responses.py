@@ -189,10 +189,10 @@ def _described(error: Exception, turn: Turn) -> APIError:
 
 async def final_response(batches: AsyncIterator[list[Event]]) -> dict[str, Any]:
     """The response in the last event."""
-    last: Event = {}
+    last: list[Event] = []
     async for events in batches:
-        last = events[-1]
-    response: dict[str, Any] = last["response"]
+        last = events
+    response: dict[str, Any] = last[-1]["response"]
     return response
 
 
@@ -213,6 +213,9 @@ async def create_response(request: Request) -> Response:
         return await _create_in_background(state, turn)
     if turn.stream:
         turn.express = Express()
+        turn.builder.telling = "events" if turn.obfuscated else "frames"
+    else:
+        turn.builder.telling = "nothing"
     batches = Primed(run_turn(state, turn))
     try:
         async with cancelled_if_client_leaves(request.receive):

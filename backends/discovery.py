@@ -348,17 +348,13 @@ def name_in(models: Mapping[str, ModelFacts], wanted: str, kind_name: str) -> st
     return near[0] if len(near) == 1 else None
 
 
-def normalized(name: str) -> str:
-    """A model's name without what llama-server's users write around it: folder or organisation, `GGUF`, quantisation, case.
-
-    `ggml-org/gemma-3-4b-it-GGUF:Q4_K_M`, `/models/gemma-3-4b-it-Q4_K_M.gguf` and `gemma-3-4b-it` are one.
-    """
-    return _split(name)[0]
-
-
 @lru_cache(maxsize=4096)
 def _split(name: str) -> tuple[str, str]:
-    """The normalized name, and the quantisation in it or ""."""
+    """A model's name without what llama-server's users write around it (folder or organisation, `GGUF`, quantisation, case), and
+    the quantisation in it or "".
+
+    `ggml-org/gemma-3-4b-it-GGUF:Q4_K_M`, `/models/gemma-3-4b-it-Q4_K_M.gguf` and `gemma-3-4b-it` have one name.
+    """
     stem = name.replace("\\", "/").rstrip("/").rpartition("/")[2].casefold()
     stem = _SHARD.sub("", stem.removesuffix(":latest").removesuffix(".gguf"))
     # llama.cpp's old cache: the repository's name, then the file's.

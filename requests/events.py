@@ -30,6 +30,7 @@ from requests.open_items import (
     OpenCall,
     OpenText,
     Seal,
+    Telling,
     empty_part,
     sealed,
     skeleton,
@@ -51,15 +52,19 @@ SUMMARIZED = ("reasoning", "summary_text")
 TEXT = ("message", "output_text")
 
 
+NO_BOOK = ToolBook(())
+
+
 class ResponseBuilder:
     """Builds one response. `response` is its resource (`response_resource`), complete but for its output; the builder owns
     it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls from
-    zero in every turn gets new ones."""
+    zero in every turn gets new ones. `telling` says what becomes of the events: by default they are made."""
 
     def __init__(
         self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
     ) -> None:
         self.response = response
+        self.telling: Telling = "events"
         self.sequence_number = 0
         self._output: list[Item | None] = []
         self._text: OpenText | None = None
@@ -67,7 +72,7 @@ class ResponseBuilder:
         self._taken_call_ids = set(taken_call_ids)
         self._seal = seal
         self._thought = SUMMARIZED if (response.get("reasoning") or {}).get("summary") else THOUGHT
-        self._book = ToolBook(())
+        self._book = NO_BOOK
         self._allowed: frozenset[str] | None = None
         self._one_call = self._called = False
         self._thinking: ThinkSplitter | None = None
@@ -107,6 +112,9 @@ class ResponseBuilder:
 
     def start(self) -> list[Event]:
         """`response.created`, and `queued` for a turn that waits, else `in_progress`."""
+        if self.telling == "nothing":
+            self.sequence_number = 1
+            return []
         created = self.event("response.created", response=dict(self.response))
         if self.response["status"] == "queued":
             return [created, self.event("response.queued", response=dict(self.response))]
@@ -183,9 +191,12 @@ class ResponseBuilder:
 
     # ── chat chunks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def chunk(self, chunk: ChatChunk) -> list[Event]:
-        """The events of one chunk: mostly a single delta."""
-        events: list[Event] = []
+    def chunk(self, chunk: ChatChunk) -> list[Any]:
+        """The events of one chunk: mostly a single delta, which may be a frame (`telling`)."""
+        if self.telling == "frames" and (frame := self._frame_of(chunk)) is not None:
+            self.sequence_number += 1
+            return [frame]
+        events: list[Any] = []
         if chunk.usage is not None:
             self._usage = chunk.usage.model_dump()
         for choice in chunk.choices or ():
@@ -206,6 +217,27 @@ class ResponseBuilder:
             if choice.finish_reason:
                 self._finish_reason = choice.finish_reason
         return events
+
+    def _frame_of(self, chunk: ChatChunk) -> bytes | None:
+        """The shortcut for most of all chunks: one that only goes on with the text or the thought that is open, as a frame. None,
+        and nothing has happened, for any other."""
+        choices = chunk.choices
+        if self._text is None or self._thinking is not None:
+            return None
+        if chunk.usage is not None or choices is None or len(choices) != 1:
+            return None
+        choice = choices[0]
+        delta = choice.delta
+        if delta is None or choice.finish_reason or choice.index or choice.logprobs is not None:
+            return None
+        if delta.tool_calls or delta.refusal:
+            return None
+        content = delta.content
+        if thought := delta.reasoning_content or delta.reasoning:
+            return None if content else self._text.frame_of(self.sequence_number, self._thought[1], thought)
+        if not content or type(content) is not str:
+            return None
+        return self._text.frame_of(self.sequence_number, "output_text", content)
 
     def _grow(
         self,
@@ -310,6 +342,9 @@ class ResponseBuilder:
         if item["type"] == "function_call" and not item["arguments"] and item["status"] == "completed":
             item["arguments"] = NO_ARGUMENTS
         output_index = self.add()
+        if self.telling == "nothing":
+            self._output[output_index] = item
+            return []
         events = [self.event("response.output_item.added", output_index=output_index, item=skeleton(item))]
         where = {"item_id": item["id"], "output_index": output_index}
         if item["type"] in STREAMED_CALLS:

@@ -6,13 +6,17 @@ An item gives the events of its own life. What must be counted or unique is aske
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
+from requests.sse import DeltaFrames
 from requests.tools import Call, Item, TextOfJSON, ToolBook, arguments_of, call_item
 
 Event = dict[str, Any]
 Seal = Callable[[str], str]
+# What becomes of what happens: events; events of which the deltas, nearly all of them, are frames of an SSE stream already; or
+# nothing, where only the response counts at the end.
+Telling = Literal["events", "frames", "nothing"]
 
 # A content part's type: the name of its events, and the key of its text in the part and in the .done event.
 STREAMED_PARTS = {
@@ -40,6 +44,7 @@ class Ladder(Protocol):
     """What an item needs of the response that it is a part of."""
 
     sequence_number: int
+    telling: Telling
 
     def event(self, type: str, **fields: Any) -> Event: ...
     def add(self) -> int: ...
@@ -54,6 +59,7 @@ class OpenText:
     __slots__ = (
         "_delta",
         "_fragments",
+        "_frames",
         "_logprobs",
         "_part",
         "_part_name",
@@ -73,7 +79,16 @@ class OpenText:
         self._parts: list[dict[str, Any]] = []
         self._part = ""
         self._fragments: list[str] = []
+        self._frames: DeltaFrames | None = None
         self._logprobs: list[dict[str, Any]] = []
+
+    def frame_of(self, number: int, part: str, delta: str) -> bytes | None:
+        """What nearly every token is: one more delta of the part that is open, as a frame. None, and nothing has happened, if it is
+        anything else."""
+        if self._frames is None or part != self._part:
+            return None
+        self._fragments.append(delta)
+        return self._frames.frame_of(number, delta)
 
     def added(self, ladder: Ladder) -> Event:
         item = skeleton(self.item("in_progress"))
@@ -87,6 +102,10 @@ class OpenText:
         delta: str,
         logprobs: list[dict[str, Any]] | None,
     ) -> None:
+        if ladder.telling == "nothing" and part == self._part:
+            self._fragments.append(delta)
+            self._logprobs += logprobs_chat_to_responses(logprobs) if logprobs else ()
+            return
         if part != self._part:
             events += self._close_part(ladder)
             self._part = part
@@ -95,16 +114,12 @@ class OpenText:
             self._where = {"item_id": self.id, "output_index": self.output_index, index: len(self._parts)}
             events.append(ladder.event(f"{self._part_name}.added", **self._where, part=empty_part(part)))
         self._fragments.append(delta)
-        event: Event = {
-            "type": self._delta,
-            "sequence_number": ladder.sequence_number,
-            **self._where,
-            "delta": delta,
-        }
+        event = ladder.event(self._delta, **self._where, delta=delta)
         if part == "output_text":
             event["logprobs"] = logprobs_chat_to_responses(logprobs) if logprobs else []
             self._logprobs += event["logprobs"]
-        ladder.sequence_number += 1
+        if ladder.telling == "frames" and not logprobs:
+            self._frames = DeltaFrames(event)
         events.append(event)
 
     def close(self, ladder: Ladder, status: str) -> list[Event]:
@@ -137,7 +152,7 @@ class OpenText:
             ladder.event(f"{self._part_name}.done", **self._where, part=part),
         ]
         self._parts.append(part)
-        self._part, self._fragments, self._logprobs = "", [], []
+        self._part, self._fragments, self._frames, self._logprobs = "", [], None, []
         return events
 
 

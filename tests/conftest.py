@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import tempfile
@@ -33,6 +34,13 @@ os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 import router  # noqa: E402
 from config import parse_config  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
+from tests.turns import eventually  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "logs(text): for nothing_is_left_behind: a warning that has this text is expected"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,3 +158,27 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
     """Closed after the test: for what a test opens by itself."""
     async with AsyncExitStack() as stack:
         yield stack
+
+
+@pytest.fixture
+async def nothing_is_left_behind(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[None]:
+    """No warning, error or complaint of asyncio's in the log but those that the test is marked with, and no task that
+    outlives it."""
+    before = asyncio.all_tasks()
+    records: list[logging.LogRecord] = []
+    # uvicorn's log goes nowhere else.
+    uvicorn, note = logging.getLogger("uvicorn.error"), lambda record: records.append(record) or True
+    uvicorn.addFilter(note)
+    yield
+    uvicorn.removeFilter(note)
+    this = asyncio.current_task()
+    await eventually(lambda: asyncio.all_tasks() - {this} <= before, "every task of the router has ended", 1)
+    records += caplog.get_records("call")
+    said = [f"{record.name}: {record.getMessage()}" for record in records if record.levelno > logging.INFO]
+    for mark in request.node.iter_markers("logs"):
+        expected = [line for line in said if mark.args[0] in line]
+        assert expected, f"{mark.args[0]!r} is not in the log: {said}"
+        said = [line for line in said if line not in expected]
+    assert not said, f"in the log: {said}"

@@ -6,7 +6,6 @@ import gc
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,16 +32,7 @@ from tests.fake_backend import (
 )
 from tests.turns import URL, assert_error, create, ended, eventually, has_status, open_stream, text_of, turn
 
-
-@pytest.fixture(autouse=True)
-async def _nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """No asyncio complaint, no error, and no task that outlives the test."""
-    before = asyncio.all_tasks()
-    yield
-    this = asyncio.current_task()
-    await eventually(lambda: asyncio.all_tasks() - {this} <= before, "every task of the router has ended", 1)
-    said = [f"{record.name}: {record.getMessage()}" for record in caplog.records if record.levelname != "INFO"]
-    assert not said, said
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
 
 async def quiet(running: Running, backend: FakeBackend) -> None:
@@ -143,6 +133,7 @@ class TestWhereItWaits:
             assert len(backend.turns) == 2, "one that had left was sent to the backend"
             await quiet(running, backend)
 
+    @pytest.mark.logs("The backend could not be reached")
     async def test_for_the_next_try(self, served, backend, monkeypatch):
         monkeypatch.setattr(backends.failover, "WAITS_S", (30.0, 30.0))
         await create(served.http)
@@ -235,7 +226,7 @@ def any_answer(dice: random.Random) -> Answer:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_200_requests_that_are_aborted_at_random_moments_leave_nothing_behind(backend, caplog, seed):
+async def test_200_requests_that_are_aborted_at_random_moments_leave_nothing_behind(backend, seed):
     dice = random.Random(seed)
     endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 24}
     async with (

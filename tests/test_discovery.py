@@ -9,7 +9,7 @@ import pytest
 
 import backends.discovery
 from backends.client import BackendClient
-from backends.discovery import Discovery, Memory, ModelFacts, discover, name_in, normalized, probe
+from backends.discovery import Discovery, Memory, ModelFacts, discover, probe
 from errors import APIError, BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
 from tests.fake_backend import json_answer
 
@@ -543,91 +543,3 @@ async def test_over_a_socket_with_the_client(backend):
     paths = [request.path for request in backend.requests]
     assert paths.count("/api/tags") == 2
     assert paths.count("/api/version") == 1, "a 404 is not asked again"
-
-
-def models(*names: str, **aliases: tuple[str, ...]) -> dict[str, ModelFacts]:
-    return {name: ModelFacts() for name in names} | {name: ModelFacts(aliases=its) for name, its in aliases.items()}
-
-
-GEMMA = "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
-
-
-class TestNames:
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_its_own_name_is_taken_as_it_is(self, kind):
-        assert name_in(models("a", "a:latest", "a-Q4_0"), "a", kind) == "a"
-        assert name_in(models("b"), "a", kind) is None
-
-    def test_latest_can_be_left_out_at_ollama(self):
-        assert name_in(models("llama3:latest"), "llama3", "ollama") == "llama3:latest"
-        assert name_in(models("llama3"), "llama3:latest", "ollama") == "llama3"
-        assert name_in(models("llama3:8b"), "llama3", "ollama") is None
-
-    @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"ollama"}))
-    def test_and_nowhere_else(self, kind):
-        found = name_in(models("llama3:latest"), "llama3", kind)
-        assert found == ("llama3:latest" if kind == "llama.cpp" else None)
-
-    @pytest.mark.parametrize(
-        "wanted",
-        [
-            "ggml-org/gemma-3-4b-it-GGUF",
-            "ggml-org/gemma-3-4b-it-gguf:q4_k_m",
-            "unsloth/gemma-3-4b-it-GGUF",
-            "gemma-3-4b-it-Q4_K_M.gguf",
-            "/models/gemma-3-4b-it-Q4_K_M.gguf",
-            "C:\\models\\gemma-3-4b-it-Q4_K_M.gguf",
-            "gemma-3-4b-it.Q4_K_M.gguf",
-            "gemma-3-4b-it-Q4_K_M-00001-of-00002.gguf",
-            "ggml-org_gemma-3-4b-it-GGUF_gemma-3-4b-it-Q4_K_M.gguf",
-            "gemma-3-4b-it",
-            "Gemma-3-4B-it:latest",
-        ],
-    )
-    def test_one_model_of_llama_server_has_many_spellings(self, wanted):
-        assert normalized(wanted) == "gemma-3-4b-it"
-        assert name_in(models(GEMMA, "qwen3-4b"), wanted, "llama.cpp") == GEMMA
-        assert name_in(models(wanted), GEMMA, "llama.cpp") == wanted, "and the other way round"
-        assert name_in(models(GEMMA), wanted, "openai-chat") is None, "elsewhere a name is a name"
-
-    @pytest.mark.parametrize(
-        "quant",
-        [
-            "Q8_0",
-            "UD-Q4_K_XL",
-            "IQ4_XS",
-            "IQ2_XXS",
-            "q4_k_m",
-            "BF16",
-            "f16",
-            "MXFP4",
-            "mxfp4_moe",
-            "i1-Q4_K_M",
-            "Q4_0_4_8",
-            "TQ1_0",
-        ],
-    )
-    def test_quantisations_are_known(self, quant):
-        assert normalized(f"org/model-7b-{quant}.gguf") == "model-7b"
-        assert normalized(f"org/model-7b-GGUF:{quant}") == "model-7b"
-
-    @pytest.mark.parametrize(
-        "name", ["gemma3:4b", "qwen3-4b", "phi-4", "gpt-oss-20b", "qwq", "llama-3.1-8b", "gemma-3-4b-it-qat", "q4"]
-    )
-    def test_what_is_no_quantisation_stays(self, name):
-        assert normalized(name) == name
-
-    def test_two_that_it_could_be_are_none(self):
-        both = models("gemma-Q4_K_M", "gemma-Q8_0")
-        assert name_in(both, "gemma", "llama.cpp") is None
-        assert name_in(both, "/models/gemma-Q8_0.gguf", "llama.cpp") == "gemma-Q8_0", "a quantisation decides"
-
-    def test_another_quantisation_is_another_model(self):
-        assert name_in(models("gemma-Q4_K_M"), "gemma-Q8_0", "llama.cpp") is None
-
-    def test_other_names_that_the_server_gave(self):
-        known = models("other", main=("nick", "SmolLM2-135M-Instruct.Q4_1.gguf"))
-        for wanted in ("nick", "SmolLM2-135M-Instruct", "smollm2-135m-instruct-GGUF"):
-            assert name_in(known, wanted, "llama.cpp") == "main"
-        assert name_in(known, "nick", "vllm") == "main"
-        assert name_in(models(a=("x",), b=("x",)), "x", "vllm") is None

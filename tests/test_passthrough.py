@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -58,21 +57,7 @@ ODD = (
 ANSWER = b'{"id":"x", "n":18446744073709551617,  "t":"\\ud83d\\ude00 \xe2\x80\xa8", "model":"as the backend says", "twice":1,"twice":2}\n'
 
 
-@pytest.fixture(autouse=True)
-async def _nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """No traceback in the log, no complaint of asyncio's, and no task that outlives the test."""
-    before = asyncio.all_tasks()
-    records: list[logging.LogRecord] = []
-    # uvicorn's log goes nowhere else.
-    uvicorn, note = logging.getLogger("uvicorn.error"), lambda record: records.append(record) or True
-    uvicorn.addFilter(note)
-    yield
-    uvicorn.removeFilter(note)
-    this = asyncio.current_task()
-    await eventually(lambda: asyncio.all_tasks() - {this} <= before, "every task of the router has ended", 1)
-    records += caplog.get_records("call")
-    said = [record.getMessage() for record in records if record.exc_info or record.name == "asyncio"]
-    assert not said, said
+pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
 
 def answers(backend: FakeBackend, path: str, answer: Answer) -> None:
@@ -625,6 +610,7 @@ class TestFailover:
             assert [request.body for request in asked(second)] == [sent]
             await quiet(running, first, second)
 
+    @pytest.mark.logs("The backend could not be reached")
     async def test_a_server_that_is_gone(self):
         async with two_backends() as (running, first, _):
             await first.stop()
@@ -716,6 +702,7 @@ class TestBreakingOff:
             await backend.wait_for(lambda b: b.aborts == 1)
             await quiet(running, backend)
 
+    @pytest.mark.logs("an answer that was passed on broke off: backend_disconnected")
     @pytest.mark.parametrize("path", DOORS)
     async def test_of_json_breaks_the_connection(self, served, backend, path):
         answers(backend, path, json_answer({"data": ["x" * 1000]}, then=cut()))
