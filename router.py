@@ -36,6 +36,7 @@ import api.responses
 import api.stored
 import api.websocket
 from api.http import ClientLeft, Gate, check_key, error_response
+from api.wire import take_wire
 from backends.images import ImageFetcher
 from backends.pool import Pool
 from cache import make_cache
@@ -83,6 +84,7 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope["app"] = self
+        take_wire(scope, send)
         request = Request(scope, receive)
         try:
             check_key(self.state, scope)

@@ -12,6 +12,7 @@ chat_answer     a backend that speaks chat completions:
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -144,7 +145,7 @@ def _tell_omitted(backend: Backend, turn: Turn, omitted: list[str]) -> None:
             param="tools",
             code="unsupported_tool",
         )
-    turn.headers["x-nomyo-omitted-tools"] = ", ".join(omitted).encode("ascii", "replace").decode()
+    turn.headers["x-nomyo-omitted-tools"] = re.sub(r"[^ -~]", "?", ", ".join(omitted))
     types = {name.partition(":")[0] for name in omitted}
     shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
     log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))

@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing
 from functools import lru_cache
-from typing import Any, Generic, Protocol, TypeVar, cast
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.wire import Wire, wire_of
 from errors import APIError, InvalidRequest, TooLarge, Unauthorized
 from requests.sse import KEEPALIVE, frames, obfuscated
 
@@ -77,20 +79,42 @@ async def read_json(request: Request) -> Any:
 async def read_body(request: Request) -> bytes:
     """The body. Raises `TooLarge` past `max_body_mb`."""
     limit = request.app.state.config.max_body_mb * 1024 * 1024
+    if (wire := wire_of(request.scope)) is not None and (body := wire.body) is not None and len(body) <= limit:
+        return body
     too_large = TooLarge(f"The body is larger than {limit / 1024 / 1024:g} MB.")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
-    body = bytearray()
+    received = bytearray()
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        received += chunk
+        if len(received) > limit:
             raise too_large
-    return bytes(body)
+    return bytes(received)
+
+
+class JSONReply(Response):
+    """A whole answer: `body` is JSON already."""
+
+    def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        self.status_code = status
+        self.body: bytes = body
+        self.background = None
+        self.raw_headers = [
+            (b"content-length", b"%d" % len(body)),
+            (b"content-type", b"application/json"),
+            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (wire := wire_of(scope)) is not None:
+            wire.respond(self.status_code, self.raw_headers, self.body)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+    return JSONReply(orjson.dumps(body), status, headers or {})
 
 
 def error_response(error: APIError) -> Response:
@@ -103,39 +127,53 @@ def error_response(error: APIError) -> Response:
     return json_response({"error": error.to_dict()}, error.status, headers)
 
 
-@asynccontextmanager
-async def cancelled_if_client_leaves(receive: Receive) -> AsyncGenerator[None]:
+class ClientWatch:
     """Cancels its body the moment the client closes the connection, and raises `ClientLeft` then. For requests whose body
     has been read: what `receive` gives after that is the disconnect."""
-    body = asyncio.current_task()
-    assert body is not None
-    left = False
 
-    async def watch() -> None:
-        nonlocal left
-        while (await receive())["type"] != "http.disconnect":
+    __slots__ = ("_body", "_has_left", "_receive", "_watcher", "_wire")
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._wire = wire_of(scope)
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
+        self._has_left = False
+
+    async def __aenter__(self) -> None:
+        body = asyncio.current_task()
+        assert body is not None
+        self._body = body
+        if self._wire is None:
+            self._watcher = asyncio.create_task(self._watch(), name="disconnect watch")
+        else:
+            self._wire.on_left = self._left
+            if self._wire.has_left:
+                self._left()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._wire is not None:
+            self._wire.on_left = None
+        elif self._watcher is not None:
+            self._watcher.cancel()
+        if not self._has_left:
+            return
+        if isinstance(error, asyncio.CancelledError):
+            if self._body.uncancel() == 0:
+                raise ClientLeft from None
+        elif error is None or isinstance(error, Exception):
+            await _take_cancellation(self._body)
+            raise ClientLeft from None
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
-        left = True
-        body.cancel()
+        self._left()
 
-    watcher = asyncio.create_task(watch(), name="disconnect watch")
-    try:
-        yield
-    except asyncio.CancelledError:
-        if left and body.uncancel() == 0:
-            raise ClientLeft from None
-        raise
-    except Exception:
-        if left:
-            await _take_cancellation(body)
-            raise ClientLeft from None
-        raise
-    else:
-        if left:
-            await _take_cancellation(body)
-            raise ClientLeft
-    finally:
-        watcher.cancel()
+    def _left(self) -> None:
+        self._has_left = True
+        self._body.cancel()
 
 
 async def _take_cancellation(task: asyncio.Task[Any]) -> None:
@@ -187,7 +225,8 @@ class Primed(Generic[T]):
 
 class Express:
     """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task that
-    reads. `write` is None while there is no such way: the answer has not begun, has ended, or its client reads too slowly."""
+    reads. `write` is None while there is no such way: the answer has not begun, has ended, its client reads too slowly, or it has no
+    wire."""
 
     __slots__ = ("write",)
 
@@ -196,56 +235,80 @@ class Express:
 
 
 class Outlet:
-    """The body of a streamed answer, on its way to the client. `express` leads here while it is open."""
+    """The body of a streamed answer, on its way to the client by ASGI."""
 
-    def __init__(self, send: Send, express: Express | None, encode: Callable[[Any], bytes]) -> None:
+    def __init__(self, send: Send) -> None:
         self._send = send
-        self._express = express or Express()
-        self._encode = encode
-        self._stuck: asyncio.Future[None] | None = None
+        self._pings: set[asyncio.Task[None]] = set()
+        self._silence: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self.wrote_at = 0.0
+        self._is_silent = False
 
-    def __enter__(self) -> Outlet:
+    async def start(self, headers: list[tuple[bytes, bytes]]) -> None:
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def write(self, body: bytes) -> None:
+        self._is_silent = False
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    @contextlib.contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """Inside of it, a silent answer gets a comment now and then. One timer an answer: nearly all end before it is due."""
+        self._silence = self._loop.call_later(KEEPALIVE_S, self._check_silence)
+        try:
+            yield
+        finally:
+            self._silence.cancel()
+            for ping in self._pings:
+                ping.cancel()
+
+    def _check_silence(self) -> None:
+        if self._is_silent:
+            ping = asyncio.ensure_future(self.write(KEEPALIVE))
+            self._pings.add(ping)
+            ping.add_done_callback(self._pings.discard)
+        self._is_silent = True
+        self._silence = self._loop.call_later(KEEPALIVE_S, self._check_silence)
+
+
+class WireOutlet(Outlet):
+    """Likewise, by the wire. While it is open, `express` leads here."""
+
+    def __init__(self, send: Send, wire: Wire, express: Express, encode: Callable[[Any], bytes]) -> None:
+        super().__init__(send)
+        self._wire = wire
+        self._express = express
+        self._encode = encode
+
+    async def start(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._wire.start(200, headers)
         self._express.write = self._write_now
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    async def write(self, body: bytes) -> None:
+        self._is_silent = False
+        if not self._wire.write(body):
+            self._express.write = None
+            await self._wire.drain()
+            self._express.write = self._write_now
+
+    async def end(self, body: bytes = b"") -> None:
         self._express.write = None
-
-    async def write(self, body: bytes, *, ends: bool = False) -> None:
-        if self._stuck is not None:
-            await self._stuck
-        self.wrote_at = self._loop.time()
-        await self._send({"type": "http.response.body", "body": body, "more_body": not ends})
+        self._wire.end(body)
 
     def _write_now(self, given: Any) -> None:
-        """Writes without waiting. Where the server would have us wait, because the client reads too slowly, this is the last such
-        write until it is out."""
-        self.wrote_at = self._loop.time()
-        sending = self._send({"type": "http.response.body", "body": self._encode(given), "more_body": True})
-        coroutine = cast(Coroutine[Any, Any, None], sending)
-        if self._is_left_waiting(coroutine):
-            self._stuck = self._loop.create_future()
+        """Writes without waiting. If the client reads too slowly, it is the last until its reader has waited for it."""
+        self._is_silent = False
+        if not self._wire.write(self._encode(given)):
+            self._express.write = None
 
-    def _is_left_waiting(self, coroutine: Coroutine[Any, Any, None]) -> bool:
-        """Runs a `send` as far as it comes. If it waits, it is run on when it need not wait any longer, as a task would."""
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration:
-            return False
-        except Exception:
-            return False  # The client is gone, of which its watcher will tell.
-        self._express.write = None
-        waits_for._asyncio_future_blocking = False
-        waits_for.add_done_callback(lambda _: self._run_on(coroutine))
-        return True
 
-    def _run_on(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        if not self._is_left_waiting(coroutine) and self._stuck is not None:
-            if not self._stuck.done():  # Whoever waited for it may have been cancelled, and it with him.
-                self._stuck.set_result(None)
-            self._stuck = None
+def outlet_of(scope: Scope, send: Send, express: Express | None, encode: Callable[[Any], bytes]) -> Outlet:
+    """The way out of a streamed answer. What comes by the `express`, where there is one, is encoded here."""
+    wire = wire_of(scope)
+    return Outlet(send) if wire is None else WireOutlet(send, wire, express or Express(), encode)
 
 
 class EventStream(Response):
@@ -273,29 +336,16 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._batches):
             with contextlib.suppress(ClientLeft):
-                outlet = Outlet(send, self._express, self._frames)
-                async with cancelled_if_client_leaves(receive), self._kept_alive(outlet):
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    with outlet:
-                        async for events in self._batches:
-                            ends = bool(events) and type(events[-1]) is dict and events[-1]["type"] in LAST_EVENTS
-                            await outlet.write(self._frames(events), ends=ends)
-                            if ends:  # In one write with the end of the answer.
-                                return
-                    await outlet.write(b"", ends=True)
+                async with ClientWatch(scope, receive):
+                    outlet = outlet_of(scope, send, self._express, self._frames)
+                    with outlet.kept_alive():
+                        await self._send_all(outlet)
 
-    @asynccontextmanager
-    async def _kept_alive(self, outlet: Outlet) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-
-        async def ping() -> None:
-            while True:
-                await asyncio.sleep(KEEPALIVE_S)
-                if loop.time() - outlet.wrote_at >= KEEPALIVE_S:
-                    await outlet.write(KEEPALIVE)
-
-        pinger = asyncio.create_task(ping(), name="stream keepalive")
-        try:
-            yield
-        finally:
-            pinger.cancel()
+    async def _send_all(self, outlet: Outlet) -> None:
+        await outlet.start(self.raw_headers)
+        async for events in self._batches:
+            if events and type(events[-1]) is dict and events[-1]["type"] in LAST_EVENTS:
+                await outlet.end(self._frames(events))  # In one write with the end of the answer.
+                return
+            await outlet.write(self._frames(events))
+        await outlet.end()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.answers import Backend, chat_params
-from api.http import cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.http import ClientWatch, json_response, owner_of, read_json
 from api.turn import Turn, begin_turn, native_params
 from backends.failover import Attempts
 from errors import BackendError, InvalidRequest
@@ -27,7 +27,7 @@ async def count_input_tokens(request: Request) -> Response:
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     turn = await begin_turn(state, {**body, "store": False, "stream": False, "background": False}, owner_of(request))
-    async with cancelled_if_client_leaves(request.receive):
+    async with ClientWatch(request.scope, request.receive):
         async for attempt in Attempts(state.pool, turn.model, turn.routing):
             async with attempt:
                 endpoint = state.pool.endpoints[attempt.endpoint]

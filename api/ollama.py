@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from api.adapting import Adapting
 from api.answers import Backend, chat_answer
-from api.http import Primed, cancelled_if_client_leaves, json_response, owner_of, read_body
+from api.http import ClientWatch, Primed, json_response, owner_of, read_body
 from api.passthrough import Head, PassedOn, Passing, Used, with_model
 from api.turn import begin_turn
 from backends.client import create_chat_with_retries
@@ -118,7 +118,7 @@ async def _answered(request: Request, kind: type[Asking]) -> Response:
     asking = kind(request.app.state, owner_of(request), request.url.path, head, body)
     answer = Primed(asking.run())
     try:
-        async with cancelled_if_client_leaves(request.receive):
+        async with ClientWatch(request.scope, request.receive):
             await answer.prime()
     except APIError as error:
         await answer.aclose()

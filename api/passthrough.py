@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http import ClientLeft, Express, Outlet, Primed, cancelled_if_client_leaves, owner_of, read_body
+from api.http import ClientLeft, ClientWatch, Express, Outlet, Primed, outlet_of, owner_of, read_body
 from backends.failover import Attempt, Attempts
 from backends.pool import Routing
 from errors import APIError, BackendRefused, InvalidRequest
@@ -81,7 +81,7 @@ async def pass_through(request: Request) -> Response:
     passing = Passing(state.pool, head.model, body, routing)
     answer = Primed(passing.run())
     try:
-        async with cancelled_if_client_leaves(request.receive):
+        async with ClientWatch(request.scope, request.receive):
             await answer.prime()
     except BaseException as error:
         await answer.aclose()
@@ -208,20 +208,18 @@ class PassedOn(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._answer):
             with contextlib.suppress(ClientLeft):
-                async with cancelled_if_client_leaves(receive):
-                    await self._send_all(send)
+                async with ClientWatch(scope, receive):
+                    await self._send_all(outlet_of(scope, send, self._passing.express, bytes))
 
-    async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        outlet = Outlet(send, self._passing.express, bytes)
+    async def _send_all(self, outlet: Outlet) -> None:
+        await outlet.start(self.raw_headers)
         try:
-            with outlet:
-                async for received in self._answer:
-                    await outlet.write(received)
+            async for received in self._answer:
+                await outlet.write(received)
         except APIError as error:
             told = self._passing.told(error)
             if told is None:
                 log.warning("an answer that was passed on broke off: %s", error.code)
                 return  # The server closes the connection: half a body must not look like a whole one.
             await outlet.write(told)
-        await outlet.write(b"", ends=True)
+        await outlet.end()

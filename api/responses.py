@@ -26,7 +26,7 @@ from starlette.responses import Response
 from api.adapting import Adapting
 from api.answers import Backend, chat_answer, native_answer, replayed
 from api.background import Background
-from api.http import EventStream, Express, Primed, cancelled_if_client_leaves, json_response, owner_of, read_json
+from api.http import ClientWatch, EventStream, Express, Primed, json_response, owner_of, read_json
 from api.turn import Turn, begin_turn, cache_key
 from backends.client import create_chat_with_retries, create_response_with_retries
 from backends.failover import Attempt, Attempts
@@ -218,7 +218,7 @@ async def create_response(request: Request) -> Response:
         turn.builder.telling = "nothing"
     batches = Primed(run_turn(state, turn))
     try:
-        async with cancelled_if_client_leaves(request.receive):
+        async with ClientWatch(request.scope, request.receive):
             await batches.prime()
             if not turn.stream:
                 return _answer(await final_response(batches), turn.headers)

@@ -19,6 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
+from api.wire import Protocol
+
 _settings = Path(tempfile.mkdtemp(prefix="nomyo-tests-"))
 (_settings / "config.yaml").write_text(
     f"""
@@ -107,7 +109,7 @@ async def running_router(**settings: Any) -> AsyncIterator[Running]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Accepted sockets inherit it. asyncio sets it by itself only where the protocol is named.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+        server = Server(uvicorn.Config(app, http=Protocol, log_level="error", timeout_graceful_shutdown=2))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0.005)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from api.http import Express, Outlet
+from api.http import WireOutlet
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, cut, reasoning
 from tests.stream_grammar import check_stream, fold, parse_sse
@@ -21,13 +21,13 @@ WORDS = " ".join(f"word{number}" for number in range(200))
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many events left by the express way, one number a write."""
     counts: list[int] = []
-    write_now = Outlet._write_now
+    write_now = WireOutlet._write_now
 
-    def counted(self: Outlet, given: object) -> None:
+    def counted(self: WireOutlet, given: object) -> None:
         counts.append(len(given) if isinstance(given, list) else 1)
         write_now(self, given)
 
-    monkeypatch.setattr(Outlet, "_write_now", counted)
+    monkeypatch.setattr(WireOutlet, "_write_now", counted)
     return counts
 
 
@@ -95,27 +95,3 @@ def dechunked(answer: bytes) -> bytes:
         body += answer[end + 2 : end + 2 + size]
         at = end + 2 + size + 2
     return bytes(body)
-
-
-async def test_an_outlet_that_waits_is_closed_for_the_express_and_keeps_the_order() -> None:
-    gate = asyncio.get_running_loop().create_future()
-    sent: list[bytes] = []
-
-    async def send(message: dict[str, bytes]) -> None:
-        if message["body"] == b"slow":
-            await gate
-        sent.append(message["body"])
-
-    express = Express()
-    outlet = Outlet(send, express, bytes)  # type: ignore[arg-type]
-    with outlet:
-        assert express.write is not None
-        express.write(b"first")
-        express.write(b"slow")
-        assert express.write is None, "what waits must not be overtaken"
-        later = asyncio.create_task(outlet.write(b"later"))
-        await asyncio.sleep(0)
-        assert sent == [b"first"]
-        gate.set_result(None)
-        await later
-    assert sent == [b"first", b"slow", b"later"]

@@ -1,0 +1,128 @@
+"""Straight to the socket: what our server protocol gives to an endpoint beyond ASGI.
+
+By ASGI a task waits in `receive` to find out that a client leaves, and each piece of an answer goes through a dict, a coroutine and
+checks of what we have just made ourselves: a third of a plain request. `Protocol` is uvicorn's own, which hands a `Wire`
+along with each request. Where there is none (another server, a test), or somebody stands between us and the server, the way is ASGI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from starlette.types import Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+EXTENSION = "nomyo.wire"
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with a `Wire` for each request among the extensions of its scope."""
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        # The task of the request has not taken its first step yet.
+        if (cycle := self.cycle) is not None and cycle.scope is self.scope:
+            extensions: dict[str, Any] = {EXTENSION: Wire(cycle)}
+            self.scope["extensions"] = extensions
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.disconnected:
+            extensions: dict[str, Any] = self.cycle.scope["extensions"]
+            extensions[EXTENSION].left()
+
+
+class Wire:
+    """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right."""
+
+    __slots__ = ("_cycle", "on_left")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        # Called when the client closes the connection before its answer is whole.
+        self.on_left: Callable[[], None] | None = None
+
+    def belongs_to(self, send: Send) -> bool:
+        """Whether this `send` is the server's own: nobody else wants to see what is sent."""
+        return getattr(send, "__self__", None) is self._cycle
+
+    @property
+    def has_left(self) -> bool:
+        return self._cycle.disconnected
+
+    @property
+    def body(self) -> bytes | None:
+        """The body of the request, if all of it has come already."""
+        cycle = self._cycle
+        return None if cycle.more_body or cycle.waiting_for_100_continue else bytes(cycle.body)
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer, in one write. `headers` hold its length."""
+        self._write(self._head(status, headers, b"\r\n") + body)
+        self._end()
+
+    def start(self, status: int, headers: Headers) -> None:
+        """The head of an answer whose end is not known yet."""
+        self._write(self._head(status, headers, b"transfer-encoding: chunked\r\n\r\n"))
+
+    def write(self, body: bytes) -> bool:
+        """A piece of the answer. False: the client reads too slowly, and `drain` should come before the next."""
+        if body:
+            self._write(b"%x\r\n%b\r\n" % (len(body), body))
+        return not self._cycle.flow.write_paused
+
+    def end(self, body: bytes) -> None:
+        """The last piece of the answer."""
+        self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
+        self._end()
+
+    async def drain(self) -> None:
+        """Waits until the client has read most of what was written."""
+        await self._cycle.flow.drain()
+
+    def left(self) -> None:
+        if self.on_left is not None:
+            self.on_left()
+
+    def _write(self, data: bytes) -> None:
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(data)
+
+    def _head(self, status: int, headers: Headers, end: bytes) -> bytes:
+        cycle = self._cycle
+        cycle.response_started = True
+        if cycle.access_log:
+            asked = (cycle.scope["method"], get_path_with_query_string(cycle.scope), cycle.scope["http_version"])
+            cycle.access_logger.info('%s - "%s %s HTTP/%s" %d', get_client_addr(cycle.scope), *asked, status)
+        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise ValueError("A header of the answer holds a line end.")
+        return STATUS_LINE[status] + head + end
+
+    def _end(self) -> None:
+        cycle = self._cycle
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+
+
+def take_wire(scope: Scope, send: Send) -> None:
+    """Gives whoever answers this request its wire, if there is one and nobody stands between."""
+    wire = (scope.get("extensions") or {}).get(EXTENSION)
+    if wire is not None and wire.belongs_to(send):
+        scope[EXTENSION] = wire
+
+
+def wire_of(scope: Scope) -> Wire | None:
+    """The wire that an answer may use."""
+    wire: Wire | None = scope.get(EXTENSION)
+    return wire
