@@ -9,8 +9,8 @@ one write.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sys
+from collections.abc import Iterator
 from typing import cast
 
 import uvloop
@@ -56,7 +56,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._received = b""
-        self._pieces: itertools.chain[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
@@ -79,17 +78,15 @@ class Connection(asyncio.Protocol):
         elif b'"stream":true' not in body.replace(b" ", b""):
             self._transport.write(JSON)
         elif b"slowly" in body:
-            self._pieces = itertools.chain(PIECES)
             self._transport.write(STREAM_HEAD)
-            self._next_piece()
+            self._trickle(iter(PIECES))
         else:
             self._transport.write(BURST)
 
-    def _next_piece(self) -> None:
-        assert self._pieces is not None
-        if (piece := next(self._pieces, None)) is not None and not self._transport.is_closing():
+    def _trickle(self, pieces: Iterator[bytes]) -> None:
+        if (piece := next(pieces, None)) is not None and not self._transport.is_closing():
             self._transport.write(piece)
-            asyncio.get_running_loop().call_later(EVERY_S, self._next_piece)
+            asyncio.get_running_loop().call_later(EVERY_S, self._trickle, pieces)
 
 
 async def main(port: int) -> None:
