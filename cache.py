@@ -12,12 +12,14 @@ import sqlite3
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import aiosqlite
 import orjson
 
 from config import CacheConfig
+
+if TYPE_CHECKING:
+    import aiosqlite
 
 log = logging.getLogger("nomyo.cache")
 
@@ -121,6 +123,8 @@ class SQLiteCache:
         return self._connection
 
     async def open(self) -> None:
+        import aiosqlite
+
         Path(self._config.path).parent.mkdir(parents=True, exist_ok=True)
         self._connection = await aiosqlite.connect(self._config.path, isolation_level=None)
         await self._db.execute("PRAGMA journal_mode = WAL")

@@ -1,37 +1,46 @@
 """The store: what a response was made from, and what came of it. Verbs (`Store`) over a connector that only runs SQL.
 
-    responses         a row a response: the items of its own turn, and the response object
+    responses         a row a response: the items of its own turn, its output, and the rest of the response object
     response_items    which response an item belongs to, for clients that send a reference to it
     response_events   the events of a background stream, kept for clients that join later
 
-A conversation is a chain of rows, read in one query. Writes are queued when they are called and committed together, in one
-transaction for all turns that finish at the same time; awaiting one waits for its commit. SQLite is in WAL mode, so that
-readers never wait for writers.
+A conversation is a chain of rows, read in one query; those that went on lately stay in memory and are not read at all.
+Writes are queued when they are called and committed together, in one transaction for all turns that finish at the same
+time; awaiting one waits for its commit. Ids begin with a time, so that new rows lie side by side at the end of each index: what
+a write costs does not depend on how many rows there are. SQLite is in WAL mode, so that readers never wait for writers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 import sqlite3
-from collections.abc import Generator, Iterable
-from itertools import groupby
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
 
-import aiosqlite
 import orjson
 
 from errors import ServerError
 
 log = logging.getLogger("nomyo.db")
-# It logs every statement with its values, which are prompts.
-logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 Row = dict[str, Any]
+Item = dict[str, Any]
 Write = tuple[str, tuple[Any, ...]]
+T = TypeVar("T")
 
 SCHEMA = (
+    # What a conversation needs comes before what it does not: SQLite reads a long row only as far as it must.
     """CREATE TABLE IF NOT EXISTS responses (
         id TEXT PRIMARY KEY,
         previous_response_id TEXT,
@@ -39,38 +48,51 @@ SCHEMA = (
         status TEXT NOT NULL,
         created_at BIGINT NOT NULL,
         input BLOB NOT NULL,
+        output BLOB,
         response BLOB
     )""",
-    "CREATE INDEX IF NOT EXISTS responses_previous ON responses (previous_response_id)",
+    """CREATE INDEX IF NOT EXISTS responses_previous ON responses (previous_response_id)
+        WHERE previous_response_id IS NOT NULL""",
     "CREATE INDEX IF NOT EXISTS responses_created ON responses (created_at)",
     """CREATE INDEX IF NOT EXISTS responses_running ON responses (status)
         WHERE status IN ('queued', 'in_progress')""",
     "CREATE TABLE IF NOT EXISTS response_events (response_id TEXT PRIMARY KEY, events BLOB NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS response_items (item_id TEXT PRIMARY KEY, response_id TEXT NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS response_items_response ON response_items (response_id)",
+    "CREATE TABLE IF NOT EXISTS response_items (item_id TEXT PRIMARY KEY, response_id TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
-STORE = """INSERT INTO responses (id, previous_response_id, model, status, created_at, input, response)
-    VALUES (?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (id) DO UPDATE SET status = excluded.status, response = excluded.response"""
+# What databases of earlier versions lack, and what they have for nothing. Their rows hold the output in the response.
+ADDED_COLUMNS = (("responses", "output", "BLOB"),)
+DROPPED = ("DROP INDEX IF EXISTS response_items_response",)
+
+STORE = """INSERT INTO responses (id, previous_response_id, model, status, created_at, input, output, response)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET status = excluded.status, output = excluded.output, response = excluded.response"""
 # Not an upsert: a response that was deleted while it ran stays deleted.
-UPDATE = "UPDATE responses SET status = ?, response = ? WHERE id = ?"
+UPDATE = "UPDATE responses SET status = ?, output = ?, response = ? WHERE id = ?"
 GET = "SELECT * FROM responses WHERE id = ?"
 EXISTS = "SELECT 1 FROM responses WHERE id = ?"
-GET_CHAIN = """WITH RECURSIVE chain (id, previous_response_id, depth) AS (
-        SELECT id, previous_response_id, 0 FROM responses WHERE id = ?
+# Youngest first: a chain has one row at a time to go on from.
+GET_HISTORY = """WITH RECURSIVE chain (previous_response_id, status, input, output) AS (
+        SELECT previous_response_id, status, input, COALESCE(output, response) FROM responses WHERE id = ?
         UNION ALL
-        SELECT r.id, r.previous_response_id, chain.depth + 1
-        FROM responses r JOIN chain ON r.id = chain.previous_response_id
+        SELECT r.previous_response_id, r.status, r.input, COALESCE(r.output, r.response)
+        FROM chain JOIN responses r ON r.id = chain.previous_response_id
     )
-    SELECT r.* FROM responses r JOIN chain ON r.id = chain.id ORDER BY chain.depth DESC"""
+    SELECT * FROM chain"""
 RUNNING = "SELECT * FROM responses WHERE status IN ('queued', 'in_progress')"
 DELETE = "DELETE FROM responses WHERE id = ?"
 DELETE_EVENTS = "DELETE FROM response_events WHERE response_id = ?"
-DELETE_ITEMS = "DELETE FROM response_items WHERE response_id = ?"
+# The ids are in the row, so no index leads from a response to its items.
+DELETE_ITEMS = """WITH kept AS (SELECT id, CAST(input AS TEXT) AS input, CAST(COALESCE(output, response) AS TEXT) AS output,
+        CASE WHEN output IS NULL THEN '$.output' ELSE '$' END AS place FROM responses WHERE id = ?)
+    DELETE FROM response_items WHERE response_id = (SELECT id FROM kept) AND item_id IN (
+        SELECT json_extract(item.value, '$.id') FROM kept, json_each(kept.input) item
+        UNION ALL SELECT json_extract(item.value, '$.id') FROM kept, json_each(kept.output, kept.place) item)"""
 STORE_ITEM = """INSERT INTO response_items (item_id, response_id) VALUES (?, ?)
     ON CONFLICT (item_id) DO UPDATE SET response_id = excluded.response_id"""
-GET_OF_ITEM = "SELECT r.* FROM responses r JOIN response_items i ON r.id = i.response_id WHERE i.item_id = ?"
+GET_OF_ITEMS = """SELECT json_group_array(i.item_id) AS item_ids, r.input, COALESCE(r.output, r.response) AS output
+    FROM response_items i JOIN responses r ON r.id = i.response_id
+    WHERE i.item_id IN (SELECT value FROM json_each(?)) GROUP BY r.id"""
 STORE_SETTING = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING"
 GET_SETTING = "SELECT value FROM settings WHERE name = ?"
 STORE_EVENTS = """INSERT INTO response_events (response_id, events)
@@ -82,7 +104,31 @@ EXPIRED = """SELECT id FROM responses r
     AND NOT EXISTS (SELECT 1 FROM responses c WHERE c.previous_response_id = r.id)
     LIMIT 500"""
 
+UNFINISHED = frozenset({"queued", "in_progress"})
 INTERRUPTED = ServerError("The router stopped while this response was running.", code="interrupted")
+# JSON of the conversations that are kept in memory. As objects they take three to six times that.
+WARM_MB = 8
+
+
+class Deletions:
+    """How often something was deleted, by anybody who shares the database: what was read before may be wrong behind it."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, n: int) -> None:
+        self.value += n
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The items of a response and of all before it, oldest first, and the size of their JSON. They are shared: nobody may change
+    them. `missing` is the id of the one that is not there, `unfinished` the status of a response that has not ended."""
+
+    items: list[Item]
+    size: int
+    missing: str | None = None
+    unfinished: str | None = None
 
 
 class Store:
@@ -90,15 +136,18 @@ class Store:
     `open()` inside the running loop, `close()` at its end."""
 
     def __init__(self, url: str) -> None:
+        self.deletions = Deletions()
         self._connector = SQLite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:")
-        self._queue: list[tuple[Write, Written]] = []
+        self._warm = WarmChains(self.deletions.value)
+        self._running: dict[str, Begun] = {}
+        self._queue: list[Written] = []
         self._queued = asyncio.Event()
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self._connector.open()
-        await self._connector.write([(statement, ()) for statement in SCHEMA])
+        self._warm, self._running = WarmChains(self.deletions.value), {}
         self._queue, self._queued, self._closing = [], asyncio.Event(), False
         self._writer = asyncio.create_task(self._write_batches(), name="store writer")
 
@@ -120,43 +169,59 @@ class Store:
         model: str,
         status: str,
         created_at: int,
-        input_messages: list[dict[str, Any]],
+        input_messages: list[Item],
         response: dict[str, Any] | None = None,
     ) -> Written:
-        """Stores a response: `input_messages` are the input items of its own turn, `response` is the object, if there is one
-        yet. Queued at once; await it for the commit. Raises `ServerError` if that failed."""
-        body = orjson.dumps(response) if response is not None else None
-        items = orjson.dumps(input_messages)
-        return self._write(STORE, response_id, previous_response_id, model, status, created_at, items, body)
+        """Stores a new response: `input_messages` are the input items of its own turn, `response` is the object, if there is one
+        yet. Its items can be found by their ids when it has ended. Queued at once; await it for the commit. Raises
+        `ServerError` if that failed."""
+        given, (output, rest) = orjson.dumps(input_messages), _output_and_rest(response)
+        row = (response_id, previous_response_id, model, status, created_at, given, output, rest)
+        begun = Begun(response_id, previous_response_id, input_messages, len(given), self.deletions.value)
+        if response is None or status in UNFINISHED:
+            self._running[response_id] = begun
+            return self._write((STORE, row), then=begun.commit)
+        begun.commit()
+        return self._end(begun, (STORE, row), response, len(output or b""))
 
     def update_response(self, response_id: str, response: dict[str, Any]) -> Written:
         """The response has come further. Does nothing if it was deleted meanwhile."""
-        return self._write(UPDATE, response["status"], orjson.dumps(response), response_id)
+        output, rest = _output_and_rest(response)
+        update = (UPDATE, (response["status"], output, rest, response_id))
+        if response["status"] in UNFINISHED:
+            return self._write(update)
+        if (begun := self._running.pop(response_id, None)) is None:
+            return self._write(update, then=lambda: self._warm_chains().drop(response_id))
+        return self._end(begun, update, response, len(output or b""))
+
+    def _end(self, begun: Begun, write: Write, response: dict[str, Any], size: int) -> Written:
+        """Writes how a response has ended. `size` is that of its output."""
+        output = [*(response.get("output") or ())]
+        items = [(STORE_ITEM, (item["id"], begun.id)) for item in (*begun.input, *output) if item.get("id")]
+        return self._write(write, *items, then=lambda: self._keep_warm(begun, output, size))
 
     async def get_response(self, response_id: str) -> Row | None:
         """`{id, previous_response_id, model, status, created_at, input, response}`, or None."""
-        rows = await self._connector.read(GET, response_id)
-        return _loaded(rows[0]) if rows else None
-
-    async def get_chain(self, response_id: str) -> list[Row]:
-        """The response and all those before it, oldest first; empty if there is none. Where one before it was deleted, the
-        first row still names it."""
-        return [_loaded(row) for row in await self._connector.read(GET_CHAIN, response_id)]
+        rows = await self._connector.read(GET, response_id, each=_loaded)
+        return rows[0] if rows else None
 
     async def delete_response(self, response_id: str) -> bool:
         """Whether there was such a response."""
         if not await self._connector.read(EXISTS, response_id):
             return False
-        for write in self._delete(response_id):
-            await write
+        await self._delete([response_id])
         return True
 
-    def _delete(self, response_id: str) -> list[Written]:
-        return [self._write(sql, response_id) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE)]
+    def _delete(self, ids: list[str]) -> Written:
+        for response_id in ids:
+            self._running.pop(response_id, None)
+        # Behind the commit: what was read before it is not good for the time after it.
+        counted = partial(self.deletions.add, len(ids))
+        return self._write(*((sql, (id,)) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE) for id in ids), then=counted)
 
     async def fail_orphaned_responses(self) -> int:
         """Marks as failed what was running when the process died. For the start, before anything runs. Gives their number."""
-        rows = [_loaded(row) for row in await self._connector.read(RUNNING)]
+        rows = await self._connector.read(RUNNING, each=_loaded)
         failed = {"status": "failed", "error": INTERRUPTED.to_response_error()}
         for write in [self.update_response(row["id"], {**(row["response"] or {}), **failed}) for row in rows]:
             await write
@@ -166,30 +231,59 @@ class Store:
         """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on. Gives their number."""
         deleted = 0
         while ids := [row["id"] for row in await self._connector.read(EXPIRED, created_at)]:
-            for write in [write for response_id in ids for write in self._delete(response_id)]:
-                await write
+            await self._delete(ids)
             deleted += len(ids)
         return deleted
 
-    # ── items ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def store_items(self, response_id: str, item_ids: Iterable[str]) -> None:
-        """Lets items be found by their ids. Queued at once; nobody has to wait for it."""
-        for item_id in item_ids:
-            self._write(STORE_ITEM, item_id, response_id)
+    async def get_history(self, response_id: str) -> History:
+        """The conversation up to a response, from memory if it is there."""
+        chains = self._warm_chains()
+        if warm := chains.get(response_id):
+            return warm
+        rows = await self._connector.read(GET_HISTORY, response_id, each=_loaded_items)
+        if not rows:
+            return History([], 0, missing=response_id)
+        items = [item for row in reversed(rows) for item in row["items"]]
+        status = rows[0]["status"]
+        history = History(
+            items,
+            sum(row["size"] for row in rows),
+            missing=rows[-1]["previous_response_id"],
+            unfinished=status if status in UNFINISHED else None,
+        )
+        if not history.missing and not history.unfinished and chains is self._warm_chains():
+            chains.put(response_id, history)
+        return history
 
-    async def get_item(self, item_id: str) -> dict[str, Any] | None:
-        """An input or output item of any stored response."""
-        for row in await self._connector.read(GET_OF_ITEM, item_id):
-            whole = _loaded(row)
-            for item in (*whole["input"], *(whole["response"] or {}).get("output", [])):
-                if item.get("id") == item_id:
-                    return dict(item)
-        return None
+    def _keep_warm(self, begun: Begun, output: list[Item], size: int) -> None:
+        """A response was stored as ended: its conversation takes the place of the one that it goes on from."""
+        chains = self._warm_chains()
+        if not begun.committed or begun.deletions != chains.deletions:
+            return
+        before = chains.drop(begun.previous) if begun.previous else History([], 0)
+        if before is not None:
+            history = History([*before.items, *begun.input, *output], before.size + begun.size + size)
+            chains.put(begun.id, history)
+
+    def _warm_chains(self) -> WarmChains:
+        """Those of now: after a deletion, by whomever, none that was kept before it is sure any more."""
+        if self._warm.deletions != self.deletions.value:
+            self._warm = WarmChains(self.deletions.value)
+        return self._warm
+
+    async def get_items(self, item_ids: list[str]) -> dict[str, Item]:
+        """Input and output items of stored responses, by their ids. Those that are not there are left out."""
+        found: dict[str, Item] = {}
+        for row in await self._connector.read(GET_OF_ITEMS, orjson.dumps(item_ids).decode(), each=_loaded_items):
+            of_row = {item.get("id"): item for item in row["items"]}
+            found |= {item_id: of_row[item_id] for item_id in orjson.loads(row["item_ids"]) if item_id in of_row}
+        return found
 
     async def get_setting(self, name: str, default: str) -> str:
         """A value that every router on this database shares. The first to ask decides it with its `default`."""
-        await self._write(STORE_SETTING, name, default)
+        await self._write((STORE_SETTING, (name, default)))
         value: str = (await self._connector.read(GET_SETTING, name))[0]["value"]
         return value
 
@@ -197,7 +291,7 @@ class Store:
 
     def store_events(self, response_id: str, events: list[dict[str, Any]]) -> Written:
         """Keeps all events of a response's stream, once. Does nothing if the response was deleted."""
-        return self._write(STORE_EVENTS, orjson.dumps(events), response_id)
+        return self._write((STORE_EVENTS, (orjson.dumps(events), response_id)))
 
     async def get_events(self, response_id: str) -> list[dict[str, Any]] | None:
         rows = await self._connector.read(GET_EVENTS, response_id)
@@ -205,11 +299,11 @@ class Store:
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, sql: str, *values: Any) -> Written:
+    def _write(self, *writes: Write, then: Callable[[], object] | None = None) -> Written:
         if self._closing:
             raise _not_stored()
-        written = Written()
-        self._queue.append(((sql, values), written))
+        written = Written(writes, then)
+        self._queue.append(written)
         self._queued.set()
         return written
 
@@ -223,35 +317,91 @@ class Store:
                 for one in batch:
                     await self._wrote([one])
 
-    async def _wrote(self, batch: list[tuple[Write, Written]]) -> bool:
+    async def _wrote(self, batch: list[Written]) -> bool:
         try:
-            await self._connector.write([write for write, _ in batch])
+            await self._connector.write(_side_by_side([write for written in batch for write in written.writes]))
         except Exception as error:
             if len(batch) == 1:
                 log.exception("a write failed")
-                batch[0][1].end(_not_stored(error))
+                batch[0].end(_not_stored(error))
             return False
-        for _, written in batch:
+        for written in batch:
             written.end(None)
         return True
 
 
 class Written:
-    """A queued write. Awaiting it waits for its commit; whoever stops waiting does not stop the write, and nobody has to
-    wait at all."""
+    """Queued writes, which are committed together or not at all; `then` is called behind the commit. Awaiting it waits for that;
+    whoever stops waiting does not stop the write, and nobody has to wait at all."""
 
-    def __init__(self) -> None:
-        self._ended: asyncio.Future[ServerError | None] = asyncio.get_running_loop().create_future()
+    __slots__ = ("_failure", "_is_done", "_then", "_waiting", "writes")
+
+    def __init__(self, writes: Sequence[Write], then: Callable[[], object] | None = None) -> None:
+        self.writes = writes
+        self._then = then
+        self._waiting: list[asyncio.Future[None]] = []
+        self._is_done = False
+        self._failure: ServerError | None = None
 
     def done(self) -> bool:
-        return self._ended.done()
+        return self._is_done
 
     def end(self, failure: ServerError | None) -> None:
-        self._ended.set_result(failure)
+        self._is_done, self._failure = True, failure
+        if failure is None and self._then is not None:
+            self._then()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def __await__(self) -> Generator[Any, None, None]:
-        if failure := (yield from asyncio.shield(self._ended).__await__()):
-            raise failure
+        if not self._is_done:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            yield from waiter
+        if self._failure is not None:
+            raise self._failure
+
+
+@dataclass(slots=True)
+class Begun:
+    """What of a response is known before it has ended, and how many deletions there were before it was stored."""
+
+    id: str
+    previous: str | None
+    input: list[Item]
+    size: int
+    deletions: int
+    committed: bool = False
+
+    def commit(self) -> None:
+        self.committed = True
+
+
+class WarmChains:
+    """Conversations by the id of their last response, the latest used last. All are of a time with so many deletions."""
+
+    def __init__(self, deletions: int) -> None:
+        self.deletions = deletions
+        self._chains: dict[str, History] = {}
+        self._size = 0
+
+    def get(self, response_id: str) -> History | None:
+        if warm := self._chains.pop(response_id, None):
+            self._chains[response_id] = warm
+        return warm
+
+    def put(self, response_id: str, history: History) -> None:
+        self.drop(response_id)
+        self._chains[response_id] = history
+        self._size += history.size
+        while self._size > WARM_MB * 1024 * 1024:
+            self.drop(next(iter(self._chains)))
+
+    def drop(self, response_id: str) -> History | None:
+        if dropped := self._chains.pop(response_id, None):
+            self._size -= dropped.size
+        return dropped
 
 
 def _not_stored(cause: Exception | None = None) -> ServerError:
@@ -260,12 +410,40 @@ def _not_stored(cause: Exception | None = None) -> ServerError:
     return failure
 
 
+def _output_and_rest(response: dict[str, Any] | None) -> tuple[bytes | None, bytes | None]:
+    """The JSON of a response's output, and of the response without it."""
+    if response is None:
+        return None, None
+    if "output" not in response:
+        return None, orjson.dumps(response)
+    return orjson.dumps(response["output"]), orjson.dumps({**response, "output": None})
+
+
 def _loaded(row: Row) -> Row:
-    return {
-        **row,
-        "input": orjson.loads(row["input"]),
-        "response": row["response"] and orjson.loads(row["response"]),
-    }
+    response = row["response"] and orjson.loads(row["response"])
+    if (output := row.pop("output")) is not None:
+        response["output"] = orjson.loads(output)
+    return {**row, "input": orjson.loads(row["input"]), "response": response}
+
+
+def _loaded_items(row: Row) -> Row:
+    """A row whose `output` may be a whole response, as it was stored once, or None."""
+    output = row["output"] and orjson.loads(row["output"])
+    if isinstance(output, dict):
+        output = output.get("output")
+    size = len(row["input"]) + len(row["output"] or b"")
+    return {**row, "items": [*orjson.loads(row["input"]), *(output or [])], "size": size}
+
+
+# A response is stored before it is updated, so within a batch what is stored may go first.
+RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2}
+
+
+def _side_by_side(writes: list[Write]) -> list[Write]:
+    """The writes of a batch, with those of the same SQL together where they do not stand in each other's way."""
+    if any(sql not in RANKS for sql, _ in writes):
+        return writes
+    return sorted(writes, key=lambda write: RANKS[write[0]])
 
 
 class SQLite:
@@ -273,22 +451,16 @@ class SQLite:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._writer: aiosqlite.Connection | None = None
-        self._reader: aiosqlite.Connection | None = None
+        self._writer: Connection | None = None
+        self._reader: Connection | None = None
 
     async def open(self) -> None:
         in_memory = self._path == ":memory:"
         if not in_memory:
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-        self._writer = await self._connect()
-        self._reader = self._writer if in_memory else await self._connect()
-
-    async def _connect(self) -> aiosqlite.Connection:
-        connection = await aiosqlite.connect(self._path)
-        connection.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "busy_timeout = 5000"):
-            await connection.execute(f"PRAGMA {pragma}")
-        return connection
+        self._writer = await Connection.open(self._path)
+        await self._writer.run(_make_schema)
+        self._reader = self._writer if in_memory else await Connection.open(self._path)
 
     async def close(self) -> None:
         for connection in {self._reader, self._writer} - {None}:
@@ -296,17 +468,139 @@ class SQLite:
             await connection.close()
         self._reader = self._writer = None
 
-    async def read(self, sql: str, *values: Any) -> list[Row]:
+    async def read(self, sql: str, *values: Any, each: Callable[[Row], Any] = dict) -> list[Any]:
+        """The rows, `each` made of in the reader's thread."""
         assert self._reader is not None, "the store is not open"
-        return [dict(row) for row in await self._reader.execute_fetchall(sql, values)]
+        return await self._reader.run(
+            lambda connection: [each(dict(row)) for row in connection.execute(sql, values).fetchall()]
+        )
 
     async def write(self, writes: Iterable[Write]) -> None:
         """All of it in one transaction, in order; neighbours with the same SQL in one call."""
         assert self._writer is not None, "the store is not open"
+        await self._writer.run(partial(_write_all, writes))
+
+
+def _make_schema(connection: sqlite3.Connection) -> None:
+    """Creates what is missing, also in a database of an earlier version."""
+    with _transaction(connection):
+        for statement in SCHEMA:
+            connection.execute(statement)
+        for table, column, kind in ADDED_COLUMNS:
+            if column not in {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        for statement in DROPPED:
+            connection.execute(statement)
+
+
+def _write_all(writes: Iterable[Write], connection: sqlite3.Connection) -> None:
+    # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs more
+    # than the writing.
+    with _transaction(connection):
+        for sql, group in groupby(writes, key=itemgetter(0)):
+            rows = [values for _, values in group]
+            if " VALUES " not in sql:
+                connection.executemany(sql, rows)
+                continue
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                some = rows[start : start + ROWS_AT_ONCE]
+                connection.execute(_of_rows(sql, len(some)), [*chain.from_iterable(some)])
+
+
+ROWS_AT_ONCE = 32
+
+
+@cache
+def _of_rows(sql: str, rows: int) -> str:
+    """An INSERT of one row as one of several."""
+    return re.sub(r"VALUES (\(.*?\))", lambda found: "VALUES " + ", ".join([found[1]] * rows), sql)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite itself may have rolled back, if the disk is full.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+class Connection:
+    """A connection to SQLite in a thread of its own, which runs one function after the other."""
+
+    _connection: sqlite3.Connection
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._work, name="sqlite", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def open(cls, path: str) -> Connection:
+        self = cls()
         try:
-            for sql, group in groupby(writes, key=lambda write: write[0]):
-                await self._writer.executemany(sql, [values for _, values in group])
-            await self._writer.commit()
+            self._connection = await self._call(partial(_connected, path))
         except BaseException:
-            await self._writer.rollback()
+            self._calls.put(None)
             raise
+        return self
+
+    async def close(self) -> None:
+        await self._call(self._connection.close)
+        self._calls.put(None)
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` makes of the connection."""
+        return await self._call(partial(function, self._connection))
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put((function, ended))
+        return await ended
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, ended = call
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as raised:
+                error = raised
+            ended.get_loop().call_soon_threadsafe(_settle, ended, result, error)
+
+
+def _settle(ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if ended.done():
+        return  # cancelled: nobody waits any more
+    if error is not None:
+        ended.set_exception(error)
+    else:
+        ended.set_result(result)
+
+
+def _connected(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+BUSY_S = 5.0
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Sets WAL mode. SQLite does not wait by itself for another process that does the same to a new file."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)

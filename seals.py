@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from cryptography.fernet import Fernet, InvalidToken
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 
 class Sealer:
     """Seals with one key. `key` is any text; what it is made of is up to whoever chose it."""
 
     def __init__(self, key: str) -> None:
-        self._fernet = Fernet(base64.urlsafe_b64encode(hashlib.sha256(key.encode()).digest()))
+        self._key = base64.urlsafe_b64encode(hashlib.sha256(key.encode()).digest())
+
+    @cached_property
+    def _fernet(self) -> Fernet:
+        from cryptography.fernet import Fernet  # 6 MB, for those who seal
+
+        return Fernet(self._key)
 
     def seal(self, text: str) -> str:
         return self._fernet.encrypt(text.encode()).decode()
 
     def open(self, sealed: str) -> str | None:
         """The text, or None for anything that was not sealed with this key."""
+        from cryptography.fernet import InvalidToken
+
         try:
             return self._fernet.decrypt(sealed.encode()).decode()
         except (InvalidToken, UnicodeError):

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from api.http import Express
-from api.turn import Turn, native_params, opened
-from backends.client import BackendStream, refusal_of
+from api.turn import SEALED, Turn, native_params, opened
+from backends.client import BackendStream, NativeEvent, refusal_of
 from backends.kinds import Kind
 from errors import BackendError, ModelFailed, Unsupported
 from requests.chat import as_chunk, as_plain
@@ -38,7 +38,7 @@ from requests.tools import NO_TOOLS, OPENAI_TOOLS, Item, ToolBook, tool_choice_r
 log = logging.getLogger("nomyo.responses")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Backend:
     """Whoever was chosen for a turn. `create` sends a request, chat or native, and gives the answer or its stream."""
 
@@ -63,40 +63,60 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return
-    _take_express(turn.express, answer, lambda native_event: turn.builder.adopt(native_event.model_dump()))
+    builder = turn.builder
+    _take_express(turn.express, answer, lambda batch: [told for event in batch for told in _adopted(builder, event)])
     async for batch in batches_of(answer):
-        events: list[Event] = []
+        events: list[Any] = []
         for native_event in batch:
-            event = native_event.model_dump()
-            if event["type"] == "error":
+            if native_event.type == "error":
                 if events:
                     yield events
+                event = native_event.model_dump()
                 described = event.get("error") or event
                 raise refusal_of(described.get("status") or 500, described)
-            events += turn.builder.adopt(event)
+            events += _adopted(builder, native_event)
         if events:
             yield events
-    if not turn.builder.ended:
+    if not builder.ended:
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
 
 
-async def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+def _adopted(builder: ResponseBuilder, event: Any) -> list[Any]:
+    """An event of upstream's as one of ours: our client's, or one of an SDK that stands in for it."""
+    frame = builder.relay(event.type, event.data) if isinstance(event, NativeEvent) else None
+    return builder.adopt(event.model_dump()) if frame is None else [frame]
+
+
+def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The answer of a chat-completions backend."""
     if turn.is_compaction:
-        item, usage = await _summary(backend, turn)
-        yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
-        return
+        return _compacted(backend, turn)
     params = chat_params(backend, turn)
     threshold = turn.compact_threshold
     if threshold and _has_more_to_tell(turn) and (tokens := estimated_tokens(params)) > threshold:
         log.info("%s: about %d tokens are more than %d, compacting first", turn.id, tokens, threshold)
-        item, _ = await _summary(backend, turn)
-        yield turn.builder.begin() + turn.builder.item(item)
-        params = chat_params(backend, replace(turn, input=[*turn.input, item]))
+        return _compacted_first(backend, turn)
+    return _translated(backend, turn, params)
+
+
+def _translated(backend: Backend, turn: Turn, params: dict[str, Any]) -> AsyncGenerator[list[Event]]:
     if "response_format" in params and backend.kind.structured_outputs != "native":
-        yield await _structured(backend, turn, params)
-        return
-    async with aclosing(_chat_events(backend, turn.builder, params, turn.express)) as batches:
+        return _structured(backend, turn, params)
+    return _chat_events(backend, turn.builder, params, turn.express)
+
+
+async def _compacted(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The summary of the conversation, and nothing else."""
+    item, usage = await _summary(backend, turn)
+    yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
+
+
+async def _compacted_first(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The summary, and then the answer to what it leaves."""
+    item, _ = await _summary(backend, turn)
+    yield turn.builder.begin() + turn.builder.item(item)
+    params = chat_params(backend, replace(turn, input=[*turn.input, item]))
+    async with aclosing(_translated(backend, turn, params)) as batches:
         async for events in batches:
             yield events
 
@@ -116,9 +136,14 @@ def chat_params(backend: Backend, turn: Turn, *, stream: bool | None = None) -> 
     if turn.params.prompt:
         raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
     kind = backend.kind
-    history, given = opened(backend.sealer, turn.history), opened(backend.sealer, turn.input)
-    items = without_superseded([*history, *given])
-    kept = set(map(id, items))
+    items = [*turn.history, *turn.input]
+    earlier, places = len(turn.history), None
+    if any(item["type"] in SEALED for item in items):
+        history, given = opened(backend.sealer, turn.history), opened(backend.sealer, turn.input)
+        items = without_superseded([*history, *given])
+        kept = set(map(id, items))
+        earlier = sum(id(item) in kept for item in history)
+        places = [place for place, item in enumerate(given) if id(item) in kept]
     book = ToolBook.of(turn.request.get("tools"), items)
     choice = tool_choice_responses_to_chat(turn.params.tool_choice, book) if turn.offers_tools else NO_TOOLS
     turn.builder.offer(book, allowed=choice.allowed, one_call=turn.params.parallel_tool_calls is False)
@@ -127,8 +152,8 @@ def chat_params(backend: Backend, turn: Turn, *, stream: bool | None = None) -> 
     messages = responses_input_to_messages(
         items,
         turn.params.instructions,
-        history=sum(id(item) in kept for item in history),
-        places=[place for place, item in enumerate(given) if id(item) in kept],
+        history=earlier,
+        places=places,
         carries=kind.carries,
         reasoning_key=kind.reasoning_key,
         book=book,
@@ -175,16 +200,15 @@ async def _chat_events(
             usage=as_plain(answer.usage),
         )
         return
-    _take_express(express, answer, builder.chunk)
+    _take_express(express, answer, builder.chunks)
+    is_ours = isinstance(answer, BackendStream)
     async for chunks in batches_of(answer):
-        events = builder.begin()
-        for chunk in chunks:
-            events += builder.chunk(as_chunk(chunk))
+        events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
         if events or builder.telling == "nothing":
             yield events
 
 
-def _take_express(express: Express | None, answer: Any, events_of: Callable[[Any], list[Event]]) -> None:
+def _take_express(express: Express | None, answer: Any, events_of: Callable[[list[Any]], list[Any]]) -> None:
     """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once."""
     if express is None or not isinstance(answer, BackendStream):
         return
@@ -192,10 +216,7 @@ def _take_express(express: Express | None, answer: Any, events_of: Callable[[Any
     def take(pieces: list[Any]) -> bool:
         if (write := express.write) is None:
             return False
-        events: list[Event] = []
-        for piece in pieces:
-            events += events_of(piece)
-        if events:
+        if events := events_of(pieces):
             write(events)
         return True
 
@@ -241,7 +262,7 @@ async def _summary(backend: Backend, turn: Turn) -> tuple[Item, dict[str, Any] |
     return item, inner.chat_usage
 
 
-async def _structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> list[Event]:
+async def _structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> AsyncGenerator[list[Event]]:
     """The answer of a backend that cannot hold its model to a JSON format: the model is told the format, its answer is checked,
     and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported` where the settings refuse."""
     if backend.kind.structured_outputs == "refuse":
@@ -268,7 +289,7 @@ async def _structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> l
         if is_repair:
             raise ModelFailed(f"The model did not answer in the format that was asked for: {problem}")
         params["messages"] = [*params["messages"], *repair_prompt(said, problem)]
-    return turn.builder.begin() + turn.builder.completion(output, finish_reason=inner.finish_reason, usage=usage)
+    yield turn.builder.begin() + turn.builder.completion(output, finish_reason=inner.finish_reason, usage=usage)
 
 
 def _is_text(output: list[Item]) -> bool:

@@ -148,7 +148,6 @@ async def record(state: Any, turn: Turn) -> None:
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
     if turn.stored:
-        state.db.store_items(turn.id, [item["id"] for item in (*turn.input, *response["output"]) if item.get("id")])
         await (state.db.update_response(turn.id, response) if turn.row_begun else _store(state, turn))
     if turn.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)

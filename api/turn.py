@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +22,7 @@ what was decided and found out, with the names, numbers, paths and commands that
 Write the summary and nothing else."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Turn:
     """One request, and the response that is being built for it."""
 
@@ -127,9 +126,9 @@ def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
     begins."""
     names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
     first_asked = next((item for item in items if item.get("role") == "user"), None)
-    begins = f"{params.model}\n{(params.instructions or '')[:LEADING]}\n"
-    begins += "\n".join(_leading_text(item) for item in (*items[:1], first_asked) if item)
-    return [*names, blake2b(begins.encode("utf-8", "replace"), digest_size=8).hexdigest()]
+    leading = tuple(_leading_text(item) for item in (*items[:1], first_asked) if item)
+    begins = hash((params.model, (params.instructions or "")[:LEADING], leading))
+    return [*names, f"begins {begins}"]
 
 
 def _leading_text(item: Item) -> str:
@@ -146,22 +145,29 @@ LEADING = 1024
 
 async def resolve_references(state: Any, items: list[Item]) -> list[Item]:
     """The items, and for each reference among them the stored item that it means."""
+    meant = [item["id"] for item in items if item["type"] == "item_reference"]
+    if not meant:
+        return items
+    stored = await state.db.get_items(meant)
     resolved: list[Item] = []
     for index, item in enumerate(items):
         if item["type"] != "item_reference":
             resolved.append(item)
-        elif found := await state.db.get_item(item["id"]):
-            resolved.append(found)
+        elif item["id"] in stored:
+            resolved.append(stored[item["id"]])
         else:
             raise InvalidRequest(f"Item with id '{item['id']}' not found.", param=f"input[{index}].id")
     return resolved
 
 
+# The items of which we seal a part.
+SEALED = frozenset({"reasoning", "compaction"})
+
+
 def opened(sealer: Any, items: list[Item]) -> list[Item]:
     """The items, with what we have sealed in them in the open: for a backend, never for a client or the store."""
     return [
-        _opened(sealer, item) if item["type"] in ("reasoning", "compaction") and item.get("encrypted_content") else item
-        for item in items
+        _opened(sealer, item) if item["type"] in SEALED and item.get("encrypted_content") else item for item in items
     ]
 
 
@@ -181,24 +187,19 @@ async def resolve_history(
         return []
     if (items := remembered.get(previous_response_id)) is not None:
         return without_cut_calls(items)
-    chain = await state.db.get_chain(previous_response_id)
-    if not chain or chain[0]["previous_response_id"]:
-        missing = chain[0]["previous_response_id"] if chain else previous_response_id
+    history = await state.db.get_history(previous_response_id)
+    if history.missing:
         raise InvalidRequest(
-            f"Previous response with id '{missing}' not found.",
+            f"Previous response with id '{history.missing}' not found.",
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    if chain[-1]["status"] in ("queued", "in_progress"):
+    if history.unfinished:
         raise InvalidRequest(
-            f"Response '{previous_response_id}' is still {chain[-1]['status']}: it can be continued when it has ended.",
+            f"Response '{previous_response_id}' is still {history.unfinished}: it can be continued when it has ended.",
             param="previous_response_id",
         )
-    items = []
-    for row in chain:
-        items += row["input"]
-        items += (row["response"] or {}).get("output", [])
-    return without_cut_calls(items)
+    return without_cut_calls(history.items)
 
 
 # Ours to act on: upstream knows nothing of the first two, and would run the third by itself.

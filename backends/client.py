@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -34,13 +34,15 @@ from errors import (
     BackendUnreachable,
     TooManyRequests,
 )
-from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_completion
+from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_chunks, decode_completion
 from requests.sse import SSEDecoder
 
 log = logging.getLogger("nomyo.backends")
 
 T = TypeVar("T")
 
+# What ends a stream of chat chunks.
+DONE = b"[DONE]"
 MAX_ERROR_BODY = 64 * 1024
 
 
@@ -174,6 +176,8 @@ class BackendStream(ABC, Generic[T]):
         self._answer = answer
         self._decoder = SSEDecoder()
         self._left: list[bytes] = []
+        # The answer is whole; and its end was told.
+        self._ended = self._done = False
         self._first: list[T] | None = None
         self._rest: AsyncGenerator[list[T]] | None = None
 
@@ -206,59 +210,39 @@ class BackendStream(ABC, Generic[T]):
 
         def tap(received: bytes) -> bool:
             self._left = self._decoder.feed(received)
-            pieces: list[T] = []
-            for data in self._left:
-                if data == b"[DONE]":
-                    return False
-                try:
-                    piece, ended = self._piece(data)
-                except (BackendError, TooManyRequests):
-                    return False
-                if ended:
-                    return False
-                pieces.append(piece)
+            pieces, failure = self._read(self._left)
+            if failure is not None or self._ended:
+                return False
             return not pieces or take(pieces)
 
         self._answer.tap = tap
 
     async def _batches(self) -> AsyncGenerator[list[T]]:
         decoder = self._decoder
-        ended = nothing = True
-        done = False
+        nothing = True
         try:
-            while not done:
+            while not self._done:
                 try:
                     received = await self._answer.readany()
                 except Exception as error:
                     _raise_named(error, begun=not nothing)
-                batch: list[T] = []
-                failure: BackendError | TooManyRequests | None = None
                 if received is LEFT:
                     datas = self._left
                 else:
                     datas = decoder.feed(received) if received else decoder.flush()
-                for data in datas:
-                    if data == b"[DONE]":
-                        ended = done = True
-                        break
-                    try:
-                        piece, ended = self._piece(data)
-                    except (BackendError, TooManyRequests) as error:
-                        failure = error
-                        break
-                    nothing = False
-                    batch.append(piece)
+                batch, failure = self._read(datas)
                 if batch:
+                    nothing = False
                     yield batch
                 if failure:
                     raise failure
                 if not received:
                     break
-            if done and not self._answer.at_eof:
+            if self._done and not self._answer.at_eof:
                 await self._last_read()
             if nothing:
                 raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
-            if not ended:
+            if not self._ended:
                 raise BackendCut("The backend ended its answer in the middle.")
         finally:
             self._answer.close()
@@ -273,9 +257,22 @@ class BackendStream(ABC, Generic[T]):
         """Cuts the answer if it has not ended: that aborts the backend's work."""
         self._answer.close()
 
+    def _read(self, datas: list[bytes]) -> tuple[list[T], BackendError | TooManyRequests | None]:
+        """The pieces in the data of some events, and what is wrong behind them. Notes if they are the last."""
+        pieces: list[T] = []
+        for data in datas:
+            if data == DONE:
+                self._ended = self._done = True
+                break
+            try:
+                pieces.append(self._piece(data))
+            except (BackendError, TooManyRequests) as error:
+                return pieces, error
+        return pieces, None
+
     @abstractmethod
-    def _piece(self, data: bytes) -> tuple[T, bool]:
-        """The piece in `data`, and whether the answer is whole with it. Raises when it is an error."""
+    def _piece(self, data: bytes) -> T:
+        """The piece in `data`. Notes in `_ended` whether the answer is whole with it. Raises when it is an error."""
 
 
 class RawAnswer:
@@ -310,9 +307,19 @@ class RawAnswer:
 class ChatStream(BackendStream[ChatChunk]):
     """The chunks of a streamed chat completion."""
 
-    _finished = False
+    def _read(self, datas: list[bytes]) -> tuple[list[ChatChunk], BackendError | TooManyRequests | None]:
+        """All in one go, for a server that sends a hundred chunks at once; one by one where something is wrong."""
+        done = bool(datas) and datas[-1] == DONE
+        chunks = decode_chunks(datas[:-1] if done else datas) if len(datas) > 1 else None
+        if chunks is None:
+            return super()._read(datas)
+        for chunk in chunks:
+            self._note_end(chunk)
+        if done:
+            self._ended = self._done = True
+        return chunks, None
 
-    def _piece(self, data: bytes) -> tuple[ChatChunk, bool]:
+    def _piece(self, data: bytes) -> ChatChunk:
         try:
             chunk = decode_chunk(data)
         except msgspec.DecodeError:
@@ -321,24 +328,53 @@ class ChatStream(BackendStream[ChatChunk]):
             raise refusal_of(_code_of(chunk.error), chunk.error)
         if chunk.object == "error":
             raise refusal_of(chunk.code, {"message": chunk.message})
+        self._note_end(chunk)
+        return chunk
+
+    def _note_end(self, chunk: ChatChunk) -> None:
         for choice in chunk.choices or ():
             if choice.finish_reason:
-                self._finished = True
-        return chunk, self._finished
+                self._ended = True
 
 
-class EventStream(BackendStream[Dumped]):
+class NativeEvent:
+    """An event of a native Responses stream, read no further than it must be: `data` is all of it."""
+
+    __slots__ = ("data", "type")
+
+    def __init__(self, type: str, data: bytes) -> None:
+        self.type = type
+        self.data = data
+
+    def model_dump(self) -> dict[str, Any]:
+        event = _json_or_none(self.data)
+        if event is None:
+            raise _not_an_answer(self.data)
+        return cast(dict[str, Any], event)
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+class EventStream(BackendStream[NativeEvent]):
     """The events of a native Responses stream."""
 
     _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
 
-    def _piece(self, data: bytes) -> tuple[Dumped, bool]:
-        event = _json_or_none(data)
-        if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-            if isinstance(event, dict) and "error" in event:
-                raise refusal_of(_code_of(event["error"]), event["error"])
-            raise _not_an_answer(data)
-        return Dumped(event), event["type"] in self._ENDS
+    def _piece(self, data: bytes) -> NativeEvent:
+        try:
+            type = _typed.decode(data).type
+        except msgspec.DecodeError:
+            described = _json_or_none(data)
+            if isinstance(described, dict) and "error" in described:
+                raise refusal_of(_code_of(described["error"]), described["error"]) from None
+            raise _not_an_answer(data) from None
+        self._ended = type in self._ENDS
+        return NativeEvent(type, data)
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────

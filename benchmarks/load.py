@@ -1,6 +1,8 @@
 """A client that costs little and times what it gets.
 
 python -m benchmarks.load PORT PATH BODY --clients 32 --requests 1000     prints one line of JSON, times in ms
+
+With `--expected TEXT` an answer without that text is a failure.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ class Client(asyncio.Protocol):
         )
         if whole:
             self._load.total.append(now - self._sent)
+            if self._load.expected not in self._received:
+                self._load.fail(f"answered {bytes(self._received[-300:])!r}")
             self._send()
 
     def _read_head(self) -> None:
@@ -67,8 +71,10 @@ class Client(asyncio.Protocol):
         if b" 200 " not in head.split(b"\r\n", 1)[0] + b" ":
             self._load.fail(f"answered {bytes(self._received[:300])!r}")
         self._head_end = end + 4
-        at = head.find(b"content-length:")
-        self._ends = self._head_end + int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else b"0\r\n\r\n"
+        at = head.find(
+            b"\r\ncontent-length:"
+        )  # from the line's start: LiteLLM tells the backend's in a header of its own
+        self._ends = self._head_end + int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else b"0\r\n\r\n"
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._reads and not self._load.is_over:
@@ -79,7 +85,8 @@ class Client(asyncio.Protocol):
 class Load:
     """The requests of a run, and the times of their answers in seconds."""
 
-    def __init__(self, requests: int, clients: int) -> None:
+    def __init__(self, requests: int, clients: int, expected: bytes) -> None:
+        self.expected = expected
         self._left = requests
         self._clients = clients
         self.done = asyncio.Event()
@@ -118,13 +125,14 @@ async def main() -> None:
     parser.add_argument("body")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--expected", default="", help="what every answer holds")
     given = parser.parse_args()
     body = given.body.encode()
     request = (
         f"POST {given.path} HTTP/1.1\r\nHost: 127.0.0.1:{given.port}\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer none\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
-    load = Load(given.requests, given.clients)
+    load = Load(given.requests, given.clients, given.expected.encode())
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     for _ in range(given.clients):

@@ -2,8 +2,8 @@
 
     python -m benchmarks.mock_backend PORT
 
-The request says how it is answered: without `stream` by JSON; with `slowly` in its prompt by a token every 20 ms; else by all tokens in
-one write.
+The request says how it is answered: without `stream` by JSON; with `slowly` in its prompt by a token every 20 ms; with `briefly` by the
+words of the JSON; else by all tokens in one write. Any GET is answered by its models, whatever a gateway wants to know.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ def _chunked(data: bytes) -> bytes:
 _CHUNK = (
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,%b}]}\n\n'
 )
-_DELTAS = [_CHUNK % (b'"delta":{"content":" token%d"},"finish_reason":null' % number) for number in range(TOKENS)]
+
+
+def _delta(text: bytes) -> bytes:
+    return _CHUNK % (b'"delta":{"content":"%b"},"finish_reason":null' % text)
+
+
+_DELTAS = [_delta(b" token%d" % number) for number in range(TOKENS)]
 _END = (
     _CHUNK
     % b'"delta":{},"finish_reason":"stop"'
@@ -46,6 +52,7 @@ JSON = _whole(
     b'"assistant","content":"Hello there."},"finish_reason":"stop"}],"usage":{"prompt_tokens":5,"completion_tokens":3,'
     b'"total_tokens":8}}',
 )
+BRIEF = _whole(b"text/event-stream", b"".join(map(_delta, (b"Hello", b" there", b"."))) + _END)
 BURST = _whole(b"text/event-stream", b"".join(_DELTAS) + _END)
 STREAM_HEAD = _HEAD % b"text/event-stream" + b"Transfer-Encoding: chunked\r\n\r\n"
 PIECES = [*map(_chunked, _DELTAS), _chunked(_END) + b"0\r\n\r\n"]
@@ -81,7 +88,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(STREAM_HEAD)
             self._trickle(iter(PIECES))
         else:
-            self._transport.write(BURST)
+            self._transport.write(BRIEF if b"briefly" in body else BURST)
 
     def _trickle(self, pieces: Iterator[bytes]) -> None:
         if (piece := next(pieces, None)) is not None and not self._transport.is_closing():

@@ -98,6 +98,7 @@ class ChatCompletion(msgspec.Struct):
 
 
 _chunk = msgspec.json.Decoder(ChatChunk)
+_chunks = msgspec.json.Decoder(list[ChatChunk])
 _completion = msgspec.json.Decoder(
     ChatCompletion, dec_hook=lambda kind, value: Dumped(value) if kind is Dumped else value
 )
@@ -109,6 +110,22 @@ def decode_chunk(data: bytes) -> ChatChunk:
     if chunk.usage is not None:
         _name_details(chunk.usage)
     return chunk
+
+
+def decode_chunks(datas: list[bytes]) -> list[ChatChunk] | None:
+    """All chunks of some SSE events; None where one of them is none, or an error."""
+    try:
+        chunks = _chunks.decode(b"[%b]" % b",".join(datas))
+    except msgspec.DecodeError:
+        return None
+    if len(chunks) != len(datas):
+        return None
+    for chunk in chunks:
+        if chunk.error is not None or chunk.object == "error":
+            return None
+        if chunk.usage is not None:
+            _name_details(chunk.usage)
+    return chunks
 
 
 def decode_completion(body: bytes) -> ChatCompletion:

@@ -1,7 +1,7 @@
 """The one stream state machine: what a backend says, as the events of a Responses stream.
 
     start()          response.created, (queued,) in_progress
-    chunk(chunk)     a chat chunk: items open, grow and close
+    chunks(chunks)   chat chunks: items open, grow and close
     item(item)       a finished item at once: from a whole completion, from the cache
     finish(…)        what is open closes; the response is complete
     fail(error)      the response is failed, with what there is; nothing that is open closes
@@ -36,6 +36,7 @@ from requests.open_items import (
     skeleton,
 )
 from requests.responses import ID_PREFIXES, new_id, text_of, usage_chat_to_responses, whole_item
+from requests.sse import renumbered
 from requests.thinking import ThinkSplitter
 from requests.tools import CALLS, Item, ToolBook, arguments_of, call_item
 
@@ -191,12 +192,30 @@ class ResponseBuilder:
 
     # ── chat chunks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def chunk(self, chunk: ChatChunk) -> list[Any]:
-        """The events of one chunk: mostly a single delta, which may be a frame (`telling`)."""
-        if self.telling == "frames" and (frame := self._frame_of(chunk)) is not None:
-            self.sequence_number += 1
-            return [frame]
-        events: list[Any] = []
+    def chunks(self, chunks: list[ChatChunk]) -> list[Any]:
+        """The events of some chunks: mostly deltas, which may be frames (`telling`)."""
+        if self.telling != "frames":
+            return [event for chunk in chunks for event in self.chunk(chunk)]
+        told: list[Any] = []
+        plain: list[str] = []
+        for chunk in chunks:
+            delta = self._plain_delta(chunk)
+            if delta is not None:
+                plain.append(delta)
+                continue
+            self._tell_plain(told, plain)
+            plain = []
+            told += self.chunk(chunk)
+        self._tell_plain(told, plain)
+        return told
+
+    def _tell_plain(self, told: list[Any], deltas: list[str]) -> None:
+        if deltas and self._text is not None:
+            told.append(self._text.grow_plainly(self, deltas))
+
+    def chunk(self, chunk: ChatChunk) -> list[Event]:
+        """The events of one chunk: mostly a single delta."""
+        events: list[Event] = []
         if chunk.usage is not None:
             self._usage = chunk.usage.model_dump()
         for choice in chunk.choices or ():
@@ -218,9 +237,9 @@ class ResponseBuilder:
                 self._finish_reason = choice.finish_reason
         return events
 
-    def _frame_of(self, chunk: ChatChunk) -> bytes | None:
-        """The shortcut for most of all chunks: one that only goes on with the text or the thought that is open, as a frame. None,
-        and nothing has happened, for any other."""
+    def _plain_delta(self, chunk: ChatChunk) -> str | None:
+        """The shortcut for most of all chunks: the delta of one that only goes on with the text or the thought that is open. None for
+        any other."""
         choices = chunk.choices
         if self._text is None or self._thinking is not None:
             return None
@@ -234,10 +253,10 @@ class ResponseBuilder:
             return None
         content = delta.content
         if thought := delta.reasoning_content or delta.reasoning:
-            return None if content else self._text.frame_of(self.sequence_number, self._thought[1], thought)
-        if not content or type(content) is not str:
+            return None if content or self._text.plain_part != self._thought[1] else thought
+        if not content or type(content) is not str or self._text.plain_part != "output_text":
             return None
-        return self._text.frame_of(self.sequence_number, "output_text", content)
+        return content
 
     def _grow(
         self,
@@ -409,6 +428,16 @@ class ResponseBuilder:
         events.append({**event, "sequence_number": self.sequence_number})
         self.sequence_number += 1
         return events
+
+    def relay(self, type: str, data: bytes) -> bytes | None:
+        """The shortcut for what most events of such a backend are, deltas: one whose `data` goes on as it is, but for its number,
+        as a frame. None, and nothing has happened, for any other."""
+        if self.telling != "frames" or not self.started or not type.endswith(".delta"):
+            return None
+        frame = renumbered(type, data, self.sequence_number)
+        if frame is not None:
+            self.sequence_number += 1
+        return frame
 
     def adopt_whole(self, response: dict[str, Any]) -> list[Event]:
         """A finished response of a backend that speaks Responses: the events that a stream of it would have had."""

@@ -82,13 +82,18 @@ class OpenText:
         self._frames: DeltaFrames | None = None
         self._logprobs: list[dict[str, Any]] = []
 
-    def frame_of(self, number: int, part: str, delta: str) -> bytes | None:
-        """What nearly every token is: one more delta of the part that is open, as a frame. None, and nothing has happened, if it is
-        anything else."""
-        if self._frames is None or part != self._part:
-            return None
-        self._fragments.append(delta)
-        return self._frames.frame_of(number, delta)
+    @property
+    def plain_part(self) -> str | None:
+        """The part that is open, if deltas of it can be frames."""
+        return self._part if self._frames is not None else None
+
+    def grow_plainly(self, ladder: Ladder, deltas: list[str]) -> bytes:
+        """What nearly all tokens are: more deltas of the part that is open, as frames."""
+        assert self._frames is not None
+        self._fragments += deltas
+        number = ladder.sequence_number
+        ladder.sequence_number += len(deltas)
+        return self._frames.of(number, deltas)
 
     def added(self, ladder: Ladder) -> Event:
         item = skeleton(self.item("in_progress"))

@@ -27,7 +27,7 @@ def frames(events: list[Any]) -> bytes:
 
 class DeltaFrames:
     """The frames of the deltas of one part: of a thousand tokens nothing differs but a number and a text, so all else is made
-    once, out of `event`, the first of them. `frame_of(number, delta)` is `frame` of the event with these two."""
+    once, out of `event`, the first of them."""
 
     __slots__ = ("_between", "_end", "_start")
 
@@ -37,8 +37,20 @@ class DeltaFrames:
         between, key, end = rest.partition(b'"delta":')
         self._between, self._end = between + key, end.removeprefix(b'""')
 
-    def frame_of(self, number: int, delta: str) -> bytes:
-        return b"%b%d%b%b%b" % (self._start, number, self._between, orjson.dumps(delta), self._end)
+    def of(self, number: int, deltas: list[str]) -> bytes:
+        """`frames` of the event with each of the deltas, the first of them with this sequence number."""
+        start, between, end, dumps = self._start, self._between, self._end, orjson.dumps
+        numbered = enumerate(deltas, number)
+        return b"".join([b"%b%d%b%b%b" % (start, at, between, dumps(delta), end) for at, delta in numbered])
+
+
+def renumbered(type: str, data: bytes, number: int) -> bytes | None:
+    """The frame of an event that another server has made, with a sequence number of ours; None if it has none of its own. The key
+    cannot be a part of a text in there: a quote in a string has a backslash before it."""
+    start, key, rest = data.partition(b'"sequence_number":')
+    if not key:
+        return None
+    return b"event: %b\ndata: %b%b%d%b\n\n" % (type.encode(), start, key, number, rest.lstrip(b"0123456789 "))
 
 
 # Stands for a sequence number, which comes before all that is not ours in a frame.
@@ -59,6 +71,15 @@ def obfuscated(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 OBFUSCATED_TO = 16
 
 
+def _plain_datas(received: bytes) -> list[bytes] | None:
+    """The data of whole events of one line each, which most reads of a stream hold and nothing else; None for all others."""
+    if not received.endswith(b"\n\n") or b"\r" in received:
+        return None
+    blocks = received[:-2].split(b"\n\n")
+    datas = [block[6:] for block in blocks if block.startswith(b"data: ") and len(block) > 6 and b"\n" not in block]
+    return datas if len(datas) == len(blocks) else None
+
+
 class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
@@ -75,17 +96,9 @@ class SSEDecoder:
 
     def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that `received` completes, in order."""
-        if (
-            self._started
-            and not self._tail
-            and not self._data
-            and received.startswith(b"data: ")
-            and received.endswith(b"\n\n")
-            and received.count(b"\n") == 2
-            and len(received) > 8
-            and b"\r" not in received
-        ):
-            return [received[6:-2]]  # One event and nothing else: most reads of a stream are that.
+        if not self._tail and not self._data and (datas := _plain_datas(received)) is not None:
+            self._started = True
+            return datas
         text = self._tail + received if self._tail else received
         if not self._started:
             if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):

@@ -88,8 +88,8 @@ def with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, str):
         return message
-    thought, text = split_thinking(content)
-    if text == content:
+    if not content.lstrip().startswith(OPENING):
         return message
+    thought, text = split_thinking(content)
     told = message.get("reasoning_content") or message.get("reasoning") or ""
     return {**message, "reasoning_content": told + thought, "content": text}

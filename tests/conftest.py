@@ -33,6 +33,7 @@ for name in [name for name in os.environ if name.startswith("ROUTER_")]:
     del os.environ[name]
 os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 
+import backends.failover  # noqa: E402
 import router  # noqa: E402
 from config import parse_config  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
@@ -142,6 +143,12 @@ async def backend() -> AsyncIterator[FakeBackend]:
 
 
 @pytest.fixture
+def strict_backend(backend: FakeBackend) -> None:
+    """`backend` refuses what the strictest of servers do."""
+    backend.strict = True
+
+
+@pytest.fixture
 async def served(backend: FakeBackend) -> AsyncIterator[Running]:
     """A router on a real socket in front of `backend`."""
     async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}]) as running:
@@ -153,6 +160,12 @@ async def served_natively(backend: FakeBackend) -> AsyncIterator[Running]:
     """A router on a real socket in front of `backend` as one that speaks Responses itself."""
     async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai"}]) as running:
         yield running
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that failed is sent again at once, or nearly so."""
+    monkeypatch.setattr(backends.failover, "WAITS_S", (0.005, 0.01))
 
 
 @pytest.fixture

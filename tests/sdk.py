@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import AsyncIterable
 from typing import Any, Literal, get_args, get_origin
 
+import openai
+import pytest
 from openai import AsyncOpenAI
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel
@@ -66,6 +68,26 @@ def strict_client(running: Running) -> AsyncOpenAI:
 
 async def collected(stream: AsyncIterable[Any]) -> list[Any]:
     return [event async for event in stream]
+
+
+async def until_text(stream: AsyncIterable[Any]) -> list[Any]:
+    """The events up to the first token of a text."""
+    seen = []
+    async for event in stream:
+        seen.append(event)
+        if event.type == "response.output_text.delta":
+            return seen
+    raise AssertionError(f"no text among {types_of(seen)}")
+
+
+async def check_refused(running: Running, expected: type[openai.APIStatusError], status: int, code: str | None) -> None:
+    """A turn fails before its first event, with and without a stream: the SDK raises, and the slot is given back."""
+    for streamed in (False, True):
+        with pytest.raises(expected) as raised:
+            await running.openai.responses.create(model=MODEL, input="Hi", stream=streamed)
+        assert (raised.value.status_code, raised.value.code) == (status, code)
+        assert raised.value.message
+        assert running.in_flight() == 0, "the slot was kept"
 
 
 def check_types(events: list[Any]) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import orjson
 
+from tests.response_grammar import STATUS, check_response
+
 Json = dict[str, Any]
 
 PREFIXES = {
@@ -75,51 +77,6 @@ BYSTANDERS = (
 )
 
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
-STATUS = {
-    "response.created": ("in_progress", "queued"),
-    "response.queued": ("queued",),
-    "response.in_progress": ("in_progress",),
-    "response.completed": ("completed",),
-    "response.incomplete": ("incomplete",),
-    "response.failed": ("failed", "cancelled"),
-}
-
-# Every required key of Open Responses' ResponseResource, and the types that it may have.
-_number = (int, float)
-_null = type(None)
-RESPONSE_KEYS: dict[str, tuple[type, ...]] = {
-    "id": (str,),
-    "object": (str,),
-    "created_at": (int,),
-    "completed_at": (int, _null),
-    "status": (str,),
-    "incomplete_details": (dict, _null),
-    "model": (str,),
-    "previous_response_id": (str, _null),
-    "instructions": (str, _null),
-    "output": (list,),
-    "error": (dict, _null),
-    "tools": (list,),
-    "tool_choice": (str, dict),
-    "truncation": (str,),
-    "parallel_tool_calls": (bool,),
-    "text": (dict,),
-    "top_p": _number,
-    "presence_penalty": _number,
-    "frequency_penalty": _number,
-    "top_logprobs": (int,),
-    "temperature": _number,
-    "reasoning": (dict, _null),
-    "usage": (dict, _null),
-    "max_output_tokens": (int, _null),
-    "max_tool_calls": (int, _null),
-    "store": (bool,),
-    "background": (bool,),
-    "service_tier": (str,),
-    "metadata": (object,),
-    "safety_identifier": (str, _null),
-    "prompt_cache_key": (str, _null),
-}
 
 # Clients accept these absent, and not as null.
 NEVER_NULL = ("phase", "content", "encrypted_content", "logprobs", "annotations", "status")
@@ -233,19 +190,25 @@ def check_stream(events: list[Json], *, prefixes: bool = True) -> None:
 
 
 @dataclass(slots=True)
-class _Part:
-    """A content or summary part, as its events have told it so far."""
+class _Told:
+    """What its events have told of a thing so far."""
 
     added: Json
     fragments: list[str] = field(default_factory=list)
-    logprobs: list[Json] = field(default_factory=list)
-    annotations: list[Json] = field(default_factory=list)
-    text: str | None = None  # since its text's .done
-    done: Json | None = None  # since the part's .done
+    text: str | None = None  # since the .done of its text, arguments or input
+    done: Json | None = None  # since its own .done
 
     @property
     def so_far(self) -> str:
         return "".join(self.fragments)
+
+
+@dataclass(slots=True)
+class _Part(_Told):
+    """A content or summary part."""
+
+    logprobs: list[Json] = field(default_factory=list)
+    annotations: list[Json] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -253,17 +216,9 @@ class _Part:
 
 
 @dataclass(slots=True)
-class _Item:
-    added: Json
+class _Item(_Told):
     content: list[_Part] = field(default_factory=list)
     summary: list[_Part] = field(default_factory=list)
-    fragments: list[str] = field(default_factory=list)
-    text: str | None = None  # since its arguments' or input's .done
-    done: Json | None = None
-
-    @property
-    def so_far(self) -> str:
-        return "".join(self.fragments)
 
 
 class _Checker:
@@ -342,41 +297,14 @@ class _Checker:
             assert self.seen, "it comes before response.created"
         else:
             assert "response.in_progress" in self.seen, "it comes before response.in_progress"
-        self._check_snapshot(type_, response)
+        check_response(type_, response)
+        for key in ("id", "created_at"):
+            before = self.response.setdefault(key, response[key])
+            assert response[key] == before, f"response.{key} was {before!r}, and is {response[key]!r}"
         if type_ in TERMINAL:
             self._check_output(type_, response)
         else:
             assert response["output"] == [], "the output is not empty yet"
-
-    def _check_snapshot(self, type_: str, response: Json) -> None:
-        missing = [key for key in RESPONSE_KEYS if key not in response]
-        assert not missing, f"the response misses {missing}"
-        for key, types in RESPONSE_KEYS.items():
-            assert _fits(response[key], types), f"response.{key} is {response[key]!r}"
-        assert response["object"] == "response", f"response.object is {response['object']!r}"
-        assert response["id"], "response.id is empty"
-        assert "type" in (response["text"].get("format") or {}), "response.text has no format"
-        for key in ("id", "created_at"):
-            before = self.response.setdefault(key, response[key])
-            assert response[key] == before, f"response.{key} was {before!r}, and is {response[key]!r}"
-        status = response["status"]
-        assert status in STATUS[type_], f"response.status is {status!r}"
-        self._check_reasons(type_, response)
-        if response["usage"] is not None:
-            _check_usage(response["usage"])
-
-    def _check_reasons(self, type_: str, response: Json) -> None:
-        details, error = response["incomplete_details"], response["error"]
-        if type_ == "response.incomplete":
-            named = details and _is_name(details.get("reason"))
-            assert named, f"incomplete_details is {details!r}"
-        else:
-            assert details is None, f"incomplete_details is {details!r}"
-        if response["status"] == "failed":
-            fits = error and isinstance(error.get("code"), str) and isinstance(error.get("message"), str)
-            assert fits, f"response.error is {error!r}"
-        elif response["status"] != "cancelled":
-            assert error is None, f"response.error is {error!r}"
 
     def _check_output(self, type_: str, response: Json) -> None:
         output = response["output"]
@@ -595,11 +523,6 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _fits(value: Any, types: tuple[type, ...]) -> bool:
-    # A bool is an int to Python, and not to JSON.
-    return isinstance(value, types) and (not isinstance(value, bool) or bool in types or object in types)
-
-
 def _given(event: Json, key: str) -> Json:
     value = event.get(key)
     assert isinstance(value, dict), f"{key} is {value!r}"
@@ -642,18 +565,6 @@ def _check_nulls(item: Json) -> None:
     for thing in (item, *parts):
         nulls = [key for key in NEVER_NULL if key in thing and thing[key] is None]
         assert not nulls, f"{nulls} may be absent, and not null"
-
-
-def _check_usage(usage: Json) -> None:
-    """The three counts alone, or with both detail objects."""
-    details = [key for key in ("input_tokens_details", "output_tokens_details") if key in usage]
-    assert len(details) != 1, f"usage has {details[0]} and not the other one"
-    counts = {key: usage.get(key) for key in ("input_tokens", "output_tokens", "total_tokens")}
-    if details:
-        counts["cached_tokens"] = (usage["input_tokens_details"] or {}).get("cached_tokens")
-        counts["reasoning_tokens"] = (usage["output_tokens_details"] or {}).get("reasoning_tokens")
-    for key, count in counts.items():
-        assert type(count) is int, f"usage: {key} is {count!r}"
 
 
 def _difference(given: Any, expected: Any, at: str = "") -> str:

@@ -29,6 +29,8 @@ from tests.sdk import PIXEL, WEATHER_TOOL
 from tests.stream_grammar import check_stream, parse_sse
 from tests.turns import URL, assert_error, eventually, turn
 
+pytestmark = pytest.mark.usefixtures("strict_backend")
+
 Json = dict[str, Any]
 
 ADAPTED = "x-nomyo-adapted"
@@ -43,13 +45,6 @@ async def router_before(backend: FakeBackend, kind: str = "openai-chat", **setti
     async with running_router(endpoints=[{"url": url, "kind": kind}], **settings) as running:
         yield running
         await eventually(lambda: running.in_flight() == 0, "every slot is free")
-
-
-@pytest.fixture
-async def backend() -> AsyncIterator[FakeBackend]:
-    """A chat server as strict as there is one: no output without its call, no call without its output."""
-    async with FakeBackend(strict=True) as backend:
-        yield backend
 
 
 async def ask(running: Running, *, streaming: bool = False, **params: Any) -> httpx2.Response:

@@ -450,7 +450,7 @@ class TestNative:
         asked = {"model": "test-model", "input": "hi"}
         assert (await client.responses.create(**asked))["output"][0]["type"] == "message"
         backend.script(native("Hello", call("f")))
-        events = [event async for event in await client.responses.create(**asked, stream=True)]
+        events = [event.model_dump() async for event in await client.responses.create(**asked, stream=True)]
         assert events == native_events("Hello", call("f"), request=asked | {"stream": True})
         assert backend.connections == 1
 

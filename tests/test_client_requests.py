@@ -21,7 +21,7 @@ from requests.params import chat_request, check_input, check_request, input_item
 from requests.responses import response_resource
 from requests.tools import CALLS, OUTPUTS, ToolBook, call_id_of, tool_choice_responses_to_chat
 from tests.fake_backend import strict_error
-from tests.stream_grammar import RESPONSE_KEYS
+from tests.response_grammar import RESPONSE_KEYS
 
 Json = dict[str, Any]
 

@@ -13,7 +13,6 @@ import orjson
 import pytest
 
 import api.responses
-import backends.failover
 from db import SCHEMA
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
@@ -33,13 +32,10 @@ from tests.stream_grammar import check_stream
 from tests.turns import URL, assert_error, create, ended, open_stream, turn
 from tests.turns import stream as stream_of
 
+pytestmark = pytest.mark.usefixtures("short_waits")
+
 KEY = "sk-router-Zeppelin"
 LIMIT = 100_000
-
-
-@pytest.fixture(autouse=True)
-def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.failover, "WAITS_S", (0.005, 0.01))
 
 
 @pytest.fixture

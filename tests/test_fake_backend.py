@@ -48,12 +48,6 @@ STREAM = BODY | {"stream": True}
 
 
 @pytest.fixture
-async def backend() -> AsyncIterator[FakeBackend]:
-    async with FakeBackend() as backend:
-        yield backend
-
-
-@pytest.fixture
 async def http(backend: FakeBackend) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(backend.url) as session:
         yield session

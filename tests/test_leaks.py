@@ -14,7 +14,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-import backends.failover
 from backends.failover import Attempts
 from backends.pool import Pool, Routing
 from config import parse_config
@@ -46,15 +45,12 @@ from tests.fake_backend import (
 from tests.test_pool import at, open_pool, waiting
 from tests.turns import URL, create, eventually, turn
 
+pytestmark = pytest.mark.usefixtures("short_waits")
+
 
 @pytest.fixture
 async def three(stack: AsyncExitStack) -> list[FakeBackend]:
     return [await stack.enter_async_context(FakeBackend()) for _ in range(3)]
-
-
-@pytest.fixture(autouse=True)
-def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.failover, "WAITS_S", (0.005, 0.01))
 
 
 async def nothing_is_left(pool: Pool) -> None:

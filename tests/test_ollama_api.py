@@ -29,6 +29,8 @@ from tests.fake_backend import (
 )
 from tests.turns import eventually
 
+pytestmark = pytest.mark.usefixtures("strict_backend")
+
 Json = dict[str, Any]
 ClientOf = Callable[..., ollama.AsyncClient]
 
@@ -46,13 +48,6 @@ def get_weather(city: str) -> str:
         city: its name
     """
     return f"Sun in {city}."
-
-
-@pytest.fixture
-async def backend() -> AsyncIterator[FakeBackend]:
-    """A chat server as strict as there is one."""
-    async with FakeBackend(strict=True) as backend:
-        yield backend
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from requests.responses import (
     whole_item,
     with_output_text,
 )
-from tests.stream_grammar import RESPONSE_KEYS
+from tests.response_grammar import RESPONSE_KEYS
 
 Json = dict[str, Any]
 

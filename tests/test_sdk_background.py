@@ -7,7 +7,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from tests.conftest import Running, running_router
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, reasoning, stall, steps, until
-from tests.sdk import MODEL, check_raw, check_types, collected, ended, strict_client, types_of
+from tests.sdk import MODEL, check_raw, check_types, collected, ended, strict_client, types_of, until_text
 
 
 @pytest.fixture
@@ -56,11 +56,7 @@ async def test_a_background_stream_goes_on_without_its_client_and_can_be_rejoine
     ending = [chunk({"content": " two."}), chunk({}, finish_reason="stop"), DONE]
     backend.script(chat("One", then=steps(until(go), *ending)))
     stream = await served.openai.responses.create(model=MODEL, input="Count", background=True, stream=True)
-    seen = []
-    async for event in stream:
-        seen.append(event)
-        if event.type == "response.output_text.delta":
-            break
+    seen = await until_text(stream)
     await stream.close()
     response_id = seen[0].response.id
     assert (await served.openai.responses.retrieve(response_id)).status == "in_progress"
@@ -119,12 +115,8 @@ async def test_who_follows_a_background_stream_sees_that_it_was_cancelled(
     client = strict if validated else served.openai
     backend.script(chat("Hello there", then=stall()))
     stream = await client.responses.create(model=MODEL, input="Hi", background=True, stream=True)
-    events = []
-    async for event in stream:
-        events.append(event)
-        if event.type == "response.output_text.delta":
-            await client.responses.cancel(events[0].response.id)
-            break
+    events = await until_text(stream)
+    await client.responses.cancel(events[0].response.id)
     events += await collected(stream)
     check_types(events)
     if not validated:

@@ -26,7 +26,7 @@ from tests.fake_backend import (
 from tests.fake_backend import (
     stream as stream_of,
 )
-from tests.sdk import EVENT_CLASSES, MODEL, collected, stored_events, strict_client
+from tests.sdk import EVENT_CLASSES, MODEL, check_refused, collected, stored_events, strict_client
 from tests.stream_grammar import check_stream
 
 
@@ -180,12 +180,7 @@ async def test_a_failure_before_the_first_event_is_an_http_error(
     code: str | None,
 ) -> None:
     backend.script(answer, answer)
-    for streamed in (False, True):
-        with pytest.raises(expected) as raised:
-            await served.openai.responses.create(model=MODEL, input="Hi", stream=streamed)
-        assert (raised.value.status_code, raised.value.code) == (status, code)
-        assert raised.value.message
-        assert served.in_flight() == 0, "the slot was kept"
+    await check_refused(served, expected, status, code)
     assert len(backend.turns) == 2, "the backend was asked again"
 
 

@@ -18,7 +18,7 @@ from tests.fake_backend import (
     sse,
     stall,
 )
-from tests.sdk import MODEL, collected, wire_events
+from tests.sdk import MODEL, check_refused, collected, until_text, wire_events
 from tests.stream_grammar import check_stream
 
 FAILURES: dict[str, tuple[Answer, type[openai.APIStatusError], int, str | None]] = {
@@ -54,11 +54,7 @@ async def test_a_failure_before_the_first_event_is_an_http_error(
     code: str | None,
 ) -> None:
     backend.default = answer
-    for streamed in (False, True):
-        with pytest.raises(expected) as raised:
-            await served_natively.openai.responses.create(model=MODEL, input="Hi", stream=streamed)
-        assert (raised.value.status_code, raised.value.code) == (status, code)
-        assert served_natively.in_flight() == 0, "the slot was kept"
+    await check_refused(served_natively, expected, status, code)
 
 
 async def test_a_backend_that_is_not_there_is_asked_again(served_natively: Running, backend: FakeBackend) -> None:
@@ -129,9 +125,7 @@ async def test_a_response_that_upstream_says_failed_is_passed_on_as_that(
 async def test_a_client_that_leaves_aborts_upstream(served_natively: Running, backend: FakeBackend) -> None:
     backend.script(native("Hello there", then=stall()))
     stream = await served_natively.openai.responses.create(model=MODEL, input="Hi", stream=True)
-    async for event in stream:
-        if event.type == "response.output_text.delta":
-            break
+    await until_text(stream)
     await stream.close()
     await backend.wait_for(lambda b: b.aborts == 1)
     assert served_natively.in_flight() == 0

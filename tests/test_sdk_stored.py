@@ -31,6 +31,7 @@ from tests.sdk import (
     stored_events,
     strict_client,
     types_of,
+    until_text,
     wire_events,
 )
 from tests.stream_grammar import check_stream
@@ -109,11 +110,7 @@ async def test_a_response_can_be_retrieved_while_it_streams_and_is_cancelled_whe
 ) -> None:
     backend.script(chat("Hello there", then=stall()))
     stream = await strict.responses.create(model=MODEL, input="Hi", stream=True)
-    async for event in stream:
-        if event.type == "response.created":
-            response_id = event.response.id
-        if event.type == "response.output_text.delta":
-            break
+    response_id = (await until_text(stream))[0].response.id
     assert (await strict.responses.retrieve(response_id)).status == "in_progress"
     with pytest.raises(BadRequestError, match="in_progress") as refused:
         await strict.responses.create(model=MODEL, input="On", previous_response_id=response_id)

@@ -1,6 +1,8 @@
 """The store keeps its promises, on a file and in memory: every test but the last few runs on both."""
 
 import asyncio
+import json
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 from db import Store
 from errors import ServerError
+from requests.responses import new_id
 from tests.conftest import running_router
 from tests.fake_backend import FakeBackend, chat, http_error
 from tests.turns import assert_error, create, eventually, stream, turn
@@ -44,14 +47,20 @@ def row(status: str = "completed", *, after: str | None = None, at: int = 1000, 
     }
 
 
-async def ids_in_chain(store: Store, response_id: str) -> list[str]:
-    return [row["id"] for row in await store.get_chain(response_id)]
+def said(text: str, **values: Any) -> dict[str, Any]:
+    """A turn with a text and an answer to it."""
+    return row(output=[item(f"answer to {text}")], **values) | {"input_messages": [item(text)]}
+
+
+async def said_in(store: Store, response_id: str) -> list[str]:
+    """The texts of a conversation."""
+    return [item["content"] for item in (await store.get_history(response_id)).items]
 
 
 async def traced(connection: Any) -> list[str]:
     """The SQL that a connection runs from now on."""
     statements: list[str] = []
-    await connection.set_trace_callback(statements.append)
+    await connection.run(lambda sqlite: sqlite.set_trace_callback(statements.append))
     return statements
 
 
@@ -86,10 +95,11 @@ class TestResponses:
 
     async def test_an_update_changes_status_and_response(self, store):
         await store.store_response("resp_1", **row("in_progress"))
-        await store.update_response("resp_1", {"status": "completed", "output": [1]})
+        ended = {"status": "completed", "output": [item("hello")], "error": None}
+        await store.update_response("resp_1", ended)
         stored = await store.get_response("resp_1")
         assert stored["status"] == "completed"
-        assert stored["response"] == {"status": "completed", "output": [1]}
+        assert stored["response"] == ended
 
     async def test_what_was_deleted_while_it_ran_stays_deleted(self, store):
         await store.store_response("resp_1", **row("in_progress"))
@@ -106,6 +116,25 @@ class TestResponses:
         assert (await store.get_response("resp_1") is not None) == (url != "sqlite://")
         await store.store_response("resp_2", **row())
         assert await store.get_response("resp_2") is not None
+
+
+class TestIds:
+    def test_they_sort_by_the_second_in_which_they_were_made(self, monkeypatch):
+        now = 0x7FFFFF00
+        monkeypatch.setattr("requests.responses.time.time", lambda: now)
+        made = []
+        for _ in range(600):
+            now += 0.9  # also past 2038
+            made.append((int(now), new_id("resp")))
+        assert [second for second, _ in sorted(made, key=lambda one: one[1])] == [second for second, _ in made]
+
+    def test_they_are_as_long_as_ever_and_nobody_can_guess_them(self):
+        ids = [new_id("msg") for _ in range(3000)]
+        assert all(re.fullmatch("msg_[0-9a-f]{32}", id_) for id_ in ids)
+        parts = [int(id_[12:], 16) for id_ in ids]
+        assert len(set(parts)) == 3000
+        ones = [sum(part >> bit & 1 for part in parts) for bit in range(96)]
+        assert all(1200 < count < 1800 for count in ones), "a bit that is hardly random"
 
 
 EVENTS = [{"type": "response.created", "sequence_number": 0}, {"type": "response.completed", "sequence_number": 1}]
@@ -126,36 +155,91 @@ class TestEvents:
         assert await store.get_events("resp_1") is None
 
 
-class TestChains:
+class TestHistories:
+    """Out of the database: `deletions` has moved, so that nothing is warm. What is has its own tests, in test_warm_chains.py."""
+
     async def test_200_turns_are_read_in_one_query_oldest_first(self, store):
         ids = [f"resp_{n}" for n in range(200)]
         for n, response_id in enumerate(ids):
             # No order of insertion, time or name to lean on.
-            store.store_response(response_id, **row(after=ids[n - 1] if n else None, at=1000 - n))
-        await store.store_response("resp_other", **row())
+            store.store_response(response_id, **said(response_id, after=ids[n - 1] if n else None, at=1000 - n))
+        await store.store_response("resp_other", **said("other"))
+        store.deletions.add(1)
         statements = await traced(store._connector._reader)
-        assert await ids_in_chain(store, "resp_199") == ids
+        assert await said_in(store, "resp_199") == [text for id_ in ids for text in (id_, f"answer to {id_}")]
         assert len(statements) == 1, statements
-        assert await ids_in_chain(store, "resp_3") == ids[:4]
+        assert await said_in(store, "resp_3") == [text for id_ in ids[:4] for text in (id_, f"answer to {id_}")]
 
     async def test_branches_share_their_beginning(self, store):
-        store.store_response("root", **row())
-        store.store_response("left", **row(after="root"))
-        store.store_response("right", **row(after="root"))
-        await store.store_response("leaf", **row(after="right"))
-        assert await ids_in_chain(store, "left") == ["root", "left"]
-        assert await ids_in_chain(store, "leaf") == ["root", "right", "leaf"]
+        store.store_response("root", **said("root"))
+        store.store_response("left", **said("left", after="root"))
+        store.store_response("right", **said("right", after="root"))
+        await store.store_response("leaf", **said("leaf", after="right"))
+        store.deletions.add(1)
+        assert (await said_in(store, "left"))[::2] == ["root", "left"]
+        assert (await said_in(store, "leaf"))[::2] == ["root", "right", "leaf"]
 
-    async def test_where_one_was_deleted_the_first_row_still_names_it(self, store):
+    async def test_the_one_that_was_deleted_is_named(self, store):
         store.store_response("a", **row())
         store.store_response("b", **row(after="a"))
         await store.store_response("c", **row(after="b"))
         await store.delete_response("b")
-        (only,) = await store.get_chain("c")
-        assert (only["id"], only["previous_response_id"]) == ("c", "b")
+        assert (await store.get_history("c")).missing == "b"
+        assert (await store.get_history("a")).missing is None
 
-    async def test_an_unknown_end_is_an_empty_chain(self, store):
-        assert await store.get_chain("resp_none") == []
+    async def test_so_is_one_that_never_was(self, store):
+        assert (await store.get_history("resp_none")).missing == "resp_none"
+
+    async def test_a_response_that_has_not_ended_says_so(self, store):
+        for status in ("queued", "in_progress"):
+            await store.store_response(status, **row(status) | {"response": None})
+            assert (await store.get_history(status)).unfinished == status
+        await store.update_response("queued", {"status": "cancelled", "output": []})
+        assert (await store.get_history("queued")).unfinished is None
+
+
+def with_id(item_id: str) -> dict[str, Any]:
+    return {"id": item_id, **item(f"I am {item_id}")}
+
+
+class TestItems:
+    async def test_items_of_ended_responses_are_found_by_their_ids(self, store):
+        await store.store_response("resp_1", **row(output=[with_id("out_1")]) | {"input_messages": [with_id("in_1")]})
+        begun = row("in_progress") | {"input_messages": [with_id("in_2"), item("no id")]}
+        await store.store_response("resp_2", **begun)
+        assert await store.get_items(["in_2"]) == {}, "it may still be refused"
+        await store.update_response("resp_2", {"status": "incomplete", "output": [with_id("out_2")]})
+        wanted = ["out_1", "in_2", "no such", "out_2", "in_1", "in_1"]
+        statements = await traced(store._connector._reader)
+        found = await store.get_items(wanted)
+        assert found == {id_: with_id(id_) for id_ in wanted if id_ != "no such"}
+        assert len(statements) == 1, statements
+
+    async def test_of_two_with_the_same_id_the_later_one_is_found(self, store):
+        for n in (1, 2):
+            given = [{**with_id("in"), "content": f"version {n}"}, with_id(f"in_{n}")]
+            await store.store_response(f"resp_{n}", **row() | {"input_messages": given})
+        assert (await store.get_items(["in", "in_1", "in_2"]))["in"]["content"] == "version 2"
+
+    @pytest.mark.parametrize("begun", [True, False])
+    async def test_items_go_with_their_response(self, store, begun):
+        for n in (1, 2):
+            values = row(output=[with_id(f"out_{n}")]) | {"input_messages": [with_id(f"in_{n}"), item("no id")]}
+            await store.store_response(f"resp_{n}", **values | ({"status": "in_progress"} if begun else {}))
+            await store.update_response(f"resp_{n}", values["response"])
+        assert await store.delete_response("resp_1") is True
+        assert set(await store.get_items(["in_1", "in_2", "out_1", "out_2"])) == {"in_2", "out_2"}
+        assert await kept_items(store) == {"in_2", "out_2"}
+
+    async def test_a_response_that_is_deleted_while_it_runs_leaves_no_items(self, store):
+        await store.store_response("resp_1", **row("in_progress") | {"input_messages": [with_id("in")]})
+        await store.delete_response("resp_1")
+        await store.update_response("resp_1", {"status": "completed", "output": [with_id("out")]})
+        assert await kept_items(store) == set()
+
+
+async def kept_items(store: Store) -> set[str]:
+    return {row["item_id"] for row in await store._connector.read("SELECT item_id FROM response_items")}
 
 
 class TestWriting:
@@ -279,6 +363,26 @@ class TestOrphans:
         assert await store.fail_orphaned_responses() == 0
 
 
+EARLIER_SCHEMA = """
+    CREATE TABLE responses (
+        id TEXT PRIMARY KEY,
+        previous_response_id TEXT,
+        model TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        input BLOB NOT NULL,
+        response BLOB
+    );
+    CREATE INDEX responses_previous ON responses (previous_response_id);
+    CREATE INDEX responses_created ON responses (created_at);
+    CREATE INDEX responses_running ON responses (status) WHERE status IN ('queued', 'in_progress');
+    CREATE TABLE response_events (response_id TEXT PRIMARY KEY, events BLOB NOT NULL);
+    CREATE TABLE response_items (item_id TEXT PRIMARY KEY, response_id TEXT NOT NULL);
+    CREATE INDEX response_items_response ON response_items (response_id);
+    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
 class TestFiles:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -321,6 +425,58 @@ class TestFiles:
         await store.close()
         await store.open()
         assert (await store.get_response("resp_1"))["input"] == [item("hi")]
+
+    async def test_what_an_earlier_version_stored_is_still_there(self, path):
+        earlier = sqlite3.connect(path)
+        earlier.executescript(EARLIER_SCHEMA)
+        for n in range(3):
+            response = {"id": f"r{n}", "status": "completed", "output": [with_id(f"out_{n}")], "error": None}
+            values = (
+                f"r{n}",
+                f"r{n - 1}" if n else None,
+                b'[{"id":"in_%d","content":"hi"}]' % n,
+                json.dumps(response).encode(),
+            )
+            earlier.execute("INSERT INTO responses VALUES (?, ?, 'm', 'completed', 1000, ?, ?)", values)
+            earlier.executemany(
+                "INSERT INTO response_items VALUES (?, ?)", [(f"in_{n}", f"r{n}"), (f"out_{n}", f"r{n}")]
+            )
+        earlier.execute("INSERT INTO responses VALUES ('queued', NULL, 'm', 'queued', 1000, '[]', NULL)")
+        earlier.commit()
+        earlier.close()
+        store = Store(f"sqlite:///{path}")
+        for _ in range(2):  # the second time there is nothing to add
+            await store.open()
+            assert (await store.get_response("r2"))["response"] == response
+            assert (await store.get_response("queued"))["response"] is None
+            history = await store.get_history("r2")
+            assert [item["id"] for item in history.items] == ["in_0", "out_0", "in_1", "out_1", "in_2", "out_2"]
+            assert (await store.get_items(["out_1"]))["out_1"] == with_id("out_1")
+            await store.close()
+        await store.open()
+        assert await store.fail_orphaned_responses() == 1
+        await store.store_response("r3", **said("more", after="r2"))
+        store.deletions.add(1)
+        assert len((await store.get_history("r3")).items) == 8
+        await store.update_response("r2", response | {"status": "failed"})
+        assert (await store.get_response("r2"))["response"] == response | {"status": "failed"}
+        assert await store.delete_response("r1") is True
+        assert (await store.get_history("r3")).missing == "r1"
+        assert await kept_items(store) == {"in_0", "out_0", "in_2", "out_2"}
+        await store.close()
+
+    async def test_two_may_open_a_new_file_at_once(self, path):
+        stores = [Store(f"sqlite:///{path}") for _ in range(4)]
+        await asyncio.gather(*(store.open() for store in stores))
+        for n, store in enumerate(stores):
+            await store.store_response(f"resp_{n}", **row())
+        assert [await stores[0].get_response(f"resp_{n}") is not None for n in range(4)] == [True] * 4
+        for store in stores:
+            await store.close()
+
+    async def test_a_file_that_cannot_be_opened_is_an_error(self, tmp_path):
+        with pytest.raises(sqlite3.OperationalError):
+            await Store(f"sqlite:///{tmp_path}").open()
 
     def test_a_relative_url_is_a_relative_path(self):
         assert Store("sqlite:///data/router.db")._connector._path == "data/router.db"

@@ -18,7 +18,8 @@ from tests.fake_backend import (
     with_logprobs,
 )
 from tests.fixtures import recorded, recordings
-from tests.stream_grammar import RESPONSE_KEYS, check_stream, fold, parse_sse
+from tests.response_grammar import RESPONSE_KEYS
+from tests.stream_grammar import check_stream, fold, parse_sse
 
 Json = dict[str, Any]
 

@@ -26,8 +26,9 @@ from tests.fake_backend import (
     strict_error,
     with_logprobs,
 )
-from tests.sdk import EVENT_CLASSES, MODEL, WEATHER_TOOL, Person, strict_client, wire_events
-from tests.stream_grammar import check_stream, fold
+from tests.sdk import MODEL, WEATHER_TOOL, Person, strict_client, wire_events
+from tests.stream_grammar import check_stream
+from tests.streams import judged
 from tests.turns import URL, assert_error, create, ended, retrieve, text_of, turn
 
 Json = dict[str, Any]
@@ -377,10 +378,7 @@ async def test_another_server_is_not_asked_for_what_a_model_could_not_say(backen
 async def test_a_stream_is_told_when_the_answer_fits(prompted: Running, backend: FakeBackend) -> None:
     backend.script(chat(MISFIT), chat(reasoning("Hm."), f"```\n{FITS}\n```"))
     events = await wire_events(prompted, **asked())
-    check_stream(events)
-    assert fold(events) == events[-1]["response"]
-    for event in events:
-        EVENT_CLASSES[event["type"]].model_validate(event, strict=True)
+    judged(events)
     deltas = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
     assert "".join(deltas) == FITS
     assert output_types(events[-1]["response"]) == ["reasoning", "message"]

@@ -12,9 +12,11 @@ from openai import AsyncOpenAI
 
 from tests.conftest import Running, running_router
 from tests.fake_backend import Call, FakeBackend, call, chat, chunk, interleaved, reasoning, stream
-from tests.sdk import EVENT_CLASSES, MODEL, WEATHER_TOOL, check_raw, collected, strict_client, wire_events
-from tests.stream_grammar import check_stream, fold
+from tests.sdk import MODEL, WEATHER_TOOL, check_raw, collected, strict_client, wire_events
+from tests.streams import judged
 from tests.turns import URL, assert_error, create
+
+pytestmark = pytest.mark.usefixtures("strict_backend")
 
 Json = dict[str, Any]
 
@@ -22,11 +24,6 @@ Json = dict[str, Any]
 @pytest.fixture
 def strict(served: Running) -> AsyncOpenAI:
     return strict_client(served)
-
-
-@pytest.fixture(autouse=True)
-def _strict_server(backend: FakeBackend) -> None:
-    backend.strict = True
 
 
 LARK = 'start: "*** Begin Patch" LF hunk+ "*** End Patch"'
@@ -204,13 +201,9 @@ def expected(kind: Kind) -> Json:
     return {**kind.item, "call_id": "call_x", "status": "completed"}
 
 
-def judged(events: list[Json]) -> Json:
+def response_of(events: list[Json]) -> Json:
     """The response that the events end with, if all of them can be read by everybody."""
-    check_stream(events)
-    assert fold(events) == events[-1]["response"]
-    for event in events:
-        EVENT_CLASSES[event["type"]].model_validate(event, strict=True)
-    return events[-1]["response"]
+    return judged(events)[-1]["response"]
 
 
 @each_kind
@@ -221,7 +214,7 @@ async def test_a_call_comes_back_as_the_item_of_its_kind(
     request: Json = {"model": MODEL, "input": "Go.", "tools": [kind.tool]}
     at_once = await strict.responses.create(**request)
     check_raw(await collected(await strict.responses.create(**request, stream=True)))
-    streamed = judged(await wire_events(served, tools=[kind.tool]))
+    streamed = response_of(await wire_events(served, tools=[kind.tool]))
     assert [bare(item) for item in streamed["output"]] == [expected(kind)]
     assert [bare(item.to_dict()) for item in at_once.output] == [expected(kind)]
     assert streamed["tools"][0].items() >= kind.tool.items(), "the tool is echoed as it was given"
@@ -237,7 +230,7 @@ async def test_the_stream_of_a_call_is_whole_however_it_arrives(
     kind: Kind, fragments: int, served: Running, backend: FakeBackend
 ) -> None:
     backend.script(chat(reasoning("Hm."), "I will.", calling(kind, fragments=fragments)))
-    response = judged(await wire_events(served, tools=[kind.tool]))
+    response = response_of(await wire_events(served, tools=[kind.tool]))
     assert [item["type"] for item in response["output"]] == ["reasoning", "message", kind.item["type"]]
     assert bare(response["output"][-1]) == expected(kind)
 
@@ -256,7 +249,7 @@ async def test_calls_of_several_kinds_at_the_same_time_do_not_mix(served: Runnin
     kinds = [KINDS[name] for name in ("custom", "function", "namespace", "shell", "apply_patch")]
     tools = [kind.tool for kind in kinds]
     backend.script(*[chat(interleaved(*(call(kind.wire, kind.arguments, fragments=9) for kind in kinds)))] * 2)
-    streamed = judged(await wire_events(served, tools=tools))
+    streamed = response_of(await wire_events(served, tools=tools))
     at_once = await create(served.http, tools=tools)
     wanted = {(kind.item["type"], orjson.dumps(kind.item, option=orjson.OPT_SORT_KEYS)) for kind in kinds}
     for response in (streamed, at_once):
@@ -300,7 +293,7 @@ async def test_a_call_and_its_output_go_back_by_input(
     assert told_back(backend) == told(kind)
     # What clients leave out: the ids of items, and the status.
     short = [asked, {key: value for key, value in first.output[0].to_dict().items() if key not in ("id", "status")}]
-    judged(await wire_events(served, input=[*short, output], **request))
+    response_of(await wire_events(served, input=[*short, output], **request))
     assert told_back(backend) == told(kind)
 
 
@@ -310,7 +303,7 @@ async def test_an_output_alone_goes_on_from_its_call(kind: Kind, served: Running
     for stream_first in (False, True):
         backend.script(chat(calling(kind)), chat("Done."))
         first = (
-            judged(await wire_events(served, tools=[kind.tool]))
+            response_of(await wire_events(served, tools=[kind.tool]))
             if stream_first
             else await create(served.http, tools=[kind.tool])
         )
@@ -384,7 +377,7 @@ async def test_the_tools_that_a_search_found_can_be_called(served: Running, back
     first = await create(served.http, tools=[SEARCH])
     assert offered(backend) == ["tool_search"]
     found = {**search.output, "call_id": "call_x"}
-    second = judged(await wire_events(served, input=[found], previous_response_id=first["id"], tools=[SEARCH]))
+    second = response_of(await wire_events(served, input=[found], previous_response_id=first["id"], tools=[SEARCH]))
     assert offered(backend) == ["tool_search", "files__read", "files__write"]
     (made,) = second["output"]
     assert (made["type"], made["name"], made["namespace"]) == ("function_call", "read", "files")
@@ -402,7 +395,7 @@ async def test_tools_that_are_an_input_item_can_be_called(served: Running, backe
     ]
     brought = {"type": "additional_tools", "role": "developer", "id": "at_1", "tools": tools}
     asked = {"type": "message", "role": "user", "content": "Go."}
-    first = judged(await wire_events(served, input=[brought, asked], parallel_tool_calls=False))
+    first = response_of(await wire_events(served, input=[brought, asked], parallel_tool_calls=False))
     assert offered(backend) == ["functions__exec", "functions__wait"]
     assert [message["role"] for message in backend.turns[-1].json["messages"]] == ["user"]
     (made,) = first["output"]
@@ -429,7 +422,7 @@ async def test_namespaces_whose_names_would_meet_keep_their_tools_apart(served: 
     assert all(len(name) <= 64 for name in names)
     backend.script(*[chat(*map(call, names))] * 2)
     wanted = [("b__c", "a"), ("c", "a__b"), ("f" * 64, "n" * 64)]
-    streamed = judged(await wire_events(served, tools=tools))
+    streamed = response_of(await wire_events(served, tools=tools))
     assert [(item["name"], item["namespace"]) for item in streamed["output"]] == wanted
     at_once = await create(served.http, tools=tools)
     assert [(item["name"], item["namespace"]) for item in at_once["output"]] == wanted
@@ -482,7 +475,7 @@ async def test_only_allowed_tools_are_told_to_the_client(
     calls = [call("f"), call("patch", {"input": "x"}), call("shell", {"commands": ["ls"]}), call("made_up")]
     for answer in (chat("Well.", *calls), chat("Well.", interleaved(*calls))):
         backend.script(answer, answer)
-        streamed = judged(await wire_events(served, tools=THREE, tool_choice=choice))
+        streamed = response_of(await wire_events(served, tools=THREE, tool_choice=choice))
         at_once = await create(served.http, tools=THREE, tool_choice=choice)
         kinds = {"f": "function_call", "patch": "custom_tool_call", "shell": "shell_call"}
         for response in (streamed, at_once):
@@ -516,7 +509,7 @@ async def test_a_forbidden_call_is_not_told_whatever_form_its_deltas_have(
     for form, deltas in forms.items():
         backend.script(stream(*deltas, end))
         tools = [function("f"), function("g")]
-        response = judged(await wire_events(served, tools=tools, tool_choice=allowed("auto", F)))
+        response = response_of(await wire_events(served, tools=tools, tool_choice=allowed("auto", F)))
         made = [(item["name"], item["arguments"]) for item in response["output"]]
         assert made == [("f", "{}")], f"{form}: {made}"
 
@@ -525,7 +518,7 @@ async def test_one_call_alone_is_told_without_parallel_calls(served: Running, ba
     calls = [call("patch", {"input": "x"}, fragments=2), call("f", fragments=2), call("shell", {"commands": ["ls"]})]
     for answer in (chat(*calls), chat(interleaved(*calls))):
         backend.script(answer, answer)
-        streamed = judged(await wire_events(served, tools=THREE, parallel_tool_calls=False))
+        streamed = response_of(await wire_events(served, tools=THREE, parallel_tool_calls=False))
         at_once = await create(served.http, tools=THREE, parallel_tool_calls=False)
         for response in (streamed, at_once):
             assert [(item["type"], item["input"]) for item in response["output"]] == [("custom_tool_call", "x")]
@@ -582,7 +575,7 @@ async def test_a_call_that_is_cut_is_never_completed(
     for size in (len(arguments) // 2, 3, 1):
         half = call(kind.wire, arguments[:size], id="call_x", fragments=2)
         backend.script(*[chat(*before, half, finish_reason="length")] * 2)
-        streamed = judged(await wire_events(served, tools=[kind.tool]))
+        streamed = response_of(await wire_events(served, tools=[kind.tool]))
         at_once = await create(served.http, tools=[kind.tool])
         for response in (streamed, at_once):
             assert (response["status"], response["incomplete_details"]) == (
@@ -614,7 +607,7 @@ async def test_arguments_that_are_no_json_never_make_a_whole_call_of_a_kind_that
     kind: Kind, served: Running, backend: FakeBackend
 ) -> None:
     backend.script(*[chat(call(kind.wire, '{"half": ["of', fragments=2))] * 2)
-    streamed = judged(await wire_events(served, tools=[kind.tool]))
+    streamed = response_of(await wire_events(served, tools=[kind.tool]))
     at_once = await create(served.http, tools=[kind.tool])
     for response in (streamed, at_once):
         for item in response["output"]:

@@ -17,7 +17,6 @@ from tests.stream_grammar import parse_sse
 
 Json = dict[str, Any]
 ANYTHING: Any = object()
-TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 URL = "/v1/responses"
 
 

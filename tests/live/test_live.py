@@ -16,7 +16,7 @@ from openai.types.responses import (
 
 from demo.model_server import CONTEXT_TOKENS, MODEL
 from tests.live.conftest import Live
-from tests.sdk import PIXEL, WEATHER_TOOL, GetWeather, Person, check_raw, check_types, collected
+from tests.sdk import PIXEL, WEATHER_TOOL, GetWeather, Person, check_raw, check_types, collected, until_text
 
 pytestmark = [pytest.mark.live, pytest.mark.asyncio(loop_scope="session")]
 
@@ -193,11 +193,7 @@ async def test_a_background_response_is_polled_until_it_is_done(live: Live) -> N
 
 async def test_a_background_stream_can_be_left_and_rejoined(live: Live) -> None:
     stream = await live.openai.responses.create(**HELLO, background=True, stream=True)
-    seen = []
-    async for event in stream:
-        seen.append(event)
-        if event.type == "response.output_text.delta":
-            break
+    seen = await until_text(stream)
     await stream.close()
     response_id, number = seen[0].response.id, seen[-1].sequence_number
     rest = await collected(await live.openai.responses.retrieve(response_id, stream=True, starting_after=number))
