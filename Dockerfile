@@ -14,7 +14,7 @@ ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # /app/data holds the SQLite file. A named volume takes its owner from here.
 RUN useradd --system --no-create-home --uid 10001 router && install --directory --owner=router /app/data
 COPY --from=dependencies /app/.venv .venv
-COPY pyproject.toml config.yaml router.py config.py errors.py tasks.py db.py cache.py seals.py reloading.py ./
+COPY pyproject.toml config.yaml router.py serve.py workers.py config.py errors.py tasks.py db.py cache.py seals.py reloading.py ./
 COPY api/ api/
 COPY requests/ requests/
 COPY backends/ backends/
@@ -23,5 +23,4 @@ VOLUME /app/data
 EXPOSE 12434
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:12434/health', timeout=2)"]
-CMD ["uvicorn", "router:app", "--host", "0.0.0.0", "--port", "12434", \
-    "--timeout-graceful-shutdown", "10", "--ws-max-size", "67108864"]
+CMD ["python", "serve.py", "--host", "0.0.0.0", "--port", "12434"]

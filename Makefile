@@ -12,7 +12,7 @@ UV_VERSION = 0.13.9
 ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
-TYPED = router.py config.py errors.py tasks.py db.py cache.py seals.py reloading.py api requests backends $(wildcard demo/*.py benchmarks/*.py)
+TYPED = router.py serve.py workers.py config.py errors.py tasks.py db.py cache.py seals.py reloading.py api requests backends $(wildcard demo/*.py benchmarks/*.py)
 
 # -I keeps this folder off sys.path: our `requests/` must not meet a tool that wants PyPI's.
 VENV_PYTHON = .venv/bin/python
@@ -30,7 +30,7 @@ demo: $(SYNCED) ## a real model behind the router, and a client that talks to it
 	@$(VENV_PYTHON) -u -m demo.demo $(if $(ONCE),--once)
 
 serve: $(SYNCED) ## the router, as config.yaml says (HOST=127.0.0.1 PORT=12434)
-	@$(VENV_PYTHON) -m uvicorn router:app --host $(HOST) --port $(PORT) --timeout-graceful-shutdown 10 --ws-max-size 67108864
+	@$(VENV_PYTHON) serve.py --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(SYNCED) ## all tests (ARGS="-k name -x" goes to pytest)
 	@$(VENV_PYTHON) -m pytest $(ARGS)

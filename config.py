@@ -129,13 +129,14 @@ class ImagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything in config.yaml. `websockets: false` answers an upgrade with 426."""
+    """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade with 426."""
 
     endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
     api_key: str = ""
     secret_key: str = ""
     max_body_mb: Positive = 64.0
     models_refresh_s: Positive = 30.0
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     websockets: bool = True
     hosted_tools: HostedTools = "omit"
     database: DatabaseConfig = DatabaseConfig()

@@ -33,6 +33,8 @@ import orjson
 from errors import ServerError
 
 log = logging.getLogger("nomyo.db")
+# The disk cache's: it logs every statement with its values, which are prompts.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 Row = dict[str, Any]
 Item = dict[str, Any]
@@ -69,6 +71,8 @@ STORE = """INSERT INTO responses (id, previous_response_id, model, status, creat
     ON CONFLICT (id) DO UPDATE SET status = excluded.status, output = excluded.output, response = excluded.response"""
 # Not an upsert: a response that was deleted while it ran stays deleted.
 UPDATE = "UPDATE responses SET status = ?, output = ?, response = ? WHERE id = ?"
+# What has ended meanwhile was no orphan.
+FAIL = f"{UPDATE} AND status IN ('queued', 'in_progress')"
 GET = "SELECT * FROM responses WHERE id = ?"
 EXISTS = "SELECT 1 FROM responses WHERE id = ?"
 # Youngest first: a chain has one row at a time to go on from.
@@ -220,12 +224,24 @@ class Store:
         return self._write(*((sql, (id,)) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE) for id in ids), then=counted)
 
     async def fail_orphaned_responses(self) -> int:
-        """Marks as failed what was running when the process died. For the start, before anything runs. Gives their number."""
-        rows = await self._connector.read(RUNNING, each=_loaded)
+        """Marks as failed what was running when the service stopped. For its start, before anything runs. Gives their number."""
+        return await self.fail_orphans(await self.unfinished())
+
+    async def unfinished(self) -> list[Row]:
+        """The responses that have not ended, in any process."""
+        return await self._connector.read(RUNNING, each=_loaded)
+
+    def running_ids(self) -> list[str]:
+        """The responses that this process has begun and not ended."""
+        return list(self._running)
+
+    async def fail_orphans(self, orphans: list[Row]) -> int:
+        """Marks as failed what was running when its process died. Gives their number."""
         failed = {"status": "failed", "error": INTERRUPTED.to_response_error()}
-        for write in [self.update_response(row["id"], {**(row["response"] or {}), **failed}) for row in rows]:
-            await write
-        return len(rows)
+        for row in orphans:
+            output, rest = _output_and_rest({**(row["response"] or {}), **failed})
+            await self._write((FAIL, ("failed", output, rest, row["id"])))
+        return len(orphans)
 
     async def delete_older_than(self, created_at: int) -> int:
         """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on. Gives their number."""
@@ -253,7 +269,8 @@ class Store:
             missing=rows[-1]["previous_response_id"],
             unfinished=status if status in UNFINISHED else None,
         )
-        if not history.missing and not history.unfinished and chains is self._warm_chains():
+        if not history.missing and not history.unfinished:
+            # Those of before the reading: if something was deleted meanwhile, nobody looks there any more.
             chains.put(response_id, history)
         return history
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -33,6 +34,7 @@ import api.models
 import api.ollama
 import api.passthrough
 import api.responses
+import api.siblings
 import api.stored
 import api.websocket
 from api.http import ClientLeft, Gate, check_key, error_response
@@ -46,6 +48,7 @@ from errors import APIError, InvalidRequest, NotFound, ServerError
 from reloading import keep_config
 from seals import Sealer
 from tasks import TaskRunner
+from workers import Board
 
 log = logging.getLogger("nomyo")
 
@@ -99,16 +102,17 @@ class Application(FastAPI):
         await answer(scope, receive, send)
 
 
-def create_app(config: Config, file: Path | None = None) -> FastAPI:
-    """The application for some settings. `file` is where they came from: what changes there is taken while it runs. Several can
-    live in one process: nothing here is global."""
+def create_app(config: Config, file: Path | None = None, board: Board | None = None) -> FastAPI:
+    """The application for some settings. `file` is where they came from: what changes there is taken while it runs. `board` is what it
+    shares with the other workers of the service. Several can live in one process: nothing here is global."""
     app = Application(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.config = config
     app.state.config_file = file
     app.state.config_error = None
     app.state.db = Store(config.database.url)
     app.state.cache = make_cache(config.cache)
-    app.state.pool = Pool(config)
+    app.state.board = board
+    app.state.pool = Pool(config, board)
     app.add_middleware(Gate, state=app.state)
     for routes in SURFACES:
         app.include_router(routes)
@@ -126,11 +130,20 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Opens everything, runs, and closes it in reverse: background turns get `background.drain_s` to end."""
     state = app.state
     config: Config = state.config
+    board: Board | None = state.board
     log_to_stderr()
     async with AsyncExitStack() as stack:
-        await state.db.open()
+        if board is not None:
+            board.join()
+            stack.callback(board.leave)
+        if board is None:
+            await state.db.open()
+        else:
+            state.db.deletions = board
+            with board.locked():  # One after the other makes what the database lacks.
+                await state.db.open()
         stack.push_async_callback(state.db.close)
-        if orphans := await state.db.fail_orphaned_responses():
+        if orphans := await _fail_orphans(state):
             log.warning("%d responses were running when the router stopped: marked as failed", orphans)
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
         if state.cache is not None:
@@ -146,7 +159,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         # Made here, not in create_app: a runner that has drained takes nothing more.
         state.tasks = TaskRunner(config.background.max_concurrent, config.background.max_queued)
         stack.push_async_callback(state.tasks.drain, config.background.drain_s, INTERRUPTED)
-        if config.database.retention_days:
+        if board is not None:
+            await stack.enter_async_context(api.siblings.door(app, board))
+        if config.database.retention_days and (board is None or board.number == 0):
             retention = asyncio.create_task(_keep_retention(state.db, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
         if state.config_file is not None:  # We are the service, and not a part of a test.
@@ -154,6 +169,23 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
             reloading = asyncio.create_task(keep_config(state), name="settings")
             stack.push_async_callback(_stopped, reloading)
         yield
+
+
+async def _fail_orphans(state: Any) -> int:
+    """Marks as failed what ran in processes that are no more: at the start of the service everything, and when a worker takes the
+    place of one that died, what no other one runs. Gives their number."""
+    board: Board | None = state.board
+    if board is None or (board.number == 0 and not board.is_successor):
+        orphans: int = await state.db.fail_orphaned_responses()
+        return orphans
+    if not board.is_successor:
+        return 0
+    unfinished = await state.db.unfinished()
+    alive = await api.endpoints.running_elsewhere(state) if unfinished else set()
+    if alive is None:
+        return 0  # Better too few than one that goes on.
+    failed: int = await state.db.fail_orphans([row for row in unfinished if row["id"] not in alive])
+    return failed
 
 
 def _collect_rarely() -> None:
@@ -250,7 +282,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _load() -> FastAPI:
     try:
-        return create_app(load_config(), config_file())
+        return create_app(load_config(), config_file(), Board.of_environment())
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.http import json_response
+from api.siblings import ask, is_from_sibling
 from errors import NotFound
 
 routes = APIRouter(tags=["fleet"])
@@ -18,17 +20,22 @@ SHOWN = 50
 
 @routes.get("/api/endpoints")
 async def list_endpoints(request: Request) -> Response:
-    """Every endpoint: what it has, how busy it is, how it fares; and the queue of those who wait for a slot."""
-    pool = request.app.state.pool
+    """Every endpoint: what it has, how busy it is, how it fares; and the queue of those who wait for a slot. What is counted is counted
+    over all workers; how an endpoint stands is how the worker sees it that was asked."""
+    state = request.app.state
+    figures = await _all_figures(state)
+    endpoints = [endpoint.describe() for endpoint in state.pool.endpoints.values()]
+    for endpoint in endpoints:
+        endpoint["outcomes"] = figures["outcomes"].get(endpoint["name"], {})
     return json_response(
         {
-            "endpoints": [endpoint.describe() for endpoint in pool.endpoints.values()],
+            "endpoints": endpoints,
             "queue": {
-                "waiting": len(pool.queue),
-                "by_key": list(pool.queue.counts().values()),
-                "first": pool.first_waiting(SHOWN),
+                "waiting": figures["waiting"],
+                "by_key": figures["by_key"],
+                "first": sorted(figures["first"], key=itemgetter("waited_s"), reverse=True)[:SHOWN],
             },
-            "config_error": request.app.state.config_error,
+            "config_error": state.config_error,
         }
     )
 
@@ -36,32 +43,87 @@ async def list_endpoints(request: Request) -> Response:
 @routes.post("/api/endpoints/{name}/drain")
 async def drain_endpoint(request: Request, name: str) -> Response:
     """Sends an endpoint no new requests; those that run there go on. 404 if there is none of that name."""
-    return _set_draining(request, name, draining=True)
+    return await _set_draining(request, name, draining=True)
 
 
 @routes.post("/api/endpoints/{name}/enable")
 async def enable_endpoint(request: Request, name: str) -> Response:
     """Sends it requests again, also if it was left alone for its failures. 404 if there is none of that name."""
-    return _set_draining(request, name, draining=False)
+    return await _set_draining(request, name, draining=False)
 
 
-def _set_draining(request: Request, name: str, *, draining: bool) -> Response:
-    pool = request.app.state.pool
-    for endpoint in pool.endpoints.values():
+async def _set_draining(request: Request, name: str, *, draining: bool) -> Response:
+    state = request.app.state
+    for endpoint in state.pool.endpoints.values():
         if endpoint.name == name and not endpoint.leaving:
-            pool.set_draining(endpoint, draining)
+            state.pool.set_draining(endpoint, draining)
+            if not is_from_sibling(request.scope):
+                await ask(state, "POST", request.url.path)
             return json_response(endpoint.describe())
     raise NotFound(f"There is no endpoint '{name}'.", param="name")
 
 
 @routes.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The counts of the fleet in Prometheus' text format, version 0.0.4."""
-    lines = _metrics(request.app.state.pool)
+    """The counts of the fleet, over all workers, in Prometheus' text format, version 0.0.4."""
+    state = request.app.state
+    lines = _metrics(state.pool, await _all_figures(state))
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _metrics(pool: Any) -> list[str]:
+# ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.get("/api/workers/figures", include_in_schema=False)
+async def own_figures(request: Request) -> Response:
+    """For the other workers alone: what this one has counted, and the responses that it is working on."""
+    if not is_from_sibling(request.scope):
+        raise NotFound("There is no GET /api/workers/figures.", code="unknown_url")
+    state = request.app.state
+    return json_response({**_figures(state.pool), "running": state.db.running_ids()})
+
+
+def _figures(pool: Any) -> dict[str, Any]:
+    # One that was replaced, and still answers something, has the name of its successor.
+    endpoints = [endpoint for endpoint in pool.endpoints.values() if not endpoint.leaving]
+    return {
+        "outcomes": {endpoint.name: dict(endpoint.outcomes) for endpoint in endpoints},
+        "counts": dict(pool.counts),
+        "tokens": {model: {way: pool.tokens[model, way] for way in ("input", "output")} for model, _ in pool.tokens},
+        "waited_s": pool.waited_s,
+        "waiting": len(pool.queue),
+        "by_key": list(pool.queue.counts().values()),
+        "first": pool.first_waiting(SHOWN),
+        "longest_wait_s": pool.longest_wait_s(),
+    }
+
+
+async def _all_figures(state: Any) -> dict[str, Any]:
+    """The figures of all workers as one: numbers are added, but for the longest wait."""
+    total = _figures(state.pool)
+    for figures in await ask(state, "GET", "/api/workers/figures"):
+        if figures is not None:
+            longest = max(total["longest_wait_s"], figures["longest_wait_s"])
+            total = _added(total, figures)
+            total["longest_wait_s"] = longest
+    return total
+
+
+def _added(first: Any, second: Any) -> Any:
+    """Two figures as one: numbers and lists are added, key by key."""
+    if isinstance(first, dict):
+        both = first.keys() & second.keys()
+        return {**first, **second, **{key: _added(first[key], second[key]) for key in both}}
+    return first + second
+
+
+async def running_elsewhere(state: Any) -> set[str] | None:
+    """The responses that the other workers are working on. None if one of them does not say."""
+    answers = await ask(state, "GET", "/api/workers/figures")
+    return None if None in answers else {response_id for answer in answers for response_id in answer["running"]}
+
+
+def _metrics(pool: Any, figures: dict[str, Any]) -> list[str]:
     lines: list[str] = []
 
     def metric(name: str, kind: str, help: str, values: list[tuple[dict[str, str], float]]) -> None:
@@ -71,22 +133,28 @@ def _metrics(pool: Any) -> list[str]:
             shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
             lines.append(f"nomyo_{name}{{{shown}}} {value!r}" if shown else f"nomyo_{name} {value!r}")
 
-    # One that was replaced, and still answers something, has the name of its successor.
     endpoints = [endpoint for endpoint in pool.endpoints.values() if not endpoint.leaving]
     by_endpoint = [({"endpoint": endpoint.name}, endpoint) for endpoint in endpoints]
     metric("endpoint_up", "gauge", "Answers when it is asked.", [(at, float(it.healthy)) for at, it in by_endpoint])
-    metric("endpoint_in_flight", "gauge", "Requests that run there.", [(at, it.in_flight) for at, it in by_endpoint])
+    metric("endpoint_in_flight", "gauge", "Requests that run there.", [(at, it.busy) for at, it in by_endpoint])
     metric("endpoint_slots", "gauge", "Requests it may run.", [(at, it.max_concurrent) for at, it in by_endpoint])
-    outcomes = [({**at, "outcome": outcome}, count) for at, it in by_endpoint for outcome, count in it.outcomes.items()]
+    outcomes = [
+        ({"endpoint": name, "outcome": outcome}, count)
+        for name, of_endpoint in figures["outcomes"].items()
+        for outcome, count in of_endpoint.items()
+    ]
     metric("requests_total", "counter", "Requests by how they ended.", outcomes)
-    metric("queue_waiting", "gauge", "Requests that wait for a slot.", [({}, len(pool.queue))])
-    metric(
-        "queue_longest_wait_seconds", "gauge", "How long the first of them has waited.", [({}, pool.longest_wait_s())]
-    )
-    metric("queue_wait_seconds_total", "counter", "Seconds that requests have waited.", [({}, pool.waited_s)])
+    metric("queue_waiting", "gauge", "Requests that wait for a slot.", [({}, figures["waiting"])])
+    longest = figures["longest_wait_s"]
+    metric("queue_longest_wait_seconds", "gauge", "How long the first of them has waited.", [({}, longest)])
+    metric("queue_wait_seconds_total", "counter", "Seconds that requests have waited.", [({}, figures["waited_s"])])
     for name, help in COUNTS.items():
-        metric(f"{name}_total", "counter", help, [({}, pool.counts[name])])
-    tokens = [({"model": model, "direction": way}, count) for (model, way), count in pool.tokens.items()]
+        metric(f"{name}_total", "counter", help, [({}, figures["counts"].get(name, 0))])
+    tokens = [
+        ({"model": model, "direction": way}, count)
+        for model, ways in figures["tokens"].items()
+        for way, count in ways.items()
+    ]
     metric("tokens_total", "counter", "Tokens that backends have counted.", tokens)
     return lines
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api.http import EventStream, json_response
+from api.siblings import answer_of_sibling, ask, is_from_sibling
 from errors import InvalidRequest, NotFound
 from requests.events import ResponseBuilder, replay, unfinished
 from requests.open_items import Event
@@ -34,6 +35,10 @@ async def retrieve_response(
     if not stream:
         return json_response(with_output_text(row["response"]))
     if row["status"] in ("queued", "in_progress"):
+        if answer := await answer_of_sibling(request):
+            return answer
+        if is_from_sibling(request.scope):
+            raise _not_found(response_id)
         raise InvalidRequest("Only a background response can be joined while it runs.", param="stream")
     events = await state.db.get_events(response_id)
     if events is None:
@@ -47,7 +52,10 @@ async def retrieve_response(
 async def delete_response(request: Request, response_id: str) -> Response:
     """Deletes a stored response; one that still runs in the background is cancelled first. 404 if there is none."""
     state = request.app.state
-    await state.tasks.cancel(response_id)
+    if not await state.tasks.cancel(response_id) and state.board is not None:
+        row = await _row(state, response_id)
+        if row["status"] in ("queued", "in_progress"):
+            await ask(state, "POST", f"/v1/responses/{response_id}/cancel")
     if not await state.db.delete_response(response_id):
         raise _not_found(response_id)
     return json_response({"id": response_id, "object": "response", "deleted": True})
@@ -62,7 +70,11 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     if row["status"] in ("queued", "in_progress"):
         if not row["response"]["background"]:
             raise InvalidRequest("Only background responses can be cancelled.", param="response_id")
-        await state.tasks.cancel(response_id)
+        if not await state.tasks.cancel(response_id):
+            if answer := await answer_of_sibling(request):
+                return answer
+            if is_from_sibling(request.scope):
+                raise _not_found(response_id)
         row = await _row(state, response_id)
     return json_response(with_output_text(row["response"]))
 

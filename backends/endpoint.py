@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 from backends.breaker import Breaker
 from backends.choice import Candidate
@@ -29,9 +29,17 @@ PROBE_S = 2.0
 LOST_AFTER = 2
 
 
+class Count(Protocol):
+    """How many requests run at a server, in all workers of the service (`workers.Count`)."""
+
+    def total(self) -> int: ...
+    def add(self, requests: int) -> None: ...
+
+
 class Endpoint:
     """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change` is
-    called when they are others than before, `on_lost` when it has not answered for a while."""
+    called when they are others than before, `on_lost` when it has not answered for a while. `shared` counts its requests where this
+    is not the only worker."""
 
     def __init__(
         self,
@@ -39,6 +47,7 @@ class Endpoint:
         breaker: BreakerConfig,
         on_change: Callable[[], None],
         on_lost: Callable[[Endpoint], None],
+        shared: Count | None = None,
     ) -> None:
         self.config = config
         self.name = name_of(config)
@@ -47,6 +56,7 @@ class Endpoint:
         self.is_known = config.kind != "auto"
         self.client = self._make_client()
         self.in_flight = 0
+        self._shared = shared
         self.draining = self.leaving = False
         self.models: dict[str, str] = {}
         self.facts: dict[str, ModelFacts] = {}
@@ -98,7 +108,7 @@ class Endpoint:
             priority=self.config.priority,
             weight=self.config.weight,
             max_concurrent=self.max_concurrent,
-            in_flight=self.in_flight,
+            in_flight=self.busy,
             loaded=self._has_loaded(model),
             healthy=self.healthy,
             allowed=breaker is None or breaker.allows(now),
@@ -110,9 +120,22 @@ class Endpoint:
         facts = self.facts.get(model)
         return facts is None or facts.loaded is None or model in self.loaded
 
+    @property
+    def busy(self) -> int:
+        """How many requests run there: `in_flight` are this worker's."""
+        return self.in_flight if self._shared is None else self._shared.total()
+
+    def give_back(self) -> None:
+        """A request has ended."""
+        self.in_flight -= 1
+        if self._shared is not None:
+            self._shared.add(-1)
+
     def take(self, model: str, now: float) -> None:
         """A request is sent there."""
         self.in_flight += 1
+        if self._shared is not None:
+            self._shared.add(1)
         if breaker := self.breakers.get(model):
             breaker.begin(now)
 
@@ -240,7 +263,7 @@ class Endpoint:
             "state": "leaving" if self.leaving else "draining" if self.draining else "up" if self.healthy else "down",
             "error": self.error,
             "last_error": self.last_error,
-            "in_flight": self.in_flight,
+            "in_flight": self.busy,
             "max_concurrent": self.max_concurrent,
             "priority": self.config.priority,
             "weight": self.config.weight,

@@ -18,13 +18,14 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from backends.choice import Affinity, choose
-from backends.endpoint import UNKNOWN, Endpoint
+from backends.endpoint import UNKNOWN, Count, Endpoint
 from backends.kinds import Kind
 from backends.queue import FairQueue
 from backends.retry import RetryBudget
@@ -46,6 +47,8 @@ LOOK_AGAIN_AFTER_S = 2.0
 LOOK_FOR_S = 0.5
 # At the start: as long as this the first requests wait until somebody has answered.
 FIRST_LOOK_S = 1.0
+# How long a worker leaves a free slot to another one, in which somebody has waited longer.
+GIVE_WAY_S = 0.002
 # How long a conversation's last endpoint is worth going back to: servers keep a prompt about as long.
 WARM_S = 1800.0
 
@@ -89,11 +92,25 @@ class Waiting:
     since: float
 
 
-class Pool:
-    """All endpoints. `open()` inside the running loop, `close()` at its end."""
+class Board(Protocol):
+    """What is shared with the other workers of the service (`workers.Board`)."""
 
-    def __init__(self, config: Config) -> None:
+    def count(self, url: str) -> Count | None: ...
+    def locked(self) -> AbstractContextManager[None]: ...
+    def tell_waiting(self, waiting: int, since_s: float) -> None: ...
+    def waiting(self) -> int: ...
+    def is_first_in_line(self) -> bool: ...
+    def ring(self) -> None: ...
+    def listen(self, on_ring: Callable[[], None]) -> None: ...
+    def stop_listening(self) -> None: ...
+
+
+class Pool:
+    """All endpoints. `open()` inside the running loop, `close()` at its end. `board`: this is one of several workers."""
+
+    def __init__(self, config: Config, board: Board | None = None) -> None:
         self._config = config
+        self._board = board
         self.endpoints: dict[str, Endpoint] = {}
         self.queue: FairQueue[Waiting] = FairQueue()
         self.affinity = Affinity(max_entries=10_000, max_age_s=WARM_S)
@@ -114,11 +131,15 @@ class Pool:
         self.endpoints = {}
         for config in self._config.endpoints:
             self._add(config)
+        if self._board is not None:
+            self._board.listen(self._slot_may_be_free)
         # Whoever comes at once shall find what answers at once.
         looks = [self._look_at(endpoint) for endpoint in self.endpoints.values()]
         await asyncio.wait(looks, timeout=FIRST_LOOK_S)
 
     async def close(self) -> None:
+        if self._board is not None:
+            self._board.stop_listening()
         for task in (*self._watches.values(), *self._looks.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -152,7 +173,9 @@ class Pool:
 
     def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> None:
         """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
-        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost)
+        # By its address: what another worker, or the endpoint that it replaces, sends to the server keeps it busy too.
+        shared = self._board.count(config.url.rstrip("/")) if self._board is not None else None
+        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost, shared)
         if before is not None:
             endpoint.take_over(before)
         if endpoint.key in self.endpoints:  # The one that it replaces still answers something.
@@ -293,18 +316,26 @@ class Pool:
         if not routing.attempts:
             self.budget.request()
         routing.attempts += 1
-        endpoint, name = self._take(model, routing) or await self._wait(model, routing)
+        # Who comes now does not come before those who wait in other workers: they are told of a free slot a moment later.
+        may_take = self._board is None or not self._board.waiting()
+        endpoint, name = (self._take(model, routing) if may_take else None) or await self._wait(model, routing)
         routing.endpoint, routing.model = endpoint.name, name
         return endpoint, name
 
     def release(self, endpoint: Endpoint) -> None:
-        endpoint.in_flight -= 1
+        if self._board is None:
+            endpoint.give_back()
+        else:
+            with self._board.locked():
+                endpoint.give_back()
         if endpoint.leaving and not endpoint.in_flight:
             self._forget(endpoint)
             closing = asyncio.ensure_future(endpoint.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-        self._wake()
+        self._slot_may_be_free()
+        if self._board is not None:
+            self._board.ring()
 
     async def _search(self, model: str) -> None:
         """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound`."""
@@ -317,7 +348,13 @@ class Pool:
             raise self._unknown(model)
 
     def _take(self, model: str, routing: Routing) -> Slot | None:
-        """A free slot for the request, if there is one, taken."""
+        """A free slot for the request, if there is one, taken. No other worker takes it at the same time."""
+        if self._board is None:
+            return self._take_alone(model, routing)
+        with self._board.locked():
+            return self._take_alone(model, routing)
+
+    def _take_alone(self, model: str, routing: Routing) -> Slot | None:
         serving = self._serving(model)
         now = time.monotonic()
         slots = [slot for slot in serving if _may_take(slot[0], routing)]
@@ -334,13 +371,17 @@ class Pool:
     async def _wait(self, model: str, routing: Routing) -> Slot:
         """A slot that another request gave back: first come, first served among those of one owner, and the owners in turn."""
         limits = self._config.queue
-        if len(self.queue) >= limits.max:
+        if (len(self.queue) if self._board is None else self._board.waiting()) >= limits.max:
             self.counts["queue_full"] += 1
             raise TooManyRequests(f"Too many requests wait for '{model}'.", retry_after_s=1)
         self.counts["queued"] += 1
         began = time.monotonic()
         waiting = Waiting(model, routing, asyncio.get_running_loop().create_future(), began)
         entry = self.queue.push(routing.owner, waiting)
+        if self._board is not None:
+            # Another worker may have given a slot back before it could know that somebody waits here.
+            self._tell_waiting()
+            self._slot_may_be_free()
         try:
             async with asyncio.timeout(limits.timeout_s):
                 return await waiting.handed
@@ -358,8 +399,23 @@ class Pool:
             raise
         finally:
             self.queue.remove(entry)
+            self._tell_waiting()
             routing.waited_s += time.monotonic() - began
             self.waited_s += time.monotonic() - began
+
+    def _slot_may_be_free(self) -> None:
+        """Somebody has given a slot back, here or in another worker. Who has waited longest goes first, wherever he waits."""
+        if self._board is None or self._board.is_first_in_line():
+            self._wake()
+        elif len(self.queue):
+            # Whoever is first may wait for something else.
+            asyncio.get_running_loop().call_later(GIVE_WAY_S, self._wake)
+
+    def _tell_waiting(self) -> None:
+        """Lets the other workers know who waits here."""
+        if self._board is not None:
+            first = next(iter(self.queue), None)
+            self._board.tell_waiting(len(self.queue), first.payload.since if first else 0.0)
 
     def _wake(self) -> None:
         """Hands each free slot to the first who can use it. It is taken here, so that no newcomer comes between."""
@@ -375,6 +431,7 @@ class Pool:
             if slot := self._take(waiting.model, waiting.routing):
                 waiting.handed.set_result(slot)
                 self.queue.remove(entry, served=True)
+                self._tell_waiting()
                 return True
             if not waiting.routing.tried:
                 blocked.add(waiting.model)

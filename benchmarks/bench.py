@@ -395,6 +395,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests")
     parser.add_argument("--only", nargs="*", help="these gateways")
     given = parser.parse_args()
+    # `timeout` ends a run by this one; what was started is then ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with ExitStack() as stack:
         backend = free_port()
         stack.enter_context(started(direct(backend, backend, ROOT), ROOT))

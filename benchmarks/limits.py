@@ -45,11 +45,11 @@ STARTS = 7
 
 
 @asynccontextmanager
-async def router(backend: int, options: list[str], up: int = 1) -> AsyncIterator[Running]:
+async def router(backend: int, up: int = 1) -> AsyncIterator[Running]:
     """The router on a core of its own, from when it answers and knows so many backends."""
     with tempfile.TemporaryDirectory(prefix="nomyo-limits-") as folder:
         port = free_port()
-        command = ["taskset", "-c", str(CORES[0]), *ours(port, backend, Path(folder)), *options]
+        command = ["taskset", "-c", str(CORES[0]), *ours(port, backend, Path(folder))]
         with started(command, Path(folder)) as process:
             await asyncio.to_thread(wait_for_health, port, up)
             yield Running(ALL[0], port, process)
@@ -103,7 +103,7 @@ class Window:
     others: float
 
 
-async def streams(at_once: int, rates: list[float], options: list[str]) -> None:
+async def streams(at_once: int, rates: list[float]) -> None:
     paces: list[Pace] = []
     translated = http("POST", RESPONSES, {"model": "mock", "stream": True, "store": False, "input": HELLO})
     passed = http("POST", CHAT, {"model": "mock", "stream": True, "messages": [{"role": "user", "content": HELLO}]})
@@ -113,7 +113,7 @@ async def streams(at_once: int, rates: list[float], options: list[str]) -> None:
     print("| tokens/s a stream | tokens/s | router | others | µs a token | p50 | p99 | max | direct: p50 | p99 | max |")
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     gc.disable()  # Pauses of ours are none of the router's.
-    async with serving(lambda: Model(paces)) as backend, router(backend, options) as running:
+    async with serving(lambda: Model(paces)) as backend, router(backend) as running:
         for rate in rates:
             paces.append(Pace(at_once, rate, RUN_S))
             direct = await measured(paces[-1], backend, passed, running)
@@ -241,9 +241,9 @@ def asked(**said: Any) -> dict[str, Any]:
     return {"model": "mock", "input": HELLO, "store": False} | said
 
 
-async def memory(requests: int, options: list[str]) -> None:
+async def memory(requests: int) -> None:
     step = requests // 10
-    async with serving(Mock) as backend, router(backend, options) as running:
+    async with serving(Mock) as backend, router(backend) as running:
         clients = [Client(running.port, number) for number in range(AT_ONCE)]
         series = [(0, Memory.of(running.process.pid))]
         sorts: Counter[str] = Counter()
@@ -271,12 +271,12 @@ async def send_all(client: Client, turns: Iterator[int], sorts: Counter[str]) ->
 # ── start ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def start(options: list[str]) -> None:
+async def start() -> None:
     by_package, seconds = await asyncio.to_thread(imported)
     times, resident = [], []
     for _ in range(STARTS):
         began = time.perf_counter()
-        async with serving(Mock) as backend, router(backend, options, up=0) as running:
+        async with serving(Mock) as backend, router(backend, up=0) as running:
             times.append(time.perf_counter() - began)
             resident.append(Memory.of(running.process.pid).resident)
     print(f"\nFrom the command to /health: {median(times):.2f} s, the best {min(times):.2f}, of {STARTS}.")
@@ -307,14 +307,12 @@ async def main() -> None:
     parser.add_argument("--streams", type=int, default=1000, help="at once")
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="tokens a second of a stream")
     parser.add_argument("--requests", type=int, default=100_000, help="of memory")
-    parser.add_argument("--http", default="auto", help="uvicorn's option")
     given = parser.parse_args()
-    options = ["--http", given.http]
     os.sched_setaffinity(0, {CORES[-1]})
     runs: dict[str, Callable[[], Awaitable[None]]] = {
-        "streams": lambda: streams(given.streams, given.rates, options),
-        "memory": lambda: memory(given.requests, options),
-        "start": lambda: start(options),
+        "streams": lambda: streams(given.streams, given.rates),
+        "memory": lambda: memory(given.requests),
+        "start": lambda: start(),
     }
     for name in given.only or runs:
         await runs[name]()

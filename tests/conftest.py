@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -22,6 +24,7 @@ from openai import AsyncOpenAI
 from api.wire import Protocol
 
 _settings = Path(tempfile.mkdtemp(prefix="nomyo-tests-"))
+atexit.register(shutil.rmtree, _settings, ignore_errors=True)
 (_settings / "config.yaml").write_text(
     f"""
 endpoints: [{{url: "http://127.0.0.1:9", kind: ollama}}]

@@ -29,7 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"config", "errors", "requests"},
     "api": {"backends", "cache", "config", "errors", "requests"},
     "reloading": {"config"},
-    "router": {"api", "backends", "cache", "config", "db", "errors", "reloading", "requests", "seals", "tasks"},
+    "router": {"api", "backends", "cache", "config", "db", "errors", "reloading", "requests", "seals", "tasks", "workers"},
+    "serve": {"config", "workers"},
+    "workers": set(),
 }
 # What is in the repo and no part of the service.
 OUTSIDE = {"benchmarks", "demo", "tests"}

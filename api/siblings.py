@@ -1,0 +1,111 @@
+"""The other workers of the service (`workers: N`): a request that this one cannot answer, because another runs what it asks for, is
+asked there, and what is told of the fleet is told of all.
+
+Each worker has a door of its own for the others, a Unix socket in the folder of the board. What comes in there has been let in by
+the worker that it came to, and is never handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Scope
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from api.wire import Protocol
+
+log = logging.getLogger("nomyo.workers")
+
+# A worker that does not answer in this time is left out.
+PATIENCE_S = 2.0
+PASSED_ON = ("content-type", "cache-control", "x-accel-buffering")
+
+
+def is_from_sibling(scope: Scope) -> bool:
+    """Whether a request came in by the door of this worker: the address of a Unix socket has no port."""
+    server: tuple[str, int | None] = scope["server"]
+    return server[1] is None and scope["app"].state.board is not None
+
+
+@asynccontextmanager
+async def door(app: ASGIApp, board: Any) -> AsyncGenerator[None]:
+    """Answers the siblings, while it is open."""
+    path = board.door(board.number)
+    path.unlink(missing_ok=True)
+    config = Config(app, http=Protocol, lifespan="off", access_log=False, log_config=None)
+    config.load()
+    state = ServerState()
+
+    def protocol() -> Protocol:
+        return Protocol(config=config, server_state=state, app_state={})
+
+    server = await asyncio.get_running_loop().create_unix_server(protocol, str(path))
+    try:
+        yield
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        path.unlink(missing_ok=True)
+
+
+async def ask(state: Any, method: str, path: str) -> list[Any]:
+    """What each sibling answers, as JSON; None for one that does not."""
+    board = state.board
+    return [] if board is None else await asyncio.gather(*(_told(state, n, method, path) for n in board.others()))
+
+
+async def _told(state: Any, number: int, method: str, path: str) -> Any:
+    try:
+        async with _asking(state, number, method, path) as answer, asyncio.timeout(PATIENCE_S):
+            return await answer.json() if answer.status == 200 else None
+    except (OSError, ValueError) as error:  # aiohttp's own are among them, and the timeout
+        log.warning("worker %d does not answer: %r", number, error)
+        return None
+
+
+async def answer_of_sibling(request: Request) -> Response | None:
+    """The answer of the sibling that runs what this request asks for, as it comes; None if none does, or there are none."""
+    state = request.app.state
+    if state.board is None or is_from_sibling(request.scope):
+        return None
+    path = f"{request.url.path}?{request.url.query}"
+    for number in state.board.others():
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(_asking(state, number, request.method, path))
+            except OSError as error:
+                log.warning("worker %d does not answer: %r", number, error)
+                continue
+            if answer.status != 404:
+                kept = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
+                return StreamingResponse(_pieces(answer, stack.pop_all()), answer.status, kept)
+    return None
+
+
+async def _pieces(answer: Any, stack: AsyncExitStack) -> AsyncGenerator[bytes]:
+    async with stack:
+        async for received in answer.content.iter_any():
+            yield received
+
+
+@asynccontextmanager
+async def _asking(state: Any, number: int, method: str, path: str) -> AsyncGenerator[Any]:
+    """The answer of a sibling, once its head is there."""
+    import aiohttp  # Most services have one worker.
+
+    connector = aiohttp.UnixConnector(str(state.board.door(number)))
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE_S)
+    headers = {"Authorization": f"Bearer {state.config.api_key}"}
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
+        session.request(method, f"http://worker{path}") as answer,
+    ):
+        yield answer

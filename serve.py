@@ -1,0 +1,76 @@
+"""Starts the service: `python serve.py [--host H] [--port P]`.
+
+With `workers: 1` it runs in this process. With more, this process binds the socket, starts the workers, and starts anew those that
+die; what they share lies on a board (`workers.py`). `uvicorn router:app` runs a single worker too, by plain ASGI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from config import ConfigError, load_config
+from workers import VARIABLE, Board
+
+OPTIONS: dict[str, Any] = {
+    # Written below ASGI where that is safe (api/wire.py).
+    "http": "api.wire:Protocol",
+    "timeout_graceful_shutdown": 10,
+    # Of a WebSocket message: as large as a body may be.
+    "ws_max_size": 64 * 1024 * 1024,
+    # Nothing here asks who the client is.
+    "proxy_headers": False,
+    "server_header": False,
+}
+
+
+class Supervisor(Multiprocess):
+    """uvicorn's, but that SIGHUP has the workers read their settings again, which loses no request."""
+
+    def handle_hup(self) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.process.is_alive():
+                os.kill(process.pid, signal.SIGHUP)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Starts nomyo-router. Its settings: config.yaml, or what ROUTER_CONFIG names."
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=12434)
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--no-access-log", action="store_true", help="do not log each request")
+    given = parser.parse_args()
+    try:
+        workers = load_config().workers
+    except ConfigError as error:
+        raise SystemExit(f"nomyo-router cannot start: {error}") from None
+    config = uvicorn.Config(
+        "router:app",
+        host=given.host,
+        port=given.port,
+        log_level=given.log_level,
+        access_log=not given.no_access_log,
+        workers=workers,
+        **OPTIONS,
+    )
+    if workers == 1:
+        uvicorn.Server(config).run()
+        return
+    with tempfile.TemporaryDirectory(prefix="nomyo-") as folder:
+        Board.make(Path(folder))
+        os.environ[VARIABLE] = folder
+        with config.bind_socket() as listener:
+            Supervisor(config, sockets=[listener]).run()
+
+
+if __name__ == "__main__":
+    main()
