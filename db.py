@@ -111,7 +111,7 @@ EXPIRED = """SELECT id FROM responses r
 UNFINISHED = frozenset({"queued", "in_progress"})
 INTERRUPTED = ServerError("The router stopped while this response was running.", code="interrupted")
 # JSON of the conversations that are kept in memory. As objects they take three to six times that.
-WARM_MB = 8
+WARM_MB = 2
 
 
 class Deletions:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import multiprocessing
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -159,6 +160,8 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         # Made here, not in create_app: a runner that has drained takes nothing more.
         state.tasks = TaskRunner(config.background.max_concurrent, config.background.max_queued)
         stack.push_async_callback(state.tasks.drain, config.background.drain_s, INTERRUPTED)
+        if board is None and (config.workers > 1 or multiprocessing.parent_process() is not None):
+            log.warning("several workers need serve.py: without it, each believes that it is alone")
         if board is not None:
             await stack.enter_async_context(api.siblings.door(app, board))
         if config.database.retention_days and (board is None or board.number == 0):
