@@ -20,7 +20,7 @@ class Random(Protocol):
     def random(self) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """How an endpoint stands for a request. `allowed`: its breaker lets one through; `probe`: and wants one,
     to find out. `model` is its name there."""

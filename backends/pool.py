@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
@@ -73,10 +74,16 @@ class Routing:
         if not self.endpoint:
             return {}
         return {
-            "x-nomyo-endpoint": re.sub(r"[^ -~]", "?", self.endpoint),
-            "x-nomyo-model": re.sub(r"[^ -~]", "?", self.model),
+            "x-nomyo-endpoint": _printable(self.endpoint),
+            "x-nomyo-model": _printable(self.model),
             "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
         }
+
+
+@lru_cache(maxsize=1024)
+def _printable(text: str) -> str:
+    """The text as a header may hold it."""
+    return re.sub(r"[^ -~]", "?", text)
 
 
 Slot = tuple[Endpoint, str]
@@ -357,6 +364,12 @@ class Pool:
     def _take_alone(self, model: str, routing: Routing) -> Slot | None:
         serving = self._serving(model)
         now = time.monotonic()
+        if len(serving) == 1:  # There is nothing to choose.
+            endpoint, name = serving[0]
+            if not _may_take(endpoint, routing) or endpoint.busy >= endpoint.max_concurrent:
+                return None
+            endpoint.take(name, now)
+            return endpoint, name
         slots = [slot for slot in serving if _may_take(slot[0], routing)]
         candidates = [endpoint.candidate(name, now) for endpoint, name in slots]
         here = {candidate.endpoint for candidate in candidates if candidate.is_well}
