@@ -93,6 +93,11 @@ async def read_body(request: Request) -> bytes:
     return bytes(received)
 
 
+def raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI has them."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
 class JSONReply(Response):
     """A whole answer: `body` is JSON already."""
 
@@ -100,11 +105,8 @@ class JSONReply(Response):
         self.status_code = status
         self.body: bytes = body
         self.background = None
-        self.raw_headers = [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
-            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
-        ]
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        self.raw_headers += raw(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (wire := wire_of(scope)) is not None:
@@ -311,13 +313,23 @@ def outlet_of(scope: Scope, send: Send, express: Express | None, encode: Callabl
     return Outlet(send) if wire is None else WireOutlet(send, wire, express or Express(), encode)
 
 
-class EventStream(Response):
+class StreamedReply(Response):
+    """An answer whose end is not known yet. Nobody on the way shall keep it."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.raw_headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *raw(headers)]
+
+
+class EventStream(StreamedReply):
     """The SSE sink. All events of a batch leave in one write; a silent stream gets a comment now and then.
 
     `batches` must have been started (`primed`) by whoever made it, or own nothing yet: it is closed here, whatever happens.
     """
 
-    media_type = "text/event-stream"
+    media_type = "text/event-stream; charset=utf-8"
 
     def __init__(
         self,
@@ -327,8 +339,7 @@ class EventStream(Response):
         obfuscate: bool = False,
         express: Express | None = None,
     ) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
-        del self.headers["content-length"]
+        super().__init__({"Content-Type": self.media_type, **(headers or {})})
         self._batches = batches
         self._frames = (lambda events: frames(obfuscated(events))) if obfuscate else frames
         self._express = express

@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http import ClientLeft, ClientWatch, Express, Outlet, Primed, outlet_of, owner_of, read_body
+from api.http import ClientLeft, ClientWatch, Express, Outlet, Primed, StreamedReply, outlet_of, owner_of, read_body
 from backends.failover import Attempt, Attempts
 from backends.pool import Routing
 from errors import APIError, BackendRefused, InvalidRequest
@@ -62,7 +62,7 @@ class Used(msgspec.Struct):
 
 _head = msgspec.json.Decoder(Head)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_used = msgspec.json.Decoder(Used)
+_first_json = json.JSONDecoder()
 
 
 @routes.post("/chat/completions")
@@ -76,7 +76,7 @@ async def pass_through(request: Request) -> Response:
     state = request.app.state
     body = await read_body(request)
     head = head_of(body)
-    path = request.url.path.removeprefix("/v1")
+    path = request.scope["path"].removeprefix("/v1")
     routing = Routing(owner=owner_of(request), affinity=head.affinity(), path=path)
     passing = Passing(state.pool, head.model, body, routing)
     answer = Primed(passing.run())
@@ -181,27 +181,17 @@ class Passing:
         """What the answer says of its tokens."""
         for part in (self._tail, self._start):
             for found in reversed(list(USAGE.finditer(part))):
-                with contextlib.suppress(msgspec.DecodeError):
-                    return _used.decode(_balanced(part[found.end() :]))
+                with contextlib.suppress(ValueError):  # msgspec's, too
+                    used, _ = _first_json.raw_decode(part[found.end() :].decode("utf-8", "replace"))
+                    return msgspec.convert(used, Used)
         return None
 
 
-def _balanced(data: bytes) -> bytes:
-    """The object that `data` begins with."""
-    depth = 0
-    for at, byte in enumerate(data):
-        depth += (byte == 0x7B) - (byte == 0x7D)
-        if depth == 0:
-            return data[: at + 1]
-    return data
-
-
-class PassedOn(Response):
+class PassedOn(StreamedReply):
     """An answer that goes to the client as it comes. It was begun (`primed`) by whoever made it, and is closed here."""
 
     def __init__(self, answer: Primed[bytes], passing: Passing) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **passing.headers()})
-        del self.headers["content-length"]
+        super().__init__(passing.headers())
         self._answer = answer
         self._passing = passing
 
