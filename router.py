@@ -39,7 +39,7 @@ import api.siblings
 import api.stored
 import api.websocket
 from api.http import ClientLeft, Gate, check_key, error_response
-from api.wire import take_wire
+from api.wire import give_wire, take_wire
 from backends.images import ImageFetcher
 from backends.pool import Pool
 from cache import make_cache
@@ -88,19 +88,24 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope["app"] = self
-        take_wire(scope, send)
-        request = Request(scope, receive)
+        give_wire(scope, send)
         try:
-            check_key(self.state, scope)
-            answer = await endpoint(request)
+            answer = await self._answer(endpoint, Request(scope, receive))
+            await answer(scope, receive, send)
+        finally:
+            take_wire(scope)
+
+    async def _answer(self, endpoint: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
+        try:
+            check_key(self.state, request.scope)
+            return await endpoint(request)
         except APIError as error:
-            answer = error_response(error)
+            return error_response(error)
         except (ClientLeft, ClientDisconnect) as error:
-            answer = await on_client_left(request, error)
+            return await on_client_left(request, error)
         except Exception as error:
             log.exception("a request failed")
-            answer = await on_exception(request, error)
-        await answer(scope, receive, send)
+            return await on_exception(request, error)
 
 
 def create_app(config: Config, file: Path | None = None, board: Board | None = None) -> FastAPI:

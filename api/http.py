@@ -148,7 +148,7 @@ class ClientWatch:
         if self._wire is None:
             self._watcher = asyncio.create_task(self._watch(), name="disconnect watch")
         else:
-            self._wire.on_left = self._left
+            self._wire.on_left(self._left)
             if self._wire.has_left:
                 self._left()
 
@@ -156,7 +156,7 @@ class ClientWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._wire is not None:
-            self._wire.on_left = None
+            self._wire.on_left(None)
         elif self._watcher is not None:
             self._watcher.cancel()
         if not self._has_left:

@@ -20,39 +20,38 @@ EXTENSION = "nomyo.wire"
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with a `Wire` for each request among the extensions of its scope."""
+    """uvicorn's HTTP/1.1, which names itself among the extensions of each request's scope."""
 
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        # The task of the request has not taken its first step yet.
-        if (cycle := self.cycle) is not None and cycle.scope is self.scope:
-            extensions: dict[str, Any] = {EXTENSION: Wire(cycle)}
-            self.scope["extensions"] = extensions
+    # Called when the client closes the connection before its answer is whole.
+    on_left: Callable[[], None] | None = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        extensions: dict[str, Any] = {EXTENSION: self}
+        self.scope["extensions"] = extensions
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.cycle is not None and self.cycle.disconnected:
-            extensions: dict[str, Any] = self.cycle.scope["extensions"]
-            extensions[EXTENSION].left()
+        if self.on_left is not None:
+            self.on_left()
 
 
 class Wire:
     """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right."""
 
-    __slots__ = ("_cycle", "on_left")
+    __slots__ = ("_cycle", "_protocol")
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
         self._cycle = cycle
-        # Called when the client closes the connection before its answer is whole.
-        self.on_left: Callable[[], None] | None = None
 
-    def belongs_to(self, send: Send) -> bool:
-        """Whether this `send` is the server's own: nobody else wants to see what is sent."""
-        return getattr(send, "__self__", None) is self._cycle
+    def on_left(self, call: Callable[[], None] | None) -> None:
+        """Has `call` called when the client leaves, or nobody any more."""
+        self._protocol.on_left = call
 
     @property
     def has_left(self) -> bool:
-        return self._cycle.disconnected
+        return self._protocol.transport.is_closing()
 
     @property
     def body(self) -> bytes | None:
@@ -84,13 +83,10 @@ class Wire:
         """Waits until the client has read most of what was written."""
         await self._cycle.flow.drain()
 
-    def left(self) -> None:
-        if self.on_left is not None:
-            self.on_left()
-
     def _write(self, data: bytes) -> None:
-        if not self._cycle.disconnected:
-            self._cycle.transport.write(data)
+        transport = self._protocol.transport
+        if not transport.is_closing():
+            transport.write(data)
 
     def _head(self, status: int, headers: Headers, end: bytes) -> bytes:
         cycle = self._cycle
@@ -115,11 +111,18 @@ class Wire:
         cycle.on_response()
 
 
-def take_wire(scope: Scope, send: Send) -> None:
-    """Gives whoever answers this request its wire, if there is one and nobody stands between."""
-    wire = (scope.get("extensions") or {}).get(EXTENSION)
-    if wire is not None and wire.belongs_to(send):
-        scope[EXTENSION] = wire
+def give_wire(scope: Scope, send: Send) -> None:
+    """Gives a request its wire, if the server under us has one, and this `send` is the server's own: nobody else wants to see what is
+    sent. `take_wire` must follow: the wire knows the request and the request its wire, a circle, which would be garbage."""
+    protocol = (scope.get("extensions") or {}).get(EXTENSION)
+    cycle = getattr(send, "__self__", None)
+    if protocol is not None and isinstance(cycle, RequestResponseCycle):
+        scope[EXTENSION] = Wire(protocol, cycle)
+
+
+def take_wire(scope: Scope) -> None:
+    """The request is answered."""
+    scope.pop(EXTENSION, None)
 
 
 def wire_of(scope: Scope) -> Wire | None:

@@ -61,8 +61,8 @@ def board(folder: Path) -> Iterator[Board]:
 
 
 @contextmanager
-def other_process(folder: Path, does: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A worker on the same board, that has done what it `does`. Killed at the end, as it stands."""
+def other_process(folder: Path, does: str = "", *, then: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A worker on the same board, that has done what it `does`, and does what comes `then`. Killed at the end, as it stands."""
     code = f"""
 import sys
 from pathlib import Path
@@ -71,6 +71,8 @@ board = Board(Path({str(folder)!r}))
 board.join()
 {does}
 print(board.number, flush=True)
+{then}
+print(flush=True)
 sys.stdin.readline()
 board.leave()
 """
@@ -157,11 +159,12 @@ def test_a_full_board_has_no_place_for_one_more_endpoint_but_keeps_those_it_has(
 
 def test_a_count_and_a_look_at_it_are_one_step_under_the_lock(folder: Path, board: Board) -> None:
     """Two processes add to the same number, each by reading it and writing it back."""
-    before = board.value
-    with other_process(folder, "for _ in range(5000): board.add(1)"):
-        for _ in range(5000):
+    with other_process(folder, then="for _ in range(20_000): board.add(1)") as process:
+        for _ in range(20_000):
             board.add(1)
-    assert board.value == before + 10_000
+        assert process.stdout
+        process.stdout.readline()
+    assert board.value == 40_000
 
 
 def test_whoever_has_waited_longest_is_first_in_line(folder: Path, board: Board) -> None:
