@@ -64,7 +64,12 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         yield turn.builder.adopt_whole(answer.model_dump())
         return
     builder = turn.builder
-    _take_express(turn.express, answer, lambda batch: [told for event in batch for told in _adopted(builder, event)])
+    _take_express(
+        turn.express,
+        answer,
+        lambda batch: [told for event in batch for told in _adopted(builder, event)],
+        builder.relay_alone,
+    )
     async for batch in batches_of(answer):
         events: list[Any] = []
         for native_event in batch:
@@ -200,7 +205,7 @@ async def _chat_events(
             usage=as_plain(answer.usage),
         )
         return
-    _take_express(express, answer, builder.chunks)
+    _take_express(express, answer, builder.chunks, builder.frame_of)
     is_ours = isinstance(answer, BackendStream)
     async for chunks in batches_of(answer):
         events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
@@ -208,8 +213,14 @@ async def _chat_events(
             yield events
 
 
-def _take_express(express: Express | None, answer: Any, events_of: Callable[[list[Any]], list[Any]]) -> None:
-    """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once."""
+def _take_express(
+    express: Express | None,
+    answer: Any,
+    events_of: Callable[[list[Any]], list[Any]],
+    frame_of: Callable[[bytes], bytes | None],
+) -> None:
+    """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once. `frame_of` is for the data
+    of one event, and may leave it to `events_of`."""
     if express is None or not isinstance(answer, BackendStream):
         return
 
@@ -220,7 +231,13 @@ def _take_express(express: Express | None, answer: Any, events_of: Callable[[lis
             write(events)
         return True
 
-    answer.shortcut(take)
+    def take_one(data: bytes) -> bool:
+        if (send := express.send) is None or (frame := frame_of(data)) is None:
+            return False
+        send(frame)
+        return True
+
+    answer.shortcut(take, take_one)
 
 
 async def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

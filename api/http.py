@@ -227,13 +227,17 @@ class Primed(Generic[T]):
 
 class Express:
     """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task that
-    reads. `write` is None while there is no such way: the answer has not begun, has ended, its client reads too slowly, or it has no
-    wire."""
+    reads. `write` takes events, `send` a frame. Both are None while there is no such way: the answer has not begun, has ended, its
+    client reads too slowly, or it has no wire."""
 
-    __slots__ = ("write",)
+    __slots__ = ("send", "write")
 
     def __init__(self) -> None:
         self.write: Callable[[Any], None] | None = None
+        self.send: Callable[[bytes], None] | None = None
+
+    def close(self) -> None:
+        self.write = self.send = None
 
 
 class Outlet:
@@ -287,24 +291,30 @@ class WireOutlet(Outlet):
 
     async def start(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._wire.start(200, headers)
-        self._express.write = self._write_now
+        self._open_express()
 
     async def write(self, body: bytes) -> None:
         self._is_silent = False
         if not self._wire.write(body):
-            self._express.write = None
+            self._express.close()
             await self._wire.drain()
-            self._express.write = self._write_now
+            self._open_express()
 
     async def end(self, body: bytes = b"") -> None:
-        self._express.write = None
+        self._express.close()
         self._wire.end(body)
 
+    def _open_express(self) -> None:
+        self._express.write, self._express.send = self._write_now, self._send_now
+
     def _write_now(self, given: Any) -> None:
+        self._send_now(self._encode(given))
+
+    def _send_now(self, body: bytes) -> None:
         """Writes without waiting. If the client reads too slowly, it is the last until its reader has waited for it."""
         self._is_silent = False
-        if not self._wire.write(self._encode(given)):
-            self._express.write = None
+        if not self._wire.write(body):
+            self._express.close()
 
 
 def outlet_of(scope: Scope, send: Send, express: Express | None, encode: Callable[[Any], bytes]) -> Outlet:

@@ -39,11 +39,13 @@ class Protocol(HttpToolsProtocol):
 class Wire:
     """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right."""
 
-    __slots__ = ("_cycle", "_protocol")
+    __slots__ = ("_cycle", "_flow", "_protocol", "_transport")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
+        self._transport = cycle.transport
+        self._flow = cycle.flow
 
     def on_left(self, call: Callable[[], None] | None) -> None:
         """Has `call` called when the client leaves, or nobody any more."""
@@ -51,7 +53,7 @@ class Wire:
 
     @property
     def has_left(self) -> bool:
-        return self._protocol.transport.is_closing()
+        return self._transport.is_closing()
 
     @property
     def body(self) -> bytes | None:
@@ -70,9 +72,9 @@ class Wire:
 
     def write(self, body: bytes) -> bool:
         """A piece of the answer. False: the client reads too slowly, and `drain` should come before the next."""
-        if body:
-            self._write(b"%x\r\n%b\r\n" % (len(body), body))
-        return not self._cycle.flow.write_paused
+        if body and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return not self._flow.write_paused
 
     def end(self, body: bytes) -> None:
         """The last piece of the answer."""
@@ -81,12 +83,11 @@ class Wire:
 
     async def drain(self) -> None:
         """Waits until the client has read most of what was written."""
-        await self._cycle.flow.drain()
+        await self._flow.drain()
 
     def _write(self, data: bytes) -> None:
-        transport = self._protocol.transport
-        if not transport.is_closing():
-            transport.write(data)
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def _head(self, status: int, headers: Headers, end: bytes) -> bytes:
         cycle = self._cycle

@@ -34,7 +34,7 @@ from errors import (
     BackendUnreachable,
     TooManyRequests,
 )
-from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_chunks, decode_completion
+from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_chunks, decode_completion, parse_type
 from requests.sse import SSEDecoder
 
 log = logging.getLogger("nomyo.backends")
@@ -204,11 +204,14 @@ class BackendStream(ABC, Generic[T]):
             async for batch in rest:
                 yield batch
 
-    def shortcut(self, take: Callable[[list[T]], bool]) -> None:
-        """From now on, `take` is offered what arrives in the middle of the answer while its reader waits for it. It takes all of
-        it, and then the reader need not be woken, or nothing."""
+    def shortcut(self, take: Callable[[list[T]], bool], take_one: Callable[[bytes], bool]) -> None:
+        """From now on, `take` is offered what arrives in the middle of the answer while its reader waits for it; before that,
+        `take_one` the data of an event that comes alone. They take all of it, and then the reader need not be woken, or nothing."""
+        only = self._decoder.only
 
         def tap(received: bytes) -> bool:
+            if (data := only(received)) is not None and take_one(data):
+                return True
             self._left = self._decoder.feed(received)
             pieces, failure = self._read(self._left)
             if failure is not None or self._ended:
@@ -353,13 +356,6 @@ class NativeEvent:
         return cast(dict[str, Any], event)
 
 
-class _Typed(msgspec.Struct):
-    type: str
-
-
-_typed = msgspec.json.Decoder(_Typed)
-
-
 class EventStream(BackendStream[NativeEvent]):
     """The events of a native Responses stream."""
 
@@ -367,7 +363,7 @@ class EventStream(BackendStream[NativeEvent]):
 
     def _piece(self, data: bytes) -> NativeEvent:
         try:
-            type = _typed.decode(data).type
+            type = parse_type(data)
         except msgspec.DecodeError:
             described = _json_or_none(data)
             if isinstance(described, dict) and "error" in described:

@@ -341,25 +341,23 @@ class Answer:
     # ── what its connection tells ────────────────────────────────────────────────────────────────────────────────────
 
     def wake(self) -> None:
-        if self._waiter is None or self._waiter.done():
+        waiter = self._waiter
+        if waiter is None or waiter.done():
             return
-        if self.tap is not None and self._chunks and not self.is_whole and self._is_tapped(self.tap):
-            return
-        self._waiter.set_result(None)
-
-    def _is_tapped(self, tap: Tap) -> bool:
-        """Whether the tap has taken what has arrived."""
-        try:
-            taken = tap(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
-        except Exception as error:
-            self._error = error
-            return False
-        if taken is None:
-            return False
-        self._chunks.clear()
-        self.unread = 0
-        self._is_left = not taken
-        return taken
+        chunks = self._chunks
+        if self.tap is not None and chunks and not self.is_whole:
+            try:
+                taken = self.tap(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            except Exception as error:
+                self._error = error
+                taken = None
+            if taken is not None:
+                chunks.clear()
+                self.unread = 0
+                if taken:
+                    return
+                self._is_left = True
+        waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
         self._error = error

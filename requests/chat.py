@@ -98,10 +98,25 @@ class ChatCompletion(msgspec.Struct):
 
 
 _chunk = msgspec.json.Decoder(ChatChunk)
+DecodeError = msgspec.DecodeError
+# One chunk as it stands. Raises `DecodeError`.
+parse_chunk = _chunk.decode
 _chunks = msgspec.json.Decoder(list[ChatChunk])
 _completion = msgspec.json.Decoder(
     ChatCompletion, dec_hook=lambda kind, value: Dumped(value) if kind is Dumped else value
 )
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+def parse_type(data: bytes) -> str:
+    """The `type` of an event of a server that speaks Responses. Raises `DecodeError`."""
+    return _typed.decode(data).type
 
 
 def decode_chunk(data: bytes) -> ChatChunk:

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from errors import APIError
-from requests.chat import ChatChunk, ToolCallDelta
+from requests.chat import ChatChunk, DecodeError, ToolCallDelta, parse_chunk, parse_type
 from requests.open_items import (
     NO_ARGUMENTS,
     STREAMED_CALLS,
@@ -213,6 +213,23 @@ class ResponseBuilder:
         if deltas and self._text is not None:
             told.append(self._text.grow_plainly(self, deltas))
 
+    def frame_of(self, data: bytes) -> bytes | None:
+        """The shortcut for nearly all reads of all streams: a chat chunk that is one plain delta, as a frame. None, and nothing has
+        happened, for any other. It calls as little as it can: a token wakes us from sleep, and what it runs is cold."""
+        if self._text is None or self._text.frames is None:
+            return None
+        try:
+            chunk = parse_chunk(data)
+        except DecodeError:
+            return None
+        delta = None if chunk.error is not None else self._plain_delta(chunk)
+        if delta is None:
+            return None
+        self._text.fragments.append(delta)
+        number = self.sequence_number
+        self.sequence_number = number + 1
+        return self._text.frames.one(number, delta)
+
     def chunk(self, chunk: ChatChunk) -> list[Event]:
         """The events of one chunk: mostly a single delta."""
         events: list[Event] = []
@@ -241,7 +258,8 @@ class ResponseBuilder:
         """The shortcut for most of all chunks: the delta of one that only goes on with the text or the thought that is open. None for
         any other."""
         choices = chunk.choices
-        if self._text is None or self._thinking is not None:
+        text = self._text
+        if text is None or text.frames is None or self._thinking is not None:
             return None
         if chunk.usage is not None or choices is None or len(choices) != 1:
             return None
@@ -253,10 +271,8 @@ class ResponseBuilder:
             return None
         content = delta.content
         if thought := delta.reasoning_content or delta.reasoning:
-            return None if content or self._text.plain_part != self._thought[1] else thought
-        if not content or type(content) is not str or self._text.plain_part != "output_text":
-            return None
-        return content
+            return None if content or text.part != self._thought[1] else thought
+        return content if content and type(content) is str and text.part == "output_text" else None
 
     def _grow(
         self,
@@ -438,6 +454,13 @@ class ResponseBuilder:
         if frame is not None:
             self.sequence_number += 1
         return frame
+
+    def relay_alone(self, data: bytes) -> bytes | None:
+        """`relay`, for an event that has come alone."""
+        try:
+            return self.relay(parse_type(data), data)
+        except DecodeError:
+            return None
 
     def adopt_whole(self, response: dict[str, Any]) -> list[Event]:
         """A finished response of a backend that speaks Responses: the events that a stream of it would have had."""

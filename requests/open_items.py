@@ -53,22 +53,22 @@ class Ladder(Protocol):
 
 
 class OpenText:
-    """An open message or reasoning item. Its text is kept as fragments, joined when a part closes. `seal` makes the
-    `encrypted_content` of reasoning, where the client wants it."""
+    """An open message or reasoning item. Its text is kept as `fragments`, joined when a `part` closes; `frames` makes the frames of
+    its deltas, where such are wanted. `seal` makes the `encrypted_content` of reasoning, where the client wants it."""
 
     __slots__ = (
         "_delta",
-        "_fragments",
-        "_frames",
         "_logprobs",
-        "_part",
         "_part_name",
         "_parts",
         "_seal",
         "_where",
+        "fragments",
+        "frames",
         "id",
         "kind",
         "output_index",
+        "part",
     )
 
     def __init__(self, kind: str, output_index: int, seal: Seal | None = None) -> None:
@@ -77,23 +77,18 @@ class OpenText:
         self.id = new_id("msg" if kind == "message" else "rs")
         self._seal = seal
         self._parts: list[dict[str, Any]] = []
-        self._part = ""
-        self._fragments: list[str] = []
-        self._frames: DeltaFrames | None = None
+        self.part = ""
+        self.fragments: list[str] = []
+        self.frames: DeltaFrames | None = None
         self._logprobs: list[dict[str, Any]] = []
-
-    @property
-    def plain_part(self) -> str | None:
-        """The part that is open, if deltas of it can be frames."""
-        return self._part if self._frames is not None else None
 
     def grow_plainly(self, ladder: Ladder, deltas: list[str]) -> bytes:
         """What nearly all tokens are: more deltas of the part that is open, as frames."""
-        assert self._frames is not None
-        self._fragments += deltas
+        assert self.frames is not None
+        self.fragments += deltas
         number = ladder.sequence_number
         ladder.sequence_number += len(deltas)
-        return self._frames.of(number, deltas)
+        return self.frames.of(number, deltas)
 
     def added(self, ladder: Ladder) -> Event:
         item = skeleton(self.item("in_progress"))
@@ -107,24 +102,24 @@ class OpenText:
         delta: str,
         logprobs: list[dict[str, Any]] | None,
     ) -> None:
-        if ladder.telling == "nothing" and part == self._part:
-            self._fragments.append(delta)
+        if ladder.telling == "nothing" and part == self.part:
+            self.fragments.append(delta)
             self._logprobs += logprobs_chat_to_responses(logprobs) if logprobs else ()
             return
-        if part != self._part:
+        if part != self.part:
             events += self._close_part(ladder)
-            self._part = part
+            self.part = part
             self._delta = f"{STREAMED_PARTS[part][0]}.delta"
             self._part_name, index = SUMMARY if part == "summary_text" else CONTENT
             self._where = {"item_id": self.id, "output_index": self.output_index, index: len(self._parts)}
             events.append(ladder.event(f"{self._part_name}.added", **self._where, part=empty_part(part)))
-        self._fragments.append(delta)
+        self.fragments.append(delta)
         event = ladder.event(self._delta, **self._where, delta=delta)
         if part == "output_text":
             event["logprobs"] = logprobs_chat_to_responses(logprobs) if logprobs else []
             self._logprobs += event["logprobs"]
         if ladder.telling == "frames" and not logprobs:
-            self._frames = DeltaFrames(event)
+            self.frames = DeltaFrames(event)
         events.append(event)
 
     def close(self, ladder: Ladder, status: str) -> list[Event]:
@@ -132,7 +127,7 @@ class OpenText:
         return [*events, ladder.done(self.output_index, self.item(status))]
 
     def item(self, status: str) -> Item:
-        parts = [*self._parts, self._whole_part()] if self._part else self._parts
+        parts = [*self._parts, self._whole_part()] if self.part else self._parts
         if self.kind == "message":
             return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": parts}
         item: Item = {"type": "reasoning", "id": self.id, "summary": []}
@@ -140,24 +135,24 @@ class OpenText:
         return sealed(item, self._seal)
 
     def _whole_part(self) -> dict[str, Any]:
-        part = empty_part(self._part)
-        part[STREAMED_PARTS[self._part][1]] = "".join(self._fragments)
+        part = empty_part(self.part)
+        part[STREAMED_PARTS[self.part][1]] = "".join(self.fragments)
         if self._logprobs:
             part["logprobs"] = self._logprobs
         return part
 
     def _close_part(self, ladder: Ladder) -> list[Event]:
-        if not self._part:
+        if not self.part:
             return []
-        name, key = STREAMED_PARTS[self._part]
+        name, key = STREAMED_PARTS[self.part]
         part = self._whole_part()
-        logprobs = {"logprobs": part["logprobs"]} if self._part == "output_text" else {}
+        logprobs = {"logprobs": part["logprobs"]} if self.part == "output_text" else {}
         events = [
             ladder.event(f"{name}.done", **self._where, **{key: part[key]}, **logprobs),
             ladder.event(f"{self._part_name}.done", **self._where, part=part),
         ]
         self._parts.append(part)
-        self._part, self._fragments, self._frames, self._logprobs = "", [], None, []
+        self.part, self.fragments, self.frames, self._logprobs = "", [], None, []
         return events
 
 

@@ -37,6 +37,10 @@ class DeltaFrames:
         between, key, end = rest.partition(b'"delta":')
         self._between, self._end = between + key, end.removeprefix(b'""')
 
+    def one(self, number: int, delta: str) -> bytes:
+        """`frame` of the event with this number and delta."""
+        return b"%b%d%b%b%b" % (self._start, number, self._between, orjson.dumps(delta), self._end)
+
     def of(self, number: int, deltas: list[str]) -> bytes:
         """`frames` of the event with each of the deltas, the first of them with this sequence number."""
         start, between, end, dumps = self._start, self._between, self._end, orjson.dumps
@@ -113,6 +117,13 @@ class SSEDecoder:
         for line in lines:
             self._line(line.rstrip(b"\r\n"), events)
         return events
+
+    def only(self, received: bytes) -> bytes | None:
+        """The data of a read that holds one event of one line and nothing else, as most reads of a stream do. None, and nothing has
+        happened, for any other."""
+        if self._tail or self._data or not received.startswith(b"data: ") or not received.endswith(b"\n\n"):
+            return None
+        return None if received.find(b"\n") != len(received) - 2 or b"\r" in received else received[6:-2]
 
     def flush(self) -> list[bytes]:
         """What is left when the stream ended. Servers that forget the last blank line are forgiven."""

@@ -21,13 +21,13 @@ WORDS = " ".join(f"word{number}" for number in range(200))
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many events left by the express way, one number a write."""
     counts: list[int] = []
-    write_now = WireOutlet._write_now
+    send_now = WireOutlet._send_now
 
-    def counted(self: WireOutlet, given: object) -> None:
-        counts.append(len(given) if isinstance(given, list) else 1)
-        write_now(self, given)
+    def counted(self: WireOutlet, body: bytes) -> None:
+        counts.append(body.count(b"\n\n"))
+        send_now(self, body)
 
-    monkeypatch.setattr(WireOutlet, "_write_now", counted)
+    monkeypatch.setattr(WireOutlet, "_send_now", counted)
     return counts
 
 

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import httpx2
 import pytest
 import yaml
@@ -33,13 +34,12 @@ from tests.turns import (
     retrieve,
     text_of,
 )
-from workers import VARIABLE, Board
+from workers import Board
 
 ROOT = Path(__file__).parents[1]
 HERE = "http://server:1/v1"
 
-# Connections of their own, so that either worker gets some. That all of twelve reach the same one happens once in 2000 times.
-TRIES = 12
+TURN = {"model": "test-model", "input": "Say something."}
 
 
 # ── the board ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,29 +203,73 @@ def test_a_ring_for_a_dead_worker_hurts_nobody(folder: Path, board: Board) -> No
 # ── the service ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+class Door(httpcore2.AsyncNetworkBackend):
+    """Connections to one worker of several that listen at the same socket: the others are stopped until it has taken them."""
+
+    def __init__(self, service: Service, pid: int) -> None:
+        self._service = service
+        self._pid = pid
+        self._backend = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        async with self._service.connecting:
+            with self._service.stopped([pid for pid in self._service.workers() if pid != self._pid]):
+                stream = await self._backend.connect_tcp(*args, **options)
+                while not self._service.all_accepted():
+                    await asyncio.sleep(0.001)
+        return stream
+
+
 @dataclass
 class Service:
-    """`serve.py` with two workers, and a client that opens a connection for each request."""
+    """`serve.py` with two workers, and clients that open a connection for each request."""
 
     process: asyncio.subprocess.Process
-    http: httpx2.AsyncClient
-    temporary: Path
+    port: int
+    folder: Path
+    clients: AsyncExitStack
+    connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def workers(self) -> list[int]:
-        """The processes that hold a number on the board."""
         return [pid for pid in children(self.process.pid) if "spawn_main" in command_of(pid)]
 
-    def board(self) -> Path:
-        return next(self.temporary.glob("nomyo-*"))
+    def up(self) -> int:
+        """How many workers take requests."""
+        return len(list(self.folder.glob("nomyo-*/worker-*.sock")))
 
-    def doors(self) -> int:
-        """How many workers are up."""
-        return len(list(self.board().glob("worker-*.sock")))
+    async def client(self, pid: int | None = None) -> httpx2.AsyncClient:
+        """A client of one worker, or of any."""
+        transport = httpx2.AsyncHTTPTransport(verify=False)
+        door = Door(self, pid) if pid else None
+        transport._pool = httpcore2.AsyncConnectionPool(max_keepalive_connections=0, network_backend=door)
+        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=20, transport=transport)
+        return await self.clients.enter_async_context(client)
 
-    async def stopped(self) -> None:
-        """The service, after SIGTERM."""
-        self.process.terminate()
-        await asyncio.wait_for(self.process.wait(), 15)
+    async def both(self) -> list[httpx2.AsyncClient]:
+        """A client of each worker."""
+        return [await self.client(pid) for pid in self.workers()]
+
+    @contextmanager
+    def stopped(self, pids: list[int]) -> Iterator[None]:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def all_accepted(self) -> bool:
+        """Whether no connection waits at the socket to be taken by a worker."""
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, queues, *_ = line.split()
+            if state == "0A" and int(local.rpartition(":")[2], 16) == self.port:
+                return int(queues.rpartition(":")[2], 16) == 0
+        raise AssertionError("nobody listens")
+
+    async def has_successor(self, pid: int) -> None:
+        """Waits until another worker has taken the place of a killed one."""
+        await eventually(lambda: pid not in self.workers() and len(self.workers()) == 2, f"{pid} is replaced", 10)
 
 
 def children(pid: int) -> list[int]:
@@ -236,27 +280,26 @@ def children(pid: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
+    """Empty for a process that is no more."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
 
 
-def is_alive(pid: int) -> bool:
-    return bool(command_of(pid))
-
-
 @asynccontextmanager
-async def service(backend: FakeBackend, folder: Path, **settings: Any) -> AsyncIterator[Service]:
+async def service(
+    backend: FakeBackend, folder: Path, *, max_concurrent: int = 16, **settings: Any
+) -> AsyncIterator[Service]:
     """Two workers, up and answering; killed at the end if they still run."""
     temporary = folder / "tmp"
     temporary.mkdir()
-    limit = settings.pop("max_concurrent", 8)
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "one", "max_concurrent": max_concurrent}
     settings = {
         "workers": 2,
-        "endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "one", "max_concurrent": limit}],
+        "endpoints": [endpoint],
         "database": {"url": f"sqlite:///{folder}/router.db"},
-        "background": {"drain_s": 0.2},
+        "background": {"max_concurrent": 16, "drain_s": 0.2},
         **settings,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -265,31 +308,28 @@ async def service(backend: FakeBackend, folder: Path, **settings: Any) -> AsyncI
     environment = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml"), "TMPDIR": str(temporary)}
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=log, stdout=log)
-    limits = httpx2.Limits(max_keepalive_connections=0)
-    before: list[int] = []
-    try:
-        async with httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=20, limits=limits, verify=False
-        ) as http:
-            running = Service(process, http, temporary)
+    pids: list[int] = []
+    async with AsyncExitStack() as clients:
+        running = Service(process, port, temporary, clients)
+        any_client = await running.client()
 
-            async def is_up() -> bool:
-                assert process.returncode is None, f"it ended: {(folder / 'log').read_text()}"
-                await asyncio.sleep(0.02)
-                return any(temporary.glob("nomyo-*")) and running.doors() == 2 and await knows_models(http)
+        async def is_up() -> bool:
+            assert process.returncode is None, f"it ended: {(folder / 'log').read_text()}"
+            await asyncio.sleep(0.02)
+            return running.up() == 2 and await knows_models(any_client)
 
+        try:
             await eventually(is_up, "both workers answer", 20)
-            before = running.workers()
-            assert len(before) == 2, before
+            pids = running.workers()
             yield running
-    finally:
-        before += children(process.pid) if process.returncode is None else []
-        if process.returncode is None:
-            process.kill()
-        for pid in before:
-            if "spawn_main" in command_of(pid):
-                os.kill(pid, signal.SIGKILL)
-        await process.wait()
+        finally:
+            if process.returncode is None:
+                pids += running.workers()
+                process.kill()
+                await process.wait()
+            for pid in pids:
+                if "spawn_main" in command_of(pid):
+                    os.kill(pid, signal.SIGKILL)
 
 
 async def knows_models(http: httpx2.AsyncClient) -> bool:
@@ -300,18 +340,16 @@ async def knows_models(http: httpx2.AsyncClient) -> bool:
 
 
 class Crowd:
-    """An answer that remembers how many were given at once."""
+    """An answer that takes a moment, and knows how many were given at once."""
 
-    def __init__(self, takes_s: float) -> None:
-        self.now = self.most = self.answered = 0
-        self._answer = steps(pause(takes_s), chat("Done."))
+    def __init__(self) -> None:
+        self.now = self.most = 0
 
     async def __call__(self, reply: Reply) -> None:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await self._answer(reply)
-            self.answered += 1
+            await steps(pause(0.005), chat("Done."))(reply)
         finally:
             self.now -= 1
 
@@ -324,280 +362,273 @@ async def metric(http: httpx2.AsyncClient, name: str) -> float:
     return sum(found)
 
 
-async def nobody_is_in_flight(http: httpx2.AsyncClient) -> bool:
-    return await metric(http, "nomyo_endpoint_in_flight") == 0
+async def has_metric(http: httpx2.AsyncClient, name: str, value: float, timeout_s: float = 5) -> None:
+    async def reached() -> bool:
+        return await metric(http, name) == value
+
+    await eventually(reached, f"{name} is {value}", timeout_s)
+
+
+def post(http: httpx2.AsyncClient, times: int) -> list[asyncio.Task[httpx2.Response]]:
+    return [asyncio.create_task(http.post("/v1/responses", json=TURN)) for _ in range(times)]
+
+
+# ── slots ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_max_concurrent_holds_for_all_workers_together_and_everybody_is_answered(
     backend: FakeBackend, tmp_path: Path, limit: int
 ) -> None:
-    crowd = backend.default = Crowd(takes_s=0.01)
+    crowd = backend.default = Crowd()
     async with service(backend, tmp_path, max_concurrent=limit) as running:
-        await asyncio.gather(*(create(running.http) for _ in range(40)))
-        assert crowd.answered == 40
-        assert crowd.most == limit, "exactly as many as there are slots"
-        assert await metric(running.http, "nomyo_requests_total") == 40, "counted in whichever worker answered"
-        assert await metric(running.http, "nomyo_queue_waiting") == 0
-        # Who asks again and again, over connections of either worker, does not starve the others.
-        for _ in range(TRIES):
-            assert await nobody_is_in_flight(running.http), "a slot was not given back"
+        here, there = await running.both()
+        answers = await asyncio.gather(*post(here, 20), *post(there, 20))
+        assert [answer.status_code for answer in answers] == [200] * 40
+        assert crowd.most == limit, "the slots are not all that was used"
+        for http in (here, there):
+            assert await metric(http, "nomyo_requests_total") == 40
+            assert await metric(http, "nomyo_queue_waiting") == 0
+            assert await metric(http, "nomyo_endpoint_in_flight") == 0, "a slot was not given back"
+
+
+async def test_who_waits_in_one_worker_is_not_starved_by_the_crowd_in_another(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    crowd = backend.default = Crowd()
+    async with service(backend, tmp_path, max_concurrent=1) as running:
+        here, there = await running.both()
+        busy = True
+
+        async def ask_again_and_again() -> None:
+            while busy:
+                await create(here)
+
+        asking = [asyncio.create_task(ask_again_and_again()) for _ in range(6)]
+        await eventually(lambda: len(backend.turns) >= 6, "they are under way")
+        before = len(backend.turns)
+        for _ in range(5):
+            await create(there)
+        busy = False
+        await asyncio.gather(*asking)
+        assert crowd.most == 1
+        assert len(backend.turns) - before <= 5 * 20, "five requests had to let too many others go first"
 
 
 async def test_the_queue_is_bounded_over_all_workers(backend: FakeBackend, tmp_path: Path) -> None:
     go = asyncio.Event()
     backend.default = steps(until(go), chat("Done."))
-    async with service(backend, tmp_path, max_concurrent=1, queue={"max": 3}) as running:
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(running.http.post("/v1/responses", json=TURN)) for _ in range(1 + TRIES)]
-            await eventually(lambda: sum(one.done() for one in asked) == TRIES - 3, "all but four are refused")
-            assert await metric(running.http, "nomyo_queue_waiting") == 3
-            shown = (await running.http.get("/api/endpoints")).json()
-            assert shown["queue"]["waiting"] == len(shown["queue"]["first"]) == 3
+    async with service(backend, tmp_path, max_concurrent=1, queue={"max": 4}) as running:
+        here, there = await running.both()
+        asked = post(here, 3)
+        await has_metric(there, "nomyo_queue_waiting", 2)
+        asked += post(there, 2)
+        await has_metric(here, "nomyo_queue_waiting", 4)
+        for http in (here, there):
+            assert_error(await http.post("/v1/responses", json=TURN), 429)
+            shown = (await http.get("/api/endpoints")).json()
+            assert shown["queue"]["waiting"] == len(shown["queue"]["first"]) == 4
             assert shown["endpoints"][0]["in_flight"] == 1
-            go.set()
-        answers = [one.result() for one in asked]
-        assert sorted(answer.status_code for answer in answers) == [200] * 4 + [429] * (TRIES - 3)
-        assert await metric(running.http, "nomyo_queue_full_total") == TRIES - 3
+            assert await metric(http, "nomyo_endpoint_in_flight") == 1
+        assert await metric(here, "nomyo_queue_full_total") == 2
+        go.set()
+        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 5
 
 
-async def test_a_killed_worker_gives_its_slots_back_and_the_service_goes_on(
+async def test_who_waits_gets_the_slots_of_a_killed_worker_and_the_service_goes_on(
     backend: FakeBackend, tmp_path: Path
 ) -> None:
+    """All slots are with a worker that dies: nobody else will ever give one back."""
     backend.default = stall()
-    async with service(backend, tmp_path, max_concurrent=4) as running:
-        held = await taken(running, backend, 4)
-        before = running.workers()
+    async with service(backend, tmp_path, max_concurrent=2) as running:
+        doomed, other = running.workers()
+        held = post(await running.client(doomed), 3)
+        here = await running.client(other)
+        await backend.wait_for(lambda b: b.in_flight == 2)
+        waiting = post(here, 6)
+        await has_metric(here, "nomyo_queue_waiting", 7)
         backend.default = chat("Still here.")
-        # They wait in either worker: for those that are about to die.
-        waiting = [asyncio.create_task(running.http.post("/v1/responses", json=TURN)) for _ in range(TRIES)]
-        await has_metric(running.http, "nomyo_queue_waiting", TRIES)
-        os.kill(before[0], signal.SIGKILL)
-        answers = await asyncio.gather(*waiting, return_exceptions=True)
-        lost = [answer for answer in answers if isinstance(answer, Exception)]
-        assert len(lost) < TRIES, "all had come to one worker"
-        assert {answer.status_code for answer in answers if not isinstance(answer, Exception)} == {200}
-        await eventually(lambda: len(running.workers()) == 2 and running.workers() != before, "there are two again", 10)
-        await eventually(lambda: running.doors() == 2, "its successor is up", 10)
-        for stream in held:
-            stream.cancel()
+        os.kill(doomed, signal.SIGKILL)
+        answers = await asyncio.wait_for(asyncio.gather(*waiting), 8)
+        assert [answer.status_code for answer in answers] == [200] * 6
         await asyncio.gather(*held, return_exceptions=True)
-        await eventually(lambda: nobody_is_in_flight(running.http), "all slots are free")
-        assert text_of(await create(running.http)) == "Still here."
+        await running.has_successor(doomed)
+        for http in await running.both():
+            assert text_of(await create(http)) == "Still here."
+            assert await metric(http, "nomyo_endpoint_in_flight") == 0
+            assert await metric(http, "nomyo_queue_waiting") == 0
 
 
-async def test_who_waits_gets_the_slots_of_a_killed_worker(backend: FakeBackend, tmp_path: Path) -> None:
-    """All slots are with one worker, and it dies: nobody else will ever give one back."""
-    backend.default = stall()
-    async with service(backend, tmp_path, max_concurrent=1) as running:
-        held = await taken(running, backend, 1)
-        holder = await holder_of(running, backend)
-        backend.default = chat("Still here.")
-        waiting = [asyncio.create_task(running.http.post("/v1/responses", json=TURN)) for _ in range(TRIES)]
-        await has_metric(running.http, "nomyo_queue_waiting", TRIES)
-        os.kill(holder, signal.SIGKILL)
-        async with asyncio.timeout(8):
-            answers = await asyncio.gather(*waiting, return_exceptions=True)
-        answered = [answer.status_code for answer in answers if not isinstance(answer, Exception)]
-        assert answered, "all had come to the killed worker"
-        assert set(answered) == {200}
-        await asyncio.gather(*held, return_exceptions=True)
+# ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_background_stream_is_followed_cancelled_and_deleted_from_whichever_worker(
+async def test_a_background_stream_is_followed_and_cancelled_from_either_worker(
     backend: FakeBackend, tmp_path: Path
 ) -> None:
     backend.default = chat("Half a", then=stall())
-    async with service(backend, tmp_path, background={"max_concurrent": 4, "drain_s": 0.2}) as running:
-        async with open_stream(running.http, background=True) as begun:
+    async with service(backend, tmp_path) as running:
+        here, there = await running.both()
+        async with open_stream(here, background=True) as begun:
             await begun.until("response.output_text.delta")
-        response_id = begun.seen[0]["response"]["id"]
-        go_on = len(begun.seen)
+        response_id, seen = begun.seen[0]["response"]["id"], begun.seen[-1]["sequence_number"]
 
-        async with AsyncExitStack() as stack:
-            followers = [await stack.enter_async_context(follow(running.http, response_id)) for _ in range(TRIES)]
-            for events in followers:
+        async with follow(here, response_id) as near, follow(there, response_id) as far:
+            for events in (near, far):
                 await asyncio.wait_for(events.until("response.output_text.delta"), 5)
-            assert await retrieve(running.http, response_id)
-            late = await stack.enter_async_context(follow(running.http, response_id, go_on - 2))
-
-            answer = await running.http.post(f"/v1/responses/{response_id}/cancel")
-            assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-            for events in followers:
-                check_stream(await asyncio.wait_for(events.rest(), 5))
-            assert [event["sequence_number"] for event in await late.rest()][0] == go_on - 1
+            async with follow(there, response_id, seen) as late:
+                answer = await there.post(f"/v1/responses/{response_id}/cancel")
+                assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+                for events in (near, far, late):
+                    await asyncio.wait_for(events.rest(), 5)
+        check_stream(far.seen)
+        assert near.seen == far.seen
+        assert late.seen == far.seen[seen + 1 :]
         await backend.wait_for(lambda b: b.in_flight == 0)
-        assert await rejoin(running.http, response_id) == followers[0].seen
-
-        for _ in range(TRIES):
-            async with open_stream(running.http, background=True) as begun:
-                await begun.until("response.output_text.delta")
-            other = begun.seen[0]["response"]["id"]
-            answer = await running.http.delete(f"/v1/responses/{other}")
-            assert (answer.status_code, answer.json()["deleted"]) == (200, True)
-            await backend.wait_for(lambda b: b.in_flight == 0)
-            for _ in range(3):
-                assert_error(await running.http.get(f"/v1/responses/{other}"), 404)
-        for _ in range(TRIES):
-            queued = await create(running.http, background=True)
-            answer = await running.http.post(f"/v1/responses/{queued['id']}/cancel")
-            assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        assert await rejoin(there, response_id) == far.seen
+        assert (await there.post(f"/v1/responses/{response_id}/cancel")).json()["status"] == "cancelled"
 
 
-async def test_a_foreground_stream_in_another_worker_cannot_be_joined(backend: FakeBackend, tmp_path: Path) -> None:
+async def test_a_background_response_is_deleted_from_either_worker(backend: FakeBackend, tmp_path: Path) -> None:
+    backend.default = stall()
+    async with service(backend, tmp_path, background={"max_concurrent": 1, "drain_s": 0.2}) as running:
+        here, there = await running.both()
+        runs, queued = await create(here, background=True), await create(here, background=True)
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        for response in (queued, runs):
+            address = f"/v1/responses/{response['id']}"
+            assert (await there.delete(address)).json() == {"id": response["id"], "object": "response", "deleted": True}
+            for http in (here, there):
+                assert_error(await http.get(address), 404)
+                assert_error(await http.delete(address), 404)
+                assert_error(await http.post(f"{address}/cancel"), 404)
+        await backend.wait_for(lambda b: b.in_flight == 0)
+        assert len(backend.turns) == 1, "what was queued was begun"
+
+
+async def test_a_foreground_stream_of_another_worker_cannot_be_joined(backend: FakeBackend, tmp_path: Path) -> None:
     backend.default = chat("Half a", then=stall())
-    async with service(backend, tmp_path) as running, open_stream(running.http) as begun:
-        await begun.until("response.output_text.delta")
-        address = f"/v1/responses/{begun.seen[0]['response']['id']}"
-        for _ in range(TRIES):
-            assert_error(await running.http.get(address, params={"stream": "true"}), 400, param="stream")
-            assert_error(await running.http.post(f"{address}/cancel"), 400, param="response_id")
+    async with service(backend, tmp_path) as running:
+        here, there = await running.both()
+        async with open_stream(here) as begun:
+            await begun.until("response.output_text.delta")
+            address = f"/v1/responses/{begun.seen[0]['response']['id']}"
+            for http in (here, there):
+                assert_error(await http.get(address, params={"stream": "true"}), 400, param="stream")
+                assert_error(await http.post(f"{address}/cancel"), 400, param="response_id")
 
 
-async def test_a_conversation_goes_on_in_any_worker_until_it_is_deleted_in_any(
+async def test_a_conversation_goes_on_in_either_worker_until_it_is_deleted_in_either(
     backend: FakeBackend, tmp_path: Path
 ) -> None:
     async with service(backend, tmp_path) as running:
-        first = await create(running.http)
-        for _ in range(TRIES):
-            await create(running.http, previous_response_id=first["id"])
-        assert (await running.http.delete(f"/v1/responses/{first['id']}")).status_code == 200
-        for _ in range(TRIES):
-            answer = await running.http.post("/v1/responses", json={**TURN, "previous_response_id": first["id"]})
-            assert_error(answer, 404 if answer.status_code == 404 else 400, param="previous_response_id")
+        here, there = await running.both()
+        first = await create(here)
+        for http in (here, there, here, there):
+            await create(http, previous_response_id=first["id"])
+        assert [message["role"] for message in backend.turns[-1].json["messages"]] == ["user", "assistant", "user"]
+        assert (await there.delete(f"/v1/responses/{first['id']}")).status_code == 200
+        for http in (here, there):
+            answer = await http.post("/v1/responses", json={**TURN, "previous_response_id": first["id"]})
+            assert_error(answer, 400, param="previous_response_id")
 
 
-async def test_what_a_killed_worker_was_running_reads_failed_and_what_others_run_goes_on(
+async def test_what_a_killed_worker_was_running_reads_failed_and_what_the_other_runs_goes_on(
     backend: FakeBackend, tmp_path: Path
 ) -> None:
     go = asyncio.Event()
     backend.default = steps(until(go), chat("Whole."))
-    async with service(backend, tmp_path, max_concurrent=16, background={"max_concurrent": 16, "drain_s": 0.2}) as running:
-        ids = [(await create(running.http, background=True))["id"] for _ in range(TRIES)]
-        await backend.wait_for(lambda b: b.in_flight == TRIES)
-        os.kill(running.workers()[0], signal.SIGKILL)
-        await backend.wait_for(lambda b: b.in_flight < TRIES)
-        lost = TRIES - backend.in_flight
-
-        async def have_failed() -> bool:
-            await asyncio.sleep(0.05)
-            responses = [await retrieve(running.http, response_id) for response_id in ids]
-            return sum(response["status"] == "failed" for response in responses) == lost
-
-        await eventually(have_failed, f"{lost} of {TRIES} read failed", 10)
+    async with service(backend, tmp_path) as running:
+        doomed, other = running.workers()
+        there, here = await running.client(doomed), await running.client(other)
+        lost = [(await create(there, background=True))["id"] for _ in range(2)]
+        kept = [(await create(here, background=True))["id"] for _ in range(2)]
+        await backend.wait_for(lambda b: b.in_flight == 4)
+        os.kill(doomed, signal.SIGKILL)
+        await running.has_successor(doomed)
+        for response_id in lost:
+            assert (await has_status(here, response_id, "failed"))["error"]["code"] == "server_error"
+        for response_id in kept:
+            assert (await retrieve(here, response_id))["status"] == "in_progress"
         go.set()
-        statuses = [(await ended(running.http, response_id))["status"] for response_id in ids]
-        assert (statuses.count("failed"), statuses.count("completed")) == (lost, TRIES - lost)
+        for response_id in kept:
+            assert text_of(await ended(here, response_id)) == "Whole."
 
 
-async def test_what_two_killed_workers_were_running_reads_failed(backend: FakeBackend, tmp_path: Path) -> None:
+async def test_what_two_workers_that_die_at_once_were_running_reads_failed(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
     backend.default = stall()
     async with service(backend, tmp_path) as running:
-        ids = [(await create(running.http, background=True))["id"] for _ in range(4)]
-        await backend.wait_for(lambda b: b.in_flight == 4)
-        for pid in running.workers():
+        ids = [(await create(http, background=True))["id"] for http in await running.both()]
+        await backend.wait_for(lambda b: b.in_flight == 2)
+        doomed = running.workers()
+        for pid in doomed:
             os.kill(pid, signal.SIGKILL)
-
-        async def is_up_again() -> bool:
-            await asyncio.sleep(0.05)
-            return await knows_models(running.http)
-
-        await backend.wait_for(lambda b: b.in_flight == 0)
-        await eventually(is_up_again, "the service is back", 10)
+        for pid in doomed:
+            await running.has_successor(pid)
+        http = await running.client()
         for response_id in ids:
-            assert (await has_status(running.http, response_id, "failed"))["status"] == "failed"
+            assert await has_status(http, response_id, "failed")
+
+
+# ── the service as a whole ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_draining_and_counting_reach_all_workers(backend: FakeBackend, tmp_path: Path) -> None:
     async with service(backend, tmp_path) as running:
-        for _ in range(TRIES):
-            await create(running.http)
-        for _ in range(TRIES):
-            assert await metric(running.http, "nomyo_requests_total") == TRIES
-            shown = (await running.http.get("/api/endpoints")).json()["endpoints"][0]
-            assert shown["outcomes"] == {"answered": TRIES}
+        here, there = await running.both()
+        for http in (here, there, there):
+            await create(http)
+        for http in (here, there):
+            assert await metric(http, "nomyo_requests_total") == 3
+            assert await metric(http, "nomyo_tokens_total") > 0
+            assert (await http.get("/api/endpoints")).json()["endpoints"][0]["outcomes"] == {"answered": 3}
 
-        assert (await running.http.post("/api/endpoints/one/drain")).json()["state"] == "draining"
-        states = [(await running.http.get("/api/endpoints")).json()["endpoints"][0]["state"] for _ in range(TRIES)]
-        assert set(states) == {"draining"}
-        await running.http.post("/api/endpoints/one/enable")
-        states = [(await running.http.get("/api/endpoints")).json()["endpoints"][0]["state"] for _ in range(TRIES)]
-        assert set(states) == {"up"}
-        assert_error(await running.http.get("/api/workers/figures"), 404, code="unknown_url")
+        async def states() -> list[str]:
+            return [(await http.get("/api/endpoints")).json()["endpoints"][0]["state"] for http in (here, there)]
+
+        assert (await here.post("/api/endpoints/one/drain")).json()["state"] == "draining"
+        assert await states() == ["draining"] * 2
+        assert (await there.post("/api/endpoints/one/enable")).json()["state"] == "up"
+        assert await states() == ["up"] * 2
+        assert_error(await here.get("/api/workers/figures"), 404, code="unknown_url")
 
 
-async def test_sighup_reloads_the_settings_in_every_worker_and_stops_none(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
+async def test_sighup_reloads_the_settings_in_every_worker_and_stops_none(backend: FakeBackend, tmp_path: Path) -> None:
     backend.default = chat("Half a", then=stall())
-    async with service(backend, tmp_path) as running, open_stream(running.http) as begun:
-        await begun.until("response.output_text.delta")
-        before = running.workers()
-        file = tmp_path / "config.yaml"
-        settings = yaml.safe_load(file.read_text())
-        settings["endpoints"][0]["name"] = "two"
-        file.write_text(yaml.safe_dump(settings))
-        running.process.send_signal(signal.SIGHUP)
+    async with service(backend, tmp_path) as running:
+        both, pids = await running.both(), running.workers()
+        async with open_stream(both[0]) as begun:
+            await begun.until("response.output_text.delta")
+            file = tmp_path / "config.yaml"
+            settings = yaml.safe_load(file.read_text())
+            settings["endpoints"][0]["name"] = "two"
+            file.write_text(yaml.safe_dump(settings))
+            running.process.send_signal(signal.SIGHUP)
 
-        async def all_know() -> bool:
-            shown = [(await running.http.get("/api/endpoints")).json()["endpoints"] for _ in range(TRIES)]
-            return all("two" in [endpoint["name"] for endpoint in endpoints] for endpoints in shown)
+            async def all_know() -> bool:
+                shown = [(await http.get("/api/endpoints")).json()["endpoints"] for http in both]
+                return all("two" in [endpoint["name"] for endpoint in endpoints] for endpoints in shown)
 
-        await eventually(all_know, "every worker has the new settings")
-        assert running.workers() == before
-        assert await asyncio.wait_for(metric(running.http, "nomyo_endpoint_in_flight"), 5) >= 0
+            await eventually(all_know, "both workers have the new settings")
+            assert running.workers() == pids
+            assert backend.in_flight == 1, "the request was lost"
+            for http in both:
+                assert await metric(http, "nomyo_endpoint_in_flight") == 1
 
 
 async def test_sigterm_ends_all_and_leaves_nothing_behind(backend: FakeBackend, tmp_path: Path) -> None:
     async with service(backend, tmp_path) as running:
         pids = running.workers()
-        await create(running.http)
-        await running.stopped()
-        assert not [pid for pid in pids if is_alive(pid)], "a worker is left"
-        assert list(running.temporary.iterdir()) == [], "a folder is left"
-        assert running.process.returncode == 0
+        for http in await running.both():
+            await create(http)
+        running.process.terminate()
+        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert not [pid for pid in pids if command_of(pid)], "a worker is left"
+        assert list(running.folder.iterdir()) == [], "a folder is left"
 
 
-async def test_a_service_that_cannot_start_says_so_with_its_exit_status(backend: FakeBackend, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(AssertionError, match="it ended"):
-        async with service(backend, tmp_path, database={"url": f"sqlite:///{tmp_path}/file/router.db"}):
-            pass
-
-
-async def test_the_supervisor_does_not_load_the_service(backend: FakeBackend, tmp_path: Path) -> None:
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, serve; print('router' in sys.modules, 'fastapi' in sys.modules)"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, VARIABLE: ""},
-    )
-    assert loaded.stdout.split() == ["False", "False"]
-
-
-TURN = {"model": "test-model", "input": "Say something."}
-
-
-async def taken(running: Service, backend: FakeBackend, slots: int) -> list[asyncio.Task[httpx2.Response]]:
-    """Requests that hold so many slots."""
-    held = [asyncio.create_task(running.http.post("/v1/responses", json=TURN)) for _ in range(slots)]
-    await backend.wait_for(lambda b: b.in_flight == slots)
-    return held
-
-
-async def has_metric(http: httpx2.AsyncClient, name: str, value: float) -> None:
-    async def reached() -> bool:
-        return await metric(http, name) == value
-
-    await eventually(reached, f"{name} is {value}")
-
-
-async def holder_of(running: Service, backend: FakeBackend) -> int:
-    """The worker that has a turn at the backend: the one with the most sockets, by what it looks like from outside."""
-    connected = {pid: sum("socket" in os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()) for pid in running.workers()}
-    return max(connected, key=lambda pid: connected[pid])
-
-
-Waits = Callable[[], Awaitable[bool]]
+def test_the_supervisor_does_not_load_the_service() -> None:
+    code = "import sys, serve; print(sorted({'router', 'db', 'fastapi'} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
