@@ -49,7 +49,7 @@ from errors import APIError, InvalidRequest, NotFound, ServerError
 from reloading import keep_config
 from seals import Sealer
 from tasks import TaskRunner
-from workers import Board
+from workers import Board, end_with_supervisor
 
 log = logging.getLogger("nomyo")
 
@@ -142,11 +142,12 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         if board is not None:
             board.join()
             stack.callback(board.leave)
+            end_with_supervisor()
         if board is None:
             await state.db.open()
         else:
             state.db.deletions = board
-            with board.locked():  # One after the other makes what the database lacks.
+            with board.starting():  # One after the other makes what the database lacks.
                 await state.db.open()
         stack.push_async_callback(state.db.close)
         if orphans := await _fail_orphans(state):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from config import ConfigError, load_config
@@ -32,7 +34,13 @@ OPTIONS: dict[str, Any] = {
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's, but that SIGHUP has the workers read their settings again, which loses no request."""
+    """uvicorn's, but that SIGHUP has the workers read their settings again, which loses no request, and that a service which could
+    not start says so with its exit status."""
+
+    def run(self) -> None:
+        super().run()
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            sys.exit(STARTUP_FAILURE)
 
     def handle_hup(self) -> None:
         for process in self.processes:
@@ -47,7 +55,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=12434)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    parser.add_argument("--no-access-log", action="store_true", help="do not log each request")
+    parser.add_argument("--access-log", action="store_true", help="log each request: a tenth of what one costs")
     given = parser.parse_args()
     try:
         workers = load_config().workers
@@ -58,7 +66,7 @@ def main() -> None:
         host=given.host,
         port=given.port,
         log_level=given.log_level,
-        access_log=not given.no_access_log,
+        access_log=given.access_log,
         workers=workers,
         **OPTIONS,
     )

@@ -15,9 +15,12 @@ import contextlib
 import fcntl
 import logging
 import mmap
+import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -32,8 +35,8 @@ DELETIONS, USED, WAITING, SINCE, ROWS = 0, 8, 8 + MOST_WORKERS, 8 + 2 * MOST_WOR
 # A row: whose it is, and a cell for each worker.
 ROW = 1 + MOST_WORKERS
 CELLS = ROWS + MOST_ENDPOINTS * ROW
-# In the file of the locks: a byte for each worker's number, and this one for the board.
-LOCK = 1000
+# In the file of the locks: a byte for each worker's number, one for the board, and one for starting.
+LOCK, START = 1000, 1001
 
 
 class Board:
@@ -76,6 +79,8 @@ class Board:
         self._bell.setblocking(False)
         self._bell_path(number).unlink(missing_ok=True)
         self._bell.bind(str(self._bell_path(number)))
+        if self.is_successor:
+            self.ring()  # The slots of the one that died are free.
 
     def leave(self) -> None:
         self._clear()
@@ -88,14 +93,21 @@ class Board:
         for cell in (WAITING, SINCE, *range(ROWS + 1, CELLS, ROW)):
             self._cells[cell + self.number] = 0
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """What is read and written in here, no other worker changes meanwhile. It is held for microseconds."""
-        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, LOCK)
+        return self._holding(LOCK)
+
+    def starting(self) -> AbstractContextManager[None]:
+        """In here no other worker starts. It may take its time: those that run do not wait for it."""
+        return self._holding(START)
+
+    @contextlib.contextmanager
+    def _holding(self, byte: int) -> Iterator[None]:
+        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, byte)
         try:
             yield
         finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, LOCK)
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
 
     def others(self) -> list[int]:
         """The numbers of the other workers that live."""
@@ -206,3 +218,18 @@ class Count:
 
     def add(self, requests: int) -> None:
         self._cells[self._mine] += requests
+
+
+def end_with_supervisor() -> None:
+    """Ends this process, as SIGTERM does, when the supervisor is no more: nobody else would, and it would keep the port."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+    loop, sentinel = asyncio.get_running_loop(), supervisor.sentinel
+
+    def end() -> None:
+        loop.remove_reader(sentinel)
+        log.error("the supervisor is gone: this worker ends")
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(sentinel, end)

@@ -64,9 +64,9 @@ async def ask(state: Any, method: str, path: str) -> list[Any]:
 
 async def _told(state: Any, number: int, method: str, path: str) -> Any:
     try:
-        async with _asking(state, number, method, path) as answer, asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S), _asking(state, number, method, path) as answer:
             return await answer.json() if answer.status == 200 else None
-    except (OSError, ValueError) as error:  # aiohttp's own are among them, and the timeout
+    except (OSError, ValueError) as error:  # also the timeout
         log.warning("worker %d does not answer: %r", number, error)
         return None
 
@@ -104,8 +104,10 @@ async def _asking(state: Any, number: int, method: str, path: str) -> AsyncGener
     connector = aiohttp.UnixConnector(str(state.board.door(number)))
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE_S)
     headers = {"Authorization": f"Bearer {state.config.api_key}"}
-    async with (
-        aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
-        session.request(method, f"http://worker{path}") as answer,
-    ):
-        yield answer
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+        try:
+            answer = await session.request(method, f"http://worker{path}")
+        except aiohttp.ClientError as error:  # Not all of them are an OSError.
+            raise ConnectionError(str(error)) from error
+        async with answer:
+            yield answer
