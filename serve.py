@@ -55,7 +55,12 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=12434)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    parser.add_argument("--access-log", action="store_true", help="log each request: a tenth of what one costs")
+    parser.add_argument(
+        "--access-log",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="log each request, which costs a tenth of it",
+    )
     given = parser.parse_args()
     try:
         workers = load_config().workers

@@ -104,10 +104,11 @@ async def _asking(state: Any, number: int, method: str, path: str) -> AsyncGener
     connector = aiohttp.UnixConnector(str(state.board.door(number)))
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE_S)
     headers = {"Authorization": f"Bearer {state.config.api_key}"}
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
-        try:
-            answer = await session.request(method, f"http://worker{path}")
-        except aiohttp.ClientError as error:  # Not all of them are an OSError.
-            raise ConnectionError(str(error)) from error
-        async with answer:
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
+            session.request(method, f"http://worker{path}") as answer,
+        ):
             yield answer
+    except aiohttp.ClientError as error:  # Some of them are no OSError.
+        raise ConnectionError(str(error)) from error

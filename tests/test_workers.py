@@ -11,15 +11,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpcore2
 import httpx2
 import pytest
+import pytest_asyncio
 import yaml
 
 import workers
-from tests.fake_backend import FakeBackend, Reply, chat, pause, stall, steps, until
+from api import siblings
+from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, steps, until
 from tests.stream_grammar import check_stream
 from tests.test_restart import free_port
 from tests.turns import (
@@ -38,7 +41,6 @@ from workers import Board
 
 ROOT = Path(__file__).parents[1]
 HERE = "http://server:1/v1"
-
 TURN = {"model": "test-model", "input": "Say something."}
 
 
@@ -167,6 +169,11 @@ def test_a_count_and_a_look_at_it_are_one_step_under_the_lock(folder: Path, boar
     assert board.value == 40_000
 
 
+def test_who_runs_does_not_wait_for_one_that_starts(folder: Path, board: Board) -> None:
+    with board.starting(), other_process(folder, "board.add(1)"):
+        assert board.value == 1
+
+
 def test_whoever_has_waited_longest_is_first_in_line(folder: Path, board: Board) -> None:
     assert board.is_first_in_line(), "nobody waits anywhere"
     with other_process(folder, "board.tell_waiting(1, 5.0)"):
@@ -175,6 +182,19 @@ def test_whoever_has_waited_longest_is_first_in_line(folder: Path, board: Board)
         assert not board.is_first_in_line()
         board.tell_waiting(2, 4.0)
         assert board.is_first_in_line()
+
+
+async def test_the_successor_of_a_dead_worker_wakes_those_who_waited_for_its_slots(folder: Path, board: Board) -> None:
+    rung = asyncio.Event()
+    board.listen(rung.set)
+    try:
+        with other_process(folder) as process:
+            process.kill()
+        board.tell_waiting(1, 1.0)
+        with other_process(folder):
+            await asyncio.wait_for(rung.wait(), 5)
+    finally:
+        board.stop_listening()
 
 
 async def test_a_ring_reaches_those_in_whom_somebody_waits(folder: Path, board: Board) -> None:
@@ -200,6 +220,37 @@ def test_a_ring_for_a_dead_worker_hurts_nobody(folder: Path, board: Board) -> No
         board.ring()
 
 
+# ── siblings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+async def at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+
+
+async def in_the_middle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
+    await at_once(reader, writer)
+
+
+@pytest.mark.parametrize("ends", [never, at_once, in_the_middle])
+async def test_a_sibling_that_does_not_answer_is_left_out(
+    folder: Path, board: Board, monkeypatch: pytest.MonkeyPatch, ends: Any
+) -> None:
+    monkeypatch.setattr(siblings, "PATIENCE_S", 0.1)
+    state = SimpleNamespace(board=board, config=SimpleNamespace(api_key=""))
+    with other_process(folder):
+        assert await siblings.ask(state, "GET", "/metrics") == [None], "it is not up yet"
+        async with await asyncio.start_unix_server(ends, board.door(1)):
+            answers = await asyncio.wait_for(siblings.ask(state, "GET", "/metrics"), 5)
+    assert answers == [None]
+
+
 # ── the service ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -212,30 +263,39 @@ class Door(httpcore2.AsyncNetworkBackend):
         self._backend = httpcore2.AnyIOBackend()
 
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        others = [pid for pid in self._service.workers() if pid != self._pid]
         async with self._service.connecting:
-            with self._service.stopped([pid for pid in self._service.workers() if pid != self._pid]):
+            with stopped(others):
                 stream = await self._backend.connect_tcp(*args, **options)
-                while not self._service.all_accepted():
-                    await asyncio.sleep(0.001)
+                await eventually(self._service.has_accepted_all, f"{self._pid} takes the connection")
         return stream
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 @dataclass
 class Service:
-    """`serve.py` with two workers, and clients that open a connection for each request."""
+    """`serve.py` with two workers in front of `backend`, and clients that open a connection for each request."""
 
-    process: asyncio.subprocess.Process
-    port: int
+    backend: FakeBackend
     folder: Path
+    port: int
+    process: asyncio.subprocess.Process
     clients: AsyncExitStack
+    name: str = ""
     connecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def workers(self) -> list[int]:
         return [pid for pid in children(self.process.pid) if "spawn_main" in command_of(pid)]
-
-    def up(self) -> int:
-        """How many workers take requests."""
-        return len(list(self.folder.glob("nomyo-*/worker-*.sock")))
 
     async def client(self, pid: int | None = None) -> httpx2.AsyncClient:
         """A client of one worker, or of any."""
@@ -249,17 +309,7 @@ class Service:
         """A client of each worker."""
         return [await self.client(pid) for pid in self.workers()]
 
-    @contextmanager
-    def stopped(self, pids: list[int]) -> Iterator[None]:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-
-    def all_accepted(self) -> bool:
+    def has_accepted_all(self) -> bool:
         """Whether no connection waits at the socket to be taken by a worker."""
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             _, local, _, state, queues, *_ = line.split()
@@ -267,9 +317,76 @@ class Service:
                 return int(queues.rpartition(":")[2], 16) == 0
         raise AssertionError("nobody listens")
 
+    async def is_up(self) -> None:
+        """Waits until both workers answer."""
+        http = await self.client()
+
+        async def is_up() -> bool:
+            assert self.process.returncode is None, f"it ended: {(self.folder / 'log').read_text()}"
+            await asyncio.sleep(0.02)
+            doors = list((self.folder / "tmp").glob("nomyo-*/worker-*.sock"))
+            return len(self.workers()) == len(doors) == 2 and await knows_models(http)
+
+        await eventually(is_up, "both workers answer", 20)
+
     async def has_successor(self, pid: int) -> None:
         """Waits until another worker has taken the place of a killed one."""
-        await eventually(lambda: pid not in self.workers() and len(self.workers()) == 2, f"{pid} is replaced", 10)
+        await eventually(lambda: pid not in self.workers(), f"{pid} is gone", 10)
+        await self.is_up()
+
+    async def use(self, **settings: Any) -> None:
+        """Gives the endpoint settings, and another name, and SIGHUP to the supervisor. Its counts begin anew."""
+        queue = settings.pop("queue", {})
+        before = int(self.name.removeprefix("no. ") or 0)
+        self.name = f"no. {before + 1}"
+        write_settings(self.folder, self.backend, queue=queue, name=self.name, **settings)
+        self.process.send_signal(signal.SIGHUP)
+        both = await self.both()
+
+        async def all_know() -> bool:
+            shown = [(await http.get("/api/endpoints")).json()["endpoints"] for http in both]
+            return all([endpoint["name"] for endpoint in endpoints] == [self.name] for endpoints in shown)
+
+        await eventually(all_know, "both workers have the new settings")
+
+
+def write_settings(folder: Path, backend: FakeBackend, *, queue: dict[str, Any] | None = None, **endpoint: Any) -> None:
+    settings = {
+        "workers": 2,
+        "endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat", **endpoint}],
+        "database": {"url": f"sqlite:///{folder}/router.db"},
+        "background": {"max_concurrent": 2, "drain_s": 0.2},
+        "queue": queue or {},
+    }
+    (folder / "new.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "new.yaml").rename(folder / "config.yaml")
+
+
+@asynccontextmanager
+async def service(backend: FakeBackend, folder: Path) -> AsyncIterator[Service]:
+    """Two workers, up and answering; killed at the end if they still run."""
+    (folder / "tmp").mkdir()
+    write_settings(folder, backend)
+    port = free_port()
+    command = [sys.executable, "serve.py", "--port", str(port), "--log-level", "error", "--no-access-log"]
+    environment = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml"), "TMPDIR": str(folder / "tmp")}
+    with (folder / "log").open("w") as log:
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=log, stdout=log)
+    async with AsyncExitStack() as clients:
+        running = Service(backend, folder, port, process, clients)
+        pids: list[int] = []
+        try:
+            await running.is_up()
+            pids = running.workers()
+            yield running
+        finally:
+            if process.returncode is None:
+                pids += running.workers()
+                process.kill()
+                await process.wait()
+            for pid in pids:
+                if "spawn_main" in command_of(pid):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def children(pid: int) -> list[int]:
@@ -287,51 +404,6 @@ def command_of(pid: int) -> str:
         return ""
 
 
-@asynccontextmanager
-async def service(
-    backend: FakeBackend, folder: Path, *, max_concurrent: int = 16, **settings: Any
-) -> AsyncIterator[Service]:
-    """Two workers, up and answering; killed at the end if they still run."""
-    temporary = folder / "tmp"
-    temporary.mkdir()
-    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "one", "max_concurrent": max_concurrent}
-    settings = {
-        "workers": 2,
-        "endpoints": [endpoint],
-        "database": {"url": f"sqlite:///{folder}/router.db"},
-        "background": {"max_concurrent": 16, "drain_s": 0.2},
-        **settings,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    port = free_port()
-    command = [sys.executable, "serve.py", "--port", str(port), "--log-level", "error", "--no-access-log"]
-    environment = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml"), "TMPDIR": str(temporary)}
-    with (folder / "log").open("w") as log:
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=log, stdout=log)
-    pids: list[int] = []
-    async with AsyncExitStack() as clients:
-        running = Service(process, port, temporary, clients)
-        any_client = await running.client()
-
-        async def is_up() -> bool:
-            assert process.returncode is None, f"it ended: {(folder / 'log').read_text()}"
-            await asyncio.sleep(0.02)
-            return running.up() == 2 and await knows_models(any_client)
-
-        try:
-            await eventually(is_up, "both workers answer", 20)
-            pids = running.workers()
-            yield running
-        finally:
-            if process.returncode is None:
-                pids += running.workers()
-                process.kill()
-                await process.wait()
-            for pid in pids:
-                if "spawn_main" in command_of(pid):
-                    os.kill(pid, signal.SIGKILL)
-
-
 async def knows_models(http: httpx2.AsyncClient) -> bool:
     try:
         return (await http.get("/health")).json()["endpoints"]["up"] == 1
@@ -339,282 +411,310 @@ async def knows_models(http: httpx2.AsyncClient) -> bool:
         return False
 
 
-class Crowd:
-    """An answer that takes a moment, and knows how many were given at once."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    """A start costs a second of CPU: the tests below share one service. Each gives it the settings that it wants."""
+    async with FakeBackend() as backend, service(backend, tmp_path_factory.mktemp("service")) as running:
+        yield running
 
-    def __init__(self) -> None:
-        self.now = self.most = 0
 
-    async def __call__(self, reply: Reply) -> None:
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            await steps(pause(0.005), chat("Done."))(reply)
-        finally:
-            self.now -= 1
+@pytest_asyncio.fixture(loop_scope="module")
+async def running(shared: Service) -> AsyncIterator[Service]:
+    """The shared service, with nothing to do."""
+    shared.backend.default = say("Hello.")
+    shared.backend.requests.clear()
+    await shared.use(max_concurrent=16)
+    yield shared
+    await shared.backend.wait_for(lambda b: b.in_flight == 0)
+
+
+in_module = pytest.mark.asyncio(loop_scope="module")
 
 
 async def metric(http: httpx2.AsyncClient, name: str) -> float:
     """The sum of a metric's values."""
     lines = (await http.get("/metrics")).text.splitlines()
-    found = [float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} "))]
-    assert found, f"{name} is not there: {lines}"
-    return sum(found)
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
-async def has_metric(http: httpx2.AsyncClient, name: str, value: float, timeout_s: float = 5) -> None:
+async def has_metric(http: httpx2.AsyncClient, name: str, value: float) -> None:
     async def reached() -> bool:
         return await metric(http, name) == value
 
-    await eventually(reached, f"{name} is {value}", timeout_s)
+    await eventually(reached, f"{name} is {value}")
 
 
 def post(http: httpx2.AsyncClient, times: int) -> list[asyncio.Task[httpx2.Response]]:
     return [asyncio.create_task(http.post("/v1/responses", json=TURN)) for _ in range(times)]
 
 
+class Crowd:
+    """An answer that waits for the start, takes a moment, and knows how many were given at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.start = asyncio.Event()
+
+    async def __call__(self, reply: Reply) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await steps(until(self.start), pause(0.002), chat("Done."))(reply)
+        finally:
+            self.now -= 1
+
+
 # ── slots ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@in_module
 @pytest.mark.parametrize("limit", [1, 3])
 async def test_max_concurrent_holds_for_all_workers_together_and_everybody_is_answered(
-    backend: FakeBackend, tmp_path: Path, limit: int
+    running: Service, limit: int
 ) -> None:
-    crowd = backend.default = Crowd()
-    async with service(backend, tmp_path, max_concurrent=limit) as running:
-        here, there = await running.both()
-        answers = await asyncio.gather(*post(here, 20), *post(there, 20))
-        assert [answer.status_code for answer in answers] == [200] * 40
-        assert crowd.most == limit, "the slots are not all that was used"
-        for http in (here, there):
-            assert await metric(http, "nomyo_requests_total") == 40
-            assert await metric(http, "nomyo_queue_waiting") == 0
-            assert await metric(http, "nomyo_endpoint_in_flight") == 0, "a slot was not given back"
+    await running.use(max_concurrent=limit)
+    here, there = await running.both()
+    crowd = running.backend.default = Crowd()
+    asked = post(here, 20) + post(there, 20)
+    await has_metric(here, "nomyo_queue_waiting", 40 - limit)
+    crowd.start.set()
+    answers = await asyncio.gather(*asked)
+    assert [answer.status_code for answer in answers] == [200] * 40
+    assert crowd.most == limit
+    for http in (here, there):
+        assert await metric(http, "nomyo_requests_total") == 40
+        assert await metric(http, "nomyo_queue_waiting") == 0
+        assert await metric(http, "nomyo_endpoint_in_flight") == 0, "a slot was not given back"
 
 
-async def test_who_waits_in_one_worker_is_not_starved_by_the_crowd_in_another(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
-    crowd = backend.default = Crowd()
-    async with service(backend, tmp_path, max_concurrent=1) as running:
-        here, there = await running.both()
-        busy = True
+@in_module
+async def test_who_waits_in_one_worker_is_not_starved_by_the_crowd_in_another(running: Service) -> None:
+    await running.use(max_concurrent=1)
+    here, there = await running.both()
+    crowd = running.backend.default = Crowd()
+    crowd.start.set()
+    busy = True
 
-        async def ask_again_and_again() -> None:
-            while busy:
-                await create(here)
+    async def ask_again_and_again() -> None:
+        while busy:
+            await create(here)
 
-        asking = [asyncio.create_task(ask_again_and_again()) for _ in range(6)]
-        await eventually(lambda: len(backend.turns) >= 6, "they are under way")
-        before = len(backend.turns)
-        for _ in range(5):
-            await create(there)
-        busy = False
-        await asyncio.gather(*asking)
-        assert crowd.most == 1
-        assert len(backend.turns) - before <= 5 * 20, "five requests had to let too many others go first"
+    asking = [asyncio.create_task(ask_again_and_again()) for _ in range(6)]
+    await running.backend.wait_for(lambda b: len(b.turns) >= 6)
+    before = len(running.backend.turns)
+    for _ in range(5):
+        await create(there)
+    went_first = len(running.backend.turns) - before - 5
+    busy = False
+    await asyncio.gather(*asking)
+    assert crowd.most == 1
+    assert went_first <= 5 * 20, "so many of the crowd went before five others"
 
 
-async def test_the_queue_is_bounded_over_all_workers(backend: FakeBackend, tmp_path: Path) -> None:
+@in_module
+async def test_the_queue_is_bounded_over_all_workers(running: Service) -> None:
+    await running.use(max_concurrent=1, queue={"max": 4})
+    here, there = await running.both()
+    refused = await metric(here, "nomyo_queue_full_total")
     go = asyncio.Event()
-    backend.default = steps(until(go), chat("Done."))
-    async with service(backend, tmp_path, max_concurrent=1, queue={"max": 4}) as running:
-        here, there = await running.both()
-        asked = post(here, 3)
-        await has_metric(there, "nomyo_queue_waiting", 2)
-        asked += post(there, 2)
-        await has_metric(here, "nomyo_queue_waiting", 4)
-        for http in (here, there):
-            assert_error(await http.post("/v1/responses", json=TURN), 429)
-            shown = (await http.get("/api/endpoints")).json()
-            assert shown["queue"]["waiting"] == len(shown["queue"]["first"]) == 4
-            assert shown["endpoints"][0]["in_flight"] == 1
-            assert await metric(http, "nomyo_endpoint_in_flight") == 1
-        assert await metric(here, "nomyo_queue_full_total") == 2
-        go.set()
-        assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 5
+    running.backend.default = steps(until(go), chat("Done."))
+    asked = post(here, 3)
+    await has_metric(there, "nomyo_queue_waiting", 2)
+    asked += post(there, 2)
+    await has_metric(here, "nomyo_queue_waiting", 4)
+    for http in (here, there):
+        assert_error(await http.post("/v1/responses", json=TURN), 429)
+        shown = (await http.get("/api/endpoints")).json()
+        assert shown["queue"]["waiting"] == len(shown["queue"]["first"]) == 4
+        assert shown["endpoints"][0]["in_flight"] == 1
+        assert await metric(http, "nomyo_endpoint_in_flight") == 1
+        assert await metric(http, "nomyo_queue_longest_wait_seconds") > 0
+    assert await metric(here, "nomyo_queue_full_total") == refused + 2
+    go.set()
+    assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 5
 
 
-async def test_who_waits_gets_the_slots_of_a_killed_worker_and_the_service_goes_on(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
+@in_module
+async def test_who_waits_gets_the_slots_of_a_killed_worker_and_the_service_goes_on(running: Service) -> None:
     """All slots are with a worker that dies: nobody else will ever give one back."""
-    backend.default = stall()
-    async with service(backend, tmp_path, max_concurrent=2) as running:
-        doomed, other = running.workers()
-        held = post(await running.client(doomed), 3)
-        here = await running.client(other)
-        await backend.wait_for(lambda b: b.in_flight == 2)
-        waiting = post(here, 6)
-        await has_metric(here, "nomyo_queue_waiting", 7)
-        backend.default = chat("Still here.")
-        os.kill(doomed, signal.SIGKILL)
-        answers = await asyncio.wait_for(asyncio.gather(*waiting), 8)
-        assert [answer.status_code for answer in answers] == [200] * 6
-        await asyncio.gather(*held, return_exceptions=True)
-        await running.has_successor(doomed)
-        for http in await running.both():
-            assert text_of(await create(http)) == "Still here."
-            assert await metric(http, "nomyo_endpoint_in_flight") == 0
-            assert await metric(http, "nomyo_queue_waiting") == 0
+    await running.use(max_concurrent=2)
+    doomed, other = running.workers()
+    running.backend.default = stall()
+    held = post(await running.client(doomed), 3)
+    here = await running.client(other)
+    await running.backend.wait_for(lambda b: b.in_flight == 2)
+    waiting = post(here, 6)
+    await has_metric(here, "nomyo_queue_waiting", 7)
+    running.backend.default = chat("Still here.")
+    os.kill(doomed, signal.SIGKILL)
+    answers = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert [answer.status_code for answer in answers] == [200] * 6
+    await asyncio.gather(*held, return_exceptions=True)
+    await running.has_successor(doomed)
+    for http in await running.both():
+        assert text_of(await create(http)) == "Still here."
+        assert await metric(http, "nomyo_endpoint_in_flight") == 0
+        assert await metric(http, "nomyo_queue_waiting") == 0
 
 
 # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_background_stream_is_followed_and_cancelled_from_either_worker(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
-    backend.default = chat("Half a", then=stall())
-    async with service(backend, tmp_path) as running:
-        here, there = await running.both()
-        async with open_stream(here, background=True) as begun:
-            await begun.until("response.output_text.delta")
-        response_id, seen = begun.seen[0]["response"]["id"], begun.seen[-1]["sequence_number"]
+@in_module
+async def test_a_background_stream_is_followed_and_cancelled_from_either_worker(running: Service) -> None:
+    here, there = await running.both()
+    running.backend.default = chat("Half a", then=stall())
+    async with open_stream(here, background=True) as begun:
+        await begun.until("response.output_text.delta")
+    response_id, seen = begun.seen[0]["response"]["id"], begun.seen[-1]["sequence_number"]
 
-        async with follow(here, response_id) as near, follow(there, response_id) as far:
-            for events in (near, far):
-                await asyncio.wait_for(events.until("response.output_text.delta"), 5)
-            async with follow(there, response_id, seen) as late:
-                answer = await there.post(f"/v1/responses/{response_id}/cancel")
-                assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-                for events in (near, far, late):
-                    await asyncio.wait_for(events.rest(), 5)
-        check_stream(far.seen)
-        assert near.seen == far.seen
-        assert late.seen == far.seen[seen + 1 :]
-        await backend.wait_for(lambda b: b.in_flight == 0)
-        assert await rejoin(there, response_id) == far.seen
-        assert (await there.post(f"/v1/responses/{response_id}/cancel")).json()["status"] == "cancelled"
-
-
-async def test_a_background_response_is_deleted_from_either_worker(backend: FakeBackend, tmp_path: Path) -> None:
-    backend.default = stall()
-    async with service(backend, tmp_path, background={"max_concurrent": 1, "drain_s": 0.2}) as running:
-        here, there = await running.both()
-        runs, queued = await create(here, background=True), await create(here, background=True)
-        await backend.wait_for(lambda b: b.in_flight == 1)
-        for response in (queued, runs):
-            address = f"/v1/responses/{response['id']}"
-            assert (await there.delete(address)).json() == {"id": response["id"], "object": "response", "deleted": True}
-            for http in (here, there):
-                assert_error(await http.get(address), 404)
-                assert_error(await http.delete(address), 404)
-                assert_error(await http.post(f"{address}/cancel"), 404)
-        await backend.wait_for(lambda b: b.in_flight == 0)
-        assert len(backend.turns) == 1, "what was queued was begun"
+    async with (
+        follow(here, response_id) as near,
+        follow(there, response_id) as far,
+        follow(there, response_id, seen) as late,
+    ):
+        for events in (near, far):
+            await asyncio.wait_for(events.until("response.output_text.delta"), 5)
+        answer = await there.post(f"/v1/responses/{response_id}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        for events in (near, far, late):
+            await asyncio.wait_for(events.rest(), 5)
+    check_stream(far.seen)
+    assert near.seen == far.seen
+    assert late.seen == far.seen[seen + 1 :]
+    await running.backend.wait_for(lambda b: b.in_flight == 0)
+    assert await rejoin(there, response_id) == far.seen
+    assert (await there.post(f"/v1/responses/{response_id}/cancel")).json()["status"] == "cancelled"
 
 
-async def test_a_foreground_stream_of_another_worker_cannot_be_joined(backend: FakeBackend, tmp_path: Path) -> None:
-    backend.default = chat("Half a", then=stall())
-    async with service(backend, tmp_path) as running:
-        here, there = await running.both()
-        async with open_stream(here) as begun:
-            await begun.until("response.output_text.delta")
-            address = f"/v1/responses/{begun.seen[0]['response']['id']}"
-            for http in (here, there):
-                assert_error(await http.get(address, params={"stream": "true"}), 400, param="stream")
-                assert_error(await http.post(f"{address}/cancel"), 400, param="response_id")
-
-
-async def test_a_conversation_goes_on_in_either_worker_until_it_is_deleted_in_either(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
-    async with service(backend, tmp_path) as running:
-        here, there = await running.both()
-        first = await create(here)
-        for http in (here, there, here, there):
-            await create(http, previous_response_id=first["id"])
-        assert [message["role"] for message in backend.turns[-1].json["messages"]] == ["user", "assistant", "user"]
-        assert (await there.delete(f"/v1/responses/{first['id']}")).status_code == 200
+@in_module
+async def test_a_background_response_is_deleted_from_either_worker(running: Service) -> None:
+    here, there = await running.both()
+    running.backend.default = stall()
+    runs = [await create(here, background=True) for _ in range(2)]
+    queued = await create(here, background=True)
+    await running.backend.wait_for(lambda b: b.in_flight == 2)
+    for response in (queued, *runs):
+        address = f"/v1/responses/{response['id']}"
+        assert (await there.delete(address)).json() == {"id": response["id"], "object": "response", "deleted": True}
         for http in (here, there):
-            answer = await http.post("/v1/responses", json={**TURN, "previous_response_id": first["id"]})
-            assert_error(answer, 400, param="previous_response_id")
+            assert_error(await http.get(address), 404)
+            assert_error(await http.delete(address), 404)
+            assert_error(await http.post(f"{address}/cancel"), 404)
+    await running.backend.wait_for(lambda b: b.in_flight == 0)
+    assert len(running.backend.turns) == 2, "what was queued was begun"
 
 
-async def test_what_a_killed_worker_was_running_reads_failed_and_what_the_other_runs_goes_on(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
+@in_module
+async def test_a_foreground_stream_of_another_worker_cannot_be_joined(running: Service) -> None:
+    here, there = await running.both()
+    running.backend.default = chat("Half a", then=stall())
+    async with open_stream(here) as begun:
+        await begun.until("response.output_text.delta")
+        address = f"/v1/responses/{begun.seen[0]['response']['id']}"
+        for http in (here, there):
+            assert_error(await http.get(address, params={"stream": "true"}), 400, param="stream")
+            assert_error(await http.post(f"{address}/cancel"), 400, param="response_id")
+
+
+@in_module
+async def test_a_conversation_goes_on_in_either_worker_until_it_is_deleted_in_either(running: Service) -> None:
+    here, there = await running.both()
+    first = await create(here)
+    for http in (here, there, here, there):
+        await create(http, previous_response_id=first["id"])
+        messages = running.backend.turns[-1].json["messages"]
+        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert (await there.delete(f"/v1/responses/{first['id']}")).status_code == 200
+    for http in (here, there):
+        answer = await http.post("/v1/responses", json={**TURN, "previous_response_id": first["id"]})
+        assert_error(answer, 400, param="previous_response_id")
+
+
+@in_module
+async def test_what_a_killed_worker_was_running_reads_failed_and_what_the_other_runs_goes_on(running: Service) -> None:
+    doomed, other = running.workers()
+    there, here = await running.client(doomed), await running.client(other)
     go = asyncio.Event()
-    backend.default = steps(until(go), chat("Whole."))
-    async with service(backend, tmp_path) as running:
-        doomed, other = running.workers()
-        there, here = await running.client(doomed), await running.client(other)
-        lost = [(await create(there, background=True))["id"] for _ in range(2)]
-        kept = [(await create(here, background=True))["id"] for _ in range(2)]
-        await backend.wait_for(lambda b: b.in_flight == 4)
-        os.kill(doomed, signal.SIGKILL)
-        await running.has_successor(doomed)
-        for response_id in lost:
-            assert (await has_status(here, response_id, "failed"))["error"]["code"] == "server_error"
-        for response_id in kept:
-            assert (await retrieve(here, response_id))["status"] == "in_progress"
-        go.set()
-        for response_id in kept:
-            assert text_of(await ended(here, response_id)) == "Whole."
+    running.backend.default = steps(until(go), chat("Whole."))
+    lost = [(await create(there, background=True))["id"] for _ in range(2)]
+    kept = [(await create(here, background=True))["id"] for _ in range(2)]
+    await running.backend.wait_for(lambda b: b.in_flight == 4)
+    os.kill(doomed, signal.SIGKILL)
+    await running.has_successor(doomed)
+    for response_id in lost:
+        assert (await has_status(here, response_id, "failed"))["error"]["code"] == "server_error"
+    for response_id in kept:
+        assert (await retrieve(here, response_id))["status"] == "in_progress"
+    go.set()
+    for response_id in kept:
+        assert text_of(await ended(here, response_id)) == "Whole."
 
 
-async def test_what_two_workers_that_die_at_once_were_running_reads_failed(
-    backend: FakeBackend, tmp_path: Path
-) -> None:
-    backend.default = stall()
-    async with service(backend, tmp_path) as running:
-        ids = [(await create(http, background=True))["id"] for http in await running.both()]
-        await backend.wait_for(lambda b: b.in_flight == 2)
-        doomed = running.workers()
-        for pid in doomed:
-            os.kill(pid, signal.SIGKILL)
-        for pid in doomed:
-            await running.has_successor(pid)
-        http = await running.client()
-        for response_id in ids:
-            assert await has_status(http, response_id, "failed")
+@in_module
+async def test_what_two_workers_that_die_at_once_were_running_reads_failed(running: Service) -> None:
+    running.backend.default = stall()
+    ids = [(await create(http, background=True))["id"] for http in await running.both()]
+    await running.backend.wait_for(lambda b: b.in_flight == 2)
+    doomed = running.workers()
+    for pid in doomed:
+        os.kill(pid, signal.SIGKILL)
+    for pid in doomed:
+        await running.has_successor(pid)
+    http = await running.client()
+    for response_id in ids:
+        assert await has_status(http, response_id, "failed")
 
 
 # ── the service as a whole ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_draining_and_counting_reach_all_workers(backend: FakeBackend, tmp_path: Path) -> None:
-    async with service(backend, tmp_path) as running:
-        here, there = await running.both()
-        for http in (here, there, there):
-            await create(http)
-        for http in (here, there):
-            assert await metric(http, "nomyo_requests_total") == 3
-            assert await metric(http, "nomyo_tokens_total") > 0
-            assert (await http.get("/api/endpoints")).json()["endpoints"][0]["outcomes"] == {"answered": 3}
+@in_module
+async def test_draining_and_counting_reach_all_workers(running: Service) -> None:
+    here, there = await running.both()
+    tokens = await metric(here, "nomyo_tokens_total")
+    for http in (here, there, there):
+        await create(http)
+    each = (await metric(here, "nomyo_tokens_total") - tokens) / 3
+    assert each == int(each) > 0, "tokens are counted in both"
+    for http in (here, there):
+        assert await metric(http, "nomyo_requests_total") == 3
+        assert (await http.get("/api/endpoints")).json()["endpoints"][0]["outcomes"] == {"answered": 3}
 
-        async def states() -> list[str]:
-            return [(await http.get("/api/endpoints")).json()["endpoints"][0]["state"] for http in (here, there)]
+    async def states() -> list[str]:
+        return [(await http.get("/api/endpoints")).json()["endpoints"][0]["state"] for http in (here, there)]
 
-        assert (await here.post("/api/endpoints/one/drain")).json()["state"] == "draining"
-        assert await states() == ["draining"] * 2
-        assert (await there.post("/api/endpoints/one/enable")).json()["state"] == "up"
-        assert await states() == ["up"] * 2
-        assert_error(await here.get("/api/workers/figures"), 404, code="unknown_url")
+    # The name has a blank.
+    assert (await here.post(f"/api/endpoints/{running.name}/drain")).json()["state"] == "draining"
+    assert await states() == ["draining"] * 2
+    assert (await there.post(f"/api/endpoints/{running.name}/enable")).json()["state"] == "up"
+    assert await states() == ["up"] * 2
+    assert_error(await here.get("/api/workers/figures"), 404, code="unknown_url")
 
 
-async def test_sighup_reloads_the_settings_in_every_worker_and_stops_none(backend: FakeBackend, tmp_path: Path) -> None:
-    backend.default = chat("Half a", then=stall())
-    async with service(backend, tmp_path) as running:
-        both, pids = await running.both(), running.workers()
-        async with open_stream(both[0]) as begun:
-            await begun.until("response.output_text.delta")
-            file = tmp_path / "config.yaml"
-            settings = yaml.safe_load(file.read_text())
-            settings["endpoints"][0]["name"] = "two"
-            file.write_text(yaml.safe_dump(settings))
-            running.process.send_signal(signal.SIGHUP)
+@in_module
+async def test_sighup_stops_no_worker_and_loses_no_request(running: Service) -> None:
+    pids = running.workers()
+    here, there = await running.both()
+    go = asyncio.Event()
+    running.backend.default = steps(until(go), chat("Whole."))
+    asked = post(here, 1) + post(there, 1)
+    await running.backend.wait_for(lambda b: b.in_flight == 2)
 
-            async def all_know() -> bool:
-                shown = [(await http.get("/api/endpoints")).json()["endpoints"] for http in both]
-                return all("two" in [endpoint["name"] for endpoint in endpoints] for endpoints in shown)
+    running.process.send_signal(signal.SIGHUP)
+    write_settings(running.folder, running.backend, name="other", max_concurrent=3)
+    running.process.send_signal(signal.SIGHUP)
 
-            await eventually(all_know, "both workers have the new settings")
-            assert running.workers() == pids
-            assert backend.in_flight == 1, "the request was lost"
-            for http in both:
-                assert await metric(http, "nomyo_endpoint_in_flight") == 1
+    async def all_know() -> bool:
+        shown = [(await http.get("/api/endpoints")).json()["endpoints"] for http in (here, there)]
+        return all("other" in [endpoint["name"] for endpoint in endpoints] for endpoints in shown)
+
+    await eventually(all_know, "both workers have the new settings")
+    assert running.workers() == pids
+    for http in (here, there):
+        assert await metric(http, "nomyo_endpoint_in_flight") == 2, "what runs at the server is there under any name"
+    go.set()
+    assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
 
 
 async def test_sigterm_ends_all_and_leaves_nothing_behind(backend: FakeBackend, tmp_path: Path) -> None:
@@ -625,7 +725,15 @@ async def test_sigterm_ends_all_and_leaves_nothing_behind(backend: FakeBackend, 
         running.process.terminate()
         assert await asyncio.wait_for(running.process.wait(), 10) == 0
         assert not [pid for pid in pids if command_of(pid)], "a worker is left"
-        assert list(running.folder.iterdir()) == [], "a folder is left"
+        assert list((tmp_path / "tmp").iterdir()) == [], "a folder is left"
+
+
+async def test_the_workers_end_when_the_supervisor_is_killed(backend: FakeBackend, tmp_path: Path) -> None:
+    async with service(backend, tmp_path) as running:
+        pids = running.workers()
+        running.process.kill()
+        await running.process.wait()
+        await eventually(lambda: not any(map(command_of, pids)), "the workers have ended")
 
 
 def test_the_supervisor_does_not_load_the_service() -> None:
