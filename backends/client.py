@@ -34,7 +34,7 @@ from errors import (
     BackendUnreachable,
     TooManyRequests,
 )
-from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_chunks, decode_completion, parse_type
+from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_completion, decode_read, parse_type
 from requests.sse import SSEDecoder
 
 log = logging.getLogger("nomyo.backends")
@@ -169,13 +169,17 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
         _raise_named(error)
 
 
+# Pieces, and what is wrong behind them.
+Read = tuple[list[T], BackendError | TooManyRequests | None]
+
+
 class BackendStream(ABC, Generic[T]):
     """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._decoder = SSEDecoder()
-        self._left: list[bytes] = []
+        self._left: Read[T] = ([], None)
         # The answer is whole; and its end was told.
         self._ended = self._done = False
         self._first: list[T] | None = None
@@ -212,8 +216,7 @@ class BackendStream(ABC, Generic[T]):
         def tap(received: bytes) -> bool:
             if (data := only(received)) is not None and take_one(data):
                 return True
-            self._left = self._decoder.feed(received)
-            pieces, failure = self._read(self._left)
+            pieces, failure = self._left = self._pieces_in(received)
             if failure is not None or self._ended:
                 return False
             return not pieces or take(pieces)
@@ -221,7 +224,6 @@ class BackendStream(ABC, Generic[T]):
         self._answer.tap = tap
 
     async def _batches(self) -> AsyncGenerator[list[T]]:
-        decoder = self._decoder
         nothing = True
         try:
             while not self._done:
@@ -230,10 +232,9 @@ class BackendStream(ABC, Generic[T]):
                 except Exception as error:
                     _raise_named(error, begun=not nothing)
                 if received is LEFT:
-                    datas = self._left
+                    batch, failure = self._left
                 else:
-                    datas = decoder.feed(received) if received else decoder.flush()
-                batch, failure = self._read(datas)
+                    batch, failure = self._pieces_in(received) if received else self._read(self._decoder.flush())
                 if batch:
                     nothing = False
                     yield batch
@@ -260,8 +261,12 @@ class BackendStream(ABC, Generic[T]):
         """Cuts the answer if it has not ended: that aborts the backend's work."""
         self._answer.close()
 
-    def _read(self, datas: list[bytes]) -> tuple[list[T], BackendError | TooManyRequests | None]:
-        """The pieces in the data of some events, and what is wrong behind them. Notes if they are the last."""
+    def _pieces_in(self, received: bytes) -> Read[T]:
+        """The pieces in a network read, and what is wrong behind them. Notes if they are the last."""
+        return self._read(self._decoder.feed(received))
+
+    def _read(self, datas: list[bytes]) -> Read[T]:
+        """Likewise in the data of some events."""
         pieces: list[T] = []
         for data in datas:
             if data == DONE:
@@ -310,16 +315,13 @@ class RawAnswer:
 class ChatStream(BackendStream[ChatChunk]):
     """The chunks of a streamed chat completion."""
 
-    def _read(self, datas: list[bytes]) -> tuple[list[ChatChunk], BackendError | TooManyRequests | None]:
-        """All in one go, for a server that sends a hundred chunks at once; one by one where something is wrong."""
-        done = bool(datas) and datas[-1] == DONE
-        chunks = decode_chunks(datas[:-1] if done else datas) if len(datas) > 1 else None
-        if chunks is None:
-            return super()._read(datas)
-        for chunk in chunks:
-            self._note_end(chunk)
-        if done:
-            self._ended = self._done = True
+    def _pieces_in(self, received: bytes) -> Read[ChatChunk]:
+        """All in one go, for a server that sends a hundred chunks at once; one by one where that cannot be."""
+        read = decode_read(received) if self._decoder.is_between_events else None
+        if read is None:
+            return super()._pieces_in(received)
+        chunks, is_end, self._done = read
+        self._ended = self._ended or is_end
         return chunks, None
 
     def _piece(self, data: bytes) -> ChatChunk:
@@ -331,13 +333,10 @@ class ChatStream(BackendStream[ChatChunk]):
             raise refusal_of(_code_of(chunk.error), chunk.error)
         if chunk.object == "error":
             raise refusal_of(chunk.code, {"message": chunk.message})
-        self._note_end(chunk)
-        return chunk
-
-    def _note_end(self, chunk: ChatChunk) -> None:
         for choice in chunk.choices or ():
             if choice.finish_reason:
                 self._ended = True
+        return chunk
 
 
 class NativeEvent:

@@ -102,6 +102,7 @@ DecodeError = msgspec.DecodeError
 # One chunk as it stands. Raises `DecodeError`.
 parse_chunk = _chunk.decode
 _chunks = msgspec.json.Decoder(list[ChatChunk])
+DONE_BEHIND = b"\n\ndata: [DONE]"
 _completion = msgspec.json.Decoder(
     ChatCompletion, dec_hook=lambda kind, value: Dumped(value) if kind is Dumped else value
 )
@@ -127,20 +128,30 @@ def decode_chunk(data: bytes) -> ChatChunk:
     return chunk
 
 
-def decode_chunks(datas: list[bytes]) -> list[ChatChunk] | None:
-    """All chunks of some SSE events; None where one of them is none, or an error."""
+def decode_read(received: bytes) -> tuple[list[ChatChunk], bool, bool] | None:
+    """All chunks of a read that holds whole events and nothing else, made one array of JSON and decoded in one go; whether they end the
+    answer; and whether `[DONE]` comes behind them. None for any other read, and where one of them is no chunk, or an error."""
+    if not received.startswith(b"data: ") or not received.endswith(b"\n\n"):
+        return None
+    events = received[6:-2]
+    is_done = events.endswith(DONE_BEHIND)
+    array = events.removesuffix(DONE_BEHIND).replace(b"\n\ndata: ", b",")
+    if b"\n" in array or b"\r" in array:  # In JSON they are no part of a text, so these are other lines.
+        return None
     try:
-        chunks = _chunks.decode(b"[%b]" % b",".join(datas))
+        chunks = _chunks.decode(b"[%b]" % array)
     except msgspec.DecodeError:
         return None
-    if len(chunks) != len(datas):
-        return None
+    is_end = is_done
     for chunk in chunks:
         if chunk.error is not None or chunk.object == "error":
             return None
         if chunk.usage is not None:
             _name_details(chunk.usage)
-    return chunks
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                is_end = True
+    return chunks, is_end, is_done
 
 
 def decode_completion(body: bytes) -> ChatCompletion:

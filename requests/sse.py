@@ -75,15 +75,6 @@ def obfuscated(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 OBFUSCATED_TO = 16
 
 
-def _plain_datas(received: bytes) -> list[bytes] | None:
-    """The data of whole events of one line each, which most reads of a stream hold and nothing else; None for all others."""
-    if not received.endswith(b"\n\n") or b"\r" in received:
-        return None
-    blocks = received[:-2].split(b"\n\n")
-    datas = [block[6:] for block in blocks if block.startswith(b"data: ") and len(block) > 6 and b"\n" not in block]
-    return datas if len(datas) == len(blocks) else None
-
-
 class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
@@ -100,9 +91,6 @@ class SSEDecoder:
 
     def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that `received` completes, in order."""
-        if not self._tail and not self._data and (datas := _plain_datas(received)) is not None:
-            self._started = True
-            return datas
         text = self._tail + received if self._tail else received
         if not self._started:
             if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):
@@ -117,6 +105,10 @@ class SSEDecoder:
         for line in lines:
             self._line(line.rstrip(b"\r\n"), events)
         return events
+
+    @property
+    def is_between_events(self) -> bool:
+        return not self._tail and not self._data
 
     def only(self, received: bytes) -> bytes | None:
         """The data of a read that holds one event of one line and nothing else, as most reads of a stream do. None, and nothing has

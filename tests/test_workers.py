@@ -265,10 +265,14 @@ class Door(httpcore2.AsyncNetworkBackend):
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
         others = [pid for pid in self._service.workers() if pid != self._pid]
         async with self._service.connecting:
-            with stopped(others):
-                stream = await self._backend.connect_tcp(*args, **options)
-                await eventually(self._service.has_accepted_all, f"{self._pid} takes the connection")
-        return stream
+            while True:
+                with stopped(others):
+                    stream = await self._backend.connect_tcp(*args, **options)
+                    try:
+                        await eventually(self._service.has_accepted_all, "it is taken", 0.1)
+                        return stream
+                    except AssertionError:  # What was stopped may hold the lock that this one waits for.
+                        await stream.aclose()
 
 
 @contextmanager
@@ -301,7 +305,9 @@ class Service:
         """A client of one worker, or of any."""
         transport = httpx2.AsyncHTTPTransport(verify=False)
         door = Door(self, pid) if pid else None
-        transport._pool = httpcore2.AsyncConnectionPool(max_keepalive_connections=0, network_backend=door)
+        transport._pool = httpcore2.AsyncConnectionPool(
+            max_connections=None, max_keepalive_connections=0, network_backend=door
+        )
         client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=20, transport=transport)
         return await self.clients.enter_async_context(client)
 
@@ -423,8 +429,9 @@ async def running(shared: Service) -> AsyncIterator[Service]:
     """The shared service, with nothing to do."""
     shared.backend.default = say("Hello.")
     shared.backend.requests.clear()
-    await shared.use(max_concurrent=16)
-    yield shared
+    async with AsyncExitStack() as shared.clients:
+        await shared.use(max_concurrent=16)
+        yield shared
     await shared.backend.wait_for(lambda b: b.in_flight == 0)
 
 
