@@ -150,7 +150,7 @@ class ResponseBuilder:
         else:
             self.response["status"] = "completed"
             self.response["completed_at"] = int(time.time())
-        return events
+        return events if self.telling != "nothing" else []
 
     def fail(self, error: APIError) -> list[Event]:
         """Open items are not closed, so that no client runs half a call; the response holds them as incomplete."""
@@ -195,7 +195,8 @@ class ResponseBuilder:
     def chunks(self, chunks: list[ChatChunk]) -> list[Any]:
         """The events of some chunks: mostly deltas, which may be frames (`telling`)."""
         if self.telling != "frames":
-            return [event for chunk in chunks for event in self.chunk(chunk)]
+            events = [event for chunk in chunks for event in self.chunk(chunk)]
+            return events if self.telling == "events" else []
         told: list[Any] = []
         plain: list[str] = []
         for chunk in chunks:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -317,11 +319,9 @@ class Service:
 
     def has_accepted_all(self) -> bool:
         """Whether no connection waits at the socket to be taken by a worker."""
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, _, state, queues, *_ = line.split()
-            if state == "0A" and int(local.rpartition(":")[2], 16) == self.port:
-                return int(queues.rpartition(":")[2], 16) == 0
-        raise AssertionError("nobody listens")
+        listening = re.search(rf":{self.port:04X} 00000000:0000 0A \w+:(\w+)", Path("/proc/net/tcp").read_text())
+        assert listening, "nobody listens"
+        return int(listening[1], 16) == 0
 
     async def is_up(self) -> None:
         """Waits until both workers answer."""
@@ -330,7 +330,7 @@ class Service:
         async def is_up() -> bool:
             assert self.process.returncode is None, f"it ended: {(self.folder / 'log').read_text()}"
             await asyncio.sleep(0.02)
-            doors = list((self.folder / "tmp").glob("nomyo-*/worker-*.sock"))
+            doors = [door for door in (self.folder / "tmp").glob("nomyo-*/worker-*.sock") if is_open(door)]
             return len(self.workers()) == len(doors) == 2 and await knows_models(http)
 
         await eventually(is_up, "both workers answer", 20)
@@ -341,12 +341,13 @@ class Service:
         await self.is_up()
 
     async def use(self, **settings: Any) -> None:
-        """Gives the endpoint settings, and another name, and SIGHUP to the supervisor. Its counts begin anew."""
+        """Gives the endpoint settings, and another name. Its counts begin anew."""
         queue = settings.pop("queue", {})
         before = int(self.name.removeprefix("no. ") or 0)
         self.name = f"no. {before + 1}"
         write_settings(self.folder, self.backend, queue=queue, name=self.name, **settings)
-        self.process.send_signal(signal.SIGHUP)
+        for pid in self.workers():
+            os.kill(pid, signal.SIGHUP)
         both = await self.both()
 
         async def all_know() -> bool:
@@ -410,6 +411,12 @@ def command_of(pid: int) -> str:
         return ""
 
 
+def is_open(door: Path) -> bool:
+    """Whether somebody listens at a Unix socket: a killed worker leaves the file behind."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(door)) == 0
+
+
 async def knows_models(http: httpx2.AsyncClient) -> bool:
     try:
         return (await http.get("/health")).json()["endpoints"]["up"] == 1
@@ -446,6 +453,7 @@ async def metric(http: httpx2.AsyncClient, name: str) -> float:
 
 async def has_metric(http: httpx2.AsyncClient, name: str, value: float) -> None:
     async def reached() -> bool:
+        await asyncio.sleep(0.01)
         return await metric(http, name) == value
 
     await eventually(reached, f"{name} is {value}")
@@ -632,9 +640,11 @@ async def test_a_conversation_goes_on_in_either_worker_until_it_is_deleted_in_ei
         await create(http, previous_response_id=first["id"])
         messages = running.backend.turns[-1].json["messages"]
         assert [message["role"] for message in messages] == ["user", "assistant", "user"]
-    assert (await there.delete(f"/v1/responses/{first['id']}")).status_code == 200
+    # Its last one is warm where it was made.
+    last = await create(here, previous_response_id=first["id"])
+    assert (await there.delete(f"/v1/responses/{last['id']}")).status_code == 200
     for http in (here, there):
-        answer = await http.post("/v1/responses", json={**TURN, "previous_response_id": first["id"]})
+        answer = await http.post("/v1/responses", json={**TURN, "previous_response_id": last["id"]})
         assert_error(answer, 400, param="previous_response_id")
 
 

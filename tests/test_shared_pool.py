@@ -1,0 +1,363 @@
+"""The pools of two workers that share a board, in one process: who gets a slot that comes free in either. The board is a plain one;
+the real one is in test_workers.py."""
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from backends.pool import Pool, Routing, choose_endpoint
+from config import parse_config
+from errors import TooManyRequests
+from tests.fake_backend import FakeBackend
+from tests.test_pool import at
+from tests.turns import eventually
+
+
+class Shared:
+    """What two boards show."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Counter[int]] = {}
+        self.waiting: dict[int, tuple[int, float]] = {}
+        self.bells: dict[int, Callable[[], None]] = {}
+        self.is_locked = False
+
+
+class Count:
+    def __init__(self, shared: Shared, url: str, number: int) -> None:
+        self._shared = shared
+        self._requests = shared.requests.setdefault(url, Counter())
+        self._number = number
+
+    def total(self) -> int:
+        return self._requests.total()
+
+    def add(self, requests: int) -> None:
+        assert self._shared.is_locked, "another worker may count at the same time"
+        self._requests[self._number] += requests
+        assert self._requests[self._number] >= 0, "a slot was given back twice"
+
+
+class Board:
+    """A worker's side of it. A bell is heard a moment later, as between processes."""
+
+    def __init__(self, shared: Shared, number: int) -> None:
+        self._shared = shared
+        self._number = number
+        self._calls = 0
+        self._meanwhile: Callable[[], None] | None = None
+
+    def meanwhile(self, calls: int, happens: Callable[[], None]) -> None:
+        """What another worker does just before this one calls the board for the n-th time."""
+        self._calls, self._meanwhile = calls, happens
+
+    def _let_others(self) -> None:
+        self._calls -= 1
+        if not self._calls and self._meanwhile:
+            self._meanwhile()
+
+    def count(self, url: str) -> Count:
+        return Count(self._shared, url, self._number)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        self._let_others()
+        assert not self._shared.is_locked, "it would wait for itself"
+        self._shared.is_locked = True
+        yield
+        self._shared.is_locked = False
+
+    def tell_waiting(self, waiting: int, since_s: float) -> None:
+        self._let_others()
+        self._shared.waiting[self._number] = (waiting, since_s)
+
+    def waiting(self) -> int:
+        self._let_others()
+        return sum(waiting for waiting, _ in self._shared.waiting.values())
+
+    def is_first_in_line(self) -> bool:
+        self._let_others()
+        since = {number: since for number, (waiting, since) in self._shared.waiting.items() if waiting}
+        return not since or min(since, key=since.__getitem__) == self._number
+
+    def ring(self) -> None:
+        self._let_others()
+        for number, (waiting, _) in self._shared.waiting.items():
+            if waiting and number != self._number and number in self._shared.bells:
+                asyncio.get_running_loop().call_soon(self._ring, number)
+
+    def _ring(self, number: int) -> None:
+        if bell := self._shared.bells.get(number):
+            bell()
+
+    def listen(self, on_ring: Callable[[], None]) -> None:
+        self._shared.bells[self._number] = on_ring
+
+    def stop_listening(self) -> None:
+        del self._shared.bells[self._number]
+
+
+class Workers:
+    """Two pools, and the slots that are taken."""
+
+    def __init__(self, pools: list[Pool], boards: list[Board], shared: Shared) -> None:
+        self.pools = pools
+        self.boards = boards
+        self.shared = shared
+        self.served: list[str] = []
+
+    async def request(self, worker: int, name: str = "", model: str = "test-model") -> None:
+        """Takes a slot, and keeps it."""
+        await choose_endpoint(self.pools[worker], model)
+        self.served.append(name)
+
+    async def waits(self, worker: int, name: str = "", model: str = "test-model") -> asyncio.Task[None]:
+        """A request that waits by now."""
+        before = self.waiting()
+        task = asyncio.create_task(self.request(worker, name, model))
+        await eventually(lambda: self.waiting() == before + 1, f"{name} waits", 2)
+        return task
+
+    def give_back(self, worker: int, model: str = "test-model") -> None:
+        """A request that `worker` was running has ended."""
+        pool = self.pools[worker]
+        pool.release(next(e for e in pool.endpoints.values() if e.in_flight and e.name_of(model)))
+
+    def give_back_any(self) -> None:
+        self.give_back(next(worker for worker in (0, 1) if self.taken(worker)))
+
+    async def serve(self, *names: str) -> None:
+        """Waits until these, and no others, have got a slot."""
+        async with asyncio.timeout(2):
+            await asyncio.sleep(0.005)  # as long as one gives way
+            await eventually(lambda: len(self.served) >= len(names), f"{names} are served, not only {self.served}")
+        assert sorted(self.served) == sorted(names)
+
+    def taken(self, worker: int) -> int:
+        return sum(endpoint.in_flight for endpoint in self.pools[worker].endpoints.values())
+
+    def counted(self) -> int:
+        return sum(requests.total() for requests in self.shared.requests.values())
+
+    def waiting(self) -> int:
+        return sum(waiting for waiting, _ in self.shared.waiting.values())
+
+
+@asynccontextmanager
+async def open_pools(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Workers]:
+    """Two pools that have looked once. At the end nobody waits, and every slot that is taken is on the board."""
+    config = parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)})
+    shared = Shared()
+    boards = [Board(shared, number) for number in range(2)]
+    pools = [Pool(config, board) for board in boards]
+    async with AsyncExitStack() as stack:
+        for pool in pools:
+            await pool.open()
+            stack.push_async_callback(pool.close)
+            await pool.look()
+        workers = Workers(pools, boards, shared)
+        yield workers
+        assert [len(pool.queue) for pool in pools] == [0, 0], "somebody still waits"
+        assert workers.waiting() == 0, "the board says that somebody still waits"
+        assert workers.counted() == workers.taken(0) + workers.taken(1), "the board counts others than are taken"
+
+
+@pytest.fixture
+async def other_backend(stack: AsyncExitStack) -> FakeBackend:
+    backend = await stack.enter_async_context(FakeBackend())
+    backend.models = ["other"]
+    return backend
+
+
+class TestTheLine:
+    @pytest.mark.parametrize("releases", [0, 1])
+    async def test_a_slot_goes_to_whoever_has_waited_longest_in_either_worker(self, backend, releases):
+        async with open_pools(at(backend, max_concurrent=6)) as workers:
+            for _ in range(6):
+                await workers.request(releases)
+            workers.served.clear()
+            tasks = [
+                await workers.waits(worker, name) for worker, name in zip((0, 1, 1, 0, 0, 1), "abcdef", strict=True)
+            ]
+            for n in range(6):
+                workers.give_back(releases)
+                await workers.serve(*"abcdef"[: n + 1])
+            await asyncio.gather(*tasks)
+            assert workers.served == list("abcdef")
+
+    @pytest.mark.parametrize("releases", [0, 1])
+    async def test_slots_that_come_at_once_go_to_those_who_have_waited_longest(self, backend, releases):
+        async with open_pools(at(backend, max_concurrent=3)) as workers:
+            for _ in range(3):
+                await workers.request(releases)
+            workers.served.clear()
+            tasks = [
+                await workers.waits(worker, name) for worker, name in zip((0, 1, 0, 1, 0, 1), "abcdef", strict=True)
+            ]
+            for names in ("abc", "abcdef"):
+                for _ in range(3):
+                    workers.give_back_any()
+                await workers.serve(*names)
+            await asyncio.gather(*tasks)
+
+    @pytest.mark.parametrize("waits", [0, 1])
+    async def test_a_newcomer_comes_behind_those_who_wait_in_either_worker(self, backend, waits):
+        async with open_pools(at(backend, max_concurrent=1)) as workers:
+            await workers.request(1 - waits, "first")
+            early = await workers.waits(waits, "waits")
+            workers.give_back(1 - waits)
+            # It comes in the worker that has given the slot back, before the other one has heard of it.
+            newcomer = asyncio.create_task(workers.request(1 - waits, "newcomer"))
+            await early
+            await workers.serve("first", "waits")
+            workers.give_back(waits)
+            await newcomer
+            assert workers.served == ["first", "waits", "newcomer"]
+
+    @pytest.mark.parametrize("worker", [0, 1])
+    async def test_who_waits_for_another_model_holds_nobody_up(self, backend, other_backend, worker):
+        async with open_pools(*(at(b, max_concurrent=1) for b in (backend, other_backend))) as workers:
+            await workers.request(0, "has other", "other")
+            blocked = await workers.waits(0, "waits for other", "other")
+            await asyncio.wait_for(workers.request(worker, "newcomer"), 2)
+            waits = await workers.waits(1 - worker, "waits")
+            workers.give_back(worker)
+            await asyncio.wait_for(waits, 2)
+            assert not blocked.done()
+            workers.give_back(0, "other")
+            await asyncio.wait_for(blocked, 2)
+            assert workers.served == ["has other", "newcomer", "waits", "waits for other"]
+
+    async def test_a_worker_that_died_while_it_was_first_in_line_holds_nobody_up(self, backend):
+        async with open_pools(at(backend, max_concurrent=1)) as workers:
+            workers.shared.waiting[7] = (3, 1.0)
+            for n in range(3):
+                await asyncio.wait_for(workers.request(n % 2), 2)
+                workers.give_back(n % 2)
+            del workers.shared.waiting[7]
+
+    @pytest.mark.parametrize("worker", [0, 1])
+    async def test_one_that_leaves_as_its_slot_comes_hands_it_on_to_the_other_worker(self, backend, worker):
+        async with open_pools(at(backend, max_concurrent=1)) as workers:
+            await workers.request(worker)
+            leaves, stays = await workers.waits(worker), await workers.waits(1 - worker)
+            # Both before the loop runs again.
+            workers.give_back(worker)
+            leaves.cancel()
+            await asyncio.wait_for(stays, 2)
+            assert leaves.cancelled()
+            assert (workers.taken(worker), workers.taken(1 - worker)) == (0, 1)
+
+    async def test_when_the_first_in_line_leaves_the_next_gets_the_slot(self, backend):
+        async with open_pools(at(backend, max_concurrent=1)) as workers:
+            await workers.request(0)
+            first, second = await workers.waits(1), await workers.waits(0)
+            # It leaves when the slot is kept free for it.
+            workers.give_back(0)
+            first.cancel()
+            await asyncio.wait_for(second, 2)
+
+
+class TestLimits:
+    async def test_max_concurrent_holds_for_the_sum(self, backend):
+        async with open_pools(at(backend, max_concurrent=3), queue={"max": 0}) as workers:
+            for worker in (0, 1, 0):
+                await workers.request(worker)
+            for worker in (0, 1):
+                with pytest.raises(TooManyRequests):
+                    await workers.request(worker)
+
+    async def test_queue_max_holds_for_the_sum(self, backend):
+        async with open_pools(at(backend, max_concurrent=1), queue={"max": 3}) as workers:
+            await workers.request(0)
+            tasks = [await workers.waits(worker) for worker in (0, 1, 1)]
+            for worker in (0, 1):
+                with pytest.raises(TooManyRequests):
+                    await asyncio.wait_for(workers.request(worker), 2)
+            for _ in range(3):
+                workers.give_back_any()
+                await eventually(lambda: workers.counted() == 1, "the slot is taken again")
+            await asyncio.gather(*tasks)
+
+    @pytest.mark.parametrize("worker", [0, 1])
+    async def test_a_full_queue_is_no_reason_to_refuse_what_need_not_wait(self, backend, other_backend, worker):
+        async with open_pools(
+            *(at(b, max_concurrent=1) for b in (backend, other_backend)), queue={"max": 1}
+        ) as workers:
+            await workers.request(0, model="other")
+            blocked = await workers.waits(0, model="other")
+            try:
+                await asyncio.wait_for(workers.request(worker), 2)
+            finally:
+                workers.give_back(0, "other")
+                await blocked
+
+    async def test_a_server_with_new_settings_is_as_busy_as_it_was(self, backend):
+        """What a worker has begun under the old settings counts in the other one, and in the endpoint of the new ones."""
+        async with open_pools(at(backend, max_concurrent=2), queue={"max": 0}) as workers:
+            await workers.request(0)
+            (before,) = workers.pools[0].endpoints.values()
+            for pool in workers.pools:
+                await pool.reconfigure(
+                    parse_config({"endpoints": [at(backend, max_concurrent=1)], "queue": {"max": 0}})
+                )
+            for worker in (0, 1):
+                with pytest.raises(TooManyRequests):
+                    await workers.request(worker)
+            workers.pools[0].release(before)
+            await workers.request(1)
+
+
+class TestNothingIsLost:
+    async def test_a_slot_that_comes_back_as_somebody_begins_to_wait_is_his(self, backend):
+        """At any moment on his way into the queue: between any two calls of the board."""
+        async with open_pools(at(backend, max_concurrent=1)) as workers:
+            for calls in count(1):
+                await workers.request(0)
+                workers.boards[1].meanwhile(calls, lambda: workers.give_back(0))
+                task = asyncio.create_task(workers.request(1))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                if workers.taken(0):
+                    workers.boards[1].meanwhile(0, lambda: None)
+                    break  # He waits, and nothing was given back.
+                async with asyncio.timeout(2):
+                    await task
+                workers.give_back(1)
+            assert calls > 4, "nothing came between"
+            workers.give_back(0)
+            await asyncio.wait_for(task, 2)
+
+    async def test_no_slot_is_lost_in_a_thousand_comings_and_goings(self, backend, other_backend):
+        dice = random.Random(11)
+        both = [at(backend, max_concurrent=3), at(other_backend, max_concurrent=2)]
+        async with open_pools(*both, queue={"max": 2000, "timeout_s": 20}) as workers:
+            most = Counter[str]()
+
+            async def request() -> None:
+                pool = dice.choice(workers.pools)
+                endpoint, _ = await pool.choose(dice.choice(("test-model", "test-model", "other")), Routing())
+                try:
+                    most[endpoint.url] = max(most[endpoint.url], endpoint.busy)
+                    await asyncio.sleep(dice.random() * 0.002)
+                finally:
+                    pool.release(endpoint)
+
+            tasks = []
+            for _ in range(1000):
+                tasks.append(asyncio.create_task(request()))
+                if dice.random() < 0.3:
+                    dice.choice(tasks[-20:]).cancel()
+                if dice.random() < 0.2:
+                    await asyncio.sleep(dice.random() * 0.003)
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} == {type(None), asyncio.CancelledError}
+            assert sorted(most.values()) == [2, 3], "the slots that there are were not those that were used"
+            assert workers.counted() == 0
