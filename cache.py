@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import aiosqlite
 
 log = logging.getLogger("nomyo.cache")
+# It logs every statement with its values, which are answers.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 
 class Cache(Protocol):

@@ -33,8 +33,6 @@ import orjson
 from errors import ServerError
 
 log = logging.getLogger("nomyo.db")
-# The disk cache's: it logs every statement with its values, which are prompts.
-logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 Row = dict[str, Any]
 Item = dict[str, Any]

@@ -17,6 +17,9 @@ from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 Headers = Iterable[tuple[bytes, bytes]]
 
 EXTENSION = "nomyo.wire"
+# A connection may hold so many bytes of requests that wait for the one that runs; each counts as this many at least.
+MOST_WAITING = 1024 * 1024
+LEAST_REQUEST = 1024
 
 
 class Protocol(HttpToolsProtocol):
@@ -29,6 +32,18 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         extensions: dict[str, Any] = {EXTENSION: self}
         self.scope["extensions"] = extensions
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # uvicorn stops reading behind a long body, and when another request waits. Whoever is watched must be read from to be missed.
+        if self.on_left is not None and self.flow.read_paused:
+            self.watch()
+
+    def watch(self) -> None:
+        """Goes on reading, unless the client has sent ahead too much already."""
+        waiting = sum(len(cycle.body) + LEAST_REQUEST for cycle, _ in self.pipeline)
+        if waiting < MOST_WAITING:
+            self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -50,6 +65,8 @@ class Wire:
     def on_left(self, call: Callable[[], None] | None) -> None:
         """Has `call` called when the client leaves, or nobody any more."""
         self._protocol.on_left = call
+        if call is not None:
+            self._protocol.watch()
 
     @property
     def has_left(self) -> bool:

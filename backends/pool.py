@@ -139,7 +139,7 @@ class Pool:
         for config in self._config.endpoints:
             self._add(config)
         if self._board is not None:
-            self._board.listen(self._slot_may_be_free)
+            self._board.listen(self._rung)
         # Whoever comes at once shall find what answers at once.
         looks = [self._look_at(endpoint) for endpoint in self.endpoints.values()]
         await asyncio.wait(looks, timeout=FIRST_LOOK_S)
@@ -385,6 +385,8 @@ class Pool:
         """A slot that another request gave back: first come, first served among those of one owner, and the owners in turn."""
         limits = self._config.queue
         if (len(self.queue) if self._board is None else self._board.waiting()) >= limits.max:
+            if slot := await self._left_over(model, routing):
+                return slot
             self.counts["queue_full"] += 1
             raise TooManyRequests(f"Too many requests wait for '{model}'.", retry_after_s=1)
         self.counts["queued"] += 1
@@ -416,13 +418,31 @@ class Pool:
             routing.waited_s += time.monotonic() - began
             self.waited_s += time.monotonic() - began
 
-    def _slot_may_be_free(self) -> None:
-        """Somebody has given a slot back, here or in another worker. Who has waited longest goes first, wherever he waits."""
-        if self._board is None or self._board.is_first_in_line():
-            self._wake()
-        elif len(self.queue):
+    async def _left_over(self, model: str, routing: Routing) -> Slot | None:
+        """A slot that those who wait in all workers do not want, because they wait for something else: they knew of it before."""
+        if self._board is None:
+            return None
+        await asyncio.sleep(GIVE_WAY_S)
+        return self._take(model, routing)
+
+    def _rung(self) -> None:
+        """Another worker has given slots back."""
+        assert self._board is not None
+        if self._slot_may_be_free():
+            self._board.ring()  # There may be more than one, and whoever is next waits elsewhere.
+
+    def _slot_may_be_free(self) -> bool:
+        """Somebody has given a slot back, here or in another worker. Who has waited longest goes first, wherever he waits. Gives whether
+        somebody here got one."""
+        got_one = False
+        while self._board is None or self._board.is_first_in_line():
+            if not (len(self.queue) and self._wake_one()):
+                return got_one
+            got_one = True
+        if len(self.queue):
             # Whoever is first may wait for something else.
             asyncio.get_running_loop().call_later(GIVE_WAY_S, self._wake)
+        return got_one
 
     def _tell_waiting(self) -> None:
         """Lets the other workers know who waits here."""

@@ -6,11 +6,10 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,19 +272,26 @@ class Door(httpcore2.AsyncNetworkBackend):
                     try:
                         await eventually(self._service.has_accepted_all, "it is taken", 0.1)
                         return stream
-                    except AssertionError:  # What was stopped may hold the lock that this one waits for.
+                    except AssertionError:
                         await stream.aclose()
+                # It is still starting, or waits for a lock that a stopped one holds.
+                await asyncio.sleep(0.05)
 
 
 @contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        send(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
+
+
+def send(pid: int, sent: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, sent)
 
 
 @dataclass
@@ -325,13 +331,11 @@ class Service:
 
     async def is_up(self) -> None:
         """Waits until both workers answer."""
-        http = await self.client()
 
         async def is_up() -> bool:
             assert self.process.returncode is None, f"it ended: {(self.folder / 'log').read_text()}"
             await asyncio.sleep(0.02)
-            doors = [door for door in (self.folder / "tmp").glob("nomyo-*/worker-*.sock") if is_open(door)]
-            return len(self.workers()) == len(doors) == 2 and await knows_models(http)
+            return len(self.workers()) == 2 and all([await knows_models(http) for http in await self.both()])
 
         await eventually(is_up, "both workers answer", 20)
 
@@ -409,12 +413,6 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
-
-
-def is_open(door: Path) -> bool:
-    """Whether somebody listens at a Unix socket: a killed worker leaves the file behind."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(door)) == 0
 
 
 async def knows_models(http: httpx2.AsyncClient) -> bool:
