@@ -88,7 +88,7 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
         scope["app"] = self
-        give_wire(scope, send)
+        give_wire(scope, receive, send)
         try:
             answer = await self._answer(endpoint, Request(scope, receive))
             await answer(scope, receive, send)

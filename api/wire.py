@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from starlette.types import Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
@@ -129,12 +129,14 @@ class Wire:
         cycle.on_response()
 
 
-def give_wire(scope: Scope, send: Send) -> None:
-    """Gives a request its wire, if the server under us has one, and this `send` is the server's own: nobody else wants to see what is
-    sent. `take_wire` must follow: the wire knows the request and the request its wire, a circle, which would be garbage."""
+def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
+    """Gives a request its wire, if the server under us has one, and these are the server's own: nobody else wants to see what comes and
+    goes. `take_wire` must follow: the wire knows the request and the request its wire, a circle, which would be garbage."""
     protocol = (scope.get("extensions") or {}).get(EXTENSION)
     cycle = getattr(send, "__self__", None)
-    if protocol is not None and isinstance(cycle, RequestResponseCycle):
+    if protocol is None or not isinstance(cycle, RequestResponseCycle):
+        return
+    if getattr(receive, "__self__", None) is cycle:
         scope[EXTENSION] = Wire(protocol, cycle)
 
 
