@@ -134,9 +134,7 @@ def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
     goes. `take_wire` must follow: the wire knows the request and the request its wire, a circle, which would be garbage."""
     protocol = (scope.get("extensions") or {}).get(EXTENSION)
     cycle = getattr(send, "__self__", None)
-    if protocol is None or not isinstance(cycle, RequestResponseCycle):
-        return
-    if getattr(receive, "__self__", None) is cycle:
+    if protocol is not None and isinstance(cycle, RequestResponseCycle) and cycle.receive == receive:
         scope[EXTENSION] = Wire(protocol, cycle)
 
 
