@@ -42,6 +42,12 @@ class Supervisor(Multiprocess):
         if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
             sys.exit(STARTUP_FAILURE)
 
+    def terminate_all(self) -> None:
+        # Else who comes while the workers end is let in, and waits for nobody.
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
+
     def handle_hup(self) -> None:
         for process in self.processes:
             if process.pid is not None and process.process.is_alive():

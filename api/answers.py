@@ -70,18 +70,19 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         lambda batch: [told for event in batch for told in _adopted(builder, event)],
         builder.relay_alone,
     )
-    async for batch in batches_of(answer):
-        events: list[Any] = []
-        for native_event in batch:
-            if native_event.type == "error":
-                if events:
-                    yield events
-                event = native_event.model_dump()
-                described = event.get("error") or event
-                raise refusal_of(described.get("status") or 500, described)
-            events += _adopted(builder, native_event)
-        if events:
-            yield events
+    async with aclosing(batches_of(answer)) as batches:
+        async for batch in batches:
+            events: list[Any] = []
+            for native_event in batch:
+                if native_event.type == "error":
+                    if events:
+                        yield events
+                    event = native_event.model_dump()
+                    described = event.get("error") or event
+                    raise refusal_of(described.get("status") or 500, described)
+                events += _adopted(builder, native_event)
+            if events:
+                yield events
     if not builder.ended:
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
 
@@ -207,10 +208,11 @@ async def _chat_events(
         return
     _take_express(express, answer, builder.chunks, builder.frame_of)
     is_ours = isinstance(answer, BackendStream)
-    async for chunks in batches_of(answer):
-        events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
-        if events or builder.telling == "nothing":
-            yield events
+    async with aclosing(batches_of(answer)) as batches:
+        async for chunks in batches:
+            events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
+            if events or builder.telling == "nothing":
+                yield events
 
 
 def _take_express(
@@ -240,13 +242,12 @@ def _take_express(
     answer.shortcut(take, take_one)
 
 
-async def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
+def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
     """What each network read of a backend's stream held. A stream that is not ours gives its pieces one by one."""
-    if isinstance(answer, BackendStream):
-        async with aclosing(answer.batches()) as batches:
-            async for batch in batches:
-                yield batch
-        return
+    return answer.batches() if isinstance(answer, BackendStream) else _one_by_one(answer)
+
+
+async def _one_by_one(answer: Any) -> AsyncGenerator[list[Any]]:
     try:
         async for piece in answer:
             yield [piece]

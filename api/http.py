@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from functools import lru_cache
 from types import TracebackType
@@ -260,16 +260,16 @@ class Outlet:
     async def end(self, body: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    @contextlib.contextmanager
-    def kept_alive(self) -> Iterator[None]:
-        """Inside of it, a silent answer gets a comment now and then. One timer an answer: nearly all end before it is due."""
+    def keep_alive(self) -> None:
+        """From now on, a silent answer gets a comment now and then. One timer an answer: nearly all end before it is due."""
         self._silence = self._loop.call_later(KEEPALIVE_S, self._check_silence)
-        try:
-            yield
-        finally:
+
+    def stop(self) -> None:
+        """It has ended, or broken off."""
+        if self._silence is not None:
             self._silence.cancel()
-            for ping in self._pings:
-                ping.cancel()
+        for ping in self._pings:
+            ping.cancel()
 
     def _check_silence(self) -> None:
         if self._is_silent:
@@ -359,8 +359,11 @@ class EventStream(StreamedReply):
             with contextlib.suppress(ClientLeft):
                 async with ClientWatch(scope, receive):
                     outlet = outlet_of(scope, send, self._express, self._frames)
-                    with outlet.kept_alive():
+                    outlet.keep_alive()
+                    try:
                         await self._send_all(outlet)
+                    finally:
+                        outlet.stop()
 
     async def _send_all(self, outlet: Outlet) -> None:
         await outlet.start(self.raw_headers)

@@ -411,14 +411,14 @@ async def test_sigterm_lets_requests_end_and_leaves_nothing_behind(backend: Fake
         pids = running.workers()
         running.process.terminate()
 
-        async def is_closed() -> bool:
+        async def is_refused() -> bool:
             try:
-                await running.http.get("/health")
-            except httpx2.TransportError:
-                return True
+                await running.http.get("/health", timeout=1)
+            except httpx2.TransportError as error:
+                return isinstance(error, httpx2.ConnectError)
             return False
 
-        await eventually(is_closed, "nobody listens any more")
+        await eventually(is_refused, "who comes now is refused, and does not wait for nobody")
         go.set()
         assert [text_of(response) for response in await asyncio.gather(*asked)] == ["Whole."] * 2
         assert await asyncio.wait_for(running.process.wait(), 10) == 0
