@@ -54,6 +54,7 @@ from workers import Board, end_with_supervisor
 log = logging.getLogger("nomyo")
 
 RETENTION_EVERY_S = 3600.0
+ORPHANS_AGAIN_S = 2.0
 SURFACES = (
     api.responses.routes,
     api.websocket.routes,
@@ -150,7 +151,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
             with board.starting():  # One after the other makes what the database lacks.
                 await state.db.open()
         stack.push_async_callback(state.db.close)
-        if orphans := await _fail_orphans(state):
+        if (board is None or (board.number == 0 and not board.is_successor)) and (
+            orphans := await state.db.fail_orphaned_responses()
+        ):
             log.warning("%d responses were running when the router stopped: marked as failed", orphans)
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
         if state.cache is not None:
@@ -170,6 +173,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
             log.warning("several workers need serve.py: without it, each believes that it is alone")
         if board is not None:
             await stack.enter_async_context(api.siblings.door(app, board))
+            if board.is_successor:
+                orphaned = asyncio.create_task(_fail_orphans(state), name="orphans")
+                stack.push_async_callback(_stopped, orphaned)
         if config.database.retention_days and (board is None or board.number == 0):
             retention = asyncio.create_task(_keep_retention(state.db, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
@@ -180,21 +186,19 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
 
 
-async def _fail_orphans(state: Any) -> int:
-    """Marks as failed what ran in processes that are no more: at the start of the service everything, and when a worker takes the
-    place of one that died, what no other one runs. Gives their number."""
-    board: Board | None = state.board
-    if board is None or (board.number == 0 and not board.is_successor):
-        orphans: int = await state.db.fail_orphaned_responses()
-        return orphans
-    if not board.is_successor:
-        return 0
-    unfinished = await state.db.unfinished()
-    alive = await api.endpoints.running_elsewhere(state) if unfinished else set()
-    if alive is None:
-        return 0  # Better too few than one that goes on.
-    failed: int = await state.db.fail_orphans([row for row in unfinished if row["id"] not in alive])
-    return failed
+async def _fail_orphans(state: Any) -> None:
+    """Marks as failed what ran in the worker whose place this one has taken: what no other one is working on. If one of them does not
+    say, it is asked again: better late than one that goes on."""
+    while True:
+        unfinished = await state.db.unfinished()
+        alive = await api.endpoints.running_elsewhere(state) if unfinished else set()
+        if alive is not None:
+            break
+        await asyncio.sleep(ORPHANS_AGAIN_S)
+    mine = set(state.db.running_ids())  # Begun since.
+    orphans = [row for row in unfinished if row["id"] not in alive | mine]
+    if orphans and await state.db.fail_orphans(orphans):
+        log.warning("%d responses were running when a worker died: marked as failed", len(orphans))
 
 
 def _collect_rarely() -> None:

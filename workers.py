@@ -32,8 +32,8 @@ MOST_ENDPOINTS = 256
 
 # Cells of 64 bits. A worker writes its own ones alone, but for those that only change under the lock.
 DELETIONS, USED, WAITING, SINCE, ROWS = 0, 8, 8 + MOST_WORKERS, 8 + 2 * MOST_WORKERS, 8 + 3 * MOST_WORKERS
-# A row: whose it is, and a cell for each worker.
-ROW = 1 + MOST_WORKERS
+# A row: whose it is, whether it is drained, and a cell for each worker.
+ROW = 2 + MOST_WORKERS
 CELLS = ROWS + MOST_ENDPOINTS * ROW
 # In the file of the locks: a byte for each worker's number, one for the board, and one for starting.
 LOCK, START = 1000, 1001
@@ -90,7 +90,7 @@ class Board:
         os.close(self._locks)
 
     def _clear(self) -> None:
-        for cell in (WAITING, SINCE, *range(ROWS + 1, CELLS, ROW)):
+        for cell in (WAITING, SINCE, *range(ROWS + 2, CELLS, ROW)):
             self._cells[cell + self.number] = 0
 
     def locked(self) -> AbstractContextManager[None]:
@@ -205,12 +205,13 @@ class Board:
 
 
 class Count:
-    """How many requests run at an endpoint, by worker."""
+    """How many requests run at an endpoint, by worker; and whether it gets no more."""
 
-    __slots__ = ("_cells", "_mine")
+    __slots__ = ("_cells", "_drained", "_mine")
 
     def __init__(self, cells: memoryview[int], mine: int) -> None:
-        self._cells = cells
+        self._drained = cells[:1]
+        self._cells = cells[1:]
         self._mine = mine
 
     def total(self) -> int:
@@ -218,6 +219,14 @@ class Count:
 
     def add(self, requests: int) -> None:
         self._cells[self._mine] += requests
+
+    @property
+    def draining(self) -> bool:
+        return bool(self._drained[0])
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._drained[0] = draining
 
 
 def end_with_supervisor() -> None:

@@ -25,6 +25,8 @@ log = logging.getLogger("nomyo.workers")
 
 # A worker that does not answer in this time is left out.
 PATIENCE_S = 2.0
+# Or in this time, where it may have to stop something first.
+ITS_PATIENCE_S = 10.0
 PASSED_ON = ("content-type", "cache-control", "x-accel-buffering")
 
 
@@ -80,8 +82,9 @@ async def answer_of_sibling(request: Request) -> Response | None:
     for number in state.board.others():
         async with AsyncExitStack() as stack:
             try:
-                answer = await stack.enter_async_context(_asking(state, number, request.method, path))
-            except OSError as error:
+                async with asyncio.timeout(ITS_PATIENCE_S):
+                    answer = await stack.enter_async_context(_asking(state, number, request.method, path))
+            except OSError as error:  # also the timeout
                 log.warning("worker %d does not answer: %r", number, error)
                 continue
             if answer.status != 404:

@@ -30,7 +30,9 @@ LOST_AFTER = 2
 
 
 class Count(Protocol):
-    """How many requests run at a server, in all workers of the service (`workers.Count`)."""
+    """How many requests run at a server, in all workers of the service, and whether it gets no more (`workers.Count`)."""
+
+    draining: bool
 
     def total(self) -> int: ...
     def add(self, requests: int) -> None: ...
@@ -57,7 +59,7 @@ class Endpoint:
         self.client = self._make_client()
         self.in_flight = 0
         self._shared = shared
-        self.draining = self.leaving = False
+        self.leaving = self._draining = False
         self.models: dict[str, str] = {}
         self.facts: dict[str, ModelFacts] = {}
         self.seen: Discovery | None = None
@@ -119,6 +121,17 @@ class Endpoint:
         """Whether a model is in memory. Where the server does not say, all are taken to be."""
         facts = self.facts.get(model)
         return facts is None or facts.loaded is None or model in self.loaded
+
+    @property
+    def draining(self) -> bool:
+        """Whether somebody has taken it out of the choice."""
+        return self._draining if self._shared is None else self._shared.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining = draining
+        if self._shared is not None:
+            self._shared.draining = draining
 
     @property
     def busy(self) -> int:

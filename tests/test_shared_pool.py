@@ -31,6 +31,8 @@ class Shared:
 
 
 class Count:
+    draining = False
+
     def __init__(self, shared: Shared, url: str, number: int) -> None:
         self._shared = shared
         self._requests = shared.requests.setdefault(url, Counter())
@@ -212,9 +214,9 @@ class TestTheLine:
         async with open_pools(at(backend, max_concurrent=1)) as workers:
             await workers.request(1 - waits, "first")
             early = await workers.waits(waits, "waits")
-            workers.give_back(1 - waits)
-            # It comes in the worker that has given the slot back, before the other one has heard of it.
+            # It comes in the worker that gives the slot back, before the other one has heard of it.
             newcomer = asyncio.create_task(workers.request(1 - waits, "newcomer"))
+            workers.give_back(1 - waits)
             await early
             await workers.serve("first", "waits")
             workers.give_back(waits)

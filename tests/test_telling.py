@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -10,17 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from errors import BackendCut
 from requests.chat import decode_chunk, decode_read
 from requests.events import ResponseBuilder
+from requests.open_items import STREAMED_PARTS, Telling
 from requests.responses import chat_message_to_output_items
 from requests.sse import DeltaFrames, SSEDecoder, frame, frames, renumbered
+from requests.tools import ToolBook
 from tests.stream_grammar import parse_sse
 from tests.streams import Json, builder, call, calls, chunk, ends, says, thinks
-from tests.test_laws import law, streams, texts
+from tests.test_laws import completions, law, streams, texts
 
 ID = re.compile(r"\b(msg|rs|fc|ctc|call)_[0-9a-f]{32}\b")
 TIME = re.compile(r'"completed_at":\d+')
-SUMMARY = {"reasoning": {"summary": "auto"}}
 
 
 def told(events: list[Any]) -> list[Json]:
@@ -47,42 +51,85 @@ def fed(made: ResponseBuilder, chunks: list[Json], cuts: list[int]) -> list[Any]
         else:
             batch, left = left[:size], left[size:]
             events += made.chunks([decode_chunk(data) for data in batch])
-    return [*events, *made.finish(), made.end()]
+    return events
+
+
+def end(made: ResponseBuilder, ending: str) -> list[Any]:
+    """The last events."""
+    if ending == "cancelled":
+        made.cancel()
+        return [made.end()]
+    return [*(made.fail(BackendCut("x")) if ending == "failed" else made.finish()), made.end()]
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> dict[str, Any]:
+    """What a client may ask for that changes the story."""
+    return {
+        "reasoning": {"summary": "auto"} if draw(st.booleans()) else None,
+        "one_call": draw(st.booleans()),
+        "allowed": draw(st.sampled_from([None, frozenset({"f"}), frozenset()])),
+        "custom": draw(st.booleans()),
+        "seal": draw(st.sampled_from([None, str.upper])),
+        "tags": draw(st.booleans()),
+    }
+
+
+def ready(telling: Telling, asked: dict[str, Any]) -> ResponseBuilder:
+    """A builder for such a request."""
+    resource = builder(reasoning=asked["reasoning"]).response
+    made = ResponseBuilder(resource, seal=asked["seal"])
+    made.telling = telling
+    kind = "custom" if asked["custom"] else "function"
+    book = ToolBook.of([{"type": kind, "name": "f"}, {"type": "function", "name": "g"}], [])
+    made.offer(book, allowed=asked["allowed"], one_call=asked["one_call"])
+    if asked["tags"]:
+        made.expect_think_tags()
+    return made
+
+
+tagged = st.lists(
+    st.sampled_from(["<thi", "nk>", "<think>", "Hm", " ", "\n\n", "</", "think>", "</think>"]).map(says), max_size=8
+)
+TELLINGS: list[Telling] = ["events", "frames", "nothing"]
+endings = st.sampled_from(["finished", "failed", "cancelled"])
 
 
 @law
-@given(streams(), st.lists(st.integers(0, 4), max_size=12), st.booleans(), st.booleans())
+@given(streams(), tagged, asked(), st.lists(st.integers(0, 4), max_size=12), endings)
 def test_frames_tell_what_events_tell_and_so_does_the_end(
-    chunks: list[Json], cuts: list[int], summarized: bool, tags: bool
+    chunks: list[Json], before: list[Json], asked: dict[str, Any], cuts: list[int], ending: str
 ) -> None:
     stories = {}
-    for telling in ("events", "frames", "nothing"):
-        made = builder(**(SUMMARY if summarized else {}))
-        made.telling = telling
-        if tags:
-            made.expect_think_tags()
-        stories[telling] = fed(made, chunks, cuts)
+    for telling in TELLINGS:
+        made = ready(telling, asked)
+        middle = fed(made, [*before, *chunks], cuts)
+        assert telling != "nothing" or not middle, "where nobody listens there are no events"
+        stories[telling] = [*middle, *end(made, ending)]
     assert bare(told(stories["frames"])) == bare(told(stories["events"]))
-    assert len(stories["nothing"]) == 1, "where nobody listens there is no event but the last"
     told_at_the_end = [bare(events[-1]["response"]) for events in stories.values()]
     assert told_at_the_end[1:] == told_at_the_end[:-1]
 
 
 @law
-@given(texts, texts, st.lists(st.sampled_from(["a", "b"]), max_size=2), st.sampled_from(["stop", "length"]))
+@given(completions(), asked())
 def test_a_whole_answer_is_the_same_whether_it_is_told_or_not(
-    text: str, thought: str, names: list[str], reason: str
+    given_: tuple[Json, list[Json]], asked: dict[str, Any]
 ) -> None:
-    called = [{"id": f"c{n}", "function": {"name": name, "arguments": "{}"}} for n, name in enumerate(names)]
-    message = {"content": text, "reasoning_content": thought, "tool_calls": called}
-    ends_of = []
-    for telling in ("events", "frames", "nothing"):
-        made = builder()
-        made.telling = telling
-        made.begin()
-        made.completion(chat_message_to_output_items(message), finish_reason=reason, usage=None)
-        ends_of.append(bare(made.end()["response"]))
-    assert ends_of[1:] == ends_of[:-1]
+    choice = given_[0]["choices"][0]
+    stories = {}
+    for telling in TELLINGS:
+        made = ready(telling, asked)
+        items = chat_message_to_output_items(choice["message"])
+        middle = [
+            *made.begin(),
+            *made.completion(items, finish_reason=choice["finish_reason"], usage=given_[0]["usage"]),
+        ]
+        assert telling != "nothing" or not middle, "where nobody listens there are no events"
+        stories[telling] = [*middle, made.end()]
+    assert bare(told(stories["frames"])) == bare(told(stories["events"]))
+    told_at_the_end = [bare(events[-1]["response"]) for events in stories.values()]
+    assert told_at_the_end[1:] == told_at_the_end[:-1]
 
 
 def test_nearly_all_of_a_stream_is_frames() -> None:
@@ -90,7 +137,7 @@ def test_nearly_all_of_a_stream_is_frames() -> None:
     for say in (says, thinks):
         made = builder()
         made.telling = "frames"
-        events = fed(made, [say(f"word{n} ") for n in range(50)], [1] * 10 + [0] * 10)
+        events = [*fed(made, [say(f"word{n} ") for n in range(50)], [1] * 10 + [0] * 10), *end(made, "finished")]
         assert sum(event.count(b"\n\n") for event in events if isinstance(event, bytes)) == 49
         assert len(told(events)) == 49 + len([event for event in events if isinstance(event, dict)])
 
@@ -125,13 +172,23 @@ def test_what_is_not_plain_is_left_alone(given_: Json) -> None:
 # ── the bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+numbers = st.integers(0, 2**53)
+
+
 @law
-@given(
-    st.integers(0, 10**9), st.lists(texts, min_size=1, max_size=4), st.sampled_from(["output_text", "reasoning_text"])
-)
-def test_a_frame_of_a_delta_is_the_frame_of_its_event(number: int, deltas: list[str], part: str) -> None:
-    event: Json = {"type": f"response.{part}.delta", "sequence_number": 7, "item_id": "msg_1", "output_index": 0}
-    event |= {"content_index": 0, "delta": "first", "logprobs": []}
+@given(numbers, st.lists(texts, min_size=1, max_size=4), st.sampled_from(sorted(STREAMED_PARTS)), texts, numbers)
+def test_a_frame_of_a_delta_is_the_frame_of_its_event(
+    number: int, deltas: list[str], part: str, id: str, index: int
+) -> None:
+    """Whatever else the event holds, also a number and a key that look like ours."""
+    where = "summary_index" if part == "summary_text" else "content_index"
+    event: Json = {
+        "type": f"{STREAMED_PARTS[part][0]}.delta",
+        "sequence_number": 7,
+        "item_id": f'{id}"delta":1234567890',
+    }
+    event |= {"output_index": 1234567890, where: index, "delta": "first"}
+    event |= {"logprobs": []} if part == "output_text" else {}
     made = DeltaFrames(event)
     wanted = [frame({**event, "sequence_number": number + n, "delta": delta}) for n, delta in enumerate(deltas)]
     assert made.one(number, deltas[0]) == wanted[0]
@@ -158,6 +215,29 @@ def test_another_servers_event_gets_our_number_and_nothing_else(theirs: int, our
     [(_, read)] = parse_sse(made)
     assert read == last | {"sequence_number": ours}
     assert renumbered("x.delta", orjson.dumps({"delta": text}), ours) is None
+
+
+@law
+@given(
+    st.permutations(["type", "sequence_number", "item_id", "delta"]),
+    numbers | st.sampled_from([None, -1, 1.5, "7", {"sequence_number": 1}]),
+    texts,
+    st.booleans(),
+    st.sampled_from([orjson.dumps, lambda event: json.dumps(event).encode()]),
+)
+def test_what_is_relayed_is_what_would_be_adopted(
+    keys: list[str], number: Any, text: str, numbered: bool, encode: Callable[[Json], bytes]
+) -> None:
+    """The event of another server, however it is spelled."""
+    values = {"type": "response.output_text.delta", "sequence_number": number, "item_id": text, "delta": text}
+    event = {key: values[key] for key in keys if numbered or key != "sequence_number"}
+    slow, quick = builder(), builder()
+    quick.telling = "frames"
+    slow.begin()
+    quick.begin()
+    relayed = quick.relay_alone(encode(event))
+    assert told([relayed] if relayed is not None else quick.adopt(event)) == told(slow.adopt(event))
+    assert quick.sequence_number == slow.sequence_number
 
 
 @law

@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 import router
-from api.wire import Protocol, Wire
+from api.wire import MOST_WAITING, Protocol, Wire
 from config import parse_config
 from requests.sse import KEEPALIVE
 from tests.conftest import Server
@@ -413,20 +413,88 @@ async def test_who_leaves_is_missed(
         await site.is_idle(backend)
 
 
+@pytest.mark.parametrize("second", [response(input="The second."), response(input=LONG)], ids=["short", "long"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "later"])
 @pytest.mark.parametrize("params", [{}, STREAM], ids=["json", "stream"])
 async def test_who_leaves_while_a_second_request_waits_is_missed(
-    backend: FakeBackend, app: FastAPI, params: Json
+    backend: FakeBackend, app: FastAPI, params: Json, at_once: bool, second: Json
 ) -> None:
-    """uvicorn alone tells nobody but the second one."""
+    """By the wire alone: uvicorn tells nobody but the second one."""
     backend.default = HALF if params else stall()
     async with served(app, "wire") as site:
         line = await site.connect()
-        await line.send(ask(response(**params)) + ask(response(input="The second.")))
+        await line.send(ask(response(**params)) + (ask(second) if at_once else b""))
         await backend.wait_for(lambda b: b.in_flight == 1)
+        if not at_once:
+            await line.send(ask(second))
         await line.leave()
         await backend.wait_for(lambda b: b.aborts == 1)
         await site.is_idle(backend)
         assert len(backend.turns) == 1, "the second went to the backend for nobody"
+
+
+async def test_who_sends_far_ahead_is_held_back_and_gets_all_answers(backend: FakeBackend, app: FastAPI) -> None:
+    """Requests that wait are in memory, so there are not as many of them as a client likes."""
+    gate, number = asyncio.Event(), 40
+    backend.script(gated(gate, "first"))
+    async with served(app, "wire") as site:
+        line = await site.connect()
+        await line.send(ask(response(**STREAM)))
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        line.writer.write(b"".join(ask(response(input=LONG, metadata={"n": f"{n}"})) for n in range(number)))
+        [connection] = site.server.server_state.connections
+        await eventually(lambda: connection.flow.read_paused, "the server stops reading")
+        await asyncio.sleep(0.05)
+        assert connection.flow.read_paused
+        waiting = sum(len(cycle.body) for cycle, _ in connection.pipeline)
+        assert waiting < MOST_WAITING + 2**18, "more than that and one read"
+        gate.set()
+        assert text_of((await line.answer()).events[-1]["response"]) == "first"
+        answered = [(await line.answer()).json["metadata"]["n"] for _ in range(number)]
+        assert answered == [f"{n}" for n in range(number)]
+        await line.leave()
+        await site.is_idle(backend)
+
+
+@both_ways
+async def test_who_left_before_anybody_looked_is_missed(
+    backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """While its history is read, nobody watches."""
+    asked, gate = asyncio.Event(), asyncio.Event()
+    get_history = app.state.db.get_history
+
+    async def slow(*given: Any) -> Any:
+        asked.set()
+        await gate.wait()
+        return await get_history(*given)
+
+    backend.script(chat("Hello there"), stall())
+    async with served(app, way) as site:
+        [first] = await talk(site, [ask(response()), READ])
+        monkeypatch.setattr(app.state.db, "get_history", slow)
+        line = await site.connect()
+        await line.send(ask(response(previous_response_id=first.json["id"])))
+        await asyncio.wait_for(asked.wait(), 5)
+        await line.leave()
+        await eventually(lambda: not site.server.server_state.connections, "the server has seen it leave")
+        gate.set()
+        await eventually(lambda: not site.server.server_state.tasks, "the request has ended")
+        await site.is_idle(backend)
+
+
+@both_ways
+async def test_who_has_its_answer_is_watched_no_more(backend: FakeBackend, app: FastAPI, way: str) -> None:
+    """An idle connection holds nothing of the requests before."""
+    async with served(app, way) as site:
+        line = await site.connect()
+        for params in ({}, STREAM):
+            await line.send(ask(response(**params)))
+            await line.answer()
+            await eventually(lambda: not site.server.server_state.tasks, "the request has ended")
+            [connection] = site.server.server_state.connections
+            assert getattr(connection, "on_left", None) is None
+        await line.leave()
 
 
 @both_ways
