@@ -83,7 +83,7 @@ def run(port: int, *, once: bool) -> None:
         started("model", model_url, "SmolLM2 135M in llama.cpp's server", start)
         start = time.monotonic()
         with running_router(model_url, free_port(port)) as (router, router_url):
-            started("router", router_url, "uvicorn router:app", start)
+            started("router", router_url, "serve.py", start)
             client = openai.OpenAI(
                 base_url=f"{router_url}/v1", api_key="not-asked-for", timeout=TURN_TIMEOUT_S, max_retries=0
             )
@@ -188,7 +188,7 @@ def running_router(model_url: str, port: int) -> Iterator[tuple[Child, str]]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ROUTER_")}
         environment["ROUTER_CONFIG"] = str(config)
         options = f"--host {HOST} --port {port} --no-access-log --log-level warning".split()
-        with running("router", "uvicorn", "router:app", *options, environment=environment) as child:
+        with running("router", "serve", *options, environment=environment) as child:
             url = f"http://{HOST}:{port}"
             child.wait_until(lambda: healthy(url), ROUTER_START_TIMEOUT_S)
             yield child, url

@@ -1,7 +1,7 @@
 """Child processes that never outlive us.
 
-    running("router", "uvicorn", "router:app", …)         our side: start, wait, stop
-      └── python -m demo.processes uvicorn router:app …   the child's side: ends when its standard input does
+    running("router", "serve", …)                         our side: start, wait, stop
+      └── python -m demo.processes serve …                the child's side: ends when its standard input does
 
 They log to a file, and one that fails shows the end of it.
 """
