@@ -34,7 +34,16 @@ from errors import (
     BackendUnreachable,
     TooManyRequests,
 )
-from requests.chat import ChatChunk, ChatCompletion, Dumped, decode_chunk, decode_completion, decode_read, parse_type
+from requests.chat import (
+    ChatChunk,
+    ChatCompletion,
+    Dumped,
+    decode_chunk,
+    decode_completion,
+    decode_read,
+    parse_type,
+    parse_types,
+)
 from requests.sse import SSEDecoder
 
 log = logging.getLogger("nomyo.backends")
@@ -359,6 +368,14 @@ class EventStream(BackendStream[NativeEvent]):
     """The events of a native Responses stream."""
 
     _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
+
+    def _read(self, datas: list[bytes]) -> Read[NativeEvent]:
+        """All in one go, where that can be."""
+        types = parse_types(datas) if len(datas) > 1 else None
+        if types is None:
+            return super()._read(datas)
+        self._ended = types[-1] in self._ENDS
+        return [NativeEvent(type, data) for type, data in zip(types, datas, strict=True)], None
 
     def _piece(self, data: bytes) -> NativeEvent:
         try:

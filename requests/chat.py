@@ -113,6 +113,16 @@ class _Typed(msgspec.Struct):
 
 
 _typed = msgspec.json.Decoder(_Typed)
+_typed_list = msgspec.json.Decoder(list[_Typed])
+
+
+def parse_types(datas: list[bytes]) -> list[str] | None:
+    """The types of some such events. None where one of them is none."""
+    try:
+        typed = _typed_list.decode(b"[%b]" % b",".join(datas))
+    except msgspec.DecodeError:
+        return None
+    return [event.type for event in typed] if len(typed) == len(datas) else None
 
 
 def parse_type(data: bytes) -> str:

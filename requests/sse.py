@@ -52,9 +52,10 @@ def renumbered(type: str, data: bytes, number: int) -> bytes | None:
     """The frame of an event that another server has made, with a sequence number of ours; None if it has none of its own. The key
     cannot be a part of a text in there: a quote in a string has a backslash before it."""
     start, key, rest = data.partition(b'"sequence_number":')
-    if not key:
+    behind = rest.lstrip(b"0123456789")
+    if len(behind) == len(rest) or behind[:1] not in (b",", b"}"):
         return None
-    return b"event: %b\ndata: %b%b%d%b\n\n" % (type.encode(), start, key, number, rest.lstrip(b"0123456789 "))
+    return b"event: %b\ndata: %b%b%d%b\n\n" % (type.encode(), start, key, number, behind)
 
 
 # Stands for a sequence number, which comes before all that is not ours in a frame.
@@ -75,6 +76,19 @@ def obfuscated(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 OBFUSCATED_TO = 16
 
 
+def _plain_datas(received: bytes) -> list[bytes] | None:
+    """The data of whole events, each a line of data with at most its name before it; None for any other read."""
+    if not received.endswith(b"\n\n") or b"\r" in received:
+        return None
+    datas: list[bytes] = []
+    for event in received[:-2].split(b"\n\n"):
+        data = event[event.find(b"\n") + 1 :] if event.startswith(b"event: ") else event
+        if not data.startswith(b"data: ") or len(data) == 6 or b"\n" in data:
+            return None
+        datas.append(data[6:])
+    return datas
+
+
 class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
@@ -91,6 +105,9 @@ class SSEDecoder:
 
     def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that `received` completes, in order."""
+        if not self._tail and not self._data and (datas := _plain_datas(received)) is not None:
+            self._started = True
+            return datas
         text = self._tail + received if self._tail else received
         if not self._started:
             if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):
@@ -111,11 +128,14 @@ class SSEDecoder:
         return not self._tail and not self._data
 
     def only(self, received: bytes) -> bytes | None:
-        """The data of a read that holds one event of one line and nothing else, as most reads of a stream do. None, and nothing has
-        happened, for any other."""
-        if self._tail or self._data or not received.startswith(b"data: ") or not received.endswith(b"\n\n"):
+        """The data of a read that holds one event and nothing else, as most reads of a stream do: a line of data, at most one with the
+        event's name before it. None, and nothing has happened, for any other."""
+        if self._tail or self._data or not received.endswith(b"\n\n") or b"\r" in received:
             return None
-        return None if received.find(b"\n") != len(received) - 2 or b"\r" in received else received[6:-2]
+        start = received.find(b"\n") + 1 if received.startswith(b"event: ") else 0
+        if not received.startswith(b"data: ", start) or received.find(b"\n", start) != len(received) - 2:
+            return None
+        return received[start + 6 : -2]
 
     def flush(self) -> list[bytes]:
         """What is left when the stream ended. Servers that forget the last blank line are forgiven."""

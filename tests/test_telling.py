@@ -20,8 +20,8 @@ from requests.responses import chat_message_to_output_items
 from requests.sse import DeltaFrames, SSEDecoder, frame, frames, renumbered
 from requests.tools import ToolBook
 from tests.stream_grammar import parse_sse
-from tests.streams import Json, builder, call, calls, chunk, ends, says, thinks
-from tests.test_laws import completions, law, streams, texts
+from tests.streams import Json, builder, call, calls, chunk, ends, refuses, says, thinks
+from tests.test_laws import completions, law, some_text, streams, texts
 
 ID = re.compile(r"\b(msg|rs|fc|ctc|call)_[0-9a-f]{32}\b")
 TIME = re.compile(r'"completed_at":\d+')
@@ -91,12 +91,35 @@ def ready(telling: Telling, asked: dict[str, Any]) -> ResponseBuilder:
 tagged = st.lists(
     st.sampled_from(["<thi", "nk>", "<think>", "Hm", " ", "\n\n", "</", "think>", "</think>"]).map(says), max_size=8
 )
+# Mostly plain deltas, and between them what only looks like one.
+mixed = st.builds(
+    lambda delta, more, usage: chunk(delta, **more) | usage,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "content": texts,
+            "reasoning_content": texts,
+            "refusal": texts,
+            "tool_calls": st.just([call(0, "c1", "f", "{}")]),
+        },
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "logprobs": st.just({"content": [{"token": "p", "logprob": -1}]}),
+            "finish_reason": st.sampled_from(["stop", "length"]),
+        },
+    ),
+    st.sampled_from([{}, {"usage": {"prompt_tokens": 1, "completion_tokens": 1}}]),
+)
+plain = some_text.map(says) | some_text.map(thinks)
+mixtures = st.lists(plain | mixed | some_text.map(refuses), max_size=12)
 TELLINGS: list[Telling] = ["events", "frames", "nothing"]
 endings = st.sampled_from(["finished", "failed", "cancelled"])
 
 
 @law
-@given(streams(), tagged, asked(), st.lists(st.integers(0, 4), max_size=12), endings)
+@given(streams() | mixtures, tagged, asked(), st.lists(st.integers(0, 4), max_size=12), endings)
 def test_frames_tell_what_events_tell_and_so_does_the_end(
     chunks: list[Json], before: list[Json], asked: dict[str, Any], cuts: list[int], ending: str
 ) -> None:
@@ -155,18 +178,65 @@ NOT_PLAIN = {
     "nothing": chunk({"content": ""}),
     "an error": {"error": {"message": "no"}, "choices": [{"index": 0, "delta": {"content": "x"}}]},
     "no chunk": {"choices": "x"},
+    "text and an end": chunk({"content": "x"}, finish_reason="stop"),
+    "text and usage": says("x") | {"usage": {"prompt_tokens": 1, "completion_tokens": 1}},
+    "text and a call": chunk({"content": "x", "tool_calls": [call(0, "c1", "f", "{}")]}),
+    "text and a refusal": chunk({"content": "x", "refusal": "y"}),
+}
+THOUGHTS = {
+    "text": says("x"),
+    "both": NOT_PLAIN["both"],
+    "a thought and an end": thinks("x") | {"choices": [thinks("x")["choices"][0] | {"finish_reason": "stop"}]},
+    "a thought and a call": chunk({"reasoning_content": "x", "tool_calls": [call(0, "c1", "f", "{}")]}),
 }
 
 
-@pytest.mark.parametrize("given_", NOT_PLAIN.values(), ids=NOT_PLAIN)
-def test_what_is_not_plain_is_left_alone(given_: Json) -> None:
+@pytest.mark.parametrize(
+    ("begun", "given_"),
+    [(says, given_) for given_ in NOT_PLAIN.values()] + [(thinks, given_) for given_ in THOUGHTS.values()],
+    ids=[*NOT_PLAIN, *(f"{name} in a thought" for name in THOUGHTS)],
+)
+def test_what_is_not_plain_is_left_alone(begun: Callable[[str], Json], given_: Json) -> None:
     made = builder()
     made.telling = "frames"
     made.begin()
-    made.chunks([decode_chunk(orjson.dumps(says("Hello")))])
+    made.chunks([decode_chunk(orjson.dumps(begun("Hello")))])
+    assert made.frame_of(orjson.dumps(begun(" there"))), "what is plain is none"
     before = made.sequence_number
     assert made.frame_of(orjson.dumps(given_)) is None
     assert made.sequence_number == before, "something has happened"
+
+
+LOGPROBS = {"content": [{"token": "p", "logprob": -1.0}]}
+STORIES: dict[str, list[Json]] = {
+    "plain text behind log probabilities": [chunk({"content": "a"}, logprobs=LOGPROBS), says("b"), says("c")],
+    "log probabilities in the second part": [
+        says("a"),
+        says("b"),
+        refuses("c"),
+        chunk({"content": "d"}, logprobs=LOGPROBS),
+        says("e"),
+    ],
+    "log probabilities of each token": [
+        chunk({"content": "a"}, logprobs=LOGPROBS),
+        chunk({"content": "b"}, logprobs=LOGPROBS),
+    ],
+    "a thought behind half a tag": [says("<think>Hm</th"), thinks("a"), thinks("b")],
+    "a part in a part": [says("a"), says("b"), refuses("c"), refuses("d"), says("e"), says("f")],
+}
+
+
+@pytest.mark.parametrize("cuts", [[], [0] * 9, [1] * 9], ids=["one read", "alone", "read by read"])
+@pytest.mark.parametrize("chunks", STORIES.values(), ids=STORIES)
+def test_stories_that_were_nearly_told_wrong(chunks: list[Json], cuts: list[int]) -> None:
+    stories = []
+    for telling in TELLINGS:
+        made = builder()
+        made.telling = telling
+        made.expect_think_tags()
+        stories.append([*fed(made, chunks, cuts), *end(made, "finished")])
+    assert bare(told(stories[1])) == bare(told(stories[0]))
+    assert bare(stories[2][-1]["response"]) == bare(stories[0][-1]["response"])
 
 
 # ── the bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +353,10 @@ def test_any_other_read_is_read_event_by_event(received: bytes) -> None:
         (b"data: {}\n", None),
         (b"data: {}\r\n\r\n", None),
         (b": ping\n\n", None),
-        (b"event: x\ndata: {}\n\n", None),
+        (b"event: x\ndata: {}\n\n", b"{}"),
+        (b"event: x\nid: 1\ndata: {}\n\n", None),
+        (b"event: x\n\n", None),
+        (b"event: x\ndata: {}\n\ndata: {}\n\n", None),
     ],
 )
 def test_an_event_that_comes_alone(received: bytes, data: bytes | None) -> None:

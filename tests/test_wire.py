@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 import router
-from api.wire import MOST_WAITING, Protocol, Wire
+from api.wire import MOST_WAITING, Protocol, Wire, wire_of
 from config import parse_config
 from requests.sse import KEEPALIVE
 from tests.conftest import Server
@@ -564,6 +564,36 @@ class Bystander:
             return self.received[-1]
 
         await self._app(scope, seen, send)
+
+
+@both_ways
+async def test_the_wire_is_used_where_there_is_one_and_is_put_down(
+    backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Without that, the tests above would compare uvicorn with itself. A request that kept its wire would be a circle."""
+    head, statuses, scopes = Wire._head, [], []
+
+    def noted(self: Wire, status: int, *given: Any) -> bytes:
+        statuses.append(status)
+        return head(self, status, *given)
+
+    async def keeps_scopes(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await app(scope, receive, send)
+
+    monkeypatch.setattr(Wire, "_head", noted)
+    async with served(app, way, keeps_scopes) as site:
+        for body, path in (
+            (response(), RESPONSES),
+            (response(**STREAM), RESPONSES),
+            (completion(), CHAT),
+            (completion(**STREAM), CHAT),
+            (b"{", RESPONSES),
+        ):
+            await talk(site, [ask(body, path=path), READ])
+        await eventually(lambda: not site.server.server_state.tasks, "all requests have ended")
+    assert statuses == ([200, 200, 200, 200, 400] if way == "wire" else [])
+    assert [wire_of(scope) for scope in scopes] == [None] * 5
 
 
 @pytest.mark.parametrize("params", [{}, STREAM], ids=["json", "stream"])
