@@ -52,8 +52,9 @@ def renumbered(type: str, data: bytes, number: int) -> bytes | None:
     """The frame of an event that another server has made, with a sequence number of ours; None if it has none of its own. The key
     cannot be a part of a text in there: a quote in a string has a backslash before it."""
     start, key, rest = data.partition(b'"sequence_number":')
-    behind = rest.lstrip(b"0123456789")
-    if len(behind) == len(rest) or behind[:1] not in (b",", b"}"):
+    value = rest.lstrip(b" ")
+    behind = value.lstrip(b"0123456789")
+    if len(behind) == len(value) or behind[:1] not in (b",", b"}"):
         return None
     return b"event: %b\ndata: %b%b%d%b\n\n" % (type.encode(), start, key, number, behind)
 
