@@ -19,6 +19,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from api.http import Express
 from api.turn import SEALED, Turn, native_params, opened
 from backends.client import BackendStream, NativeEvent, refusal_of
@@ -73,7 +75,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     async with aclosing(batches_of(answer)) as batches:
         async for batch in batches:
             events: list[Any] = []
-            for native_event in batch:
+            for native_event in map(_as_native, batch):
                 if native_event.type == "error":
                     if events:
                         yield events
@@ -87,9 +89,17 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
 
 
-def _adopted(builder: ResponseBuilder, event: Any) -> list[Any]:
-    """An event of upstream's as one of ours: our client's, or one of an SDK that stands in for it."""
-    frame = builder.relay(event.type, event.data) if isinstance(event, NativeEvent) else None
+def _as_native(event: Any) -> NativeEvent:
+    """An event of upstream's, also of an SDK that stands in for our client."""
+    if isinstance(event, NativeEvent):
+        return event
+    dumped = event.model_dump()
+    return NativeEvent(dumped["type"], orjson.dumps(dumped))
+
+
+def _adopted(builder: ResponseBuilder, event: NativeEvent) -> list[Any]:
+    """An event of upstream's as one of ours."""
+    frame = builder.relay(event.type, event.data)
     return builder.adopt(event.model_dump()) if frame is None else [frame]
 
 
