@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,22 @@ OPTIONS: dict[str, Any] = {
     "proxy_headers": False,
     "server_header": False,
 }
+
+
+class SharedPort(socket.socket):
+    """A bound port that nobody listens at. On its way to a worker it becomes a socket of the worker's own at the same port: Linux
+    spreads connections evenly over these, while of one socket for all the quickest worker takes what it can."""
+
+    @classmethod
+    def of(cls, address: Any, family: int) -> SharedPort:
+        shared = cls(family, socket.SOCK_STREAM)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind(address)
+        return shared
+
+    def __reduce__(self) -> Any:
+        return SharedPort.of, (self.getsockname(), self.family)
 
 
 class Supervisor(Multiprocess):
@@ -67,6 +84,11 @@ def main() -> None:
         default=False,
         help="log each request, which costs a tenth of it",
     )
+    parser.add_argument(
+        "--one-socket",
+        action="store_true",
+        help="several workers: let all accept connections at one socket, where the quickest may take most of them",
+    )
     given = parser.parse_args()
     try:
         workers = load_config().workers
@@ -88,7 +110,13 @@ def main() -> None:
         Board.make(Path(folder))
         os.environ[VARIABLE] = folder
         with config.bind_socket() as listener:
-            Supervisor(config, sockets=[listener]).run()
+            address, family = listener.getsockname(), listener.family
+            # Elsewhere one of several sockets at a port may get all connections.
+            if given.one_socket or sys.platform != "linux":
+                Supervisor(config, sockets=[listener]).run()
+                return
+        with SharedPort.of(address, family) as port:
+            Supervisor(config, sockets=[port]).run()
 
 
 if __name__ == "__main__":

@@ -192,12 +192,13 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def service(backend: FakeBackend, folder: Path) -> AsyncIterator[Service]:
-    """The service, up and answering; killed at the end if it still runs."""
+async def service(backend: FakeBackend, folder: Path, *options: str) -> AsyncIterator[Service]:
+    """The service, up and answering; killed at the end if it still runs. With `--one-socket` the worker that is not stopped gets all
+    connections."""
     (folder / "tmp").mkdir()
     write_settings(folder, backend, LIMIT)
     port = free_port()
-    command = [sys.executable, "serve.py", "--port", str(port), "--log-level", "error"]
+    command = [sys.executable, "serve.py", "--port", str(port), "--log-level", "error", *options]
     async with client(f"http://127.0.0.1:{port}", kept_connections=0) as http:
         with (folder / "log").open("w") as log:
             process = await asyncio.create_subprocess_exec(
@@ -222,7 +223,7 @@ async def service(backend: FakeBackend, folder: Path) -> AsyncIterator[Service]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def both(backend: FakeBackend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
     """One service for all tests here."""
-    async with service(backend, tmp_path_factory.mktemp("both")) as running:
+    async with service(backend, tmp_path_factory.mktemp("both"), "--one-socket") as running:
         yield running
 
 
@@ -416,6 +417,16 @@ async def test_followers_that_leave_leave_no_connection_behind(backend: FakeBack
         await asyncio.gather(*(join_and_leave() for _ in range(6)))
     await eventually(lambda: both.open_files() <= before, "the connections are closed")
     assert (await both.http.post(f"{URL}/{response_id}/cancel")).json()["status"] == "cancelled"
+
+
+@in_module
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over the sockets at a port")
+async def test_connections_are_spread_over_the_workers(backend: FakeBackend, tmp_path: Path) -> None:
+    backend.default = chat("Hello.")
+    async with service(backend, tmp_path) as running:
+        for _ in range(100):
+            await create(running.http)
+        assert min(await running.answered()) >= 20, "one worker gets nearly all"
 
 
 @in_module

@@ -379,7 +379,7 @@ async def service(backend: FakeBackend, folder: Path) -> AsyncIterator[Service]:
     (folder / "tmp").mkdir()
     write_settings(folder, backend)
     port = free_port()
-    command = [sys.executable, "serve.py", "--port", str(port), "--log-level", "error", "--no-access-log"]
+    command = [sys.executable, "serve.py", "--port", str(port), "--log-level", "error", "--one-socket"]
     environment = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml"), "TMPDIR": str(folder / "tmp")}
     with (folder / "log").open("w") as log:
         process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=log, stdout=log)
