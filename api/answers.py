@@ -12,7 +12,6 @@ chat_answer     a backend that speaks chat completions:
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -25,6 +24,7 @@ from api.http import Express
 from api.turn import SEALED, Turn, native_params, opened
 from backends.client import BackendStream, NativeEvent, refusal_of
 from backends.kinds import Kind
+from backends.pool import printable
 from errors import BackendError, ModelFailed, Unsupported
 from requests.chat import as_chunk, as_plain
 from requests.events import ResponseBuilder, replay
@@ -186,7 +186,7 @@ def _tell_omitted(backend: Backend, turn: Turn, omitted: list[str]) -> None:
             param="tools",
             code="unsupported_tool",
         )
-    turn.headers["x-nomyo-omitted-tools"] = re.sub(r"[^ -~]", "?", ", ".join(omitted))
+    turn.headers["x-nomyo-omitted-tools"] = printable(", ".join(omitted))
     types = {name.partition(":")[0] for name in omitted}
     shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
     log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))

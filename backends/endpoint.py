@@ -67,7 +67,6 @@ class Endpoint:
         self.error: str | None = "not asked yet"
         self.version: str | None = None
         self.last_error: str | None = None
-        # Seconds to the first byte, a moving average.
         self.outcomes: Counter[str] = Counter()
         self._breaker_config = breaker
         self.breakers: dict[str, Breaker] = {}

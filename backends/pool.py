@@ -74,14 +74,14 @@ class Routing:
         if not self.endpoint:
             return {}
         return {
-            "x-nomyo-endpoint": _printable(self.endpoint),
-            "x-nomyo-model": _printable(self.model),
+            "x-nomyo-endpoint": printable(self.endpoint),
+            "x-nomyo-model": printable(self.model),
             "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
         }
 
 
 @lru_cache(maxsize=1024)
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text as a header may hold it."""
     return re.sub(r"[^ -~]", "?", text)
 
