@@ -41,12 +41,14 @@ async def door(app: ASGIApp, board: Any) -> AsyncGenerator[None]:
     """Answers the siblings, while it is open."""
     path = board.door(board.number)
     path.unlink(missing_ok=True)
-    config = Config(app, http=Protocol, lifespan="off", access_log=False, log_config=None)
+    config = Config(app, http=Protocol, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
 
     def protocol() -> Protocol:
-        return Protocol(config=config, server_state=state, app_state={})
+        made = Protocol(config=config, server_state=state, app_state={})
+        made.access_log = False  # Not by the settings: these silence the log of the whole process.
+        return made
 
     server = await asyncio.get_running_loop().create_unix_server(protocol, str(path))
     try:

@@ -423,10 +423,15 @@ async def test_followers_that_leave_leave_no_connection_behind(backend: FakeBack
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over the sockets at a port")
 async def test_connections_are_spread_over_the_workers(backend: FakeBackend, tmp_path: Path) -> None:
     backend.default = chat("Hello.")
-    async with service(backend, tmp_path) as running:
+    async with service(backend, tmp_path, "--access-log", "--log-level", "info") as running:
         for _ in range(100):
             await create(running.http)
         assert min(await running.answered()) >= 20, "one worker gets nearly all"
+        lines = (tmp_path / "log").read_text().splitlines()
+    assert sum("POST /v1/responses" in line for line in lines) == 100, "each worker logs what it answers"
+    assert not [line for line in lines if "/api/workers/" in line], (
+        "what the workers ask each other is nobody's business"
+    )
 
 
 @in_module
