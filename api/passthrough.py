@@ -26,6 +26,7 @@ from api.http import ClientLeft, ClientWatch, Express, Outlet, Primed, StreamedR
 from backends.failover import Attempt, Attempts
 from backends.pool import Routing
 from errors import APIError, BackendRefused, InvalidRequest
+from requests.chat import DecodeError
 
 log = logging.getLogger("nomyo.backends")
 
@@ -103,7 +104,7 @@ def head_of(body: bytes) -> Head:
         return _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"Invalid value for 'model': {error}.", param="model", code="invalid_value") from None
-    except msgspec.DecodeError as error:
+    except DecodeError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
 
 
@@ -111,8 +112,8 @@ def with_model(body: bytes, model: str) -> bytes:
     """The body of a request, for another model. All else in it stays as it is spelled."""
     try:
         return msgspec.json.encode(_members.decode(body) | {"model": model})
-    except msgspec.DecodeError:  # half a surrogate pair
-        return json.dumps(json.loads(body) | {"model": model}).encode()
+    except DecodeError:  # half a surrogate pair, or a name that is no UTF-8
+        return json.dumps(json.loads(body.decode("utf-8", "replace")) | {"model": model}).encode()
 
 
 class Passing:

@@ -21,7 +21,6 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
-import msgspec
 import orjson
 
 from backends.http1 import LEFT, Answer, BadAnswer, ConnectTimeout, Origin
@@ -37,13 +36,14 @@ from errors import (
 from requests.chat import (
     ChatChunk,
     ChatCompletion,
+    DecodeError,
     Dumped,
     decode_chunk,
     decode_completion,
-    decode_read,
     parse_type,
     parse_types,
 )
+from requests.reads import Run, decode_read
 from requests.sse import SSEDecoder
 
 log = logging.getLogger("nomyo.backends")
@@ -131,7 +131,7 @@ class BackendClient:
         body = await _read(answer)
         try:
             return decode_completion(body)
-        except msgspec.DecodeError:
+        except DecodeError:
             raise _not_an_answer(body) from None
 
     async def _create_response(self, **params: Any) -> Dumped | EventStream:
@@ -321,10 +321,10 @@ class RawAnswer:
             self._answer.close()
 
 
-class ChatStream(BackendStream[ChatChunk]):
+class ChatStream(BackendStream[ChatChunk | Run]):
     """The chunks of a streamed chat completion."""
 
-    def _pieces_in(self, received: bytes) -> Read[ChatChunk]:
+    def _pieces_in(self, received: bytes) -> Read[ChatChunk | Run]:
         """All in one go, for a server that sends a hundred chunks at once; one by one where that cannot be."""
         read = decode_read(received) if self._decoder.is_between_events else None
         if read is None:
@@ -333,10 +333,15 @@ class ChatStream(BackendStream[ChatChunk]):
         self._ended = self._ended or is_end
         return chunks, None
 
+    async def _pieces(self) -> AsyncIterator[ChatChunk]:
+        async for piece in super()._pieces():
+            for chunk in piece.chunks() if isinstance(piece, Run) else (piece,):
+                yield chunk
+
     def _piece(self, data: bytes) -> ChatChunk:
         try:
             chunk = decode_chunk(data)
-        except msgspec.DecodeError:
+        except DecodeError:
             raise _not_an_answer(data) from None
         if chunk.error is not None:
             raise refusal_of(_code_of(chunk.error), chunk.error)
@@ -380,7 +385,7 @@ class EventStream(BackendStream[NativeEvent]):
     def _piece(self, data: bytes) -> NativeEvent:
         try:
             type = parse_type(data)
-        except msgspec.DecodeError:
+        except DecodeError:
             described = _json_or_none(data)
             if isinstance(described, dict) and "error" in described:
                 raise refusal_of(_code_of(described["error"]), described["error"]) from None

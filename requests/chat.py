@@ -98,11 +98,10 @@ class ChatCompletion(msgspec.Struct):
 
 
 _chunk = msgspec.json.Decoder(ChatChunk)
-DecodeError = msgspec.DecodeError
+# What is no JSON, or not of the type that it should be. Bytes that are no UTF-8 have an error of their own.
+DecodeError = (msgspec.DecodeError, UnicodeDecodeError)
 # One chunk as it stands. Raises `DecodeError`.
 parse_chunk = _chunk.decode
-_chunks = msgspec.json.Decoder(list[ChatChunk])
-DONE_BEHIND = b"\n\ndata: [DONE]"
 _completion = msgspec.json.Decoder(
     ChatCompletion, dec_hook=lambda kind, value: Dumped(value) if kind is Dumped else value
 )
@@ -120,7 +119,7 @@ def parse_types(datas: list[bytes]) -> list[str] | None:
     """The types of some such events. None where one of them is none."""
     try:
         typed = _typed_list.decode(b"[%b]" % b",".join(datas))
-    except msgspec.DecodeError:
+    except DecodeError:
         return None
     return [event.type for event in typed] if len(typed) == len(datas) else None
 
@@ -131,46 +130,20 @@ def parse_type(data: bytes) -> str:
 
 
 def decode_chunk(data: bytes) -> ChatChunk:
-    """One chunk from the data of one SSE event. Raises `msgspec.DecodeError`."""
+    """One chunk from the data of one SSE event. Raises `DecodeError`."""
     chunk = _chunk.decode(data)
     if chunk.usage is not None:
-        _name_details(chunk.usage)
+        name_details(chunk.usage)
     return chunk
 
 
-def decode_read(received: bytes) -> tuple[list[ChatChunk], bool, bool] | None:
-    """All chunks of a read that holds whole events and nothing else, made one array of JSON and decoded in one go; whether they end the
-    answer; and whether `[DONE]` comes behind them. None for any other read, and where one of them is no chunk, or an error."""
-    if not received.startswith(b"data: ") or not received.endswith(b"\n\n"):
-        return None
-    events = received[6:-2]
-    is_done = events.endswith(DONE_BEHIND)
-    array = events.removesuffix(DONE_BEHIND).replace(b"\n\ndata: ", b",")
-    if b"\n" in array or b"\r" in array:  # In JSON they are no part of a text, so these are other lines.
-        return None
-    try:
-        chunks = _chunks.decode(b"[%b]" % array)
-    except msgspec.DecodeError:
-        return None
-    is_end = is_done
-    for chunk in chunks:
-        if chunk.error is not None or chunk.object == "error":
-            return None
-        if chunk.usage is not None:
-            _name_details(chunk.usage)
-        for choice in chunk.choices or ():
-            if choice.finish_reason:
-                is_end = True
-    return chunks, is_end, is_done
-
-
 def decode_completion(body: bytes) -> ChatCompletion:
-    """A whole completion. Raises `msgspec.DecodeError`."""
+    """A whole completion. Raises `DecodeError`."""
     completion = _completion.decode(body)
     for choice in completion.choices:
         msgspec.convert(choice.message, Message)
     if completion.usage is not None:
-        _name_details(completion.usage)
+        name_details(completion.usage)
     return completion
 
 
@@ -188,7 +161,7 @@ def as_plain(value: Any) -> Any:
     return value.model_dump() if hasattr(value, "model_dump") else value
 
 
-def _name_details(usage: Usage) -> None:
+def name_details(usage: Usage) -> None:
     """A real backend's usage always has its detail keys, so that strict clients always get the detail objects."""
     if usage.prompt_tokens_details is UNSET:
         usage.prompt_tokens_details = None

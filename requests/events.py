@@ -35,6 +35,7 @@ from requests.open_items import (
     sealed,
     skeleton,
 )
+from requests.reads import MARK, Run
 from requests.responses import ID_PREFIXES, new_id, text_of, usage_chat_to_responses, whole_item
 from requests.sse import renumbered
 from requests.thinking import ThinkSplitter
@@ -192,27 +193,38 @@ class ResponseBuilder:
 
     # ── chat chunks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def chunks(self, chunks: list[ChatChunk]) -> list[Any]:
-        """The events of some chunks: mostly deltas, which may be frames (`telling`)."""
+    def chunks(self, chunks: list[Any]) -> list[Any]:
+        """The events of some chunks, and runs of them: mostly deltas, which may be frames (`telling`)."""
         if self.telling != "frames":
-            events = [event for chunk in chunks for event in self.chunk(chunk)]
+            each = (one for chunk in chunks for one in (chunk.chunks() if type(chunk) is Run else (chunk,)))
+            events = [event for chunk in each for event in self.chunk(chunk)]
             return events if self.telling == "events" else []
         told: list[Any] = []
         plain: list[str] = []
         for chunk in chunks:
-            delta = self._plain_delta(chunk)
-            if delta is not None:
+            if type(chunk) is Run:
+                self._tell_plain(told, plain)
+                plain = []
+                self._tell_run(told, chunk)
+            elif (delta := self._plain_delta(chunk)) is not None:
                 plain.append(delta)
-                continue
-            self._tell_plain(told, plain)
-            plain = []
-            told += self.chunk(chunk)
+            else:
+                self._tell_plain(told, plain)
+                plain = []
+                told += self.chunk(chunk)
         self._tell_plain(told, plain)
         return told
 
     def _tell_plain(self, told: list[Any], deltas: list[str]) -> None:
         if deltas and self._text is not None:
-            told.append(self._text.grow_plainly(self, deltas))
+            told.append(self._text.grow_plainly(self, deltas, list(map(orjson.dumps, deltas))))
+
+    def _tell_run(self, told: list[Any], run: Run) -> None:
+        if self._text is not None and self._plain_delta(run.pattern) == MARK:
+            told.append(self._text.grow_plainly(self, run.texts, run.jsons))
+            return
+        for chunk in run.chunks():
+            told += self.chunk(chunk)
 
     def frame_of(self, data: bytes) -> bytes | None:
         """The shortcut for nearly all reads of all streams: a chat chunk that is one plain delta, as a frame. None, and nothing has

@@ -23,6 +23,7 @@ import msgspec
 import orjson
 
 from errors import BackendError, InvalidRequest, Unsupported
+from requests.chat import DecodeError
 from requests.open_items import Event
 from requests.tools import Item, arguments_of
 
@@ -141,7 +142,7 @@ def read_ollama(body: bytes, kind: type[T]) -> T:
     """A request of Ollama's. Raises `InvalidRequest`."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except DecodeError as error:
         raise InvalidRequest(f"invalid request: {error}") from None
 
 

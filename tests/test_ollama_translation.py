@@ -247,6 +247,7 @@ class TestRequests:
             b'{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}',
             b'{"options": []}',
             b'{"tools": ["f"]}',
+            b'{"messages": [{"role": "user", "content": "\xe9"}]}',
         ],
     )
     def test_what_is_no_request_is_refused(self, body):

@@ -163,6 +163,8 @@ class TestByteForByte:
         endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "aliases": {"fast": MODEL}}
         async with running_router(endpoints=[endpoint]) as running:
             answer = await post_bytes(running, b'{"model":"fast","messages":[{"role":"user","content":"\\ud83d"}]}')
+            odd = await post_bytes(running, b'{"model":"fast","\xe9":1,"messages":[]}')
+            assert odd.status_code == 200, "a name that is no UTF-8 is nobody's business either"
         assert answer.status_code == 200, answer.text
         sent = json.loads(asked(backend)[0].body)
         assert sent == {"model": MODEL, "messages": [{"role": "user", "content": "\ud83d"}]}
@@ -459,7 +461,15 @@ class TestRequestsThatGoNowhere:
     @pytest.mark.parametrize("path", DOORS)
     async def test_no_json(self, served, backend, path):
         model = b'"model": "test-model"'
-        for body in (b"", b"{", b"{" + model, b"{" + model + b"} x", b"{" + model + b', "n": NaN', b"\xff\xfe"):
+        for body in (
+            b"",
+            b"{",
+            b"{" + model,
+            b"{" + model + b"} x",
+            b"{" + model + b', "n": NaN',
+            b"\xff\xfe",
+            b'{"model":"\xe9"}',
+        ):
             assert_error(await post_bytes(served, body, path), 400, code="invalid_json")
         assert not asked(backend)
 

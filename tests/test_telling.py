@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import BackendCut
-from requests.chat import decode_chunk, decode_read
+from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
 from requests.open_items import STREAMED_PARTS, Telling
 from requests.responses import chat_message_to_output_items
@@ -262,7 +262,7 @@ def test_a_frame_of_a_delta_is_the_frame_of_its_event(
     made = DeltaFrames(event)
     wanted = [frame({**event, "sequence_number": number + n, "delta": delta}) for n, delta in enumerate(deltas)]
     assert made.one(number, deltas[0]) == wanted[0]
-    assert made.of(number, deltas) == b"".join(wanted)
+    assert made.of(number, list(map(orjson.dumps, deltas))) == b"".join(wanted)
 
 
 @law
@@ -308,41 +308,6 @@ def test_what_is_relayed_is_what_would_be_adopted(
     relayed = quick.relay_alone(encode(event))
     assert told([relayed] if relayed is not None else quick.adopt(event)) == told(slow.adopt(event))
     assert quick.sequence_number == slow.sequence_number
-
-
-@law
-@given(st.lists(texts.map(says) | st.just(ends()), min_size=1, max_size=6), st.booleans())
-def test_a_read_of_whole_events_is_what_its_events_are(chunks: list[Json], done: bool) -> None:
-    datas = [orjson.dumps(chunk) for chunk in chunks]
-    received = b"".join(b"data: %b\n\n" % data for data in datas) + (b"data: [DONE]\n\n" if done else b"")
-    read = decode_read(received)
-    assert read is not None
-    assert read[0] == [decode_chunk(data) for data in datas]
-    assert read[1] is (done or ends() in chunks)
-    assert read[2] is done
-    assert SSEDecoder().feed(received) == datas + ([b"[DONE]"] if done else [])
-
-
-@pytest.mark.parametrize(
-    "received",
-    [
-        b"",
-        b"data: {}",
-        b"data: {}\n",
-        b": hello\n\ndata: {}\n\n",
-        b"event: x\ndata: {}\n\n",
-        b"data: {}\n\ndata: {}\n",
-        b"data: {\ndata: }\n\n",
-        b"data: {}\r\n\r\n",
-        b"data: {}\n\n\n\n",
-        b"data: nothing\n\n",
-        b'data: {"error": {"message": "no"}}\n\n',
-        b'data: {"object": "error", "message": "no"}\n\n',
-        b"data: [DONE]\n\n",
-    ],
-)
-def test_any_other_read_is_read_event_by_event(received: bytes) -> None:
-    assert decode_read(received) is None
 
 
 @pytest.mark.parametrize(
