@@ -231,8 +231,8 @@ def _take_express(
     events_of: Callable[[list[Any]], list[Any]],
     frame_of: Callable[[bytes], bytes | None],
 ) -> None:
-    """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once. `frame_of` is for the data
-    of one event, and may leave it to `events_of`."""
+    """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once. `frame_of` is for a
+    read of one event, and may leave it to `events_of`."""
     if express is None or not isinstance(answer, BackendStream):
         return
 
@@ -243,8 +243,8 @@ def _take_express(
             write(events)
         return True
 
-    def take_one(data: bytes) -> bool:
-        if (send := express.send) is None or (frame := frame_of(data)) is None:
+    def take_one(received: bytes) -> bool:
+        if (send := express.send) is None or (frame := frame_of(received)) is None:
             return False
         send(frame)
         return True

@@ -219,11 +219,12 @@ class BackendStream(ABC, Generic[T]):
 
     def shortcut(self, take: Callable[[list[T]], bool], take_one: Callable[[bytes], bool]) -> None:
         """From now on, `take` is offered what arrives in the middle of the answer while its reader waits for it; before that,
-        `take_one` the data of an event that comes alone. They take all of it, and then the reader need not be woken, or nothing."""
-        only = self._decoder.only
+        `take_one` the bytes of a read that begins with an event. They take all of it, and then the reader need not be woken, or
+        nothing."""
+        decoder = self._decoder
 
         def tap(received: bytes) -> bool:
-            if (data := only(received)) is not None and take_one(data):
+            if decoder.is_between_events and take_one(received):
                 return True
             pieces, failure = self._left = self._pieces_in(received)
             if failure is not None or self._ended:

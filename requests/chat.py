@@ -137,6 +137,11 @@ def decode_chunk(data: bytes) -> ChatChunk:
     return chunk
 
 
+def is_error(chunk: ChatChunk) -> bool:
+    """Whether a chunk is none, but an error in the middle of a stream."""
+    return chunk.error is not None or chunk.object == "error"
+
+
 def decode_completion(body: bytes) -> ChatCompletion:
     """A whole completion. Raises `DecodeError`."""
     completion = _completion.decode(body)

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from errors import APIError
-from requests.chat import ChatChunk, DecodeError, ToolCallDelta, parse_chunk, parse_type
+from requests.chat import ChatChunk, DecodeError, ToolCallDelta, is_error, parse_chunk, parse_type
 from requests.open_items import (
     NO_ARGUMENTS,
     STREAMED_CALLS,
@@ -35,9 +35,9 @@ from requests.open_items import (
     sealed,
     skeleton,
 )
-from requests.reads import MARK, Run
+from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
 from requests.responses import ID_PREFIXES, new_id, text_of, usage_chat_to_responses, whole_item
-from requests.sse import renumbered
+from requests.sse import DeltaFrames, only_data, renumbered
 from requests.thinking import ThinkSplitter
 from requests.tools import CALLS, Item, ToolBook, arguments_of, call_item
 
@@ -55,6 +55,8 @@ TEXT = ("message", "output_text")
 
 
 NO_BOOK = ToolBook(())
+# After so many deltas it is looked again what is around their texts, if they are not alike any more. Of some servers' no two are.
+LESSONS_EVERY = 8
 
 
 class ResponseBuilder:
@@ -217,31 +219,50 @@ class ResponseBuilder:
 
     def _tell_plain(self, told: list[Any], deltas: list[str]) -> None:
         if deltas and self._text is not None:
-            told.append(self._text.grow_plainly(self, deltas, list(map(orjson.dumps, deltas))))
+            told.append(self._text.grow_plainly(self, deltas, [orjson.dumps(delta)[1:-1] for delta in deltas]))
 
     def _tell_run(self, told: list[Any], run: Run) -> None:
         if self._text is not None and self._plain_delta(run.pattern) == MARK:
-            told.append(self._text.grow_plainly(self, run.texts, run.jsons))
+            told.append(self._text.grow_plainly(self, run.texts, run.spelled))
             return
         for chunk in run.chunks():
             told += self.chunk(chunk)
 
-    def frame_of(self, data: bytes) -> bytes | None:
-        """The shortcut for nearly all reads of all streams: a chat chunk that is one plain delta, as a frame. None, and nothing has
-        happened, for any other. It calls as little as it can: a token wakes us from sleep, and what it runs is cold."""
-        if self._text is None or self._text.frames is None:
+    def frame_of(self, received: bytes) -> bytes | None:
+        """The shortcut for nearly all reads of all streams: one chat chunk that is a plain delta, as a frame. None, and nothing has
+        happened, for any other. It runs as little as it can: a token wakes us from sleep, and everything is cold."""
+        text = self._text
+        if text is None or text.frames is None:
+            return None
+        number = self.sequence_number
+        told = text.frames.relay(number, received) or self._parsed(text.frames, number, received)
+        if told is None:
+            return None
+        frame, delta = told
+        text.fragments.append(delta)
+        self.sequence_number = number + 1
+        return frame
+
+    def _parsed(self, frames: DeltaFrames, number: int, received: bytes) -> tuple[bytes, str] | None:
+        """What `DeltaFrames.relay` gives, by parsing the chunk. Now and then it learns from one what it needs for the next."""
+        if (delta := self._delta_in(received)) is None:
+            return None
+        if number >= frames.learns_at:
+            frames.learns_at = number + LESSONS_EVERY
+            around = around_text(received)
+            if around is None or self._delta_in(around.with_text()) != MARK:
+                around = NOTHING_LIKE_IT
+            frames.around = around
+        return frames.one(number, delta), delta
+
+    def _delta_in(self, received: bytes) -> str | None:
+        if (data := only_data(received)) is None:
             return None
         try:
             chunk = parse_chunk(data)
         except DecodeError:
             return None
-        delta = None if chunk.error is not None else self._plain_delta(chunk)
-        if delta is None:
-            return None
-        self._text.fragments.append(delta)
-        number = self.sequence_number
-        self.sequence_number = number + 1
-        return self._text.frames.one(number, delta)
+        return None if is_error(chunk) else self._plain_delta(chunk)
 
     def chunk(self, chunk: ChatChunk) -> list[Event]:
         """The events of one chunk: mostly a single delta."""
@@ -468,8 +489,10 @@ class ResponseBuilder:
             self.sequence_number += 1
         return frame
 
-    def relay_alone(self, data: bytes) -> bytes | None:
-        """`relay`, for an event that has come alone."""
+    def relay_alone(self, received: bytes) -> bytes | None:
+        """`relay`, for a read that holds one event."""
+        if (data := only_data(received)) is None:
+            return None
         try:
             return self.relay(parse_type(data), data)
         except DecodeError:

@@ -82,13 +82,13 @@ class OpenText:
         self.frames: DeltaFrames | None = None
         self._logprobs: list[dict[str, Any]] = []
 
-    def grow_plainly(self, ladder: Ladder, deltas: list[str], jsons: list[bytes]) -> bytes:
-        """What nearly all tokens are: more deltas of the part that is open, as frames. `jsons` are the deltas as JSON."""
+    def grow_plainly(self, ladder: Ladder, deltas: list[str], spelled: list[bytes]) -> bytes:
+        """What nearly all tokens are: more deltas of the part that is open, as frames. `spelled` are the deltas as JSON has them."""
         assert self.frames is not None
         self.fragments += deltas
         number = ladder.sequence_number
         ladder.sequence_number += len(deltas)
-        return self.frames.of(number, jsons)
+        return self.frames.of(number, spelled)
 
     def added(self, ladder: Ladder) -> Event:
         item = skeleton(self.item("in_progress"))

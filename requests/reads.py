@@ -1,6 +1,7 @@
 """All chat chunks of one network read at once: a server that is fast sends a hundred of them in one.
 
     decode_read(received)   ChatChunks, and a Run of those that differ in nothing but a piece of text
+    around_text(spelled)    what such chunks have around their text: the next one need not be parsed
 
 What is not regular is left to whoever reads event by event (`requests/sse.py`).
 """
@@ -13,14 +14,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from requests.chat import ChatChunk, DecodeError, decode_chunk, name_details
+from requests.chat import ChatChunk, DecodeError, decode_chunk, is_error, name_details
 
 _BETWEEN = b"\n\ndata: "
 _DONE = b"[DONE]"
 _TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning)": ?"')
-# What stands for the text in the pattern of a run.
+# What stands for the text in a pattern.
 MARK = "\N{NULL}a text"
-_MARK = rb'"\u0000a text"'
+_MARK = rb"\u0000a text"
 # Fewer chunks are as quickly decoded.
 SHORTEST_RUN = 8
 
@@ -28,20 +29,41 @@ _chunks = msgspec.json.Decoder(list[ChatChunk])
 _texts = msgspec.json.Decoder(list[str])
 
 
+class Around(NamedTuple):
+    """What chunks that differ in nothing but a piece of text have around it, as they are spelled, with its quotes."""
+
+    head: bytes
+    tail: bytes
+
+    def with_text(self, text: bytes = _MARK) -> bytes:
+        """The chunk that has this text, which is spelled as JSON has it."""
+        return b"%b%b%b" % (self.head, text, self.tail)
+
+
+# No read begins like this.
+NOTHING_LIKE_IT = Around(b"\0", b"\0")
+
+
+def around_text(spelled: bytes) -> Around | None:
+    """What is around the text in a chunk, if there is one without a quote in it. That may be the text of something else: the chunk
+    with the `MARK` in its place tells."""
+    if (found := _TEXT.search(spelled)) is None:
+        return None
+    return Around(spelled[: found.end()], spelled[spelled.find(b'"', found.end()) :])
+
+
 class Run(msgspec.Struct, gc=False):
-    """Chunks like `pattern`, but each with one of the `texts` in the place of its `MARK`. `jsons` are the texts as they came. None is
-    empty."""
+    """Chunks like `pattern`, but each with one of the `texts` in the place of its `MARK`. `spelled` are the texts as JSON has them, without
+    their quotes. None is empty."""
 
     pattern: ChatChunk
-    head: bytes
-    jsons: list[bytes]
-    tail: bytes
+    around: Around
+    spelled: list[bytes]
     texts: list[str]
 
     def chunks(self) -> Iterator[ChatChunk]:
         """Each as a chunk of its own."""
-        for text in self.jsons:
-            yield decode_chunk(b"%b%b%b" % (self.head, text, self.tail))
+        return map(decode_chunk, map(self.around.with_text, self.spelled))
 
 
 class Read(NamedTuple):
@@ -73,7 +95,7 @@ def decode_read(received: bytes) -> Read | None:
         return None
     is_end = is_done
     for chunk in chunks:
-        if chunk.error is not None or chunk.object == "error":
+        if is_error(chunk):
             return None
         if chunk.usage is not None:
             name_details(chunk.usage)
@@ -87,26 +109,28 @@ def _run_in(datas: list[bytes]) -> tuple[Run, int, int] | None:
     """The run around the middle of some chunks, and where it begins and ends. The one before it is left out: it may be the first of a
     text, and has more to tell."""
     sample = datas[len(datas) // 2]
-    if b"\n" in sample or b"\r" in sample or (found := _TEXT.search(sample)) is None:
+    if b"\n" in sample or b"\r" in sample or (around := around_text(sample)) is None:
         return None
-    at = found.end() - 1
-    head, tail = sample[:at], sample[sample.find(b'"', at + 1) + 1 :]
+    head, tail = around
 
     def is_alike(index: int) -> bool:
         return datas[index].startswith(head) and datas[index].endswith(tail)
 
     begin = next(index for index in range(len(datas)) if is_alike(index)) + 1
     end = next(index for index in reversed(range(len(datas))) if is_alike(index)) + 1
-    jsons = [data[at : -len(tail)] for data in datas[begin:end]]
-    if len(jsons) < SHORTEST_RUN or (tail + head).join([b"", *jsons, b""]) != b"".join([tail, *datas[begin:end], head]):
+    spelled = [data[len(head) : -len(tail)] for data in datas[begin:end]]
+    if len(spelled) < SHORTEST_RUN:
         return None
-    strings = b"[%b]" % b",".join(jsons)
+    # What was cut out of each in the same place was between a head and a tail.
+    if (tail + head).join([b"", *spelled, b""]) != b"".join([tail, *datas[begin:end], head]):
+        return None
+    strings = b'["%b"]' % b'","'.join(spelled)
     try:
-        pattern = decode_chunk(b"%b%b%b" % (head, _MARK, tail))
+        pattern = decode_chunk(around.with_text())
         texts = _texts.decode(strings)
     except DecodeError:
         return None
     # As many quotes as so many strings have around them: there is none inside of a text, so each ends where we have cut.
-    if len(texts) != len(jsons) or strings.count(b'"') != 2 * len(jsons) or "" in texts:
+    if len(texts) != len(spelled) or strings.count(b'"') != 2 * len(spelled) or "" in texts:
         return None
-    return Run(pattern, head, jsons, tail, texts), begin, end
+    return Run(pattern, around, spelled, texts), begin, end

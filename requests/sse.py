@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from requests.reads import NOTHING_LIKE_IT
+
 KEEPALIVE = b": ping\n\n"
 
 
@@ -27,23 +29,41 @@ def frames(events: list[Any]) -> bytes:
 
 class DeltaFrames:
     """The frames of the deltas of one part: of a thousand tokens nothing differs but a number and a text, so all else is made
-    once, out of `event`, the first of them."""
+    once, out of `event`, the first of them. `around` is what the chunks that they come in have around their text, since the event with
+    the number `learns_at`."""
 
-    __slots__ = ("_between", "_end", "_start")
+    __slots__ = ("_between", "_end", "_start", "around", "learns_at")
 
     def __init__(self, event: dict[str, Any]) -> None:
         sample = frame({**event, "sequence_number": _NUMBER, "delta": ""})
         self._start, _, rest = sample.partition(b"%d" % _NUMBER)
         between, key, end = rest.partition(b'"delta":')
-        self._between, self._end = between + key, end.removeprefix(b'""')
+        self._between, self._end = between + key + b'"', end.removeprefix(b'"')
+        self.around = NOTHING_LIKE_IT
+        self.learns_at = 0
+
+    def relay(self, number: int, received: bytes) -> tuple[bytes, str] | None:
+        """The frame of the delta in a read that holds one chunk, and the delta, out of the middle of the bytes: if nothing else differs
+        from the chunk that `around` was learnt from, and nothing in the text is escaped, or should be. None for any other."""
+        head, tail = self.around
+        if not received.startswith(head) or not received.endswith(tail):
+            return None
+        spelled = received[len(head) : -len(tail)]
+        try:
+            delta = spelled.decode()
+        except UnicodeDecodeError:
+            return None
+        if not delta or '"' in delta or "\\" in delta or not delta.isprintable():
+            return None
+        return b"%b%d%b%b%b" % (self._start, number, self._between, spelled, self._end), delta
 
     def one(self, number: int, delta: str) -> bytes:
         """`frame` of the event with this number and delta."""
-        return b"%b%d%b%b%b" % (self._start, number, self._between, orjson.dumps(delta), self._end)
+        return b"%b%d%b%b%b" % (self._start, number, self._between, orjson.dumps(delta)[1:-1], self._end)
 
     def of(self, number: int, deltas: list[bytes]) -> bytes:
-        """`frames` of the event with each of the deltas, which are JSON already; the first has this sequence number. Every piece is put
-        in its place with all of its kind: nothing is done for each delta alone."""
+        """`frames` of the event with each of the deltas, which are spelled as JSON has them, without quotes; the first has this number.
+        Every piece is put in its place with all of its kind: nothing is done for each delta alone."""
         count = len(deltas)
         pieces = [self._end + self._start] * (4 * count)
         pieces[0] = self._start
@@ -104,6 +124,17 @@ def _plain_datas(received: bytes) -> list[bytes] | None:
     return datas
 
 
+def only_data(received: bytes) -> bytes | None:
+    """The data of a read that holds one event and nothing else, as most reads of a stream do: a line of data, at most one with the
+    event's name before it. None for any other."""
+    if not received.endswith(b"\n\n") or b"\r" in received:
+        return None
+    start = received.find(b"\n") + 1 if received.startswith(b"event: ") else 0
+    if not received.startswith(b"data: ", start) or received.find(b"\n", start) != len(received) - 2:
+        return None
+    return received[start + 6 : -2]
+
+
 class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
@@ -111,22 +142,24 @@ class SSEDecoder:
     line `error: {…}`, which llama.cpp has sent in place of data, becomes the data `{"error": {…}}`.
     """
 
-    __slots__ = ("_data", "_started", "_tail")
+    __slots__ = ("_data", "_started", "_tail", "is_between_events")
 
     def __init__(self) -> None:
         self._tail = b""
         self._data: list[bytes] = []
         self._started = False
+        self.is_between_events = True
 
     def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that `received` completes, in order."""
-        if not self._tail and not self._data and (datas := _plain_datas(received)) is not None:
+        if self.is_between_events and (datas := _plain_datas(received)) is not None:
             self._started = True
             return datas
         text = self._tail + received if self._tail else received
         if not self._started:
             if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):
                 self._tail = text
+                self.is_between_events = False
                 return []
             self._started = True
             text = text.removeprefix(b"\xef\xbb\xbf")
@@ -136,21 +169,8 @@ class SSEDecoder:
         events: list[bytes] = []
         for line in lines:
             self._line(line.rstrip(b"\r\n"), events)
+        self.is_between_events = not self._tail and not self._data
         return events
-
-    @property
-    def is_between_events(self) -> bool:
-        return not self._tail and not self._data
-
-    def only(self, received: bytes) -> bytes | None:
-        """The data of a read that holds one event and nothing else, as most reads of a stream do: a line of data, at most one with the
-        event's name before it. None, and nothing has happened, for any other."""
-        if self._tail or self._data or not received.endswith(b"\n\n") or b"\r" in received:
-            return None
-        start = received.find(b"\n") + 1 if received.startswith(b"event: ") else 0
-        if not received.startswith(b"data: ", start) or received.find(b"\n", start) != len(received) - 2:
-            return None
-        return received[start + 6 : -2]
 
     def flush(self) -> list[bytes]:
         """What is left when the stream ended. Servers that forget the last blank line are forgiven."""

@@ -17,8 +17,9 @@ from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
 from requests.open_items import STREAMED_PARTS, Telling
 from requests.responses import chat_message_to_output_items
-from requests.sse import DeltaFrames, SSEDecoder, frame, frames, renumbered
+from requests.sse import DeltaFrames, SSEDecoder, frame, frames, only_data, renumbered
 from requests.tools import ToolBook
+from tests.fake_backend.answers import sse
 from tests.stream_grammar import parse_sse
 from tests.streams import Json, builder, call, calls, chunk, ends, refuses, says, thinks
 from tests.test_laws import completions, law, some_text, streams, texts
@@ -46,7 +47,7 @@ def fed(made: ResponseBuilder, chunks: list[Json], cuts: list[int]) -> list[Any]
     for size in [*cuts, len(left)]:
         if size == 0 and left:
             data = left.pop(0)
-            alone = made.frame_of(data)
+            alone = made.frame_of(b"data: %b\n\n" % data)
             events += made.chunks([decode_chunk(data)]) if alone is None else [alone]
         else:
             batch, left = left[:size], left[size:]
@@ -201,10 +202,11 @@ def test_what_is_not_plain_is_left_alone(begun: Callable[[str], Json], given_: J
     made.telling = "frames"
     made.begin()
     made.chunks([decode_chunk(orjson.dumps(begun("Hello")))])
-    assert made.frame_of(orjson.dumps(begun(" there"))), "what is plain is none"
-    before = made.sequence_number
-    assert made.frame_of(orjson.dumps(given_)) is None
-    assert made.sequence_number == before, "something has happened"
+    for word in (" there", ", you"):  # The first is parsed, the second is like the first.
+        assert made.frame_of(sse(begun(word))), "what is plain is none"
+        before = made.sequence_number
+        assert made.frame_of(sse(given_)) is None
+        assert made.sequence_number == before, "something has happened"
 
 
 LOGPROBS = {"content": [{"token": "p", "logprob": -1.0}]}
@@ -239,6 +241,70 @@ def test_stories_that_were_nearly_told_wrong(chunks: list[Json], cuts: list[int]
     assert bare(stories[2][-1]["response"]) == bare(stories[0][-1]["response"])
 
 
+# Texts that come as they are, and some that do not.
+spelled = some_text | st.sampled_from(
+    ["word", "é", "🦙", '"', "\\", "\n", "\x7f", "\u2028", "a b", "\N{ZERO WIDTH JOINER}"]
+)
+servers: st.SearchStrategy[Callable[[Json], bytes]] = st.sampled_from(
+    [
+        lambda value: b"data: %b\n\n" % orjson.dumps(value),
+        lambda value: b"data: %b\n\n" % json.dumps(value).encode(),
+        lambda value: b"event: message\ndata: %b\n\n" % orjson.dumps(value),
+        # What else is in a chunk may be another each time, or come from the text.
+        lambda value: b"data: %b\n\n" % orjson.dumps(value | {"created": value["choices"][0]["delta"].get("content")}),
+        lambda value: b"data: %b\n\n" % orjson.dumps({"content": "Hi"} | value),
+    ]
+)
+
+
+@law
+@given(st.lists(spelled.map(says) | spelled.map(thinks) | mixed, max_size=30), servers)
+def test_chunks_that_come_alone_tell_what_they_tell_together(
+    chunks: list[Json], server: Callable[[Json], bytes]
+) -> None:
+    """Each in a read of its own, and whatever was learnt from the one before it."""
+    slow, quick = builder(), builder()
+    quick.telling = "frames"
+    events, frames = slow.begin(), quick.begin()
+    for one in chunks:
+        events += slow.chunks([decode_chunk(orjson.dumps(one))])
+        alone = quick.frame_of(server(one))
+        frames += quick.chunks([decode_chunk(orjson.dumps(one))]) if alone is None else [alone]
+    assert bare(told([*frames, *end(quick, "finished")])) == bare(told([*events, *end(slow, "finished")]))
+
+
+@pytest.mark.parametrize("say", [says, thinks])
+def test_a_token_like_the_one_before_it_is_not_parsed(
+    say: Callable[[str], Json], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that, the law above would hold of a shortcut that nobody takes."""
+    parsed = []
+    monkeypatch.setattr("requests.events.parse_chunk", lambda data: parsed.append(data) or decode_chunk(data))
+    made = builder()
+    made.telling = "frames"
+    made.begin()
+    made.chunks([decode_chunk(orjson.dumps(say("Hello")))])
+    for number in range(50):
+        assert made.frame_of(sse(say(f" é{number}") | {"created": number // 25}))
+    assert len(parsed) < 25, "after a change, what is around the text is learnt again"
+    parsed.clear()
+    for number in range(50):
+        assert made.frame_of(sse(say("x") | {"obfuscation": "x" * number}))
+    assert len(parsed) < 65, "what is never the same is not learnt again and again"
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xe9", b"\xf0\x9f", b"a\nb", b"\x00", b"\x1b", b'a","b', rb"\ud83d", rb"\x", b"a\\"]
+)
+def test_what_is_no_json_is_not_relayed(text: bytes) -> None:
+    made = builder()
+    made.telling = "frames"
+    made.begin()
+    made.chunks([decode_chunk(orjson.dumps(says("Hello")))])
+    assert made.frame_of(sse(says(" there")))
+    assert made.frame_of(sse(says("MARK")).replace(b"MARK", text)) is None
+
+
 # ── the bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -262,7 +328,7 @@ def test_a_frame_of_a_delta_is_the_frame_of_its_event(
     made = DeltaFrames(event)
     wanted = [frame({**event, "sequence_number": number + n, "delta": delta}) for n, delta in enumerate(deltas)]
     assert made.one(number, deltas[0]) == wanted[0]
-    assert made.of(number, list(map(orjson.dumps, deltas))) == b"".join(wanted)
+    assert made.of(number, [orjson.dumps(delta)[1:-1] for delta in deltas]) == b"".join(wanted)
 
 
 @law
@@ -305,7 +371,7 @@ def test_what_is_relayed_is_what_would_be_adopted(
     quick.telling = "frames"
     slow.begin()
     quick.begin()
-    relayed = quick.relay_alone(encode(event))
+    relayed = quick.relay_alone(b"data: %b\n\n" % encode(event))
     assert told([relayed] if relayed is not None else quick.adopt(event)) == told(slow.adopt(event))
     assert quick.sequence_number == slow.sequence_number
 
@@ -325,7 +391,35 @@ def test_what_is_relayed_is_what_would_be_adopted(
     ],
 )
 def test_an_event_that_comes_alone(received: bytes, data: bytes | None) -> None:
+    assert only_data(received) == data
+    assert data is None or SSEDecoder().feed(received) == [data]
+
+
+@law
+@given(
+    st.lists(
+        st.sampled_from([b"data: {}\n\n", b"event: x\ndata: 1\n\n", b": ping\n\n", b"data: a\r\n\r\n", b"data:\n\n"]),
+        max_size=4,
+    ),
+    st.integers(0, 60),
+)
+def test_between_events_nothing_is_left_of_what_came(events: list[bytes], cut: int) -> None:
+    """So whatever comes next can be read by itself."""
+    whole = b"data: the first\n\n" + b"".join(events)
     decoder = SSEDecoder()
-    assert decoder.only(received) == data
-    decoder.feed(b"data: half an ")
-    assert decoder.only(b"data: {}\n\n") is None, "the end of another event comes first"
+    decoder.feed(whole[:cut])
+    fresh = SSEDecoder()
+    fresh.feed(b"data: the first\n\n")
+    if decoder.is_between_events:
+        assert decoder.feed(whole[cut:]) == fresh.feed(whole[cut:])
+    else:
+        assert decoder.feed(b"\n\n") or decoder.is_between_events
+
+
+@pytest.mark.parametrize("start", [b"data: x", b"data: x\n", b"event: x", b"\xef\xbb", b"data: x\r", b":"])
+def test_in_an_event_something_is_left(start: bytes) -> None:
+    decoder = SSEDecoder()
+    decoder.feed(start)
+    assert not decoder.is_between_events
+    decoder.feed(b"\n\n")
+    assert decoder.is_between_events
