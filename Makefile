@@ -32,8 +32,8 @@ demo: $(SYNCED) ## a real model behind the router, and a client that talks to it
 serve: $(SYNCED) ## the router, as config.yaml says (HOST=127.0.0.1 PORT=12434)
 	@$(VENV_PYTHON) serve.py --host $(HOST) --port $(PORT) $(ARGS)
 
-test: $(SYNCED) ## all tests (ARGS="-k name -x" goes to pytest)
-	@$(VENV_PYTHON) -m pytest $(ARGS)
+test: $(SYNCED) ## all tests, two at once (ARGS="-k name -x" goes to pytest)
+	@$(VENV_PYTHON) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 # Codex and the SDKs: each against the router, in an environment of its own.
 clients: export UV_PYTHON_DOWNLOADS = never
