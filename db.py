@@ -26,7 +26,7 @@ from operator import itemgetter
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -112,8 +112,16 @@ INTERRUPTED = ServerError("The router stopped while this response was running.",
 WARM_MB = 2
 
 
-class Deletions:
+class Deletions(Protocol):
     """How often something was deleted, by anybody who shares the database: what was read before may be wrong behind it."""
+
+    @property
+    def value(self) -> int: ...
+    def add(self, n: int) -> None: ...
+
+
+class OwnDeletions:
+    """Likewise, where nobody else shares it."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -138,7 +146,7 @@ class Store:
     `open()` inside the running loop, `close()` at its end."""
 
     def __init__(self, url: str) -> None:
-        self.deletions = Deletions()
+        self.deletions: Deletions = OwnDeletions()
         self._connector = SQLite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:")
         self._warm = WarmChains(self.deletions.value)
         self._running: dict[str, Begun] = {}

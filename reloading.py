@@ -11,9 +11,9 @@ import logging
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
-from config import Config, ConfigError, load_config
+from config import ConfigError, load_config
+from state import AppState
 
 log = logging.getLogger("nomyo.settings")
 
@@ -22,18 +22,20 @@ LOOK_EVERY_S = 1.0
 NEEDS_RESTART = ("workers", "database", "cache", "background", "images", "secret_key")
 
 
-async def keep_config(state: Any) -> None:
+async def keep_config(state: AppState) -> None:
     """Takes what changes in the file of the settings, for ever."""
+    file = state.config_file
+    assert file is not None
     asked = asyncio.Event()
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
-    seen = _stamp(state.config_file)
+    seen = _stamp(file)
     while True:
         try:
             async with asyncio.timeout(LOOK_EVERY_S):
                 await asked.wait()
         except TimeoutError:
-            if (stamp := _stamp(state.config_file)) == seen:
+            if (stamp := _stamp(file)) == seen:
                 continue
             seen = stamp
         asked.clear()
@@ -43,7 +45,7 @@ async def keep_config(state: Any) -> None:
             log.exception("the settings stay as they were")
 
 
-async def reload(state: Any) -> None:
+async def reload(state: AppState) -> None:
     """Reads the file again, and takes what it says."""
     try:
         config = load_config(state.config_file)
@@ -52,7 +54,7 @@ async def reload(state: Any) -> None:
         log.error("the settings stay as they were: %s", error)
         return
     state.config_error = None
-    old: Config = state.config
+    old = state.config
     if config == old:
         return
     for key in NEEDS_RESTART:

@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -48,6 +47,7 @@ from db import INTERRUPTED, Store
 from errors import APIError, InvalidRequest, NotFound, ServerError
 from reloading import keep_config
 from seals import Sealer
+from state import AppState
 from tasks import TaskRunner
 from workers import Board, end_with_supervisor
 
@@ -82,6 +82,8 @@ class Application(FastAPI):
     """FastAPI, whose middlewares, routes and dependencies cost a third of a plain request, with a shortcut around them for the
     busiest endpoints. What a client sees is the same either way; tests/test_shortcuts.py compares the two."""
 
+    state: AppState
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = SHORTCUTS.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
         # Whoever adds a middleware to ours wants to see every request.
@@ -113,14 +115,15 @@ def create_app(config: Config, file: Path | None = None, board: Board | None = N
     """The application for some settings. `file` is where they came from: what changes there is taken while it runs. `board` is what it
     shares with the other workers of the service. Several can live in one process: nothing here is global."""
     app = Application(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.state.config = config
-    app.state.config_file = file
-    app.state.config_error = None
-    app.state.db = Store(config.database.url)
-    app.state.cache = make_cache(config.cache)
-    app.state.board = board
-    app.state.pool = Pool(config, board)
-    app.add_middleware(Gate, state=app.state)
+    app.state = state = AppState()
+    state.config = config
+    state.config_file = file
+    state.config_error = None
+    state.db = Store(config.database.url)
+    state.cache = make_cache(config.cache)
+    state.board = board
+    state.pool = Pool(config, board)
+    app.add_middleware(Gate, state=state)
     for routes in SURFACES:
         app.include_router(routes)
     app.add_exception_handler(APIError, on_api_error)
@@ -133,11 +136,11 @@ def create_app(config: Config, file: Path | None = None, board: Board | None = N
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+async def lifespan(app: Application) -> AsyncGenerator[None]:
     """Opens everything, runs, and closes it in reverse: background turns get `background.drain_s` to end."""
     state = app.state
-    config: Config = state.config
-    board: Board | None = state.board
+    config = state.config
+    board = state.board
     log_to_stderr()
     async with AsyncExitStack() as stack:
         if board is not None:
@@ -186,7 +189,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
 
 
-async def _fail_orphans(state: Any) -> None:
+async def _fail_orphans(state: AppState) -> None:
     """Marks as failed what ran in the worker whose place this one has taken: what no other one is working on. If one of them does not
     say, it is asked again: better late than one that goes on."""
     while True:

@@ -17,6 +17,7 @@ from api.http import ClientWatch, Primed, json_response, owner_of, read_json
 from api.responses import final_response, run_turn
 from api.turn import begin_turn
 from errors import InvalidRequest
+from state import AppState
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -26,7 +27,7 @@ async def compact_response(request: Request) -> Response:
     """Compacts a conversation. Body: `model`, and `input` or `previous_response_id`, and `instructions`. Answers a
     `response.compaction` with the user's messages and one `compaction` item, to be sent as they are in place of the
     conversation. Errors: as of POST /v1/responses."""
-    state = request.app.state
+    state: AppState = request.app.state
     body = await read_json(request)
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")

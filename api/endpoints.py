@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api.http import json_response
 from api.siblings import ask, is_from_sibling
 from errors import NotFound
+from state import AppState
 
 routes = APIRouter(tags=["fleet"])
 
@@ -22,7 +23,7 @@ SHOWN = 50
 async def list_endpoints(request: Request) -> Response:
     """Every endpoint: what it has, how busy it is, how it fares; and the queue of those who wait for a slot. What is counted is counted
     over all workers; how an endpoint stands is how the worker sees it that was asked."""
-    state = request.app.state
+    state: AppState = request.app.state
     figures = await _all_figures(state)
     endpoints = [endpoint.describe() for endpoint in state.pool.endpoints.values()]
     for endpoint in endpoints:
@@ -53,7 +54,7 @@ async def enable_endpoint(request: Request, name: str) -> Response:
 
 
 async def _set_draining(request: Request, name: str, *, draining: bool) -> Response:
-    state = request.app.state
+    state: AppState = request.app.state
     for endpoint in state.pool.endpoints.values():
         if endpoint.name == name and not endpoint.leaving:
             state.pool.set_draining(endpoint, draining)
@@ -66,7 +67,7 @@ async def _set_draining(request: Request, name: str, *, draining: bool) -> Respo
 @routes.get("/metrics")
 async def metrics(request: Request) -> Response:
     """The counts of the fleet, over all workers, in Prometheus' text format, version 0.0.4."""
-    state = request.app.state
+    state: AppState = request.app.state
     lines = _metrics(state.pool, await _all_figures(state))
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -79,7 +80,7 @@ async def own_figures(request: Request) -> Response:
     """For the other workers alone: what this one has counted, and the responses that it is working on."""
     if not is_from_sibling(request.scope):
         raise NotFound("There is no GET /api/workers/figures.", code="unknown_url")
-    state = request.app.state
+    state: AppState = request.app.state
     return json_response({**_figures(state.pool), "running": state.db.running_ids()})
 
 
@@ -98,7 +99,7 @@ def _figures(pool: Any) -> dict[str, Any]:
     }
 
 
-async def _all_figures(state: Any) -> dict[str, Any]:
+async def _all_figures(state: AppState) -> dict[str, Any]:
     """The figures of all workers as one: numbers are added, but for the longest wait."""
     total = _figures(state.pool)
     for figures in await ask(state, "GET", "/api/workers/figures"):
@@ -117,7 +118,7 @@ def _added(first: Any, second: Any) -> Any:
     return first + second
 
 
-async def running_elsewhere(state: Any) -> set[str] | None:
+async def running_elsewhere(state: AppState) -> set[str] | None:
     """The responses that the other workers are working on. None if one of them does not say."""
     answers = await ask(state, "GET", "/api/workers/figures")
     return None if None in answers else {response_id for answer in answers for response_id in answer["running"]}

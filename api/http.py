@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.wire import Wire, wire_of
 from errors import APIError, InvalidRequest, TooLarge, Unauthorized
 from requests.sse import KEEPALIVE, frames, obfuscated
+from state import AppState
 
 KEEPALIVE_S = 15.0
 LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -33,7 +34,7 @@ class ClientLeft(Exception):
 class Gate:
     """ASGI middleware: asks for the router's key, where one is set. It wraps nothing, so it costs a stream nothing."""
 
-    def __init__(self, app: ASGIApp, state: Any) -> None:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
         self._state = state
 
@@ -47,7 +48,7 @@ class Gate:
         await self._app(scope, receive, send)
 
 
-def check_key(state: Any, scope: Scope) -> None:
+def check_key(state: AppState, scope: Scope) -> None:
     """Raises `Unauthorized` for a request without the router's key, where one is set."""
     expected = state.config.api_key
     if not expected:

@@ -13,6 +13,7 @@ from api.turn import Turn, begin_turn, native_params
 from backends.failover import Attempts
 from errors import BackendError, InvalidRequest
 from requests.tokens import estimated_tokens
+from state import AppState
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -22,7 +23,7 @@ async def count_input_tokens(request: Request) -> Response:
     """Counts the input tokens of a request for a response, with its history, instructions and tools: by the backend where it
     can, else by an estimate, which the header `x-nomyo-estimated: true` admits. Answers `{object, input_tokens}`. Errors: as of
     POST /v1/responses."""
-    state = request.app.state
+    state: AppState = request.app.state
     body = await read_json(request)
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
@@ -37,7 +38,7 @@ async def count_input_tokens(request: Request) -> Response:
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 
 
-async def _count(state: Any, endpoint: Any, turn: Turn, model: str) -> tuple[int, bool]:
+async def _count(state: AppState, endpoint: Any, turn: Turn, model: str) -> tuple[int, bool]:
     """The tokens, and whether they are an estimate."""
     if endpoint.kind.native:
         params = {key: value for key, value in native_params(turn, model, state.sealer).items() if key in COUNTED}

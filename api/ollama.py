@@ -50,6 +50,7 @@ from requests.ollama import (
     running_model,
     shown_model,
 )
+from state import AppState
 
 NDJSON = "application/x-ndjson"
 
@@ -146,7 +147,7 @@ def _in_ollamas_words(error: APIError, model: str) -> APIError:
 class Asking(Passing, ABC):
     """A request for an answer of a model: it goes through to an Ollama, and is `_translated` for others."""
 
-    def __init__(self, state: Any, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
+    def __init__(self, state: AppState, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
         super().__init__(state.pool, head.model, body, Routing(owner=owner, affinity=head.affinity()))
         self._state = state
         self._owner = owner
@@ -227,7 +228,7 @@ class Chatting(Asking):
 class Generating(Chatting):
     is_chat = False
 
-    def __init__(self, state: Any, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
+    def __init__(self, state: AppState, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
         super().__init__(state, owner, path, head, body)
         if head.suffix or head.template or head.raw or head.context:
             self._only_ollamas()

@@ -27,6 +27,7 @@ from backends.failover import Attempt, Attempts
 from backends.pool import Routing
 from errors import APIError, BackendRefused, InvalidRequest
 from requests.chat import DecodeError
+from state import AppState
 
 log = logging.getLogger("nomyo.backends")
 
@@ -74,7 +75,7 @@ async def pass_through(request: Request) -> Response:
     """Passes a request on to an endpoint that serves its `model`, every parameter kept, and its answer back as it comes, streams
     too. Errors: 400 without a model, 404 `model_not_found`, 429, 502 and 504 for a backend's failures; an endpoint's own refusals
     keep their words."""
-    state = request.app.state
+    state: AppState = request.app.state
     body = await read_body(request)
     head = head_of(body)
     path = request.scope["path"].removeprefix("/v1")

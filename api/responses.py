@@ -35,13 +35,14 @@ from cache import get_llm_cache
 from errors import APIError, ServerError
 from requests.open_items import Event
 from requests.responses import with_output_text
+from state import AppState
 
 log = logging.getLogger("nomyo.responses")
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 
 
-async def run_turn(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of a turn, in batches that arrived together. Whatever happens, the slot is given back and the store knows
     how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is raised."""
     builder = turn.builder
@@ -84,7 +85,7 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def _answered(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of whoever answers: the cache, or a backend, whose slot is held until its answer ends."""
     cache = get_llm_cache(state) if turn.uses_cache else None
     if cache is not None and (cached := await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn))):
@@ -106,7 +107,7 @@ async def _answered(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
         state.pool.remember([turn.id], attempt.endpoint)
 
 
-def _asked(state: Any, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Event]]:
+def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Event]]:
     """The answer of the endpoint of an attempt."""
     client = _make_openai_client(state.pool, attempt.endpoint)
     native = is_ext_openai_endpoint(state.pool, attempt.endpoint)
@@ -123,13 +124,13 @@ def _asked(state: Any, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Even
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def begin_row(state: Any, turn: Turn) -> Awaitable[None]:
+def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
     """The client is about to know the id: whoever asks for it now shall find the response."""
     turn.row_begun = True
     return _store(state, turn)
 
 
-def _store(state: Any, turn: Turn) -> Awaitable[None]:
+def _store(state: AppState, turn: Turn) -> Awaitable[None]:
     response = turn.builder.response
     written: Awaitable[None] = state.db.store_response(
         turn.id,
@@ -143,7 +144,7 @@ def _store(state: Any, turn: Turn) -> Awaitable[None]:
     return written
 
 
-async def record(state: Any, turn: Turn) -> None:
+async def record(state: AppState, turn: Turn) -> None:
     """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false` leaves
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
@@ -155,13 +156,13 @@ async def record(state: Any, turn: Turn) -> None:
             await cache.set_chat(CACHE_ROUTE, turn.model, cache_key(turn), orjson.dumps(response))
 
 
-def _count(state: Any, turn: Turn) -> None:
+def _count(state: AppState, turn: Turn) -> None:
     """What a backend has counted."""
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
         state.pool.count_tokens(turn.model, usage["input_tokens"], usage["output_tokens"])
 
 
-async def _record_failure(state: Any, turn: Turn) -> None:
+async def _record_failure(state: AppState, turn: Turn) -> None:
     try:
         await record(state, turn)
     except ServerError:
@@ -206,7 +207,7 @@ async def create_response(request: Request) -> Response:
     Errors: 400 that names the parameter, 404 `model_not_found`, 429, 502 and 504 for a backend's failures, all in OpenAI's
     envelope. `x-nomyo-omitted-tools` names tools that the backend cannot run and was not offered.
     """
-    state = request.app.state
+    state: AppState = request.app.state
     turn = await begin_turn(state, await read_json(request), owner_of(request))
     if turn.background:
         return await _create_in_background(state, turn)
@@ -227,7 +228,7 @@ async def create_response(request: Request) -> Response:
     return EventStream(batches, turn.headers, obfuscate=turn.obfuscated, express=turn.express)
 
 
-async def _create_in_background(state: Any, turn: Turn) -> Response:
+async def _create_in_background(state: AppState, turn: Turn) -> Response:
     job = Background(turn, state.db, lambda: run_turn(state, turn))
     job.begin()
     answer = EventStream(job.follow(), obfuscate=turn.obfuscated) if turn.stream else _answer(turn.builder.response)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -20,6 +21,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from api.wire import Protocol
+from state import AppState
 
 log = logging.getLogger("nomyo.workers")
 
@@ -60,24 +62,28 @@ async def door(app: ASGIApp, board: Any) -> AsyncGenerator[None]:
         path.unlink(missing_ok=True)
 
 
-async def ask(state: Any, method: str, path: str) -> list[Any]:
+async def ask(state: AppState, method: str, path: str) -> list[Any]:
     """What each sibling answers, as JSON; None for one that does not."""
     board = state.board
-    return [] if board is None else await asyncio.gather(*(_told(state, n, method, path) for n in board.others()))
+    return (
+        []
+        if board is None
+        else await asyncio.gather(*(_told(state, board.door(n), method, path) for n in board.others()))
+    )
 
 
-async def _told(state: Any, number: int, method: str, path: str) -> Any:
+async def _told(state: AppState, door: Path, method: str, path: str) -> Any:
     try:
-        async with asyncio.timeout(PATIENCE_S), _asking(state, number, method, path) as answer:
+        async with asyncio.timeout(PATIENCE_S), _asking(state, door, method, path) as answer:
             return await answer.json() if answer.status == 200 else None
     except (OSError, ValueError) as error:  # also the timeout
-        log.warning("worker %d does not answer: %r", number, error)
+        log.warning("%s does not answer: %r", door.stem, error)
         return None
 
 
 async def answer_of_sibling(request: Request) -> Response | None:
     """The answer of the sibling that runs what this request asks for, as it comes; None if none does, or there are none."""
-    state = request.app.state
+    state: AppState = request.app.state
     if state.board is None or is_from_sibling(request.scope):
         return None
     path = f"{request.url.path}?{request.url.query}"
@@ -85,7 +91,9 @@ async def answer_of_sibling(request: Request) -> Response | None:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(ITS_PATIENCE_S):
-                    answer = await stack.enter_async_context(_asking(state, number, request.method, path))
+                    answer = await stack.enter_async_context(
+                        _asking(state, state.board.door(number), request.method, path)
+                    )
             except OSError as error:  # also the timeout
                 log.warning("worker %d does not answer: %r", number, error)
                 continue
@@ -102,11 +110,11 @@ async def _pieces(answer: Any, stack: AsyncExitStack) -> AsyncGenerator[bytes]:
 
 
 @asynccontextmanager
-async def _asking(state: Any, number: int, method: str, path: str) -> AsyncGenerator[Any]:
+async def _asking(state: AppState, door: Path, method: str, path: str) -> AsyncGenerator[Any]:
     """The answer of a sibling, once its head is there."""
     import aiohttp  # Most services have one worker.
 
-    connector = aiohttp.UnixConnector(str(state.board.door(number)))
+    connector = aiohttp.UnixConnector(str(door))
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE_S)
     headers = {"Authorization": f"Bearer {state.config.api_key}"}
     try:

@@ -14,6 +14,7 @@ from errors import InvalidRequest, NotFound
 from requests.events import ResponseBuilder, replay, unfinished
 from requests.open_items import Event
 from requests.responses import with_output_text
+from state import AppState
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 
@@ -28,7 +29,7 @@ async def retrieve_response(
 ) -> Response:
     """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a
     background response as they come, those of a finished one again. 404 if there is none."""
-    state = request.app.state
+    state: AppState = request.app.state
     if stream and (job := state.tasks.get(response_id)):
         return EventStream(job.follow(starting_after), obfuscate=include_obfuscation)
     row = await _row(state, response_id)
@@ -51,7 +52,7 @@ async def retrieve_response(
 @routes.delete("/{response_id}")
 async def delete_response(request: Request, response_id: str) -> Response:
     """Deletes a stored response; one that still runs in the background is cancelled first. 404 if there is none."""
-    state = request.app.state
+    state: AppState = request.app.state
     if not await state.tasks.cancel(response_id) and state.board is not None:
         row = await _row(state, response_id)
         if row["status"] in ("queued", "in_progress"):
@@ -65,7 +66,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 async def cancel_response(request: Request, response_id: str) -> Response:
     """Cancels a background response, also while it is queued: the backend's work is aborted. One that has ended is answered as
     it is. 404 if there is none, 400 for one that is not in the background."""
-    state = request.app.state
+    state: AppState = request.app.state
     row = await _row(state, response_id)
     if row["status"] in ("queued", "in_progress"):
         if not row["response"]["background"]:
@@ -109,7 +110,7 @@ async def list_input_items(
     )
 
 
-async def _row(state: Any, response_id: str) -> dict[str, Any]:
+async def _row(state: AppState, response_id: str) -> dict[str, Any]:
     row: dict[str, Any] | None = await state.db.get_response(response_id)
     if row is None:
         raise _not_found(response_id)

@@ -16,6 +16,7 @@ from requests.messages import told_summary
 from requests.params import CreateParams, check_input, check_request, input_items, without_cut_calls
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
+from state import AppState
 
 SUMMARIZE = """Our conversation gets too long to go on with. Write a summary of it that can take its place: what was asked,
 what was decided and found out, with the names, numbers, paths and commands that matter, what is done and what is left to do.
@@ -92,7 +93,7 @@ class Turn:
 
 
 async def begin_turn(
-    state: Any, body: Any, owner: str, remembered: Mapping[str, list[Item]] = MappingProxyType({})
+    state: AppState, body: Any, owner: str, remembered: Mapping[str, list[Item]] = MappingProxyType({})
 ) -> Turn:
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
     of their last response. Raises `InvalidRequest`."""
@@ -143,7 +144,7 @@ def _leading_text(item: Item) -> str:
 LEADING = 1024
 
 
-async def resolve_references(state: Any, items: list[Item]) -> list[Item]:
+async def resolve_references(state: AppState, items: list[Item]) -> list[Item]:
     """The items, and for each reference among them the stored item that it means."""
     meant = [item["id"] for item in items if item["type"] == "item_reference"]
     if not meant:
@@ -180,7 +181,7 @@ def _opened(sealer: Any, item: Item) -> Item:
 
 
 async def resolve_history(
-    state: Any, previous_response_id: str | None, remembered: Mapping[str, list[Item]]
+    state: AppState, previous_response_id: str | None, remembered: Mapping[str, list[Item]]
 ) -> list[Item]:
     """The items of all turns before this one, oldest first. Instructions are not among them: each turn gives its own."""
     if not previous_response_id:

@@ -31,6 +31,7 @@ from api.turn import Turn, begin_turn
 from errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests
 from requests.open_items import Event
 from requests.tools import Item
+from state import AppState
 
 log = logging.getLogger("nomyo.websocket")
 
@@ -200,7 +201,7 @@ class Socket:
             self._remembered.pop(response_id, None)
 
 
-async def _warmed_up(state: Any, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def _warmed_up(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of a turn that asks no backend: it is there to be continued."""
     events = turn.builder.begin() + turn.builder.finish()
     await record(state, turn)

@@ -72,7 +72,7 @@ async def queries(store: Store) -> list[str]:
 
 async def read(store: Store, response_id: str) -> History:
     """The history as the database has it."""
-    deletions, store.deletions, warm = store.deletions, db.Deletions(), store._warm
+    deletions, store.deletions, warm = store.deletions, db.OwnDeletions(), store._warm
     store._warm = db.WarmChains(0)
     try:
         return await store.get_history(response_id)
