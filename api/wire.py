@@ -27,6 +27,8 @@ class Protocol(HttpToolsProtocol):
 
     # Called when the client closes the connection before its answer is whole.
     on_left: Callable[[], None] | None = None
+    # Since when it waits for a request; None while one is under way.
+    _idle_since: float | None = None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -41,14 +43,48 @@ class Protocol(HttpToolsProtocol):
 
     def watch(self) -> None:
         """Goes on reading, unless the client has sent ahead too much already."""
-        waiting = sum(len(cycle.body) + LEAST_REQUEST for cycle, _ in self.pipeline)
-        if waiting < MOST_WAITING:
-            self.flow.resume_reading()
+        if self.pipeline and sum(len(cycle.body) + LEAST_REQUEST for cycle, _ in self.pipeline) >= MOST_WAITING:
+            return
+        self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
         if self.on_left is not None:
             self.on_left()
+
+    # uvicorn starts a timer after each answer, and stops it at the next request. Here one runs on, and looks.
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_in(self.timeout_keep_alive)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._look_in(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _look_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
 
 class Wire:

@@ -23,7 +23,7 @@ from api.wire import MOST_WAITING, Protocol, Wire, wire_of
 from config import parse_config
 from requests.sse import KEEPALIVE
 from tests.conftest import Server
-from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, stall, steps, stream, until
+from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, pause, stall, steps, stream, until
 from tests.fake_backend import Answer as BackendAnswer
 from tests.stream_grammar import check_stream, parse_sse
 from tests.turns import Json, eventually, text_of
@@ -65,9 +65,12 @@ class Site:
 
 
 @asynccontextmanager
-async def served(app: Any, way: str, behind: Any = None, graceful_s: float = 2) -> AsyncIterator[Site]:
+async def served(
+    app: Any, way: str, behind: Any = None, graceful_s: float = 2, keep_alive_s: float = 5
+) -> AsyncIterator[Site]:
     """`app`, which runs already, or what stands before it (`behind`), on uvicorn with one of the two protocols."""
     options = {"lifespan": "off", "log_level": "error", "timeout_graceful_shutdown": graceful_s, "interface": "asgi3"}
+    options["timeout_keep_alive"] = keep_alive_s
     server = Server(uvicorn.Config(behind or app, http=WAYS[way], **options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -780,6 +783,37 @@ async def test_a_stream_that_is_not_silent_holds_no_comments(
         [answer] = await talk(site, [ask(response(**STREAM)), READ])
     assert b"\n:" not in answer.body
     assert len(answer.events) > 40
+
+
+@both_ways
+async def test_a_connection_that_nobody_uses_is_closed(backend: FakeBackend, app: FastAPI, way: str) -> None:
+    async with served(app, way, keep_alive_s=0.3) as site:
+        line = await site.connect()
+        for _ in range(4):  # Used now and then, it lives longer than its time.
+            await line.send(ask(response()))
+            assert (await line.answer()).status == 200
+            await asyncio.sleep(0.15)
+        assert not line.reader.at_eof(), "it was closed while it was in use"
+        assert await line.is_closed()
+        await line.leave()
+
+
+@both_ways
+async def test_a_connection_that_waits_for_its_answer_is_not_idle(backend: FakeBackend, app: FastAPI, way: str) -> None:
+    async with served(app, way, keep_alive_s=0.1) as site:
+        line = await site.connect()
+        await line.send(ask(response()))
+        await line.answer()
+        backend.script(steps(pause(0.4), chat("Late.")))
+        await line.send(ask(response()))
+        assert text_of((await line.answer()).json) == "Late."
+        head, body = asks(response())
+        await line.send(head)
+        await asyncio.sleep(0.3)
+        await line.send(body)
+        assert (await line.answer()).status == 200, "the half of a request is no silence"
+        assert await line.is_closed()
+        await line.leave()
 
 
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
