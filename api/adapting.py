@@ -14,6 +14,7 @@ from typing import Any
 
 from api.turn import Turn
 from backends.client import BackendStream
+from backends.failover import Attempt
 from backends.images import ImageFetcher, with_images_fetched
 from backends.kinds import Kind
 from config import AdaptConfig
@@ -21,6 +22,7 @@ from errors import BackendRefused
 from requests.messages import Message
 from requests.tokens import estimated_tokens, message_tokens
 from requests.truncation import truncated
+from state import AppState
 
 log = logging.getLogger("nomyo.responses")
 
@@ -31,28 +33,43 @@ ANSWER_TOKENS = 256
 UNSEEN = {"type": "text", "text": "(An image that this model cannot see.)"}
 
 
+Create = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+def adapted(create: Create, turn: Turn, kind: Kind, state: AppState, attempt: Attempt) -> Create:
+    """`create` for a turn, with the changes that its backend needs; as it is, where nothing might be changed."""
+    allowed = state.config.adapt
+    fetcher = state.images if allowed.fetch_images and not kind.fetches_images else None
+    could_change = turn.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
+    if fetcher is None and not could_change:
+        return create
+    context = state.pool.context(attempt.endpoint, attempt.model)
+    return Adapting(create, turn, allowed, fetcher, context, could_change=could_change)
+
+
 class Adapting:
-    """`create` for a turn, with the changes that its backend needs. `context` is how many tokens the backend takes, if it says."""
+    """`create`, with the changes. `context` is how many tokens the backend takes, if it says."""
 
     def __init__(
         self,
-        create: Callable[[dict[str, Any]], Awaitable[Any]],
+        create: Create,
         turn: Turn,
-        kind: Kind,
         allowed: AdaptConfig,
-        images: ImageFetcher,
-        context: int | None = None,
+        fetcher: ImageFetcher | None,
+        context: int | None,
+        *,
+        could_change: bool,
     ) -> None:
         self._create = create
         self._turn = turn
-        self._kind = kind
         self._allowed = allowed
-        self._images = images
+        self._fetcher = fetcher
         self._context = context
+        self._could_change = could_change
 
     async def __call__(self, params: dict[str, Any]) -> Any:
-        if not self._kind.fetches_images and self._allowed.fetch_images:
-            messages = await with_images_fetched(params["messages"], self._images)
+        if self._fetcher is not None:
+            messages = await with_images_fetched(params["messages"], self._fetcher)
             if messages is not params["messages"]:
                 self._tell("fetched_images")
                 params = {**params, "messages": messages}
@@ -66,9 +83,7 @@ class Adapting:
     async def _begun(self, params: dict[str, Any]) -> Any:
         """The answer; where something could be changed, a stream not before its first piece: some servers refuse in there."""
         answer = await self._create(params)
-        allowed = self._allowed
-        could_change = self._turn.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
-        if could_change and isinstance(answer, BackendStream):
+        if self._could_change and isinstance(answer, BackendStream):
             await answer.prime()
         return answer
 

@@ -154,7 +154,7 @@ def chat_params(backend: Backend, turn: Turn, *, stream: bool | None = None) -> 
     kind = backend.kind
     items = [*turn.history, *turn.input]
     earlier, places = len(turn.history), None
-    if any(item["type"] in SEALED for item in items):
+    if not SEALED.isdisjoint([item["type"] for item in items]):
         history, given = opened(backend.sealer, turn.history), opened(backend.sealer, turn.input)
         items = without_superseded([*history, *given])
         kept = set(map(id, items))

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.http import ClientWatch, Primed, json_response, owner_of, read_json
+from api.http import ClientWatch, json_response, owner_of, read_json
 from api.responses import final_response, run_turn
 from api.turn import begin_turn
 from errors import InvalidRequest
@@ -46,13 +46,8 @@ async def compact_response(request: Request) -> Response:
         "background": False,
     }
     turn = await begin_turn(state, wanted, owner_of(request))
-    batches = Primed(run_turn(state, turn))
-    try:
-        async with ClientWatch(request.scope, request.receive):
-            await batches.prime()
-            response = await final_response(batches)
-    finally:
-        await batches.aclose()
+    async with ClientWatch(request.scope, request.receive):
+        response = await final_response(run_turn(state, turn))
     kept = [item for item in (*turn.history, *turn.input) if item.get("role") == "user"]
     return json_response(
         {

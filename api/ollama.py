@@ -22,7 +22,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from api.adapting import Adapting
+from api.adapting import adapted
 from api.answers import Backend, chat_answer
 from api.http import ClientWatch, Primed, json_response, owner_of, read_body
 from api.passthrough import Head, PassedOn, Passing, Used, with_model
@@ -202,10 +202,8 @@ class Chatting(Asking):
             turn.headers["x-nomyo-omitted-options"] = ", ".join(omitted).encode("ascii", "replace").decode()
         self._headers = turn.headers
         client = self._pool.endpoints[attempt.endpoint].client
-        context = self._pool.context(attempt.endpoint, attempt.model)
-        create = partial(create_chat_with_retries, client)
-        adapting = Adapting(create, turn, kind, state.config.adapt, state.images, context)
-        backend = Backend(attempt.model, kind, state.sealer, adapting)
+        create = adapted(partial(create_chat_with_retries, client), turn, kind, state, attempt)
+        backend = Backend(attempt.model, kind, state.sealer, create)
         async with aclosing(chat_answer(backend, turn)) as batches:
             async for events in batches:
                 said.feed(events)

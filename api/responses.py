@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.adapting import Adapting
+from api.adapting import adapted
 from api.answers import Backend, chat_answer, native_answer, replayed
 from api.background import Background
 from api.http import ClientWatch, EventStream, Express, Primed, json_response, owner_of, read_json
@@ -46,13 +46,27 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of a turn, in batches that arrived together. Whatever happens, the slot is given back and the store knows
     how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is raised."""
     builder = turn.builder
+    routing = turn.routing
     ending: list[Event] = []
     try:
-        async with aclosing(_answered(state, turn)) as answered:
-            async for events in answered:
-                if turn.stored and turn.stream and not turn.row_begun:
-                    begin_row(state, turn)
-                yield events
+        if turn.uses_cache and (cached := await _cached(state, turn)):
+            events = replayed(turn, cached)
+            _begin_row_of_stream(state, turn)
+            yield events
+        else:
+            attempts = Attempts(state.pool, turn.model, routing, choose=choose_endpoint, release=decrement_usage)
+            async for attempt in attempts:
+                async with attempt:
+                    # What an attempt before this one has told the client is not true any more.
+                    turn.headers = routing.headers()
+                    async with aclosing(_asked(state, turn, attempt)) as answer:
+                        async for events in answer:
+                            attempt.begun = True
+                            _begin_row_of_stream(state, turn)
+                            yield events
+            if turn.stored:
+                # The next turn of this conversation finds its prefix there.
+                state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
             ending = builder.finish()
         if builder.suppressed:
@@ -85,26 +99,11 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     task.result()
 
 
-async def _answered(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
-    """The events of whoever answers: the cache, or a backend, whose slot is held until its answer ends."""
-    cache = get_llm_cache(state) if turn.uses_cache else None
-    if cache is not None and (cached := await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn))):
-        yield replayed(turn, orjson.loads(cached))
-        return
-    routing = turn.routing
-    attempts = Attempts(state.pool, turn.model, routing, choose=choose_endpoint, release=decrement_usage)
-    async for attempt in attempts:
-        async with attempt:
-            # What an attempt before this one has told the client is not true any more.
-            turn.headers = routing.headers()
-            answer = _asked(state, turn, attempt)
-            async with aclosing(answer):
-                async for events in answer:
-                    attempt.begun = True
-                    yield events
-    if turn.stored:
-        # The next turn of this conversation finds its prefix there.
-        state.pool.remember([turn.id], attempt.endpoint)
+async def _cached(state: AppState, turn: Turn) -> dict[str, Any] | None:
+    """The response to the same request, from the cache."""
+    cache = get_llm_cache(state)
+    found = await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn)) if cache is not None else None
+    return orjson.loads(found) if found else None
 
 
 def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Event]]:
@@ -114,14 +113,18 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
     kind = state.pool.kind(attempt.endpoint)
     create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
     if not native:
-        context = state.pool.context(attempt.endpoint, attempt.model)
-        create = Adapting(create, turn, kind, state.config.adapt, state.images, context)
+        create = adapted(create, turn, kind, state, attempt)
     refuses = state.config.hosted_tools == "refuse"
     backend = Backend(attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses)
     return native_answer(backend, turn) if native else chat_answer(backend, turn)
 
 
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _begin_row_of_stream(state: AppState, turn: Turn) -> None:
+    if turn.stored and turn.stream and not turn.row_begun:
+        begin_row(state, turn)
 
 
 def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
@@ -187,11 +190,12 @@ def _described(error: Exception, turn: Turn) -> APIError:
 # ── sinks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def final_response(batches: AsyncIterator[list[Event]]) -> dict[str, Any]:
+async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]:
     """The response in the last event."""
     last: list[Event] = []
-    async for events in batches:
-        last = events
+    async with aclosing(batches):
+        async for events in batches:
+            last = events
     response: dict[str, Any] = last[-1]["response"]
     return response
 
@@ -211,17 +215,16 @@ async def create_response(request: Request) -> Response:
     turn = await begin_turn(state, await read_json(request), owner_of(request))
     if turn.background:
         return await _create_in_background(state, turn)
-    if turn.stream:
-        turn.express = Express()
-        turn.builder.telling = "events" if turn.obfuscated else "frames"
-    else:
+    if not turn.stream:
         turn.builder.telling = "nothing"
+        async with ClientWatch(request.scope, request.receive):
+            return _answer(await final_response(run_turn(state, turn)), turn.headers)
+    turn.express = Express()
+    turn.builder.telling = "events" if turn.obfuscated else "frames"
     batches = Primed(run_turn(state, turn))
     try:
         async with ClientWatch(request.scope, request.receive):
             await batches.prime()
-            if not turn.stream:
-                return _answer(await final_response(batches), turn.headers)
     except BaseException:
         await batches.aclose()
         raise

@@ -98,17 +98,19 @@ async def begin_turn(
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
     of their last response. Raises `InvalidRequest`."""
     params = check_request(body)
-    history = await resolve_history(state, params.previous_response_id, remembered)
+    before = params.previous_response_id
+    history = await resolve_history(state, before, remembered) if before else []
     given = input_items(params.input)
-    new_items = await resolve_references(state, given)
-    check_input([*history, *new_items], len(history))
+    new_items = given if isinstance(params.input, str) else await resolve_references(state, given)
+    items = history + new_items
+    check_input(items, len(history))
     resource = response_resource(
         body,
         response_id=new_id("resp"),
         created_at=int(time.time()),
         status="queued" if params.background else "in_progress",
     )
-    taken = [item["call_id"] for item in (*history, *new_items) if item.get("type") in CALLS and item.get("call_id")]
+    taken = [item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id")]
     seal = state.sealer.seal if "reasoning.encrypted_content" in (params.include or ()) else None
     return Turn(
         body,
@@ -118,7 +120,7 @@ async def begin_turn(
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
         owner,
         has_references=new_items != given,
-        routing=Routing(owner=owner, affinity=affinity_of(params, [*history, *new_items])),
+        routing=Routing(owner=owner, affinity=affinity_of(params, items)),
     )
 
 
@@ -126,8 +128,12 @@ def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
     """What of a request may be warm at an endpoint, the surest first: what its client says, the turn before it, and how it
     begins."""
     names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
-    first_asked = next((item for item in items if item.get("role") == "user"), None)
-    leading = tuple(_leading_text(item) for item in (*items[:1], first_asked) if item)
+    first = first_asked = items[0] if items else NO_ITEM
+    for item in items:
+        if item.get("role") == "user":
+            first_asked = item
+            break
+    leading = _leading_text(first), _leading_text(first_asked)
     begins = hash((params.model, (params.instructions or "")[:LEADING], leading))
     return [*names, f"begins {begins}"]
 
@@ -135,13 +141,15 @@ def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
 def _leading_text(item: Item) -> str:
     """How the text of a message begins. Not its images: they are large, and no conversation is known by them."""
     content = item.get("content")
-    if isinstance(content, list):
-        content = next((part["text"] for part in content if isinstance(part, dict) and part.get("text")), "")
-    return str(content or "")[:LEADING]
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and part.get("text"):
+            return str(part["text"])[:LEADING]
+    return content[:LEADING] if isinstance(content, str) else ""
 
 
 # How much of a beginning tells conversations apart.
 LEADING = 1024
+NO_ITEM: Item = {}
 
 
 async def resolve_references(state: AppState, items: list[Item]) -> list[Item]:
@@ -181,11 +189,9 @@ def _opened(sealer: Any, item: Item) -> Item:
 
 
 async def resolve_history(
-    state: AppState, previous_response_id: str | None, remembered: Mapping[str, list[Item]]
+    state: AppState, previous_response_id: str, remembered: Mapping[str, list[Item]]
 ) -> list[Item]:
     """The items of all turns before this one, oldest first. Instructions are not among them: each turn gives its own."""
-    if not previous_response_id:
-        return []
     if (items := remembered.get(previous_response_id)) is not None:
         return without_cut_calls(items)
     history = await state.db.get_history(previous_response_id)

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Generic, NoReturn, TypeVar, cast
@@ -148,8 +148,8 @@ class BackendClient:
         """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a `BackendError`."""
         return RawAnswer(await self._send("POST", (self._root_path if below_root else self._base_path) + path, body))
 
-    async def _post(self, path: str, params: dict[str, Any]) -> Answer:
-        return await self._send("POST", self._base_path + path, orjson.dumps(params))
+    def _post(self, path: str, params: dict[str, Any]) -> Awaitable[Answer]:
+        return self._send("POST", self._base_path + path, orjson.dumps(params))
 
     async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
         try:

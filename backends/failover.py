@@ -141,10 +141,10 @@ class Attempt:
     async def __aenter__(self) -> None:
         pass
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        return await self._attempts.finished(self, error)
+    ) -> Awaitable[bool]:
+        return self._attempts.finished(self, error)
 
 
 def may_go_elsewhere(error: APIError) -> bool:

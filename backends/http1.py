@@ -114,10 +114,9 @@ class Origin:
 
     def _kept(self) -> Connection | None:
         """A connection from before, if one is still good."""
-        now = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open and now - connection.seen < KEPT_S:
+            if connection.is_open and connection.silent_s() < KEPT_S:
                 return connection
             connection.abort()
         return None
@@ -151,7 +150,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._check_every_s = min(origin.first_byte_timeout_s, origin.read_timeout_s)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._answer: Answer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = False
@@ -160,6 +159,10 @@ class Connection(asyncio.Protocol):
     @property
     def is_answering(self) -> bool:
         return self._answer is not None
+
+    def silent_s(self) -> float:
+        """For how long nothing has come."""
+        return self.loop.time() - self.seen
 
     @property
     def parser(self) -> httptools.HttpResponseParser:
@@ -174,9 +177,9 @@ class Connection(asyncio.Protocol):
         """Sends a request; its answer will come."""
         answer = self._answer = Answer(self)
         self._parser = httptools.HttpResponseParser(answer)
-        self.seen = self._sent = self._loop.time()
+        self.seen = self._sent = self.loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._check_every_s, self._check)
+            self._timer = self.loop.call_later(self._check_every_s, self._check)
         self._transport.write(request)
         return answer
 
@@ -185,7 +188,7 @@ class Connection(asyncio.Protocol):
         if answer is None:  # Nobody asked.
             self.abort()
             return
-        self.seen = self._loop.time()
+        self.seen = self.loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -231,11 +234,11 @@ class Connection(asyncio.Protocol):
         if self._answer is None:
             return
         if self._answer.has_body:
-            left_s = self.seen + self._origin.read_timeout_s - self._loop.time()
+            left_s = self.seen + self._origin.read_timeout_s - self.loop.time()
         else:
-            left_s = self._sent + self._origin.first_byte_timeout_s - self._loop.time()
+            left_s = self._sent + self._origin.first_byte_timeout_s - self.loop.time()
         if left_s > 0:
-            self._timer = self._loop.call_later(min(left_s, self._check_every_s), self._check)
+            self._timer = self.loop.call_later(min(left_s, self._check_every_s), self._check)
         else:
             self._time_out()
 
@@ -289,7 +292,7 @@ class Answer:
     async def begun(self) -> None:
         """Waits for its head."""
         while not self._has_begun:
-            await self._wait()
+            await self._more()
 
     async def readany(self) -> bytes:
         """What has arrived since, or b"" at its end."""
@@ -299,21 +302,15 @@ class Answer:
                 return LEFT
             if self.is_whole:
                 return b""
-            await self._wait()
-        received = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        if self.unread > MOST_UNREAD:
-            self._connection.resume()
-        self.unread = 0
-        return received
+            await self._more()
+        return self._taken()
 
     async def read(self, limit: int = -1) -> bytes:
         """All of it, or no more than about `limit`."""
-        received = await self.readany()
-        if self.is_whole and not self._chunks:
-            return received
-        parts = [received]
-        size = len(received)
+        if self.is_whole:
+            return self._taken()
+        parts: list[bytes] = []
+        size = 0
         while (limit < 0 or size < limit) and (received := await self.readany()):
             parts.append(received)
             size += len(received)
@@ -329,14 +326,21 @@ class Answer:
         if not self.is_whole:
             self._connection.abort()
 
-    async def _wait(self) -> None:
+    def _taken(self) -> bytes:
+        """What has arrived."""
+        received = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        if self.unread > MOST_UNREAD:
+            self._connection.resume()
+        self.unread = 0
+        return received
+
+    def _more(self) -> asyncio.Future[None]:
+        """Until more has arrived. Raises what went wrong instead."""
         if self._error is not None:
             raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._waiter = self._connection.loop.create_future()
+        return self._waiter
 
     # ── what its connection tells ────────────────────────────────────────────────────────────────────────────────────
 

@@ -91,7 +91,7 @@ class CreateParams(msgspec.Struct):
 
 
 # The same names and meanings in chat completions.
-PASSED_ON = (
+PASSED_ON = {
     "temperature",
     "top_p",
     "presence_penalty",
@@ -100,9 +100,9 @@ PASSED_ON = (
     "service_tier",
     "safety_identifier",
     "prompt_cache_key",
-)
+}
 # Nothing else known here goes on to a chat backend: it was translated, or it concerns OpenAI's own service alone.
-NOT_PASSED_ON = frozenset(CreateParams.__struct_fields__) | {
+NOT_PASSED_ON = (frozenset(CreateParams.__struct_fields__) - PASSED_ON) | {
     "access_programs",
     "background_options",
     "client_metadata",
@@ -313,7 +313,6 @@ def chat_request(
     `InvalidRequest` for a tool choice that the backend cannot be given.
     """
     params = {key: value for key, value in request.items() if key not in NOT_PASSED_ON and value is not None}
-    params |= {key: request[key] for key in PASSED_ON if request.get(key) is not None}
     params["model"] = model
     params["messages"] = messages
     if choice is None:

@@ -226,11 +226,13 @@ def whole_item(item: Item, status: str = "completed") -> Item:
 def output_text(output: list[Item]) -> str:
     """All text of the messages, as the SDKs' convenience property joins it."""
     return "".join(
-        part["text"]
-        for item in output
-        if item["type"] == "message"
-        for part in item["content"]
-        if part["type"] == "output_text"
+        [
+            part["text"]
+            for item in output
+            if item["type"] == "message"
+            for part in item["content"]
+            if part["type"] == "output_text"
+        ]
     )
 
 

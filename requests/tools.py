@@ -460,7 +460,7 @@ def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> Choice:
     if choice is None or isinstance(choice, str):
         if choice == "required" and not book.chat:
             raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
-        return Choice(choice, book.chat)
+        return Choice(choice, book.chat) if choice or book.chat else NO_TOOLS
     if choice["type"] == "allowed_tools":
         return _allowed_tools(choice, book)
     names = book.names_of(choice)
