@@ -66,12 +66,12 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         yield turn.builder.adopt_whole(answer.model_dump())
         return
     builder = turn.builder
-    _take_express(
-        turn.express,
-        answer,
-        lambda batch: [told for event in batch for told in _adopted(builder, event)],
-        builder.relay_alone,
-    )
+    if turn.express is not None and isinstance(answer, BackendStream):
+        answer.shortcut(
+            turn.express,
+            lambda batch: [told for event in batch for told in _adopted(builder, event)],
+            builder.relay_alone,
+        )
     async with aclosing(batches_of(answer)) as batches:
         async for batch in batches:
             events: list[Any] = []
@@ -216,40 +216,14 @@ async def _chat_events(
             usage=as_plain(answer.usage),
         )
         return
-    _take_express(express, answer, builder.chunks, builder.frame_of)
     is_ours = isinstance(answer, BackendStream)
+    if is_ours and express is not None:
+        answer.shortcut(express, builder.chunks, builder.frame_of)
     async with aclosing(batches_of(answer)) as batches:
         async for chunks in batches:
             events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
             if events or builder.telling == "nothing":
                 yield events
-
-
-def _take_express(
-    express: Express | None,
-    answer: Any,
-    events_of: Callable[[list[Any]], list[Any]],
-    frame_of: Callable[[bytes], bytes | None],
-) -> None:
-    """Lets the middle of a streamed answer leave as it arrives, where its client can be written to at once. `frame_of` is for a
-    read of one event, and may leave it to `events_of`."""
-    if express is None or not isinstance(answer, BackendStream):
-        return
-
-    def take(pieces: list[Any]) -> bool:
-        if (write := express.write) is None:
-            return False
-        if events := events_of(pieces):
-            write(events)
-        return True
-
-    def take_one(received: bytes) -> bool:
-        if (send := express.send) is None or (frame := frame_of(received)) is None:
-            return False
-        send(frame)
-        return True
-
-    answer.shortcut(take, take_one)
 
 
 def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

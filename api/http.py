@@ -228,14 +228,14 @@ class Primed(Generic[T]):
 
 class Express:
     """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task that
-    reads. `write` takes events, `send` a frame. Both are None while there is no such way: the answer has not begun, has ended, its
-    client reads too slowly, or it has no wire."""
+    reads. `write` takes events. `send` takes bytes, and gives False where the client reads too slowly: `close` it then, and its reader
+    opens it again. Both are None while there is no such way: it is closed, the answer has not begun or has ended, or it has no wire."""
 
     __slots__ = ("send", "write")
 
     def __init__(self) -> None:
         self.write: Callable[[Any], None] | None = None
-        self.send: Callable[[bytes], None] | None = None
+        self.send: Callable[[bytes], bool] | None = None
 
     def close(self) -> None:
         self.write = self.send = None
@@ -285,8 +285,8 @@ class WireOutlet(Outlet):
     """Likewise, by the wire. While it is open, `express` leads here."""
 
     def __init__(self, send: Send, wire: Wire, express: Express, encode: Callable[[Any], bytes]) -> None:
-        super().__init__(send)
         self._wire = wire
+        super().__init__(send)
         self._express = express
         self._encode = encode
 
@@ -294,8 +294,15 @@ class WireOutlet(Outlet):
         self._wire.start(200, headers)
         self._open_express()
 
+    @property
+    def _is_silent(self) -> bool:
+        return self._wire.is_silent
+
+    @_is_silent.setter
+    def _is_silent(self, silent: bool) -> None:
+        self._wire.is_silent = silent
+
     async def write(self, body: bytes) -> None:
-        self._is_silent = False
         if not self._wire.write(body):
             self._express.close()
             await self._wire.drain()
@@ -306,15 +313,10 @@ class WireOutlet(Outlet):
         self._wire.end(body)
 
     def _open_express(self) -> None:
-        self._express.write, self._express.send = self._write_now, self._send_now
+        self._express.write, self._express.send = self._write_now, self._wire.write
 
     def _write_now(self, given: Any) -> None:
-        self._send_now(self._encode(given))
-
-    def _send_now(self, body: bytes) -> None:
-        """Writes without waiting. If the client reads too slowly, it is the last until its reader has waited for it."""
-        self._is_silent = False
-        if not self._wire.write(body):
+        if not self._wire.write(self._encode(given)):
             self._express.close()
 
 

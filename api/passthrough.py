@@ -149,10 +149,11 @@ class Passing:
 
     def _take(self, received: bytes) -> bool:
         """Lets what arrives leave at once, where the client can be written to."""
-        if (write := self.express.write) is None:
+        if (send := self.express.send) is None:
             return False
         self._note(received)
-        write(received)
+        if not send(received):
+            self.express.close()
         return True
 
     def told(self, error: APIError) -> bytes | None:

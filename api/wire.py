@@ -88,15 +88,17 @@ class Protocol(HttpToolsProtocol):
 
 
 class Wire:
-    """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right."""
+    """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right. Whoever sets `is_silent` finds
+    out whether something was written since."""
 
-    __slots__ = ("_cycle", "_flow", "_protocol", "_transport")
+    __slots__ = ("_cycle", "_flow", "_protocol", "_transport", "is_silent")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
         self._transport = cycle.transport
         self._flow = cycle.flow
+        self.is_silent = False
 
     def on_left(self, call: Callable[[], None] | None) -> None:
         """Has `call` called when the client leaves, or nobody any more."""
@@ -125,6 +127,7 @@ class Wire:
 
     def write(self, body: bytes) -> bool:
         """A piece of the answer. False: the client reads too slowly, and `drain` should come before the next."""
+        self.is_silent = False
         if body and not self._transport.is_closing():
             self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return not self._flow.write_paused

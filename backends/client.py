@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import orjson
@@ -182,6 +182,15 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
 Read = tuple[list[T], BackendError | TooManyRequests | None]
 
 
+class WayOut(Protocol):
+    """Where an answer may leave as it arrives (`api.http.Express`)."""
+
+    write: Callable[[list[Any]], None] | None
+    send: Callable[[bytes], bool] | None
+
+    def close(self) -> None: ...
+
+
 class BackendStream(ABC, Generic[T]):
     """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
 
@@ -217,19 +226,33 @@ class BackendStream(ABC, Generic[T]):
             async for batch in rest:
                 yield batch
 
-    def shortcut(self, take: Callable[[list[T]], bool], take_one: Callable[[bytes], bool]) -> None:
-        """From now on, `take` is offered what arrives in the middle of the answer while its reader waits for it; before that,
-        `take_one` the bytes of a read that begins with an event. They take all of it, and then the reader need not be woken, or
-        nothing."""
+    def shortcut(
+        self,
+        express: WayOut,
+        events_of: Callable[[list[T]], list[Any]],
+        frame_of: Callable[[bytes], bytes | None],
+    ) -> None:
+        """From now on, what arrives in the middle of the answer while its reader waits for it leaves by the `express`, as what
+        `events_of` makes of its pieces, and the reader is not woken. `frame_of` is asked first, for a read that begins with an event, and
+        may leave it to `events_of`."""
         decoder = self._decoder
 
         def tap(received: bytes) -> bool:
-            if decoder.is_between_events and take_one(received):
+            send = express.send
+            if send is not None and decoder.is_between_events and (frame := frame_of(received)) is not None:
+                if not send(frame):
+                    express.close()
                 return True
             pieces, failure = self._left = self._pieces_in(received)
             if failure is not None or self._ended:
                 return False
-            return not pieces or take(pieces)
+            if not pieces:
+                return True
+            if (write := express.write) is None:
+                return False
+            if events := events_of(pieces):
+                write(events)
+            return True
 
         self._answer.tap = tap
 
