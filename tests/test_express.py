@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from api.http import WireOutlet
+from api.wire import Wire
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, cut, reasoning
 from tests.stream_grammar import check_stream, fold, parse_sse
@@ -21,13 +22,21 @@ WORDS = " ".join(f"word{number}" for number in range(200))
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many events left by the express way, one number a write."""
     counts: list[int] = []
-    send_now = WireOutlet._send_now
+    write, outlet_write = Wire.write, WireOutlet.write
+    waking: list[WireOutlet] = []
 
-    def counted(self: WireOutlet, body: bytes) -> None:
-        counts.append(body.count(b"\n\n"))
-        send_now(self, body)
+    def counted(self: Wire, body: bytes) -> bool:
+        if not waking:
+            counts.append(body.count(b"\n\n"))
+        return write(self, body)
 
-    monkeypatch.setattr(WireOutlet, "_send_now", counted)
+    async def by_a_task(self: WireOutlet, body: bytes) -> None:
+        waking.append(self)
+        await outlet_write(self, body)
+        waking.pop()
+
+    monkeypatch.setattr(Wire, "write", counted)
+    monkeypatch.setattr(WireOutlet, "write", by_a_task)
     return counts
 
 
