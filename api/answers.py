@@ -22,7 +22,7 @@ import orjson
 
 from api.http import Express
 from api.turn import SEALED, Turn, native_params, opened
-from backends.client import BackendStream, NativeEvent, refusal_of
+from backends.client import BackendStream, NativeEvent, NativeRun, refusal_of
 from backends.kinds import Kind
 from backends.pool import printable
 from errors import BackendError, ModelFailed, Unsupported
@@ -69,38 +69,41 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     if turn.express is not None and isinstance(answer, BackendStream):
         answer.shortcut(
             turn.express,
-            lambda batch: [told for event in batch for told in _adopted(builder, event)],
+            lambda batch: [told for piece in batch for told in _adopted(builder, piece)],
             builder.relay_alone,
         )
     async with aclosing(batches_of(answer)) as batches:
         async for batch in batches:
             events: list[Any] = []
-            for native_event in map(_as_native, batch):
-                if native_event.type == "error":
+            for piece in map(_as_native, batch):
+                if piece.type == "error" and isinstance(piece, NativeEvent):
                     if events:
                         yield events
-                    event = native_event.model_dump()
+                    event = piece.model_dump()
                     described = event.get("error") or event
                     raise refusal_of(described.get("status") or 500, described)
-                events += _adopted(builder, native_event)
+                events += _adopted(builder, piece)
             if events:
                 yield events
     if not builder.ended:
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
 
 
-def _as_native(event: Any) -> NativeEvent:
-    """An event of upstream's, also of an SDK that stands in for our client."""
-    if isinstance(event, NativeEvent):
+def _as_native(event: Any) -> NativeEvent | NativeRun:
+    """Events of upstream's, also of an SDK that stands in for our client."""
+    if isinstance(event, NativeEvent | NativeRun):
         return event
     dumped = event.model_dump()
-    return NativeEvent(dumped["type"], orjson.dumps(dumped))
+    return NativeEvent(dumped["type"], dumped.get("sequence_number"), orjson.dumps(dumped))
 
 
-def _adopted(builder: ResponseBuilder, event: NativeEvent) -> list[Any]:
-    """An event of upstream's as one of ours."""
-    frame = builder.relay(event.type, event.data)
-    return builder.adopt(event.model_dump()) if frame is None else [frame]
+def _adopted(builder: ResponseBuilder, piece: NativeEvent | NativeRun) -> list[Any]:
+    """Events of upstream's as ours."""
+    if isinstance(piece, NativeEvent):
+        frame = builder.relay(piece.type, piece.number, [piece.data])
+        return builder.adopt(piece.model_dump()) if frame is None else [frame]
+    frames = builder.relay(piece.type, piece.number, piece.datas)
+    return [told for event in piece.events() for told in _adopted(builder, event)] if frames is None else [frames]
 
 
 def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:

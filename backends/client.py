@@ -38,10 +38,11 @@ from requests.chat import (
     ChatCompletion,
     DecodeError,
     Dumped,
+    EventHead,
     decode_chunk,
     decode_completion,
-    parse_type,
-    parse_types,
+    parse_head,
+    parse_heads,
 )
 from requests.reads import Run, decode_read
 from requests.sse import SSEDecoder
@@ -380,10 +381,11 @@ class ChatStream(BackendStream[ChatChunk | Run]):
 class NativeEvent:
     """An event of a native Responses stream, read no further than it must be: `data` is all of it."""
 
-    __slots__ = ("data", "type")
+    __slots__ = ("data", "number", "type")
 
-    def __init__(self, type: str, data: bytes) -> None:
+    def __init__(self, type: str, number: Any, data: bytes) -> None:
         self.type = type
+        self.number = number
         self.data = data
 
     def model_dump(self) -> dict[str, Any]:
@@ -393,29 +395,70 @@ class NativeEvent:
         return cast(dict[str, Any], event)
 
 
-class EventStream(BackendStream[NativeEvent]):
+class NativeRun:
+    """Deltas of one type, one behind the other, with numbers likewise: `number` is the first."""
+
+    __slots__ = ("datas", "number", "type")
+
+    def __init__(self, type: str, number: int, datas: list[bytes]) -> None:
+        self.type = type
+        self.number = number
+        self.datas = datas
+
+    def events(self) -> list[NativeEvent]:
+        return [NativeEvent(self.type, number, data) for number, data in enumerate(self.datas, self.number)]
+
+
+class EventStream(BackendStream[NativeEvent | NativeRun]):
     """The events of a native Responses stream."""
 
     _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
 
-    def _read(self, datas: list[bytes]) -> Read[NativeEvent]:
+    def _read(self, datas: list[bytes]) -> Read[NativeEvent | NativeRun]:
         """All in one go, where that can be."""
-        types = parse_types(datas) if len(datas) > 1 else None
-        if types is None:
+        heads = parse_heads(datas) if len(datas) > 1 else None
+        if heads is None:
             return super()._read(datas)
-        self._ended = types[-1] in self._ENDS
-        return [NativeEvent(type, data) for type, data in zip(types, datas, strict=True)], None
+        self._ended = heads[-1].type in self._ENDS
+        begin, end = _run_in(heads)
+        pieces: list[NativeEvent | NativeRun] = [*map(_event_of, heads[:begin], datas[:begin])]
+        if begin < end:
+            pieces.append(NativeRun(heads[begin].type, heads[begin].sequence_number, datas[begin:end]))
+        return [*pieces, *map(_event_of, heads[end:], datas[end:])], None
+
+    async def _pieces(self) -> AsyncIterator[NativeEvent]:
+        async for piece in super()._pieces():
+            for event in piece.events() if isinstance(piece, NativeRun) else (piece,):
+                yield event
 
     def _piece(self, data: bytes) -> NativeEvent:
         try:
-            type = parse_type(data)
+            head = parse_head(data)
         except DecodeError:
             described = _json_or_none(data)
             if isinstance(described, dict) and "error" in described:
                 raise refusal_of(_code_of(described["error"]), described["error"]) from None
             raise _not_an_answer(data) from None
-        self._ended = type in self._ENDS
-        return NativeEvent(type, data)
+        self._ended = head.type in self._ENDS
+        return _event_of(head, data)
+
+
+def _event_of(head: EventHead, data: bytes) -> NativeEvent:
+    return NativeEvent(head.type, head.sequence_number, data)
+
+
+def _run_in(heads: list[EventHead]) -> tuple[int, int]:
+    """Where the deltas around the middle begin and end that are of one type, and whose numbers go on. Nowhere, if there is none."""
+    begin = end = len(heads) // 2
+    type, number = heads[begin].type, heads[begin].sequence_number
+    if not type.endswith(".delta") or not isinstance(number, int):
+        return begin, end
+    offset = number - begin
+    while begin > 0 and heads[begin - 1].type == type and heads[begin - 1].sequence_number == begin - 1 + offset:
+        begin -= 1
+    while end < len(heads) and heads[end].type == type and heads[end].sequence_number == end + offset:
+        end += 1
+    return begin, end
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -107,26 +107,26 @@ _completion = msgspec.json.Decoder(
 )
 
 
-class _Typed(msgspec.Struct):
+class EventHead(msgspec.Struct, gc=False):
+    """What is read of an event of a server that speaks Responses."""
+
     type: str
+    sequence_number: Any = None
 
 
-_typed = msgspec.json.Decoder(_Typed)
-_typed_list = msgspec.json.Decoder(list[_Typed])
+_heads = msgspec.json.Decoder(list[EventHead])
+_head = msgspec.json.Decoder(EventHead)
+# Of one event. Raises `DecodeError`.
+parse_head = _head.decode
 
 
-def parse_types(datas: list[bytes]) -> list[str] | None:
-    """The types of some such events. None where one of them is none."""
+def parse_heads(datas: list[bytes]) -> list[EventHead] | None:
+    """Of some events. None where one of them is none."""
     try:
-        typed = _typed_list.decode(b"[%b]" % b",".join(datas))
+        heads = _heads.decode(b"[%b]" % b",".join(datas))
     except DecodeError:
         return None
-    return [event.type for event in typed] if len(typed) == len(datas) else None
-
-
-def parse_type(data: bytes) -> str:
-    """The `type` of an event of a server that speaks Responses. Raises `DecodeError`."""
-    return _typed.decode(data).type
+    return heads if len(heads) == len(datas) else None
 
 
 def decode_chunk(data: bytes) -> ChatChunk:

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from errors import APIError
-from requests.chat import ChatChunk, DecodeError, ToolCallDelta, is_error, parse_chunk, parse_type
+from requests.chat import ChatChunk, DecodeError, ToolCallDelta, is_error, parse_chunk, parse_head
 from requests.open_items import (
     NO_ARGUMENTS,
     STREAMED_CALLS,
@@ -37,7 +37,7 @@ from requests.open_items import (
 )
 from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
 from requests.responses import ID_PREFIXES, new_id, text_of, usage_chat_to_responses, whole_item
-from requests.sse import DeltaFrames, only_data, renumbered
+from requests.sse import DeltaFrames, framed, only_data, renumbered
 from requests.thinking import ThinkSplitter
 from requests.tools import CALLS, Item, ToolBook, arguments_of, call_item
 
@@ -479,24 +479,37 @@ class ResponseBuilder:
         self.sequence_number += 1
         return events
 
-    def relay(self, type: str, data: bytes) -> bytes | None:
-        """The shortcut for what most events of such a backend are, deltas: one whose `data` goes on as it is, but for its number,
-        as a frame. None, and nothing has happened, for any other."""
+    def relay(self, type: str, number: Any, datas: list[bytes]) -> bytes | None:
+        """The shortcut for what most events of such a backend are, deltas: some of one `type` that go on as they are, but for their
+        numbers, as frames. `number` is what the first has, and the others go on. None, and nothing has happened, for any others."""
         if self.telling != "frames" or not self.started or not type.endswith(".delta"):
             return None
-        frame = renumbered(type, data, self.sequence_number)
-        if frame is not None:
-            self.sequence_number += 1
-        return frame
+        ours = self.sequence_number
+        if number != ours:
+            told = [renumbered(data, ours + index) for index, data in enumerate(datas)]
+            datas = [data for data in told if data is not None]
+            if len(datas) < len(told):
+                return None
+        frames = framed(type, datas)
+        if frames is not None:
+            self.sequence_number = ours + len(datas)
+        return frames
 
     def relay_alone(self, received: bytes) -> bytes | None:
-        """`relay`, for a read that holds one event."""
+        """`relay`, for a read that holds one event: it is the frame, where its number is right."""
         if (data := only_data(received)) is None:
             return None
         try:
-            return self.relay(parse_type(data), data)
+            head = parse_head(data)
         except DecodeError:
             return None
+        type, number = head.type, self.sequence_number
+        if head.sequence_number != number or not received.startswith(b"event: %b\n" % type.encode()):
+            return self.relay(type, head.sequence_number, [data])
+        if self.telling != "frames" or not number or not type.endswith(".delta"):
+            return None
+        self.sequence_number = number + 1
+        return received
 
     def adopt_whole(self, response: dict[str, Any]) -> list[Event]:
         """A finished response of a backend that speaks Responses: the events that a stream of it would have had."""

@@ -67,30 +67,40 @@ class DeltaFrames:
         count = len(deltas)
         pieces = [self._end + self._start] * (4 * count)
         pieces[0] = self._start
-        pieces[1::4] = _DIGITS[number : number + count] if number + count <= len(_DIGITS) else _digits(number, count)
+        pieces[1::4] = _numbers(number, count)
         pieces[2::4] = [self._between] * count
         pieces[3::4] = deltas
         pieces.append(self._end)
         return b"".join(pieces)
 
 
-def _digits(start: int, count: int) -> list[bytes]:
+def _numbers(start: int, count: int) -> list[bytes]:
+    """So many numbers, from this one on."""
+    if start + count <= len(_FIRST_NUMBERS):
+        return _FIRST_NUMBERS[start : start + count]
     return [b"%d" % number for number in range(start, start + count)]
 
 
-# The sequence numbers of nearly all events.
-_DIGITS = _digits(0, 2000)
+# Nearly all events have one of these.
+_FIRST_NUMBERS = [b"%d" % number for number in range(2000)]
 
 
-def renumbered(type: str, data: bytes, number: int) -> bytes | None:
-    """The frame of an event that another server has made, with a sequence number of ours; None if it has none of its own. The key
+def framed(type: str, datas: list[bytes]) -> bytes | None:
+    """The frames of some events of one type, by their data. None if one of these has more lines than one."""
+    start = b"event: %b\ndata: " % type.encode()
+    told = b"%b%b\n\n" % (start, (b"\n\n" + start).join(datas))
+    return told if told.count(b"\n") == 3 * len(datas) else None
+
+
+def renumbered(data: bytes, number: int) -> bytes | None:
+    """The data of an event that another server has made, with a sequence number of ours; None if it has none of its own. The key
     cannot be a part of a text in there: a quote in a string has a backslash before it."""
     start, key, rest = data.partition(b'"sequence_number":')
     value = rest.lstrip(b" ")
     behind = value.lstrip(b"0123456789")
     if len(behind) == len(value) or behind[:1] not in (b",", b"}"):
         return None
-    return b"event: %b\ndata: %b%b%d%b\n\n" % (type.encode(), start, key, number, behind)
+    return b"%b%b%d%b" % (start, key, number, behind)
 
 
 # Stands for a sequence number, which comes before all that is not ours in a frame.
@@ -112,16 +122,21 @@ OBFUSCATED_TO = 16
 
 
 def _plain_datas(received: bytes) -> list[bytes] | None:
-    """The data of whole events, each a line of data with at most its name before it; None for any other read."""
+    """The data of whole events, each a line of data, or each with its name before it; None for any other read."""
     if not received.endswith(b"\n\n") or b"\r" in received:
         return None
-    datas: list[bytes] = []
-    for event in received[:-2].split(b"\n\n"):
-        data = event[event.find(b"\n") + 1 :] if event.startswith(b"event: ") else event
-        if not data.startswith(b"data: ") or len(data) == 6 or b"\n" in data:
-            return None
-        datas.append(data[6:])
-    return datas
+    lines = received[:-2].split(b"\n")
+    named = received.startswith(b"event: ")
+    datas, ends = (lines[1::3], lines[2::3]) if named else (lines[::2], lines[1::2])
+    if any(ends) or (named and _behind(b"event: ", lines[::3]) is None):
+        return None
+    return _behind(b"data: ", datas)
+
+
+def _behind(start: bytes, lines: list[bytes]) -> list[bytes] | None:
+    """What is behind the same start in all lines. None if one does not have it, or nothing behind it."""
+    nothing, *behind = b"\n".join([b"", *lines]).split(b"\n" + start)
+    return behind if not nothing and len(behind) == len(lines) and all(behind) else None
 
 
 def only_data(received: bytes) -> bytes | None:

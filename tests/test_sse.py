@@ -15,6 +15,7 @@ from tests.conftest import Running
 from tests.fake_backend import FakeBackend, call, chat, native, reasoning
 from tests.sdk import EVENT_CLASSES, WEATHER_TOOL, collected, wire_events
 from tests.stream_grammar import check_stream, fold, parse_sse
+from tests.test_laws import law
 from tests.turns import URL, create, ended, stream
 
 Json = dict[str, Any]
@@ -70,6 +71,32 @@ def test_a_stream_holds_the_same_data_however_the_network_cut_it(sent: bytes, da
     for cut in range(len(sent) + 1):
         assert decoded(sent[:cut], sent[cut:]) == data, f"cut behind {sent[:cut]!r}"
         assert decoded(sent[:cut], b"", sent[cut:]) == data, f"an empty read behind {sent[:cut]!r}"
+
+
+@law
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"event: x\ndata: {}\n\n",
+                b"event: x\ndata: [1]\n\n",
+                b"data: {}\n\n",
+                b"data: 1\ndata: 2\n\n",
+                b"event: x\n\n",
+                b"event: \ndata: 3\n\n",
+                b"event: y\ndata:\n\n",
+                b"event: y\ndata: 4\nid: 1\n\n",
+                b"data: event: x\n\n",
+                b"\n",
+            ]
+        ),
+        max_size=8,
+    )
+)
+def test_a_read_of_many_events_holds_what_its_lines_hold(events: list[bytes]) -> None:
+    """The quick way for a read that is regular, and the way for any other."""
+    sent = b"".join(events)
+    assert decoded(sent) == decoded(*(sent[n : n + 1] for n in range(len(sent))))
 
 
 def test_an_event_leaves_the_decoder_with_its_blank_line() -> None:
