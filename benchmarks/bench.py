@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -84,9 +85,9 @@ class Gateway:
 # ── the gateways ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ours(port: int, backend: int, folder: Path, workers: int = 1) -> list[str]:
+def ours(port: int, backend: int, folder: Path, workers: int = 1, kind: str = "openai-chat") -> list[str]:
     settings: dict[str, Any] = {
-        "endpoints": [{"url": f"http://127.0.0.1:{backend}/v1", "kind": "openai-chat", "max_concurrent": 4096}],
+        "endpoints": [{"url": f"http://127.0.0.1:{backend}/v1", "kind": kind, "max_concurrent": 4096}],
         "database": {"url": f"sqlite:///{folder}/router.db"},
     }
     if workers > 1:
@@ -201,6 +202,8 @@ OGX_ENVIRONMENT = {"OGX_LOGGING": "all=error", "OGX_LOG_FORMAT": "json"}
 BOTH = (RESPONSES, CHAT)
 ALL = (
     Gateway("ours", ours, BOTH, stores=True),
+    # The backend speaks Responses itself.
+    Gateway("ours, native", partial(ours, kind="openai")),
     *([Gateway("ours, 2 workers", partial(ours, workers=2), BOTH, stores=True)] if SERVE.exists() else []),
     Gateway("codex-relay", codex_relay, packages=("codex-relay",)),
     Gateway("smg", smg, (CHAT,), ("smg",)),
@@ -420,7 +423,9 @@ def main() -> None:
 
 def show_setting(gateways: list[Gateway]) -> None:
     others = [versions(gateway) for gateway in gateways if gateway.packages]
-    print(f"ours: Python {sys.version.split()[0]}, uvicorn {version('uvicorn')}. {len(os.sched_getaffinity(0))} CPUs.")
+    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    python = f"Python {sys.version.split()[0]}{'' if optimized else ' (built without --enable-optimizations)'}"
+    print(f"ours: {python}, uvicorn {version('uvicorn')}. {len(os.sched_getaffinity(0))} CPUs.")
     print(f"Beside it: {', '.join(others)}." if others else "No other gateway runs.")
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
+import orjson
 import uvloop
 
 TOKENS = 64
@@ -58,6 +59,63 @@ STREAM_HEAD = _HEAD % b"text/event-stream" + b"Transfer-Encoding: chunked\r\n\r\
 PIECES = [*map(_chunked, _DELTAS), _chunked(_END) + b"0\r\n\r\n"]
 
 
+def _response(status: str, texts: list[str]) -> dict[str, Any]:
+    part = {"type": "output_text", "text": "".join(texts), "annotations": [], "logprobs": []}
+    message = {"type": "message", "id": "msg_1", "status": status, "role": "assistant", "content": [part]}
+    counts = {"input_tokens": 5, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": len(texts)}
+    usage = {**counts, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 5 + len(texts)}
+    done = status == "completed"
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1,
+        "status": status,
+        "model": "m",
+        "output": [message] if done else [],
+        "usage": usage if done else None,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+    }
+
+
+def _events(texts: list[str]) -> list[bytes]:
+    """A Responses stream."""
+    begun, whole = _response("in_progress", texts), _response("completed", texts)
+    (message,) = whole["output"]
+    (part,) = message["content"]
+    at = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    opened = {**message, "status": "in_progress", "content": []}
+    told: list[tuple[str, dict[str, Any]]] = [
+        ("created", {"response": begun}),
+        ("in_progress", {"response": begun}),
+        ("output_item.added", {"output_index": 0, "item": opened}),
+        ("content_part.added", {**at, "part": {**part, "text": ""}}),
+        *(("output_text.delta", {**at, "delta": text, "logprobs": []}) for text in texts),
+        ("output_text.done", {**at, "text": part["text"], "logprobs": []}),
+        ("content_part.done", {**at, "part": part}),
+        ("output_item.done", {"output_index": 0, "item": message}),
+        ("completed", {"response": whole}),
+    ]
+    return [
+        b"event: response.%b\ndata: %b\n\n"
+        % (name.encode(), orjson.dumps({"type": f"response.{name}", "sequence_number": number, **event}))
+        for number, (name, event) in enumerate(told)
+    ]
+
+
+_TEXTS = [f" token{number}" for number in range(TOKENS)]
+_NATIVE = _events(_TEXTS)
+NATIVE_JSON = _whole(b"application/json", orjson.dumps(_response("completed", ["Hello", " there."])))
+NATIVE_BRIEF = _whole(b"text/event-stream", b"".join(_events(["Hello", " there", "."])))
+NATIVE_BURST = _whole(b"text/event-stream", b"".join(_NATIVE))
+# What is before the first token comes with it, and what is behind the last one together.
+NATIVE_PIECES = [
+    *map(_chunked, [b"".join(_NATIVE[:5]), *_NATIVE[5:-4]]),
+    _chunked(b"".join(_NATIVE[-4:])) + b"0\r\n\r\n",
+]
+
+
 class Connection(asyncio.Protocol):
     """One kept connection; requests on it come one after the other."""
 
@@ -82,13 +140,17 @@ class Connection(asyncio.Protocol):
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get"):
             self._transport.write(MODELS)
-        elif b'"stream":true' not in body.replace(b" ", b""):
-            self._transport.write(JSON)
+            return
+        native = head.startswith(b"post /v1/responses ")
+        if b'"stream":true' not in body.replace(b" ", b""):
+            self._transport.write(NATIVE_JSON if native else JSON)
         elif b"slowly" in body:
             self._transport.write(STREAM_HEAD)
-            self._trickle(iter(PIECES))
+            self._trickle(iter(NATIVE_PIECES if native else PIECES))
+        elif b"briefly" in body:
+            self._transport.write(NATIVE_BRIEF if native else BRIEF)
         else:
-            self._transport.write(BRIEF if b"briefly" in body else BURST)
+            self._transport.write(NATIVE_BURST if native else BURST)
 
     def _trickle(self, pieces: Iterator[bytes]) -> None:
         if (piece := next(pieces, None)) is not None and not self._transport.is_closing():

@@ -496,17 +496,21 @@ class ResponseBuilder:
         return frames
 
     def relay_alone(self, received: bytes) -> bytes | None:
-        """`relay`, for a read that holds one event: it is the frame, where its number is right."""
-        if (data := only_data(received)) is None:
+        """`relay`, for a read that holds one event: it is the frame already, where it has its name and the right number."""
+        if received.startswith(b"event: ") and received.endswith(b"\n\n") and received.count(b"\n") == 3:
+            name, _, data = received[7:-2].partition(b"\ndata: ")
+        elif (found := only_data(received)) is not None:
+            name, data = b"", found
+        else:
             return None
         try:
             head = parse_head(data)
         except DecodeError:
             return None
-        type, number = head.type, self.sequence_number
-        if head.sequence_number != number or not received.startswith(b"event: %b\n" % type.encode()):
-            return self.relay(type, head.sequence_number, [data])
-        if self.telling != "frames" or not number or not type.endswith(".delta"):
+        number = self.sequence_number
+        if head.sequence_number != number or head.type.encode() != name:
+            return self.relay(head.type, head.sequence_number, [data])
+        if self.telling != "frames" or not number or not name.endswith(b".delta"):
             return None
         self.sequence_number = number + 1
         return received
