@@ -1,6 +1,6 @@
 """What the router costs, beside other gateways in the same run: `make bench`.
 
-    python -m benchmarks.bench [--rounds 3] [--scale 1.0] [--only ours codex-relay]
+    python -m benchmarks.bench [--rounds 3] [--scale 1.0] [--only ours codex-relay] [--python .venv/bin/python]
 
 All gateways run at once, before one mock backend, and are loaded one after the other, round after round; a figure is the median of its
 rounds. CPU is what the operating system has accounted to the gateway's processes, per request. `direct` is the backend without a
@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,6 @@ GATEWAYS = ROOT / "benchmarks" / ".gateways"
 SERVE = ROOT / "serve.py"
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
 BRIEFLY, HELLO, SLOWLY = "Say hello briefly.", "Say hello.", "Say hello slowly."
-TICKS_PER_MS = os.sysconf("SC_CLK_TCK") / 1000
 START_S, RUN_S = 120, 120
 
 
@@ -85,7 +83,14 @@ class Gateway:
 # ── the gateways ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ours(port: int, backend: int, folder: Path, workers: int = 1, kind: str = "openai-chat") -> list[str]:
+def ours(
+    port: int,
+    backend: int,
+    folder: Path,
+    workers: int = 1,
+    kind: str = "openai-chat",
+    python: str = sys.executable,
+) -> list[str]:
     settings: dict[str, Any] = {
         "endpoints": [{"url": f"http://127.0.0.1:{backend}/v1", "kind": kind, "max_concurrent": 4096}],
         "database": {"url": f"sqlite:///{folder}/router.db"},
@@ -94,8 +99,8 @@ def ours(port: int, backend: int, folder: Path, workers: int = 1, kind: str = "o
         settings["workers"] = workers
     (folder / "config.yaml").write_text(json.dumps(settings))
     if SERVE.exists():
-        return [sys.executable, str(SERVE), "--port", str(port)]
-    command = [sys.executable, "-m", "uvicorn", "router:app", "--port", str(port)]
+        return [python, str(SERVE), "--port", str(port)]
+    command = [python, "-m", "uvicorn", "router:app", "--port", str(port)]
     return [*command, "--no-access-log", "--log-level", "error"]
 
 
@@ -214,6 +219,16 @@ ALL = (
 )
 
 
+def python_of(executable: str) -> str:
+    """Its version and whose it is: `Python 3.11.2 of /usr`. How it was built matters more than the version."""
+    ask = "import sys; print(f'Python {sys.version.split()[0]} of {sys.base_prefix}')"
+    return subprocess.run([executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def with_python(executable: str) -> Gateway:
+    return Gateway(f"ours, {python_of(executable)}", partial(ours, python=executable), BOTH, stores=True)
+
+
 def versions(gateway: Gateway) -> str:
     """As its environment tells them: `litellm 1.108.7 (Python 3.11, uvicorn 0.54.0)`."""
     (packages,) = (GATEWAYS / gateway.packages[0] / "lib").glob("python*/site-packages")
@@ -253,12 +268,17 @@ class Running:
             waiting += children.get(pid, [])
 
     def cpu_ms(self) -> float:
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.pids()]
-        return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS_PER_MS
+        """What the scheduler has accounted to them, to the nanosecond: `/proc/PID/stat` would round to 10 ms."""
+        return sum(time.clock_gettime_ns(cpu_clock(pid)) for pid in self.pids()) / 1e6
 
     def memory_mb(self) -> float:
         pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids())
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def cpu_clock(pid: int) -> int:
+    """The number of the clock that counts what a process computes, as clock_getcpuclockid(3) makes it."""
+    return (~pid << 3) | 2
 
 
 def free_port() -> int:
@@ -363,6 +383,13 @@ class Results:
         runs = self.figures.get((row, scenario.name))
         return None if not runs or (row, scenario.name) in self.failures else median(run[key] for run in runs)
 
+    def ratio(self, row: str, base: str, scenario: Scenario, key: str) -> float | None:
+        """The middle of the rounds' ratios: a machine that drifts is the same for both within a round."""
+        if self.middle(row, scenario, key) is None or self.middle(base, scenario, key) is None:
+            return None
+        pairs = zip(self.figures[row, scenario.name], self.figures[base, scenario.name], strict=True)
+        return median(run[key] / of[key] for run, of in pairs)
+
     def memory_mb(self, row: str) -> float:
         return max((run["memory"] for (of, _), runs in self.figures.items() if of == row for run in runs), default=0)
 
@@ -397,6 +424,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests")
     parser.add_argument("--only", nargs="*", help="these gateways")
+    parser.add_argument("--python", nargs="*", default=[], help="ours also with these, which have its packages")
     given = parser.parse_args()
     # `timeout` ends a run by this one; what was started is then ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
@@ -404,8 +432,8 @@ def main() -> None:
         backend = free_port()
         stack.enter_context(started(direct(backend, backend, ROOT), ROOT))
         fleet = []
-        for gateway in ALL:
-            if given.only and gateway.name not in (*given.only, "direct"):
+        for gateway in (*ALL, *map(with_python, given.python)):
+            if given.only and gateway.name not in (*given.only, "direct") and gateway in ALL:
                 continue
             try:
                 fleet.append(stack.enter_context(serving(gateway, backend)))
@@ -423,9 +451,7 @@ def main() -> None:
 
 def show_setting(gateways: list[Gateway]) -> None:
     others = [versions(gateway) for gateway in gateways if gateway.packages]
-    optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
-    python = f"Python {sys.version.split()[0]}{'' if optimized else ' (built without --enable-optimizations)'}"
-    print(f"ours: {python}, uvicorn {version('uvicorn')}. {len(os.sched_getaffinity(0))} CPUs.")
+    print(f"ours: {python_of(sys.executable)}, uvicorn {version('uvicorn')}. {len(os.sched_getaffinity(0))} CPUs.")
     print(f"Beside it: {', '.join(others)}." if others else "No other gateway runs.")
 
 
@@ -452,8 +478,8 @@ def show(results: Results) -> None:
     for row in gateways:
         cells = []
         for scenario in SCENARIOS:
-            base = results.middle(f"codex-relay {RESPONSES}", scenario, "cpu")
-            cells.append(cell(row, scenario, partial(beside, base), "cpu"))
+            ratio = results.ratio(row, f"codex-relay {RESPONSES}", scenario, "cpu")
+            cells.append(cell(row, scenario, partial(beside, ratio), "cpu"))
         print(f"| {row} | {' | '.join(cells)} |")
 
     print("\nTimes in ms, p50; in brackets what the gateway adds to `direct`:\n")
@@ -475,8 +501,8 @@ def show(results: Results) -> None:
     show_ratios(results)
 
 
-def beside(base: float | None, cost: float) -> str:
-    return f"{cost:.3g} ({cost / base:.3g})" if base else f"{cost:.3g}"
+def beside(ratio: float | None, cost: float) -> str:
+    return f"{cost:.3g}" if ratio is None else f"{cost:.3g} ({ratio:.3g})"
 
 
 def added(without: float | None, time_ms: float) -> str:
@@ -490,10 +516,9 @@ def show_ratios(results: Results) -> None:
         for path in BOTH:
             ratios = []
             for scenario, called in ((PLAIN, "plain"), (BURST, "burst")):
-                cost = results.middle(f"ours {path}", scenario, "cpu")
-                other = results.middle(f"{name} {path}", scenario, "cpu")
-                if cost and other:
-                    ratios.append(f"1/{other / cost:.0f} {called}")
+                ratio = results.ratio(f"{name} {path}", f"ours {path}", scenario, "cpu")
+                if ratio is not None:
+                    ratios.append(f"1/{ratio:.0f} {called}")
             if ratios:
                 print(f"ours to {name}, {path}: {', '.join(ratios)}")
 

@@ -29,11 +29,12 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.bench import ALL, CHAT, HELLO, RESPONSES, ROOT, SLOWLY, TICKS_PER_MS, Running, free_port, ours, started
+from benchmarks.bench import ALL, CHAT, HELLO, RESPONSES, ROOT, SLOWLY, Running, free_port, ours, started
 from benchmarks.mock_backend import Connection as Mock
 from benchmarks.trickle import Model, Pace, open_streams
 
 CORES = sorted(os.sched_getaffinity(0))
+TICKS_PER_MS = os.sysconf("SC_CLK_TCK") / 1000
 RATES = (5.0, 10.0, 12.0, 15.0, 20.0)
 RUN_S = 10.0
 AT_ONCE = 16
