@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -118,7 +119,7 @@ def _run_in(datas: list[bytes]) -> tuple[Run, int, int] | None:
 
     begin = next(index for index in range(len(datas)) if is_alike(index)) + 1
     end = next(index for index in reversed(range(len(datas))) if is_alike(index)) + 1
-    spelled = [data[len(head) : -len(tail)] for data in datas[begin:end]]
+    spelled = [*map(itemgetter(slice(len(head), -len(tail))), datas[begin:end])]
     if len(spelled) < SHORTEST_RUN:
         return None
     # What was cut out of each in the same place was between a head and a tail.
