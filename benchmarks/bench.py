@@ -51,6 +51,11 @@ class Scenario:
         """What every answer must hold: a 200 may be an error in a stream."""
         return "Hello there." if self.prompt == BRIEFLY else "token63"
 
+    @property
+    def token(self) -> str:
+        """The first of a stream's."""
+        return "token0" if self.stream else ""
+
 
 PLAIN = Scenario("plain, 32 at once", False, BRIEFLY, 32, 8000)
 BURST = Scenario("burst, 32 at once", True, HELLO, 32, 2000)
@@ -58,6 +63,7 @@ TRICKLE = Scenario("trickle, 200 at once", True, SLOWLY, 200, 600)
 PLAIN_ALONE = Scenario("plain, one client", False, BRIEFLY, 1, 1000)
 BURST_ALONE = Scenario("burst, one client", True, HELLO, 1, 1000)
 STORED = Scenario("plain, stored", False, BRIEFLY, 32, 2000, store=True)
+TIMES = ((PLAIN_ALONE, "first_p50"), (BURST_ALONE, "first_p50"), (BURST_ALONE, "token_p50"), (BURST_ALONE, "total_p50"))
 SCENARIOS = (PLAIN, BURST, TRICKLE, PLAIN_ALONE, BURST_ALONE, STORED)
 
 
@@ -357,7 +363,7 @@ def measure(running: Running, path: str, scenario: Scenario, scale: float) -> di
     requests = max(scenario.clients, int(scenario.requests * scale * running.gateway.share))
     body = body_of(running.gateway, path, scenario)
     command = [sys.executable, "-m", "benchmarks.load", str(running.port), path, body, "--expected", scenario.expected]
-    command += ["--clients", str(scenario.clients), "--requests", str(requests)]
+    command += ["--token", scenario.token, "--clients", str(scenario.clients), "--requests", str(requests)]
     before = running.cpu_ms()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=RUN_S)
@@ -491,14 +497,15 @@ def show(results: Results, names: list[str]) -> None:
 
     print("\nTimes in ms, p50; in brackets what the gateway adds to `direct`:\n")
     print(
-        "| | first byte, plain, one client | first byte, stream, one client | gap p99, trickle | plain/s | memory MB |"
+        "| | plain, one client: first byte | burst, one client: first byte | first token | end | trickle: gap p99 | plain/s "
+        "| memory MB |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         cells = []
-        for scenario in (PLAIN_ALONE, BURST_ALONE):
-            without = results.middle(f"direct {CHAT}", scenario, "first_p50")
-            cells.append(cell(row, scenario, partial(added, without), "first_p50"))
+        for scenario, key in TIMES:
+            without = results.middle(f"direct {CHAT}", scenario, key)
+            cells.append(cell(row, scenario, partial(added, without), key))
         cells.append(cell(row, TRICKLE, "{:.1f}".format, "gap_p99"))
         cells.append(cell(row, PLAIN, "{:.0f}".format, "per_s"))
         print(f"| {row} | {' | '.join(cells)} | {results.memory_mb(row):.0f} |")

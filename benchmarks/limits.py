@@ -1,10 +1,12 @@
-"""How far one router goes, on one core: `python -m benchmarks.limits [--only streams memory start]`.
+"""How far one router goes, on one core: `python -m benchmarks.limits [--only streams memory start workers]`.
 
     streams    many slow streams at once: how long a token is on its way, with the router between and without
     memory     resident memory over 100,000 requests of all sorts
     start      from the command to the first answer of /health, and what is imported on the way
+    workers    requests a second with one worker and with more, on all cores
 
-The router has the first core to itself. The model server and the clients are in this process, on the last.
+The router has the first core to itself, its workers have all. The model server and the clients are in this process, on the last; those
+of `workers` in processes of their own.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.bench import ALL, CHAT, HELLO, RESPONSES, ROOT, SLOWLY, Running, free_port, ours, started
+from benchmarks.bench import ALL, CHAT, HELLO, RESPONSES, ROOT, SLOWLY, Running, direct, free_port, ours, started
 from benchmarks.mock_backend import Connection as Mock
 from benchmarks.trickle import Model, Pace, open_streams
 
@@ -40,17 +42,20 @@ RUN_S = 10.0
 AT_ONCE = 16
 CHAIN = 10
 STARTS = 7
+HISTORY = 200
+ALL_CORES = ",".join(map(str, CORES))
 
 
 # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
-async def router(backend: int, up: int = 1) -> AsyncIterator[Running]:
-    """The router on a core of its own, from when it answers and knows so many backends."""
+async def router(backend: int, up: int = 1, workers: int = 1, cores: list[int] = CORES[:1]) -> AsyncIterator[Running]:
+    """The router on these cores, from when it answers and knows so many backends."""
     with tempfile.TemporaryDirectory(prefix="nomyo-limits-") as folder:
         port = free_port()
-        command = ["taskset", "-c", str(CORES[0]), *ours(port, backend, Path(folder))]
+        pinned = ["taskset", "-c", ",".join(map(str, cores))]
+        command = [*pinned, *ours(port, backend, Path(folder), workers)]
         with started(command, Path(folder)) as process:
             await asyncio.to_thread(wait_for_health, port, up)
             yield Running(ALL[0], port, process)
@@ -302,9 +307,39 @@ def imported() -> tuple[Counter[str], float]:
     return by_package, by_package.total() / 1e6
 
 
+# ── workers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def workers(most: int) -> None:
+    """With a history the router computes much for each request, and the clients and the backend little."""
+    long = [{"role": "user" if n % 2 else "assistant", "content": f"This is message {n}."} for n in range(HISTORY - 1)]
+    bodies = {"plain": HELLO, f"a history of {HISTORY} messages": [*long, {"role": "user", "content": HELLO}]}
+    print("\nRequests a second, 32 clients, median of three; in brackets how many cores the router kept busy.\n")
+    print(f"| workers | {' | '.join(bodies)} |\n|---{'|---' * len(bodies)}|", flush=True)
+    backend = free_port()
+    with started(["taskset", "-c", ALL_CORES, *direct(backend, backend, ROOT)], ROOT):
+        for number in range(1, most + 1):
+            async with router(backend, 1, number, CORES) as running:
+                cells = [await asyncio.to_thread(throughput, running, asked(input=said)) for said in bodies.values()]
+            print(f"| {number} | {' | '.join(cells)} |", flush=True)
+
+
+def throughput(running: Running, body: dict[str, Any]) -> str:
+    command = ["taskset", "-c", ALL_CORES, sys.executable, "-m", "benchmarks.load", str(running.port), RESPONSES]
+    command += [json.dumps(body), "--clients", "32", "--requests", "5000"]
+    runs = []
+    for _ in range(4):
+        cpu, began = running.cpu_ms(), time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        busy = (running.cpu_ms() - cpu) / 1000 / (time.perf_counter() - began)
+        runs.append((json.loads(done.stdout)["per_s"], busy))
+    per_s, busy = sorted(runs[1:])[1]
+    return f"{per_s:.0f} ({busy:.1f})"
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="*", choices=("streams", "memory", "start"))
+    parser.add_argument("--only", nargs="*", choices=("streams", "memory", "start", "workers"))
     parser.add_argument("--streams", type=int, default=1000, help="at once")
     parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="tokens a second of a stream")
     parser.add_argument("--requests", type=int, default=100_000, help="of memory")
@@ -314,6 +349,7 @@ async def main() -> None:
         "streams": lambda: streams(given.streams, given.rates),
         "memory": lambda: memory(given.requests),
         "start": lambda: start(),
+        "workers": lambda: workers(len(CORES)),
     }
     for name in given.only or runs:
         await runs[name]()

@@ -2,7 +2,8 @@
 
 python -m benchmarks.load PORT PATH BODY --clients 32 --requests 1000     prints one line of JSON, times in ms
 
-With `--expected TEXT` an answer without that text is a failure.
+With `--expected TEXT` an answer without that text is a failure. With `--token TEXT`, which is the first token's, it is timed when that
+comes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Client(asyncio.Protocol):
         self._received = bytearray()
         self._head_end = -1
         self._ends: bytes | int = b""
+        self._awaits_token = bool(self._load.token)
         self._sent = self._last = time.perf_counter()
         self._reads = 0
         self._transport.write(self._request)
@@ -50,6 +52,9 @@ class Client(asyncio.Protocol):
             self._load.gaps.append(now - self._last)
         self._last = now
         self._received += data
+        if self._awaits_token and self._load.token in self._received:
+            self._awaits_token = False
+            self._load.tokens.append(now - self._sent)
         if self._head_end < 0:
             self._read_head()
         whole = (
@@ -85,13 +90,15 @@ class Client(asyncio.Protocol):
 class Load:
     """The requests of a run, and the times of their answers in seconds."""
 
-    def __init__(self, requests: int, clients: int, expected: bytes) -> None:
+    def __init__(self, requests: int, clients: int, expected: bytes, token: bytes) -> None:
         self.expected = expected
+        self.token = token
         self._left = requests
         self._clients = clients
         self.done = asyncio.Event()
         self.failure: str | None = None
         self.first: list[float] = []
+        self.tokens: list[float] = []
         self.gaps: list[float] = []
         self.total: list[float] = []
 
@@ -126,13 +133,14 @@ async def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--expected", default="", help="what every answer holds")
+    parser.add_argument("--token", default="", help="the first token")
     given = parser.parse_args()
     body = given.body.encode()
     request = (
         f"POST {given.path} HTTP/1.1\r\nHost: 127.0.0.1:{given.port}\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer none\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
-    load = Load(given.requests, given.clients, given.expected.encode())
+    load = Load(given.requests, given.clients, given.expected.encode(), given.token.encode())
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     for _ in range(given.clients):
@@ -148,6 +156,8 @@ async def main() -> None:
                 "per_s": round(len(load.total) / seconds, 1),
                 "first_p50": at(50, load.first),
                 "first_p99": at(99, load.first),
+                "token_p50": at(50, load.tokens),
+                "token_p99": at(99, load.tokens),
                 "gap_p50": at(50, load.gaps),
                 "gap_p99": at(99, load.gaps),
                 "total_p50": at(50, load.total),
