@@ -1,4 +1,4 @@
-"""The store: what a response was made from, and what came of it. Verbs (`Store`) over a connector that only runs SQL.
+"""The store: what a response was made from, and what came of it. Verbs (`Store`) over a connector that only runs SQL (`db_sqlite.py`).
 
     responses         a row a response: the items of its own turn, its output, and the rest of the response object
     response_items    which response an item belongs to, for clients that send a reference to it
@@ -7,37 +7,26 @@
 A conversation is a chain of rows, read in one query; those that went on lately stay in memory and are not read at all.
 Writes are queued when they are called and committed together, in one transaction for all turns that finish at the same
 time; awaiting one waits for its commit. Ids begin with a time, so that new rows lie side by side at the end of each index: what
-a write costs does not depend on how many rows there are. SQLite is in WAL mode, so that readers never wait for writers.
+a write costs does not depend on how many rows there are.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import re
-import sqlite3
-import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import chain, groupby
-from operator import itemgetter
-from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
 import orjson
 
+from db_sqlite import Row, SQLite, Write
 from errors import ServerError
 
 log = logging.getLogger("nomyo.db")
 
-Row = dict[str, Any]
 Item = dict[str, Any]
-Write = tuple[str, tuple[Any, ...]]
-T = TypeVar("T")
 
 SCHEMA = (
     # What a conversation needs comes before what it does not: SQLite reads a long row only as far as it must.
@@ -147,7 +136,8 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.deletions: Deletions = OwnDeletions()
-        self._connector = SQLite(url.removeprefix("sqlite://").removeprefix("/") or ":memory:")
+        path = url.removeprefix("sqlite://").removeprefix("/") or ":memory:"
+        self._connector = SQLite(path, SCHEMA, ADDED_COLUMNS, DROPPED)
         self._warm = WarmChains(self.deletions.value)
         self._running: dict[str, Begun] = {}
         self._queue: list[Written] = []
@@ -467,163 +457,3 @@ def _side_by_side(writes: list[Write]) -> list[Write]:
     if any(sql not in RANKS for sql, _ in writes):
         return writes
     return sorted(writes, key=lambda write: RANKS[write[0]])
-
-
-class SQLite:
-    """Runs SQL: one connection writes, another reads beside it."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._writer: Connection | None = None
-        self._reader: Connection | None = None
-
-    async def open(self) -> None:
-        in_memory = self._path == ":memory:"
-        if not in_memory:
-            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-        self._writer = await Connection.open(self._path)
-        await self._writer.run(_make_schema)
-        self._reader = self._writer if in_memory else await Connection.open(self._path)
-
-    async def close(self) -> None:
-        for connection in {self._reader, self._writer} - {None}:
-            assert connection is not None
-            await connection.close()
-        self._reader = self._writer = None
-
-    async def read(self, sql: str, *values: Any, each: Callable[[Row], Any] = dict) -> list[Any]:
-        """The rows, `each` made of in the reader's thread."""
-        assert self._reader is not None, "the store is not open"
-        return await self._reader.run(
-            lambda connection: [each(dict(row)) for row in connection.execute(sql, values).fetchall()]
-        )
-
-    async def write(self, writes: Iterable[Write]) -> None:
-        """All of it in one transaction, in order; neighbours with the same SQL in one call."""
-        assert self._writer is not None, "the store is not open"
-        await self._writer.run(partial(_write_all, writes))
-
-
-def _make_schema(connection: sqlite3.Connection) -> None:
-    """Creates what is missing, also in a database of an earlier version."""
-    with _transaction(connection):
-        for statement in SCHEMA:
-            connection.execute(statement)
-        for table, column, kind in ADDED_COLUMNS:
-            if column not in {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}:
-                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-        for statement in DROPPED:
-            connection.execute(statement)
-
-
-def _write_all(writes: Iterable[Write], connection: sqlite3.Connection) -> None:
-    # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs more
-    # than the writing.
-    with _transaction(connection):
-        for sql, group in groupby(writes, key=itemgetter(0)):
-            rows = [values for _, values in group]
-            if " VALUES " not in sql:
-                connection.executemany(sql, rows)
-                continue
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                some = rows[start : start + ROWS_AT_ONCE]
-                connection.execute(_of_rows(sql, len(some)), [*chain.from_iterable(some)])
-
-
-ROWS_AT_ONCE = 32
-
-
-@cache
-def _of_rows(sql: str, rows: int) -> str:
-    """An INSERT of one row as one of several."""
-    return re.sub(r"VALUES (\(.*?\))", lambda found: "VALUES " + ", ".join([found[1]] * rows), sql)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # SQLite itself may have rolled back, if the disk is full.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-class Connection:
-    """A connection to SQLite in a thread of its own, which runs one function after the other."""
-
-    _connection: sqlite3.Connection
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
-        self._thread = Thread(target=self._work, name="sqlite", daemon=True)
-        self._thread.start()
-
-    @classmethod
-    async def open(cls, path: str) -> Connection:
-        self = cls()
-        try:
-            self._connection = await self._call(partial(_connected, path))
-        except BaseException:
-            self._calls.put(None)
-            raise
-        return self
-
-    async def close(self) -> None:
-        await self._call(self._connection.close)
-        self._calls.put(None)
-
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """What `function` makes of the connection."""
-        return await self._call(partial(function, self._connection))
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put((function, ended))
-        return await ended
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, ended = call
-            result, error = None, None
-            try:
-                result = function()
-            except BaseException as raised:
-                error = raised
-            ended.get_loop().call_soon_threadsafe(_settle, ended, result, error)
-
-
-def _settle(ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if ended.done():
-        return  # cancelled: nobody waits any more
-    if error is not None:
-        ended.set_exception(error)
-    else:
-        ended.set_result(result)
-
-
-def _connected(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    _write_ahead(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-BUSY_S = 5.0
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Sets WAL mode. SQLite does not wait by itself for another process that does the same to a new file."""
-    until = time.monotonic() + BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        time.sleep(0.01)

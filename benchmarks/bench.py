@@ -58,7 +58,7 @@ class Scenario:
 
 
 PLAIN = Scenario("plain, 32 at once", False, BRIEFLY, 32, 8000)
-BURST = Scenario("burst, 32 at once", True, HELLO, 32, 2000)
+BURST = Scenario("burst, 32 at once", True, HELLO, 32, 6000)
 TRICKLE = Scenario("trickle, 200 at once", True, SLOWLY, 200, 600)
 PLAIN_ALONE = Scenario("plain, one client", False, BRIEFLY, 1, 1000)
 BURST_ALONE = Scenario("burst, one client", True, HELLO, 1, 1000)
