@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -97,8 +97,8 @@ EXPIRED = """SELECT id FROM responses r
 
 UNFINISHED = frozenset({"queued", "in_progress"})
 INTERRUPTED = ServerError("The router stopped while this response was running.", code="interrupted")
-# JSON of the conversations that are kept in memory. As objects they take three to six times that.
-WARM_MB = 2
+# The conversations that are kept in memory, as JSON: as objects they would take three to six times that.
+WARM_MB = 4
 
 
 class Deletions(Protocol):
@@ -121,11 +121,10 @@ class OwnDeletions:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The items of a response and of all before it, oldest first, and the size of their JSON. They are shared: nobody may change
-    them. `missing` is the id of the one that is not there, `unfinished` the status of a response that has not ended."""
+    """The items of a response and of all before it, oldest first. `missing` is the id of the one that is not there, `unfinished` the
+    status of a response that has not ended."""
 
     items: list[Item]
-    size: int
     missing: str | None = None
     unfinished: str | None = None
 
@@ -177,12 +176,12 @@ class Store:
         `ServerError` if that failed."""
         given, (output, rest) = orjson.dumps(input_messages), _output_and_rest(response)
         row = (response_id, previous_response_id, model, status, created_at, given, output, rest)
-        begun = Begun(response_id, previous_response_id, input_messages, len(given), self.deletions.value)
+        begun = Begun(response_id, previous_response_id, given, _ids_of(input_messages), self.deletions.value)
         if response is None or status in UNFINISHED:
             self._running[response_id] = begun
             return self._write((STORE, row), then=begun.commit)
         begun.commit()
-        return self._end(begun, (STORE, row), response, len(output or b""))
+        return self._end(begun, (STORE, row), response, output)
 
     def update_response(self, response_id: str, response: dict[str, Any]) -> Written:
         """The response has come further. Does nothing if it was deleted meanwhile."""
@@ -192,13 +191,14 @@ class Store:
             return self._write(update)
         if (begun := self._running.pop(response_id, None)) is None:
             return self._write(update, then=lambda: self._warm_chains().drop(response_id))
-        return self._end(begun, update, response, len(output or b""))
+        return self._end(begun, update, response, output)
 
-    def _end(self, begun: Begun, write: Write, response: dict[str, Any], size: int) -> Written:
-        """Writes how a response has ended. `size` is that of its output."""
-        output = [*(response.get("output") or ())]
-        items = [(STORE_ITEM, (item["id"], begun.id)) for item in (*begun.input, *output) if item.get("id")]
-        return self._write(write, *items, then=lambda: self._keep_warm(begun, output, size))
+    def _end(self, begun: Begun, write: Write, response: dict[str, Any], output: bytes | None) -> Written:
+        """Writes how a response has ended. `output` is the JSON of its output."""
+        items = [
+            (STORE_ITEM, (item_id, begun.id)) for item_id in begun.item_ids + _ids_of(response.get("output") or ())
+        ]
+        return self._write(write, *items, then=lambda: self._keep_warm(begun, output))
 
     async def get_response(self, response_id: str) -> Row | None:
         """`{id, previous_response_id, model, status, created_at, input, response}`, or None."""
@@ -252,33 +252,27 @@ class Store:
     async def get_history(self, response_id: str) -> History:
         """The conversation up to a response, from memory if it is there."""
         chains = self._warm_chains()
-        if warm := chains.get(response_id):
-            return warm
-        rows = await self._connector.read(GET_HISTORY, response_id, each=_loaded_items)
+        if (warm := chains.get(response_id)) is not None:
+            return History(_items_of(warm))
+        rows = await self._connector.read(GET_HISTORY, response_id)
         if not rows:
-            return History([], 0, missing=response_id)
-        items = [item for row in reversed(rows) for item in row["items"]]
+            return History([], missing=response_id)
+        turns = [_turn_in(row) for row in reversed(rows)]
         status = rows[0]["status"]
-        history = History(
-            items,
-            sum(row["size"] for row in rows),
-            missing=rows[-1]["previous_response_id"],
-            unfinished=status if status in UNFINISHED else None,
-        )
-        if not history.missing and not history.unfinished:
+        missing, unfinished = rows[-1]["previous_response_id"], status if status in UNFINISHED else None
+        if not missing and not unfinished:
             # Those of before the reading: if something was deleted meanwhile, nobody looks there any more.
-            chains.put(response_id, history)
-        return history
+            chains.put(response_id, turns)
+        return History(_items_of(turns), missing, unfinished)
 
-    def _keep_warm(self, begun: Begun, output: list[Item], size: int) -> None:
+    def _keep_warm(self, begun: Begun, output: bytes | None) -> None:
         """A response was stored as ended: its conversation takes the place of the one that it goes on from."""
         chains = self._warm_chains()
         if not begun.committed or begun.deletions != chains.deletions:
             return
-        before = chains.drop(begun.previous) if begun.previous else History([], 0)
+        before = chains.drop(begun.previous) if begun.previous else []
         if before is not None:
-            history = History([*before.items, *begun.input, *output], before.size + begun.size + size)
-            chains.put(begun.id, history)
+            chains.put(begun.id, [*before, _turn_of(begun.input, output or NO_ITEMS)])
 
     def _warm_chains(self) -> WarmChains:
         """Those of now: after a deletion, by whomever, none that was kept before it is sure any more."""
@@ -289,8 +283,8 @@ class Store:
     async def get_items(self, item_ids: list[str]) -> dict[str, Item]:
         """Input and output items of stored responses, by their ids. Those that are not there are left out."""
         found: dict[str, Item] = {}
-        for row in await self._connector.read(GET_OF_ITEMS, orjson.dumps(item_ids).decode(), each=_loaded_items):
-            of_row = {item.get("id"): item for item in row["items"]}
+        for row in await self._connector.read(GET_OF_ITEMS, orjson.dumps(item_ids).decode()):
+            of_row = {item.get("id"): item for item in _items_of([_turn_in(row)])}
             found |= {item_id: of_row[item_id] for item_id in orjson.loads(row["item_ids"]) if item_id in of_row}
         return found
 
@@ -378,12 +372,13 @@ class Written:
 
 @dataclass(slots=True)
 class Begun:
-    """What of a response is known before it has ended, and how many deletions there were before it was stored."""
+    """What of a response is known before it has ended: of its input the JSON, and the ids of its items; and how many deletions there
+    were before it was stored."""
 
     id: str
     previous: str | None
-    input: list[Item]
-    size: int
+    input: bytes
+    item_ids: list[str]
     deletions: int
     committed: bool = False
 
@@ -392,29 +387,35 @@ class Begun:
 
 
 class WarmChains:
-    """Conversations by the id of their last response, the latest used last. All are of a time with so many deletions."""
+    """Conversations by the id of their last response, the latest used last: the JSON of their items (`_turn_of`). All are of a time with
+    so many deletions."""
 
     def __init__(self, deletions: int) -> None:
         self.deletions = deletions
-        self._chains: dict[str, History] = {}
+        self._chains: dict[str, list[bytes]] = {}
         self._size = 0
 
-    def get(self, response_id: str) -> History | None:
+    def get(self, response_id: str) -> list[bytes] | None:
         if warm := self._chains.pop(response_id, None):
             self._chains[response_id] = warm
         return warm
 
-    def put(self, response_id: str, history: History) -> None:
+    def put(self, response_id: str, turns: list[bytes]) -> None:
         self.drop(response_id)
-        self._chains[response_id] = history
-        self._size += history.size
+        self._chains[response_id] = turns
+        self._size += _size_of(turns)
         while self._size > WARM_MB * 1024 * 1024:
             self.drop(next(iter(self._chains)))
 
-    def drop(self, response_id: str) -> History | None:
+    def drop(self, response_id: str) -> list[bytes] | None:
         if dropped := self._chains.pop(response_id, None):
-            self._size -= dropped.size
+            self._size -= _size_of(dropped)
         return dropped
+
+
+def _size_of(turns: list[bytes]) -> int:
+    """How much memory a conversation takes, with what Python needs for each turn."""
+    return sum(map(len, turns)) + 41 * len(turns) + 300
 
 
 def _not_stored(cause: Exception | None = None) -> ServerError:
@@ -439,13 +440,30 @@ def _loaded(row: Row) -> Row:
     return {**row, "input": orjson.loads(row["input"]), "response": response}
 
 
-def _loaded_items(row: Row) -> Row:
-    """A row whose `output` may be a whole response, as it was stored once, or None."""
-    output = row["output"] and orjson.loads(row["output"])
-    if isinstance(output, dict):
-        output = output.get("output")
-    size = len(row["input"]) + len(row["output"] or b"")
-    return {**row, "items": [*orjson.loads(row["input"]), *(output or [])], "size": size}
+def _turn_in(row: Row) -> bytes:
+    """`_turn_of` a row, whose `output` may be a whole response, as it was stored once, or None."""
+    output = row["output"] or NO_ITEMS
+    if not output.startswith(b"["):
+        output = orjson.dumps(orjson.loads(output).get("output") or [])
+    return _turn_of(row["input"], output)
+
+
+NO_ITEMS = b"[]"
+
+
+def _turn_of(given: bytes, output: bytes) -> bytes:
+    """The JSON of a turn's items, without brackets, out of that of its input and its output. It takes as much memory as it is long: what
+    orjson has made is a piece of more, and to keep many of those leaves holes between them."""
+    return b",".join([array[1:-1] for array in (given, output) if array != NO_ITEMS])
+
+
+def _items_of(turns: Iterable[bytes]) -> list[Item]:
+    items: list[Item] = orjson.loads(b"[%b]" % b",".join(filter(None, turns)))
+    return items
+
+
+def _ids_of(items: Iterable[Item]) -> list[str]:
+    return [item["id"] for item in items if item.get("id")]
 
 
 # A response is stored before it is updated, so within a batch what is stored may go first.
