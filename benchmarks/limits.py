@@ -37,7 +37,7 @@ from benchmarks.trickle import Model, Pace, open_streams
 
 CORES = sorted(os.sched_getaffinity(0))
 TICKS_PER_MS = os.sysconf("SC_CLK_TCK") / 1000
-RATES = (5.0, 10.0, 12.0, 15.0, 20.0)
+RATES = (10.0, 20.0, 30.0, 35.0)
 RUN_S = 10.0
 AT_ONCE = 16
 CHAIN = 10
