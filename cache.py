@@ -94,7 +94,8 @@ class MemoryCache:
 
     async def set_chat(self, route: str, model: str, messages: list[Any], response: bytes) -> None:
         key = key_of(route, model, messages)
-        self._entries[key] = (time.time(), model, response)
+        # A copy: what orjson has made keeps several times the memory that it is long.
+        self._entries[key] = (time.time(), model, bytes(memoryview(response)))
         self._entries.move_to_end(key)
         while len(self._entries) > self._config.max_entries:
             self._entries.popitem(last=False)

@@ -1,6 +1,8 @@
 """The cache, both stores against the same tests; then what it does to turns."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -25,6 +27,28 @@ from tests.turns import (
     turn,
 )
 
+ROOT = Path(__file__).parents[1]
+# Prints how much the memory has grown by many answers, and how long these are.
+FILL = """
+import asyncio, orjson, random
+from cache import make_cache
+from config import CacheConfig
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+async def main():
+    cache, said = make_cache(CacheConfig("memory", "", max_entries=100_000, max_age_s=60)), 0
+    before = resident()
+    for number in range(8000):
+        answer = orjson.dumps({"number": number, "text": "x" * random.randrange(1000, 4000)})
+        said += len(answer)
+        await cache.set_chat("route", "model", [number], answer)
+    print(resident() - before, said)
+
+asyncio.run(main())
+"""
 KEY = ("route", "model", [{"content": "hi", "n": 1}])
 CACHED = {"nomyo": {"cache": True}}
 
@@ -135,6 +159,12 @@ class TestStores:
         assert await again.get_chat(*KEY) == (b"answer" if again.persistent else None)
         await again.close()
         await cache.open()
+
+    def test_what_is_in_memory_takes_as_much_as_it_is_long(self):
+        """In a process of its own: what `orjson.dumps` gives has room behind it that nobody else can have."""
+        done = subprocess.run([sys.executable, "-c", FILL], cwd=ROOT, capture_output=True, text=True, check=True)
+        grown, said = map(float, done.stdout.split())
+        assert grown < 1.5 * said, f"{said / 1e6:.1f} MB of answers take {grown / 1e6:.1f} MB"
 
     async def test_many_at_once_get_along(self, cache):
         async def use(n: int) -> None:
