@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from config import ConfigError, load_config
-from workers import VARIABLE, Board
+from workers import VARIABLE, Board, new_folder
 
 OPTIONS: dict[str, Any] = {
     # Written below ASGI where that is safe (api/wire.py).
@@ -106,7 +105,7 @@ def main() -> None:
     if workers == 1:
         uvicorn.Server(config).run()
         return
-    with tempfile.TemporaryDirectory(prefix="nomyo-") as folder:
+    with new_folder() as folder:
         Board.make(Path(folder))
         os.environ[VARIABLE] = folder
         with config.bind_socket() as listener:

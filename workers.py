@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from hashlib import blake2b
@@ -37,6 +38,17 @@ ROW = 2 + MOST_WORKERS
 CELLS = ROWS + MOST_ENDPOINTS * ROW
 # In the file of the locks: a byte for each worker's number, one for the board, and one for starting.
 LOCK, START = 1000, 1001
+
+
+# On macOS, which has the least room for it, with its end.
+LONGEST_SOCKET_PATH = 103
+
+
+def new_folder() -> tempfile.TemporaryDirectory[str]:
+    """One for a board, until the end of the service: in TMPDIR, or in /tmp if TMPDIR is so long that the path of no socket has room for it."""
+    longest = f"{tempfile.gettempdir()}/nomyo-12345678/worker-{MOST_WORKERS}.sock"
+    fits = len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH
+    return tempfile.TemporaryDirectory(prefix="nomyo-", dir=None if fits else "/tmp")
 
 
 class Board:

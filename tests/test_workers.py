@@ -6,8 +6,10 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,7 +40,7 @@ from tests.turns import (
     retrieve,
     text_of,
 )
-from workers import Board
+from workers import Board, new_folder
 
 ROOT = Path(__file__).parents[1]
 HERE = "http://server:1/v1"
@@ -95,6 +97,19 @@ def test_each_worker_has_a_number_of_its_own(folder: Path, board: Board) -> None
     with other_process(folder) as first, other_process(folder) as second:
         assert [board.number, first.number, second.number] == [0, 1, 2]  # type: ignore[attr-defined]
         assert board.others() == [1, 2]
+
+
+@pytest.mark.parametrize("length", [1, 60, 85, 200])
+def test_the_sockets_of_a_board_have_room_for_their_names(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """However long TMPDIR is: a system has room for some 100 characters of a socket's path."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        long = Path(short) / ("x" * length)
+        long.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(long))
+        with new_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+            Board.make(Path(folder))
+            listener.bind(str(Board(Path(folder)).door(workers.MOST_WORKERS - 1)))
+            assert Path(folder).is_relative_to(long) is (length < 85), "TMPDIR is where it belongs"
 
 
 def test_requests_are_counted_over_all_workers(folder: Path, board: Board) -> None:
