@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -40,8 +41,7 @@ CELLS = ROWS + MOST_ENDPOINTS * ROW
 LOCK, START = 1000, 1001
 
 
-# On macOS, which has the least room for it, with its end.
-LONGEST_SOCKET_PATH = 103
+LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def new_folder() -> tempfile.TemporaryDirectory[str]:

@@ -9,8 +9,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,19 @@ import router  # noqa: E402
 from config import parse_config  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
 from tests.turns import eventually  # noqa: E402
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A temporary folder whose path leaves room for a socket's: pytest's have the names of the tests in them."""
+    with tempfile.TemporaryDirectory(prefix="nomyo-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -21,6 +21,7 @@ import yaml
 
 from db import Store
 from tests.carried import TRIGGER, user
+from tests.conftest import short_folder
 from tests.fake_backend import FakeBackend, Reply, chat, pause, stall, steps, until
 from tests.stream_grammar import check_stream
 from tests.test_restart import free_port
@@ -221,10 +222,11 @@ async def service(backend: FakeBackend, folder: Path, *options: str) -> AsyncIte
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def both(backend: FakeBackend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+async def both(backend: FakeBackend) -> AsyncIterator[Service]:
     """One service for all tests here."""
-    async with service(backend, tmp_path_factory.mktemp("both"), "--one-socket") as running:
-        yield running
+    with short_folder() as folder:
+        async with service(backend, folder, "--one-socket") as running:
+            yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)
@@ -421,13 +423,13 @@ async def test_followers_that_leave_leave_no_connection_behind(backend: FakeBack
 
 @in_module
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over the sockets at a port")
-async def test_connections_are_spread_over_the_workers(backend: FakeBackend, tmp_path: Path) -> None:
+async def test_connections_are_spread_over_the_workers(backend: FakeBackend, short_path: Path) -> None:
     backend.default = chat("Hello.")
-    async with service(backend, tmp_path, "--access-log", "--log-level", "info") as running:
+    async with service(backend, short_path, "--access-log", "--log-level", "info") as running:
         for _ in range(100):
             await create(running.http)
         assert min(await running.answered()) >= 20, "one worker gets nearly all"
-        lines = (tmp_path / "log").read_text().splitlines()
+        lines = (short_path / "log").read_text().splitlines()
     assert sum("POST /v1/responses" in line for line in lines) == 100, "each worker logs what it answers"
     assert not [line for line in lines if "/api/workers/" in line], (
         "what the workers ask each other is nobody's business"
@@ -435,14 +437,14 @@ async def test_connections_are_spread_over_the_workers(backend: FakeBackend, tmp
 
 
 @in_module
-async def test_sigterm_lets_requests_end_and_leaves_nothing_behind(backend: FakeBackend, tmp_path: Path) -> None:
+async def test_sigterm_lets_requests_end_and_leaves_nothing_behind(backend: FakeBackend, short_path: Path) -> None:
     go = asyncio.Event()
 
     async def answer(reply: Reply) -> None:
         await (stall() if "for ever" in str(reply.request.json) else steps(until(go), chat("Whole.")))(reply)
 
     backend.default = answer
-    async with service(backend, tmp_path) as running:
+    async with service(backend, short_path) as running:
         forever = (await create(running.http, input="for ever", background=True))["id"]
         asked = [asyncio.create_task(create(running.http)) for _ in range(2)]
         await backend.wait_for(lambda b: b.in_flight == 3)
@@ -462,7 +464,7 @@ async def test_sigterm_lets_requests_end_and_leaves_nothing_behind(backend: Fake
         assert await asyncio.wait_for(running.process.wait(), 10) == 0
         assert not [pid for pid in pids if command_of(pid)], "a worker is left"
         assert list(running.temporary.iterdir()) == [], "a folder is left"
-    store = Store(f"sqlite:///{tmp_path}/router.db")
+    store = Store(f"sqlite:///{short_path}/router.db")
     await store.open()
     try:
         row = await store.get_response(forever)

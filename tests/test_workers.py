@@ -25,6 +25,7 @@ import yaml
 
 import workers
 from api import siblings
+from tests.conftest import short_folder
 from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, steps, until
 from tests.stream_grammar import check_stream
 from tests.test_restart import free_port
@@ -51,9 +52,9 @@ TURN = {"model": "test-model", "input": "Say something."}
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    Board.make(tmp_path)
-    return tmp_path
+def folder(short_path: Path) -> Path:
+    Board.make(short_path)
+    return short_path
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_each_worker_has_a_number_of_its_own(folder: Path, board: Board) -> None
         assert board.others() == [1, 2]
 
 
-@pytest.mark.parametrize("length", [1, 60, 85, 200])
+@pytest.mark.parametrize("length", [1, 50, 85, 200])
 def test_the_sockets_of_a_board_have_room_for_their_names(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """However long TMPDIR is: a system has room for some 100 characters of a socket's path."""
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
@@ -438,10 +439,11 @@ async def knows_models(http: httpx2.AsyncClient) -> bool:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+async def shared() -> AsyncIterator[Service]:
     """A start costs a second of CPU: the tests below share one service. Each gives it the settings that it wants."""
-    async with FakeBackend() as backend, service(backend, tmp_path_factory.mktemp("service")) as running:
-        yield running
+    with short_folder() as folder:
+        async with FakeBackend() as backend, service(backend, folder) as running:
+            yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -747,19 +749,19 @@ async def test_sighup_stops_no_worker_and_loses_no_request(running: Service) -> 
     assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200, 200]
 
 
-async def test_sigterm_ends_all_and_leaves_nothing_behind(backend: FakeBackend, tmp_path: Path) -> None:
-    async with service(backend, tmp_path) as running:
+async def test_sigterm_ends_all_and_leaves_nothing_behind(backend: FakeBackend, short_path: Path) -> None:
+    async with service(backend, short_path) as running:
         pids = running.workers()
         for http in await running.both():
             await create(http)
         running.process.terminate()
         assert await asyncio.wait_for(running.process.wait(), 10) == 0
         assert not [pid for pid in pids if command_of(pid)], "a worker is left"
-        assert list((tmp_path / "tmp").iterdir()) == [], "a folder is left"
+        assert list((short_path / "tmp").iterdir()) == [], "a folder is left"
 
 
-async def test_the_workers_end_when_the_supervisor_is_killed(backend: FakeBackend, tmp_path: Path) -> None:
-    async with service(backend, tmp_path) as running:
+async def test_the_workers_end_when_the_supervisor_is_killed(backend: FakeBackend, short_path: Path) -> None:
+    async with service(backend, short_path) as running:
         pids = running.workers()
         running.process.kill()
         await running.process.wait()
