@@ -171,14 +171,16 @@ class Pool:
                 self._remove(endpoint)
                 gone.append(endpoint)
         for url, settings in wanted.items():
-            self._add(settings, before.get(url))
+            added = self._add(settings, before.get(url))
+            if url not in before:
+                added.draining = False  # The board may remember it from an earlier time.
         # Nothing is awaited up to here: no request comes while an endpoint is missing.
         self._changed()
         for endpoint in gone:
             if endpoint.key not in self.endpoints or self.endpoints[endpoint.key] is not endpoint:
                 await endpoint.close()
 
-    def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> None:
+    def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> Endpoint:
         """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
         # By its address: what another worker, or the endpoint that it replaces, sends to the server keeps it busy too.
         shared = self._board.count(config.url.rstrip("/")) if self._board is not None else None
@@ -190,6 +192,7 @@ class Pool:
             endpoint.key += f"#{self._generation}"
         self.endpoints[endpoint.key] = endpoint
         self._watches[endpoint.key] = asyncio.create_task(self._watch(endpoint), name=f"watch {endpoint.name}")
+        return endpoint
 
     def _remove(self, endpoint: Endpoint) -> None:
         """Sends it no more requests. It is gone when those that it has are answered."""

@@ -725,6 +725,21 @@ async def test_draining_and_counting_reach_all_workers(running: Service) -> None
 
 
 @in_module
+async def test_an_endpoint_that_is_taken_out_and_put_back_is_drained_no_more(running: Service) -> None:
+    here, there = await running.both()
+    await here.post(f"/api/endpoints/{running.name}/drain")
+    await running.use(max_concurrent=7)
+    for http in (here, there):
+        assert (await http.get("/api/endpoints")).json()["endpoints"][0]["state"] == "draining", (
+            "it was there all the time"
+        )
+    await running.use(url="http://127.0.0.1:9/v1")
+    await running.use()
+    for http in (here, there):
+        assert (await http.get("/api/endpoints")).json()["endpoints"][0]["state"] != "draining"
+
+
+@in_module
 async def test_sighup_stops_no_worker_and_loses_no_request(running: Service) -> None:
     pids = running.workers()
     here, there = await running.both()
