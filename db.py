@@ -81,6 +81,9 @@ DELETE_ITEMS = """WITH kept AS (SELECT id, CAST(input AS TEXT) AS input, CAST(CO
         UNION ALL SELECT json_extract(item.value, '$.id') FROM kept, json_each(kept.output, kept.place) item)"""
 STORE_ITEM = """INSERT INTO response_items (item_id, response_id) VALUES (?, ?)
     ON CONFLICT (item_id) DO UPDATE SET response_id = excluded.response_id"""
+# For a response that may be gone.
+STORE_ITEM_OF = """INSERT INTO response_items (item_id, response_id) SELECT ?, id FROM responses WHERE id = ?
+    ON CONFLICT (item_id) DO UPDATE SET response_id = excluded.response_id"""
 GET_OF_ITEMS = """SELECT json_group_array(i.item_id) AS item_ids, r.input, COALESCE(r.output, r.response) AS output
     FROM response_items i JOIN responses r ON r.id = i.response_id
     WHERE i.item_id IN (SELECT value FROM json_each(?)) GROUP BY r.id"""
@@ -195,9 +198,10 @@ class Store:
 
     def _end(self, begun: Begun, write: Write, response: dict[str, Any], output: bytes | None) -> Written:
         """Writes how a response has ended. `output` is the JSON of its output."""
-        items = [
-            (STORE_ITEM, (item_id, begun.id)) for item_id in begun.item_ids + _ids_of(response.get("output") or ())
-        ]
+        # If something was deleted meanwhile, it may have been this one.
+        store_item = STORE_ITEM if begun.deletions == self.deletions.value else STORE_ITEM_OF
+        item_ids = begun.item_ids + _ids_of(response.get("output") or ())
+        items = [(store_item, (item_id, begun.id)) for item_id in item_ids]
         return self._write(write, *items, then=lambda: self._keep_warm(begun, output))
 
     async def get_response(self, response_id: str) -> Row | None:

@@ -179,6 +179,7 @@ async def test_a_response_that_is_deleted_while_it_runs_does_not_come_back(store
     await (store if by == "itself" else other).delete_response("r0")
     await store.update_response("r0", response("r0"))
     assert (await store.get_history("r0")).missing == "r0"
+    assert await store._connector.read("SELECT * FROM response_items") == [], "items of no response are left"
 
 
 async def test_nor_does_one_whose_beginning_is_deleted_while_it_runs(store: Store) -> None:
