@@ -274,9 +274,10 @@ class Store:
         chains = self._warm_chains()
         if not begun.committed or begun.deletions != chains.deletions:
             return
-        before = chains.drop(begun.previous) if begun.previous else []
-        if before is not None:
-            chains.put(begun.id, [*before, _turn_of(begun.input, output or NO_ITEMS)])
+        turns = chains.drop(begun.previous) if begun.previous else []
+        if turns is not None:
+            turns.append(_turn_of(begun.input, output or NO_ITEMS))
+            chains.put(begun.id, turns)
 
     def _warm_chains(self) -> WarmChains:
         """Those of now: after a deletion, by whomever, none that was kept before it is sure any more."""

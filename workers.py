@@ -39,13 +39,12 @@ ROW = 2 + MOST_WORKERS
 CELLS = ROWS + MOST_ENDPOINTS * ROW
 # In the file of the locks: a byte for each worker's number, one for the board, and one for starting.
 LOCK, START = 1000, 1001
-
-
+# Of a Unix socket's path, in bytes; what is not Linux is taken for macOS.
 LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def new_folder() -> tempfile.TemporaryDirectory[str]:
-    """One for a board, until the end of the service: in TMPDIR, or in /tmp if TMPDIR is so long that the path of no socket has room for it."""
+    """One for a board, until the end of the service: in TMPDIR, or in /tmp where TMPDIR leaves no room for the path of a socket."""
     longest = f"{tempfile.gettempdir()}/nomyo-12345678/worker-{MOST_WORKERS}.sock"
     fits = len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH
     return tempfile.TemporaryDirectory(prefix="nomyo-", dir=None if fits else "/tmp")

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from api.turn import Turn
-from backends.client import BackendStream
 from backends.failover import Attempt
 from backends.images import ImageFetcher, with_images_fetched
 from backends.kinds import Kind
+from backends.streams import BackendStream
 from config import AdaptConfig
 from errors import BackendRefused
 from requests.messages import Message

@@ -22,9 +22,10 @@ import orjson
 
 from api.http import Express
 from api.turn import SEALED, Turn, native_params, opened
-from backends.client import BackendStream, NativeEvent, NativeRun, refusal_of
+from backends.failures import refusal_of
 from backends.kinds import Kind
 from backends.pool import printable
+from backends.streams import BackendStream, NativeEvent, NativeRun
 from errors import BackendError, ModelFailed, Unsupported
 from requests.chat import as_chunk, as_plain
 from requests.events import ResponseBuilder, replay

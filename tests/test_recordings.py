@@ -9,7 +9,7 @@ import orjson
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from backends.client import refusal_of
+from backends.failures import refusal_of
 from errors import BackendError, BackendRefused, BackendUnreachable
 from requests.chat import as_chunk, as_plain, decode_chunk, decode_completion
 from requests.events import Event

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.answers import _adopted
-from backends.client import EventStream, NativeRun
+from backends.streams import EventStream, NativeRun
 from errors import BackendCut
 from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
