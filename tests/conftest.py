@@ -192,6 +192,12 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 
 @pytest.fixture
+async def backends_(stack: AsyncExitStack) -> list[FakeBackend]:
+    """Two of them."""
+    return [await stack.enter_async_context(FakeBackend()) for _ in range(2)]
+
+
+@pytest.fixture
 async def nothing_is_left_behind(
     request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[None]:
