@@ -14,7 +14,10 @@ ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # /app/data holds the SQLite file. A named volume takes its owner from here.
 RUN useradd --system --no-create-home --uid 10001 router && install --directory --owner=router /app/data
 COPY --from=dependencies /app/.venv .venv
-COPY pyproject.toml config.yaml router.py serve.py workers.py config.py errors.py tasks.py db.py db_sqlite.py cache.py seals.py state.py reloading.py ./
+COPY pyproject.toml config.yaml router.py serve.py db.py cache.py ./
+COPY core/ core/
+COPY stores/ stores/
+COPY cluster/ cluster/
 COPY api/ api/
 COPY requests/ requests/
 COPY backends/ backends/

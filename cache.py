@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from config import CacheConfig
+from core.config import CacheConfig
 
 if TYPE_CHECKING:
     import aiosqlite

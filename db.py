@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from db_sqlite import Row, SQLite, Write
-from errors import ServerError
+from core.errors import ServerError
+from stores.sqlite import Row, SQLite, Write
 
 log = logging.getLogger("nomyo.db")
 

@@ -26,9 +26,9 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 from uvicorn.logging import DefaultFormatter
 
-import api.cache
+import api.admin.cache
+import api.admin.endpoints
 import api.compact
-import api.endpoints
 import api.input_tokens
 import api.models
 import api.ollama
@@ -37,19 +37,21 @@ import api.responses
 import api.siblings
 import api.stored
 import api.websocket
-from api.http import ClientLeft, Gate, check_key, error_response
-from api.wire import give_wire, take_wire
+from api.http.keys import Gate, check_key
+from api.http.leaving import ClientLeft
+from api.http.protocol import give_wire, take_wire
+from api.http.replies import error_response
+from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
-from backends.pool import Pool
 from cache import make_cache
-from config import Config, ConfigError, config_file, load_config
+from cluster.workers import Board, end_with_supervisor
+from core.config import Config, ConfigError, config_file, load_config
+from core.errors import APIError, InvalidRequest, NotFound, ServerError
+from core.reloading import keep_config
+from core.seals import Sealer
+from core.state import AppState
+from core.tasks import TaskRunner
 from db import INTERRUPTED, Store
-from errors import APIError, InvalidRequest, NotFound, ServerError
-from reloading import keep_config
-from seals import Sealer
-from state import AppState
-from tasks import TaskRunner
-from workers import Board, end_with_supervisor
 
 log = logging.getLogger("nomyo")
 
@@ -64,8 +66,8 @@ SURFACES = (
     api.models.routes,
     api.passthrough.routes,
     api.ollama.routes,
-    api.endpoints.routes,
-    api.cache.routes,
+    api.admin.endpoints.routes,
+    api.admin.cache.routes,
 )
 
 
@@ -194,7 +196,7 @@ async def _fail_orphans(state: AppState) -> None:
     say, it is asked again: better late than one that goes on."""
     while True:
         unfinished = await state.db.unfinished()
-        alive = await api.endpoints.running_elsewhere(state) if unfinished else set()
+        alive = await api.admin.endpoints.running_elsewhere(state) if unfinished else set()
         if alive is not None:
             break
         await asyncio.sleep(ORPHANS_AGAIN_S)

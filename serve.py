@@ -18,12 +18,12 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from config import ConfigError, load_config
-from workers import VARIABLE, Board, new_folder
+from cluster.workers import VARIABLE, Board, new_folder
+from core.config import ConfigError, load_config
 
 OPTIONS: dict[str, Any] = {
     # Written below ASGI where that is safe (api/wire.py).
-    "http": "api.wire:Protocol",
+    "http": "api.http.protocol:Protocol",
     "timeout_graceful_shutdown": 10,
     # Of a WebSocket message: as large as a body may be.
     "ws_max_size": 64 * 1024 * 1024,

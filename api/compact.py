@@ -13,11 +13,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.http import ClientWatch, json_response, owner_of, read_json
+from api.http.bodies import read_json
+from api.http.keys import owner_of
+from api.http.leaving import ClientWatch
+from api.http.replies import json_response
 from api.responses import final_response, run_turn
-from api.turn import begin_turn
-from errors import InvalidRequest
-from state import AppState
+from api.turns.turn import begin_turn
+from core.errors import InvalidRequest
+from core.state import AppState
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 

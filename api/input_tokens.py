@@ -7,13 +7,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.answers import Backend, chat_params
-from api.http import ClientWatch, json_response, owner_of, read_json
-from api.turn import Turn, begin_turn, native_params
-from backends.failover import Attempts
-from errors import BackendError, InvalidRequest
+from api.http.bodies import read_json
+from api.http.keys import owner_of
+from api.http.leaving import ClientWatch
+from api.http.replies import json_response
+from api.turns.answers import Backend, chat_params
+from api.turns.turn import Turn, begin_turn, native_params
+from backends.fleet.failover import Attempts
+from core.errors import BackendError, InvalidRequest
+from core.state import AppState
 from requests.tokens import estimated_tokens
-from state import AppState
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 

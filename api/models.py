@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.http import json_response
-from errors import NotFound
+from api.http.replies import json_response
+from core.errors import NotFound
 
 routes = APIRouter(tags=["models"])
 

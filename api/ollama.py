@@ -22,15 +22,19 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from api.adapting import adapted
-from api.answers import Backend, chat_answer
-from api.http import ClientWatch, Primed, json_response, owner_of, read_body
+from api.http.bodies import read_body
+from api.http.keys import owner_of
+from api.http.leaving import ClientWatch, Primed
+from api.http.replies import json_response
 from api.passthrough import Head, PassedOn, Passing, Used, with_model
-from api.turn import begin_turn
-from backends.client import create_chat_with_retries
-from backends.failover import Attempt
-from backends.pool import Routing
-from errors import APIError, InvalidRequest, NotFound, Unsupported
+from api.turns.adapting import adapted
+from api.turns.answers import Backend, chat_answer
+from api.turns.turn import begin_turn
+from backends.fleet.failover import Attempt
+from backends.fleet.pool import Routing
+from backends.wire.client import create_chat_with_retries
+from core.errors import APIError, InvalidRequest, NotFound, Unsupported
+from core.state import AppState
 from requests.ollama import (
     NO_NAMES,
     OPTION_NAMES,
@@ -50,7 +54,6 @@ from requests.ollama import (
     running_model,
     shown_model,
 )
-from state import AppState
 
 NDJSON = "application/x-ndjson"
 

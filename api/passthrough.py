@@ -22,12 +22,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http import ClientLeft, ClientWatch, Express, Outlet, Primed, StreamedReply, outlet_of, owner_of, read_body
-from backends.failover import Attempt, Attempts
-from backends.pool import Routing
-from errors import APIError, BackendRefused, InvalidRequest
+from api.http.bodies import read_body
+from api.http.keys import owner_of
+from api.http.leaving import ClientLeft, ClientWatch, Primed
+from api.http.replies import Express, Outlet, StreamedReply, outlet_of
+from backends.fleet.failover import Attempt, Attempts
+from backends.fleet.pool import Routing
+from core.errors import APIError, BackendRefused, InvalidRequest
+from core.state import AppState
 from requests.chat import DecodeError
-from state import AppState
 
 log = logging.getLogger("nomyo.backends")
 

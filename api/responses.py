@@ -23,19 +23,22 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.adapting import adapted
-from api.answers import Backend, chat_answer, native_answer, replayed
-from api.background import Background
-from api.http import ClientWatch, EventStream, Express, Primed, json_response, owner_of, read_json
-from api.turn import Turn, begin_turn, cache_key
-from backends.client import create_chat_with_retries, create_response_with_retries
-from backends.failover import Attempt, Attempts
-from backends.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
+from api.http.bodies import read_json
+from api.http.keys import owner_of
+from api.http.leaving import ClientWatch, Primed
+from api.http.replies import EventStream, Express, json_response
+from api.turns.adapting import adapted
+from api.turns.answers import Backend, chat_answer, native_answer, replayed
+from api.turns.background import Background
+from api.turns.turn import Turn, begin_turn, cache_key
+from backends.fleet.failover import Attempt, Attempts
+from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
+from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
-from errors import APIError, ServerError
+from core.errors import APIError, ServerError
+from core.state import AppState
 from requests.open_items import Event
 from requests.responses import with_output_text
-from state import AppState
 
 log = logging.getLogger("nomyo.responses")
 

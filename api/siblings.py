@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Scope
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from api.wire import Protocol
-from state import AppState
+from api.http.protocol import Protocol
+from core.state import AppState
 
 log = logging.getLogger("nomyo.workers")
 

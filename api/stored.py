@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api.http import EventStream, json_response
+from api.http.replies import EventStream, json_response
 from api.siblings import answer_of_sibling, ask, is_from_sibling
-from errors import InvalidRequest, NotFound
+from core.errors import InvalidRequest, NotFound
+from core.state import AppState
 from requests.events import ResponseBuilder, replay, unfinished
 from requests.open_items import Event
 from requests.responses import with_output_text
-from state import AppState
 
 routes = APIRouter(prefix="/v1/responses", tags=["responses"])
 

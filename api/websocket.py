@@ -25,13 +25,14 @@ from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from api.http import error_response, owner_of
+from api.http.keys import owner_of
+from api.http.replies import error_response
 from api.responses import record, run_turn
-from api.turn import Turn, begin_turn
-from errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests
+from api.turns.turn import Turn, begin_turn
+from core.errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests
+from core.state import AppState
 from requests.open_items import Event
 from requests.tools import Item
-from state import AppState
 
 log = logging.getLogger("nomyo.websocket")
 

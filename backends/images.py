@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from errors import InvalidRequest
+from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import aiohttp

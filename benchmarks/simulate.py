@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import mean, quantiles
 
-from backends.breaker import Breaker
-from backends.choice import Affinity, Candidate, choose
-from backends.queue import FairQueue
+from backends.fleet.breaker import Breaker
+from backends.fleet.choice import Affinity, Candidate, choose
+from backends.fleet.line import FairQueue
 
 SWAP_S = 8.0
 HANG_S = 30.0

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from errors import APIError
+from core.errors import APIError
 from requests.chat import ChatChunk, DecodeError, ToolCallDelta, is_error, parse_chunk, parse_head
 from requests.open_items import (
     NO_ARGUMENTS,

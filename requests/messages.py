@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from errors import InvalidRequest, Unsupported
+from core.errors import InvalidRequest, Unsupported
 from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
 
 Message = dict[str, Any]

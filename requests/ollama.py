@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
-from errors import BackendError, InvalidRequest, Unsupported
+from core.errors import BackendError, InvalidRequest, Unsupported
 from requests.chat import DecodeError
 from requests.open_items import Event
 from requests.tools import Item, arguments_of

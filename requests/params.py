@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from errors import InvalidRequest, Unsupported
+from core.errors import InvalidRequest, Unsupported
 from requests.messages import ROLES, Message, orphan_output
 from requests.responses import HAS_STATUS, ID_PREFIXES, new_id
 from requests.tools import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from errors import InvalidRequest
+from core.errors import InvalidRequest
 from requests.messages import Message
 
 Format = dict[str, Any]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from errors import InvalidRequest, Unsupported
+from core.errors import InvalidRequest, Unsupported
 
 Tool = dict[str, Any]
 Item = dict[str, Any]

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
-from api.wire import Protocol
+from api.http.protocol import Protocol
 
 _settings = Path(tempfile.mkdtemp(prefix="nomyo-tests-"))
 atexit.register(shutil.rmtree, _settings, ignore_errors=True)
@@ -36,9 +36,9 @@ for name in [name for name in os.environ if name.startswith("ROUTER_")]:
     del os.environ[name]
 os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 
-import backends.failover  # noqa: E402
+import backends.fleet.failover  # noqa: E402
 import router  # noqa: E402
-from config import parse_config  # noqa: E402
+from core.config import parse_config  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
 from tests.turns import eventually  # noqa: E402
 
@@ -181,7 +181,7 @@ async def served_natively(backend: FakeBackend) -> AsyncIterator[Running]:
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that failed is sent again at once, or nearly so."""
-    monkeypatch.setattr(backends.failover, "WAITS_S", (0.005, 0.01))
+    monkeypatch.setattr(backends.fleet.failover, "WAITS_S", (0.005, 0.01))
 
 
 @pytest.fixture

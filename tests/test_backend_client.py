@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from backends.client import BackendClient, create_chat_with_retries
-from errors import (
+from backends.wire.client import BackendClient, create_chat_with_retries
+from core.errors import (
     APIError,
     BackendCut,
     BackendError,

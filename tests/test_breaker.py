@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.breaker import Breaker
+from backends.fleet.breaker import Breaker
 
 
 def opened(at: float = 0.0) -> Breaker:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cache import Cache, make_cache
-from config import CacheConfig
+from core.config import CacheConfig
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, cut, http_error, native, reasoning, stall
 from tests.stream_grammar import check_stream
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 FILL = """
 import asyncio, orjson, random
 from cache import make_cache
-from config import CacheConfig
+from core.config import CacheConfig
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.choice import CLEARLY_BUSIER, Affinity, Candidate, choose
+from backends.fleet.choice import CLEARLY_BUSIER, Affinity, Candidate, choose
 
 RANDOM = random.Random(4)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from backends.pool import Pool, Routing
-from errors import BackendError, BackendUnreachable, NotFound
+from backends.fleet.pool import Pool, Routing
+from core.errors import BackendError, BackendUnreachable, NotFound
 from tests.conftest import running_router
 from tests.fake_backend import CHAT, FakeBackend, http_error, json_answer, say, steps, until
 from tests.test_pool import at, open_pool, waiting

@@ -15,7 +15,7 @@ import orjson
 import pytest
 from openai.types.responses import Response
 
-from errors import InvalidRequest
+from core.errors import InvalidRequest
 from requests.messages import responses_input_to_messages
 from requests.params import chat_request, check_input, check_request, input_items
 from requests.responses import response_resource

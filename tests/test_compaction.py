@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import ResponseCompactionItem, ResponseUsage
 
-from api.turn import SUMMARIZE
+from api.turns.turn import SUMMARIZE
+from core.seals import Sealer
 from requests.messages import SUMMARY, UNREADABLE, responses_input_to_messages, without_superseded
 from requests.params import check_input
-from seals import Sealer
 from tests.carried import FUNCTION, SECRET, TRIGGER, Json, compacted, messages, said, summary_in, user
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, chat_usage, http_error, reasoning, strict_error

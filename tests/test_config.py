@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import yaml
 
-from backends.kinds import KINDS
-from config import CHOICES, SECTIONS, Config, ConfigError, EndpointConfig, load_config, parse_config
+from backends.kinds.kind import KINDS
+from core.config import CHOICES, SECTIONS, Config, ConfigError, EndpointConfig, load_config, parse_config
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "config.yaml"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from errors import ServerError
+from core.errors import ServerError
 from requests.responses import chat_message_to_output_items
 from requests.tools import TextOfJSON, ToolBook, custom_input
 from tests.stream_grammar import check_stream, fold

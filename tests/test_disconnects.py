@@ -13,7 +13,7 @@ import httpx2
 import orjson
 import pytest
 
-import backends.failover
+import backends.fleet.failover
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
     Answer,
@@ -135,7 +135,7 @@ class TestWhereItWaits:
 
     @pytest.mark.logs("The backend could not be reached")
     async def test_for_the_next_try(self, served, backend, monkeypatch):
-        monkeypatch.setattr(backends.failover, "WAITS_S", (30.0, 30.0))
+        monkeypatch.setattr(backends.fleet.failover, "WAITS_S", (30.0, 30.0))
         await create(served.http)
         await backend.stop()
         asking = asyncio.create_task(post(served))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import backends.discovery
-from backends.client import BackendClient
-from backends.discovery import Discovery, Memory, ModelFacts, discover, probe
-from errors import APIError, BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
+import backends.kinds.discovery
+from backends.kinds.discovery import Discovery, Memory, ModelFacts, discover, probe
+from backends.wire.client import BackendClient
+from core.errors import APIError, BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
 from tests.fake_backend import json_answer
 
 RECORDED = Path(__file__).parent / "data" / "llama-server"
@@ -194,7 +194,7 @@ class TestLlamaCpp:
         assert server.asked.count(question) == 2
 
     async def test_a_router_whose_model_hangs_still_answers(self, monkeypatch):
-        monkeypatch.setattr(backends.discovery, "GRACE_S", 0.02)
+        monkeypatch.setattr(backends.kinds.discovery, "GRACE_S", 0.02)
         server = Server(ROUTER | {next(path for path in ROUTER if "?" in path): hang})
         found = await discover("llama.cpp", server)
         assert found.models["ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"] == ModelFacts(True, None, ("gemma",))
@@ -387,7 +387,7 @@ class TestEveryKind:
         assert list(found.models) == ["good"]
 
     async def test_what_hangs_beside_it_holds_nothing_up(self, kind, monkeypatch):
-        monkeypatch.setattr(backends.discovery, "GRACE_S", 0.02)
+        monkeypatch.setattr(backends.kinds.discovery, "GRACE_S", 0.02)
         answers, listing = KINDS[kind]
         async with asyncio.timeout(1):
             found = await discover(kind, Server({listing: answers[listing]}, otherwise=hang))

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from errors import (
+from core.errors import (
     APIError,
     BackendCut,
     BackendRefused,

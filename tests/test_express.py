@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from api.http import WireOutlet
-from api.wire import Wire
+from api.http.protocol import Wire
+from api.http.replies import WireOutlet
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, cut, reasoning
 from tests.stream_grammar import check_stream, fold, parse_sse

@@ -12,8 +12,8 @@ import aiohttp
 import orjson
 import pytest
 
-import backends.endpoint
-import backends.failover
+import backends.fleet.endpoint
+import backends.fleet.failover
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
     CHAT,
@@ -372,7 +372,7 @@ class TestNobodyElse:
 class TestTheOneThereIs:
     @pytest.mark.parametrize("path", [URL, CHAT])
     async def test_one_that_loads_is_waited_for(self, good, path, monkeypatch):
-        monkeypatch.setattr(backends.failover, "WAITS_S", (0.02, 0.05))
+        monkeypatch.setattr(backends.fleet.failover, "WAITS_S", (0.02, 0.05))
         good.script(FAULTS["loads"], FAULTS["loads"])
         async with fleet(at(good)) as running:
             answer = await running.http.post(path, json=asking(path))
@@ -402,7 +402,7 @@ class TestTheOneThereIs:
             assert text_of(await asked) == "Hello"
 
     async def test_one_that_does_not_come_is_an_error_soon(self, good, monkeypatch):
-        monkeypatch.setattr(backends.failover, "WAITS_S", (0.02, 0.05))
+        monkeypatch.setattr(backends.fleet.failover, "WAITS_S", (0.02, 0.05))
         async with fleet(at(good), models_refresh_s=3600) as running:
             await good.stop()
             async with asyncio.timeout(2):
@@ -490,8 +490,8 @@ class TestHanging:
 
     @pytest.mark.parametrize("path", [URL, CHAT])
     async def test_when_its_listing_hangs_too_who_waits_for_it_goes_elsewhere(self, good, bad, path, monkeypatch):
-        monkeypatch.setattr(backends.endpoint, "LISTING_TIMEOUT_S", 0.1)
-        monkeypatch.setattr(backends.endpoint, "PROBE_S", 0.05)
+        monkeypatch.setattr(backends.fleet.endpoint, "LISTING_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(backends.fleet.endpoint, "PROBE_S", 0.05)
         bad.default = stall()
         async with fleet(at(good), at(bad, priority=-1), models_refresh_s=0.1) as running:
             asked = [asyncio.create_task(running.http.post(path, json=asking(path))) for _ in range(5)]
@@ -503,8 +503,8 @@ class TestHanging:
             assert {answer.headers["x-nomyo-endpoint"] for answer in answers} == {re.sub("http://", "", good.url)}
 
     async def test_who_already_reads_its_answer_reads_on(self, bad, monkeypatch):
-        monkeypatch.setattr(backends.endpoint, "LISTING_TIMEOUT_S", 0.05)
-        monkeypatch.setattr(backends.endpoint, "PROBE_S", 0.02)
+        monkeypatch.setattr(backends.fleet.endpoint, "LISTING_TIMEOUT_S", 0.05)
+        monkeypatch.setattr(backends.fleet.endpoint, "PROBE_S", 0.02)
         gate = asyncio.Event()
         bad.default = chat("Hello", then=steps(until(gate), chunk({}, finish_reason="stop"), DONE))
         async with fleet(at(bad), models_refresh_s=0.05) as running, open_stream(running.http) as events:

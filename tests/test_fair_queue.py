@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.queue import Entry, FairQueue
+from backends.fleet.line import Entry, FairQueue
 
 
 def queue_of(*waiting: str) -> FairQueue[str]:

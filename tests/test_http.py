@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-import api.http
+import api.http.replies
 from tests.conftest import Running
 from tests.fake_backend import DONE, chat, chat_usage, chunk, http_error, stall, stream, until
 from tests.stream_grammar import check_stream, parse_sse
@@ -102,7 +102,7 @@ class TestStreams:
                 received += await wire.chunk()
 
     async def test_a_silent_stream_gets_a_comment_now_and_then(self, served, backend, monkeypatch):
-        monkeypatch.setattr(api.http, "KEEPALIVE_S", 0.03)
+        monkeypatch.setattr(api.http.replies, "KEEPALIVE_S", 0.03)
         gate = asyncio.Event()
         backend.script(stream(HELLO, until(gate), END))
         async with wire_to(served) as wire:
@@ -117,7 +117,7 @@ class TestStreams:
         check_stream([event for _, event in parse_sse(received)])
 
     async def test_a_busy_stream_gets_none(self, served, backend, monkeypatch):
-        monkeypatch.setattr(api.http, "KEEPALIVE_S", 0.2)
+        monkeypatch.setattr(api.http.replies, "KEEPALIVE_S", 0.2)
         backend.script(chat("a b c d e f g h i j k l", delay_s=0.03))
         async with wire_to(served) as wire:
             await wire.post(STREAM)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from backends.http1 import MOST_UNREAD, BadAnswer, Origin
+from backends.wire.http1 import MOST_UNREAD, BadAnswer, Origin
 from tests.turns import eventually
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]

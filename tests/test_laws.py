@@ -15,7 +15,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import BackendCut, InvalidRequest
+from core.errors import BackendCut, InvalidRequest
 from requests.chat import decode_chunk, decode_completion
 from requests.events import Event, ResponseBuilder, replay, unfinished
 from requests.messages import EVERY_PART, messages_to_responses_input, responses_input_to_messages, whole_arguments

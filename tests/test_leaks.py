@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from backends.failover import Attempts
-from backends.pool import Pool, Routing
-from config import parse_config
-from errors import (
+from backends.fleet.failover import Attempts
+from backends.fleet.pool import Pool, Routing
+from core.config import parse_config
+from core.errors import (
     APIError,
     BackendCut,
     BackendError,

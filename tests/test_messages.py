@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from errors import InvalidRequest, Unsupported
+from core.errors import InvalidRequest, Unsupported
 from requests.messages import EVERY_PART, messages_to_responses_input, responses_input_to_messages, whole_arguments
 
 Json = dict[str, Any]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from backends.discovery import ModelFacts, name_in
-from backends.kinds import KINDS
+from backends.kinds.discovery import ModelFacts, name_in
+from backends.kinds.kind import KINDS
 
 OTHERS = sorted(KINDS.keys() - {"auto", "ollama"})
 GEMMA = "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import BackendError, InvalidRequest, Unsupported
+from core.errors import BackendError, InvalidRequest, Unsupported
 from requests.chat import decode_chunk, decode_completion
 from requests.events import ResponseBuilder
 from requests.messages import responses_input_to_messages

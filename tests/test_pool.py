@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-import backends.endpoint
-import backends.pool
-from backends.pool import Pool, choose_endpoint, decrement_usage, is_ext_openai_endpoint
-from config import parse_config
-from errors import BackendUnreachable, NotFound, TooManyRequests
+import backends.fleet.endpoint
+import backends.fleet.pool
+from backends.fleet.pool import Pool, choose_endpoint, decrement_usage, is_ext_openai_endpoint
+from core.config import parse_config
+from core.errors import BackendUnreachable, NotFound, TooManyRequests
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, json_answer, stall
 from tests.turns import URL, assert_error, create, eventually, turn
@@ -304,7 +304,7 @@ class TestLooking:
             for _ in range(20):
                 await ask()
             assert looks(backend) == before, "it looked a moment ago"
-            monkeypatch.setattr(backends.pool, "LOOK_AGAIN_AFTER_S", 0.0)
+            monkeypatch.setattr(backends.fleet.pool, "LOOK_AGAIN_AFTER_S", 0.0)
             await asyncio.gather(*(ask() for _ in range(20)))
             assert looks(backend) == before + 1, "20 requests at once share a look"
             backend.models.append("new")
@@ -322,7 +322,7 @@ class TestLooking:
             assert raised.value.retry_after_s
 
     async def test_a_hanging_endpoint_costs_the_requests_of_others_nothing(self, backends_, monkeypatch):
-        monkeypatch.setattr(backends.endpoint, "LISTING_TIMEOUT_S", 2.0)
+        monkeypatch.setattr(backends.fleet.endpoint, "LISTING_TIMEOUT_S", 2.0)
         hanging, healthy = backends_
         hanging.routes["GET /v1/models"] = stall()
         pool = Pool(parse_config({"endpoints": list(map(at, backends_))}))
@@ -382,7 +382,7 @@ class TestThroughTheRouter:
             assert running.in_flight() == 0
 
     async def test_a_backend_that_comes_up_late_is_found(self, backend, monkeypatch):
-        monkeypatch.setattr(backends.pool, "LOOK_AGAIN_AFTER_S", 0.0)
+        monkeypatch.setattr(backends.fleet.pool, "LOOK_AGAIN_AFTER_S", 0.0)
         await backend.stop()
         async with running_router(endpoints=[at(backend)]) as running:
             answer = await running.http.post(URL, json=turn())

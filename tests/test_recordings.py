@@ -9,8 +9,8 @@ import orjson
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from backends.failures import refusal_of
-from errors import BackendError, BackendRefused, BackendUnreachable
+from backends.wire.failures import refusal_of
+from core.errors import BackendError, BackendRefused, BackendUnreachable
 from requests.chat import as_chunk, as_plain, decode_chunk, decode_completion
 from requests.events import Event
 from requests.responses import chat_message_to_output_items, usage_chat_to_responses

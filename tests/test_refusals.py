@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.refusals import Overflow, overflow_of, unsupported_of
+from backends.kinds.refusals import Overflow, overflow_of, unsupported_of
 
 RECORDED = Path(__file__).parent / "data" / "llama-server"
 

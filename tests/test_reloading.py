@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-import backends.pool
-import reloading
+import backends.fleet.pool
 import router
-from config import load_config
-from reloading import reload
+from core import reloading
+from core.config import load_config
+from core.reloading import reload
 from tests.conftest import Running, running_router
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, http_error, say, stall, steps, until
 from tests.test_pool import at, in_flight, waiting
@@ -323,7 +323,7 @@ class TestTheFile:
                 async def broken(self: Any, config: Any) -> None:
                     raise RuntimeError("a fault of ours")
 
-                patch.setattr(backends.pool.Pool, "reconfigure", broken)
+                patch.setattr(backends.fleet.pool.Pool, "reconfigure", broken)
                 await asyncio.sleep(0.05)
                 settings.write(at(two[1]))
                 await eventually(lambda: "a fault of ours" in caplog.text, "it is in the log")

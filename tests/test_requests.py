@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import InvalidRequest, Unsupported
+from core.errors import InvalidRequest, Unsupported
 from requests.params import (
     EFFORTS,
     NOT_PASSED_ON,

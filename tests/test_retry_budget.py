@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.retry import RetryBudget
+from backends.fleet.retry import RetryBudget
 
 RESERVE, MOST = int(RetryBudget.RESERVE), int(RetryBudget.MOST)
 

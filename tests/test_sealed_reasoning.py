@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from core.seals import Sealer
 from requests.messages import UNREADABLE
-from seals import Sealer
 from tests.carried import FUNCTION, SECRET, TRIGGER, Json, messages, said, summary_in, user
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, reasoning

@@ -7,7 +7,7 @@ import base64
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seals import Sealer
+from core.seals import Sealer
 
 SEALER = Sealer("a key")
 texts = st.text(max_size=200).filter(lambda text: text.isascii() or text.encode(errors="ignore").decode() == text)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from backends.pool import Pool, Routing, choose_endpoint
-from config import parse_config
-from errors import TooManyRequests
+from backends.fleet.pool import Pool, Routing, choose_endpoint
+from core.config import parse_config
+from core.errors import TooManyRequests
 from tests.fake_backend import FakeBackend
 from tests.test_pool import at
 from tests.turns import eventually

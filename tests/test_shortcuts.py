@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 import router
-from config import parse_config
+from core.config import parse_config
 from tests.fake_backend import FakeBackend, chat, http_error
 
 Json = dict[str, Any]

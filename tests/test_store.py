@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from core.errors import ServerError
 from db import Store
-from errors import ServerError
 from requests.responses import new_id
 from tests.conftest import running_router
 from tests.fake_backend import FakeBackend, chat, http_error

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from errors import InvalidRequest
+from core.errors import InvalidRequest
 from requests.structured import Checker, format_prompt, repair_prompt
 from tests.conftest import Running, running_router
 from tests.fake_backend import (

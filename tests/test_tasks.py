@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from errors import APIError, ServerError, TooManyRequests
-from tasks import TaskRunner
+from core.errors import APIError, ServerError, TooManyRequests
+from core.tasks import TaskRunner
 from tests.turns import eventually
 
 INTERRUPTED = ServerError("The test stopped it.")

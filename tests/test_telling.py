@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.answers import _adopted
-from backends.streams import EventStream, NativeRun
-from errors import BackendCut
+from api.turns.answers import _adopted
+from backends.wire.streams import EventStream, NativeRun
+from core.errors import BackendCut
 from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
 from requests.open_items import STREAMED_PARTS, Telling

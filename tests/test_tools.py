@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from errors import InvalidRequest, Unsupported
+from core.errors import InvalidRequest, Unsupported
 from requests.tools import (
     Call,
     Choice,

@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 import db
+from core.errors import ServerError
 from db import History, Store
-from errors import ServerError
 from requests.params import input_items
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, json_answer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from errors import (
+from core.errors import (
     BackendCut,
 )
 from requests.events import Event, ResponseBuilder, replay, unfinished

@@ -19,8 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 
 import router
-from api.wire import MOST_WAITING, Protocol, Wire, wire_of
-from config import parse_config
+from api.http.protocol import MOST_WAITING, Protocol, Wire, wire_of
+from core.config import parse_config
 from requests.sse import KEEPALIVE
 from tests.conftest import Server
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, pause, stall, steps, stream, until
@@ -742,7 +742,7 @@ async def test_a_header_with_a_line_end_breaks_the_answer_off(
     backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Were one to come so far: no part of it is sent."""
-    monkeypatch.setattr("api.turn.Routing.headers", lambda self: {"x-nomyo-a": "a\r\nx-evil: 1"})
+    monkeypatch.setattr("api.turns.turn.Routing.headers", lambda self: {"x-nomyo-a": "a\r\nx-evil: 1"})
     async with served(app, way) as site:
         for params in ({}, STREAM):
             line = await site.connect()
@@ -759,7 +759,7 @@ async def test_a_header_with_a_line_end_breaks_the_answer_off(
 async def test_a_silent_stream_is_kept_alive(
     backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("api.http.KEEPALIVE_S", 0.03)
+    monkeypatch.setattr("api.http.replies.KEEPALIVE_S", 0.03)
     gate = asyncio.Event()
     backend.script(gated(gate, "Hello there"))
     async with served(app, way) as site:
@@ -777,7 +777,7 @@ async def test_a_silent_stream_is_kept_alive(
 async def test_a_stream_that_is_not_silent_holds_no_comments(
     backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("api.http.KEEPALIVE_S", 0.1)
+    monkeypatch.setattr("api.http.replies.KEEPALIVE_S", 0.1)
     backend.script(chat("word " * 40, delay_s=0.01))
     async with served(app, way) as site:
         [answer] = await talk(site, [ask(response(**STREAM)), READ])

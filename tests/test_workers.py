@@ -23,8 +23,9 @@ import pytest
 import pytest_asyncio
 import yaml
 
-import workers
 from api import siblings
+from cluster import workers
+from cluster.workers import Board, new_folder
 from tests.conftest import short_folder
 from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, steps, until
 from tests.stream_grammar import check_stream
@@ -41,7 +42,6 @@ from tests.turns import (
     retrieve,
     text_of,
 )
-from workers import Board, new_folder
 
 ROOT = Path(__file__).parents[1]
 HERE = "http://server:1/v1"
@@ -72,7 +72,7 @@ def other_process(folder: Path, does: str = "", *, then: str = "") -> Iterator[s
     code = f"""
 import sys
 from pathlib import Path
-from workers import Board
+from cluster.workers import Board
 board = Board(Path({str(folder)!r}))
 board.join()
 {does}

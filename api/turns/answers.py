@@ -20,13 +20,13 @@ from typing import Any
 
 import orjson
 
-from api.http import Express
-from api.turn import SEALED, Turn, native_params, opened
-from backends.failures import refusal_of
-from backends.kinds import Kind
-from backends.pool import printable
-from backends.streams import BackendStream, NativeEvent, NativeRun
-from errors import BackendError, ModelFailed, Unsupported
+from api.http.replies import Express
+from api.turns.turn import SEALED, Turn, native_params, opened
+from backends.fleet.pool import printable
+from backends.kinds.kind import Kind
+from backends.wire.failures import refusal_of
+from backends.wire.streams import BackendStream, NativeEvent, NativeRun
+from core.errors import BackendError, ModelFailed, Unsupported
 from requests.chat import as_chunk, as_plain
 from requests.events import ResponseBuilder, replay
 from requests.messages import responses_input_to_messages, without_superseded

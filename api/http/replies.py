@@ -1,97 +1,25 @@
-"""What every surface needs of HTTP: the key at the gate, bodies in, JSON and streams out, clients that leave."""
+"""Replies out: JSON and streams, by ASGI or straight to the socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import hmac
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from functools import lru_cache
-from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import orjson
-from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from api.wire import Wire, wire_of
-from errors import APIError, InvalidRequest, TooLarge, Unauthorized
+from api.http.leaving import ClientLeft, ClientWatch, Closable
+from api.http.protocol import Wire, wire_of
+from core.errors import APIError
 from requests.sse import KEEPALIVE, frames, obfuscated
-from state import AppState
 
 KEEPALIVE_S = 15.0
+
 LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
-OPEN_PATHS = frozenset({"/health"})
-
-
-class ClientLeft(Exception):
-    """The client closed the connection: nobody reads what we answer."""
-
-
-class Gate:
-    """ASGI middleware: asks for the router's key, where one is set. It wraps nothing, so it costs a stream nothing."""
-
-    def __init__(self, app: ASGIApp, state: AppState) -> None:
-        self._app = app
-        self._state = state
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS:
-            try:
-                check_key(self._state, scope)
-            except Unauthorized as error:
-                await error_response(error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-def check_key(state: AppState, scope: Scope) -> None:
-    """Raises `Unauthorized` for a request without the router's key, where one is set."""
-    expected = state.config.api_key
-    if not expected:
-        return
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    scheme, _, key = given.partition(b" ")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), expected.encode()):
-        raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
-
-
-def owner_of(request: HTTPConnection) -> str:
-    """Who asks, as a digest: answers in the cache are shared among the requests with one key."""
-    return _digest(next((value for name, value in request.scope["headers"] if name == b"authorization"), b""))
-
-
-@lru_cache(maxsize=1024)
-def _digest(given: bytes) -> str:
-    return hashlib.sha256(given).hexdigest()[:16] if given else ""
-
-
-async def read_json(request: Request) -> Any:
-    """The body as JSON. Raises `TooLarge` past `max_body_mb`, `InvalidRequest` for anything else than JSON."""
-    try:
-        return orjson.loads(await read_body(request))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
-
-
-async def read_body(request: Request) -> bytes:
-    """The body. Raises `TooLarge` past `max_body_mb`."""
-    limit = request.app.state.config.max_body_mb * 1024 * 1024
-    if (wire := wire_of(request.scope)) is not None and (body := wire.body) is not None and len(body) <= limit:
-        return body
-    too_large = TooLarge(f"The body is larger than {limit / 1024 / 1024:g} MB.")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > limit:
-            raise too_large
-    return bytes(received)
 
 
 def raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -130,100 +58,8 @@ def error_response(error: APIError) -> Response:
     return json_response({"error": error.to_dict()}, error.status, headers)
 
 
-class ClientWatch:
-    """Cancels its body the moment the client closes the connection, and raises `ClientLeft` then. For requests whose body
-    has been read: what `receive` gives after that is the disconnect."""
-
-    __slots__ = ("_body", "_has_left", "_receive", "_watcher", "_wire")
-
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._wire = wire_of(scope)
-        self._receive = receive
-        self._watcher: asyncio.Task[None] | None = None
-        self._has_left = False
-
-    async def __aenter__(self) -> None:
-        body = asyncio.current_task()
-        assert body is not None
-        self._body = body
-        if self._wire is None:
-            self._watcher = asyncio.create_task(self._watch(), name="disconnect watch")
-        else:
-            self._wire.on_left(self._left)
-            if self._wire.has_left:
-                self._left()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._wire is not None:
-            self._wire.on_left(None)
-        elif self._watcher is not None:
-            self._watcher.cancel()
-        if not self._has_left:
-            return
-        if isinstance(error, asyncio.CancelledError):
-            if self._body.uncancel() == 0:
-                raise ClientLeft from None
-        elif error is None or isinstance(error, Exception):
-            await _take_cancellation(self._body)
-            raise ClientLeft from None
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._left()
-
-    def _left(self) -> None:
-        self._has_left = True
-        self._body.cancel()
-
-
-async def _take_cancellation(task: asyncio.Task[Any]) -> None:
-    """The client left in the last moment, and what cancels us may not have arrived yet: it must not hit whoever is next."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.sleep(0)
-    task.uncancel()
-
-
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Closable(Protocol[T_co]):
-    """An async generator, or what can stand for one."""
-
-    def __aiter__(self) -> AsyncIterator[T_co]: ...
-    async def __anext__(self) -> T_co: ...
-    async def aclose(self) -> None: ...
-
-
 # Events that arrived together.
 Batches = Closable[list[dict[str, Any]]]
-
-
-class Primed(Generic[T]):
-    """An answer that was begun before its HTTP answer is: one that cannot start is an HTTP error. A generator that never
-    started would run no `finally`, so this is none."""
-
-    def __init__(self, pieces: Closable[T]) -> None:
-        self._pieces = pieces
-        self._first: T | None = None
-
-    async def prime(self) -> None:
-        self._first = await anext(self._pieces)
-
-    def __aiter__(self) -> Primed[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        if (first := self._first) is not None:
-            self._first = None
-            return first
-        return await anext(self._pieces)
-
-    async def aclose(self) -> None:
-        await self._pieces.aclose()
 
 
 class Express:

@@ -133,5 +133,5 @@ class BackendRefused(BackendError):
     code: str | None = None
     # What it cannot do: `tools`, `images`, or the name of a parameter.
     unsupported: str | None = None
-    # By how much a request is too long: `backends.refusals.Overflow`.
+    # By how much a request is too long: `backends.kinds.refusals.Overflow`.
     overflow: Any = None

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from api.http import Express
-from backends.pool import Routing
-from errors import InvalidRequest
+from api.http.replies import Express
+from backends.fleet.pool import Routing
+from core.errors import InvalidRequest
+from core.state import AppState
 from requests.events import ResponseBuilder
 from requests.messages import told_summary
 from requests.params import CreateParams, check_input, check_request, input_items, without_cut_calls
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
-from state import AppState
 
 SUMMARIZE = """Our conversation gets too long to go on with. Write a summary of it that can take its place: what was asked,
 what was decided and found out, with the names, numbers, paths and commands that matter, what is done and what is left to do.

@@ -7,14 +7,14 @@ from typing import Any
 
 from starlette.datastructures import State
 
+from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
-from backends.pool import Pool
 from cache import Cache
-from config import Config
+from cluster.workers import Board
+from core.config import Config
+from core.seals import Sealer
+from core.tasks import TaskRunner
 from db import Store
-from seals import Sealer
-from tasks import TaskRunner
-from workers import Board
 
 
 class AppState(State):

@@ -12,8 +12,8 @@ import signal
 import threading
 from pathlib import Path
 
-from config import ConfigError, load_config
-from state import AppState
+from core.config import ConfigError, load_config
+from core.state import AppState
 
 log = logging.getLogger("nomyo.settings")
 

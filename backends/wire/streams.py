@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from backends.failures import code_of, json_or_none, not_an_answer, raise_named, refusal_of
-from backends.http1 import LEFT, Answer, BadAnswer
-from errors import BackendCut, BackendError, TooManyRequests
+from backends.wire.failures import code_of, json_or_none, not_an_answer, raise_named, refusal_of
+from backends.wire.http1 import LEFT, Answer, BadAnswer
+from core.errors import BackendCut, BackendError, TooManyRequests
 from requests.chat import ChatChunk, DecodeError, EventHead, decode_chunk, parse_head, parse_heads
 from requests.reads import Run, decode_read
 from requests.sse import SSEDecoder
@@ -31,7 +31,7 @@ Read = tuple[list[T], BackendError | TooManyRequests | None]
 
 
 class WayOut(Protocol):
-    """Where an answer may leave as it arrives (`api.http.Express`)."""
+    """Where an answer may leave as it arrives (`api.http.replies.Express`)."""
 
     write: Callable[[list[Any]], None] | None
     send: Callable[[bytes], bool] | None

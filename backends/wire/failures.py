@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 import orjson
 
-from backends.http1 import BadAnswer, ConnectTimeout
-from backends.refusals import overflow_of, unsupported_of
-from errors import (
+from backends.kinds.refusals import overflow_of, unsupported_of
+from backends.wire.http1 import BadAnswer, ConnectTimeout
+from core.errors import (
     BackendCut,
     BackendError,
     BackendRefused,

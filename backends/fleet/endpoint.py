@@ -11,13 +11,13 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-from backends.breaker import Breaker
-from backends.choice import Candidate
-from backends.client import BackendClient
-from backends.discovery import Discovery, Memory, ModelFacts, discover, name_in, probe
-from backends.kinds import KINDS, Kind, kind_of
-from config import BreakerConfig, EndpointConfig, name_of
-from errors import APIError, BackendRefused, BackendTimeout
+from backends.fleet.breaker import Breaker
+from backends.fleet.choice import Candidate
+from backends.kinds.discovery import Discovery, Memory, ModelFacts, discover, name_in, probe
+from backends.kinds.kind import KINDS, Kind, kind_of
+from backends.wire.client import BackendClient
+from core.config import BreakerConfig, EndpointConfig, name_of
+from core.errors import APIError, BackendRefused, BackendTimeout
 
 log = logging.getLogger("nomyo.backends")
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from errors import APIError, BackendError, BackendRefused
+from core.errors import APIError, BackendError, BackendRefused
 
 GetJson = Callable[[str], Awaitable[Any]]
 Row = dict[str, Any]

@@ -12,17 +12,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from api.turn import Turn
-from backends.failover import Attempt
+from api.turns.turn import Turn
+from backends.fleet.failover import Attempt
 from backends.images import ImageFetcher, with_images_fetched
-from backends.kinds import Kind
-from backends.streams import BackendStream
-from config import AdaptConfig
-from errors import BackendRefused
+from backends.kinds.kind import Kind
+from backends.wire.streams import BackendStream
+from core.config import AdaptConfig
+from core.errors import BackendRefused
+from core.state import AppState
 from requests.messages import Message
 from requests.tokens import estimated_tokens, message_tokens
 from requests.truncation import truncated
-from state import AppState
 
 log = logging.getLogger("nomyo.responses")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from errors import APIError, ServerError, TooManyRequests
+from core.errors import APIError, ServerError, TooManyRequests
 
 log = logging.getLogger("nomyo.tasks")
 

@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from backends.pool import Pool, Routing, choose_endpoint, decrement_usage
-from errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
+from backends.fleet.pool import Pool, Routing, choose_endpoint, decrement_usage
+from core.errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
 
 log = logging.getLogger("nomyo.backends")
 

@@ -25,13 +25,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
-from backends.choice import Affinity, choose
-from backends.endpoint import UNKNOWN, Count, Endpoint
-from backends.kinds import Kind
-from backends.queue import FairQueue
-from backends.retry import RetryBudget
-from config import Config, EndpointConfig
-from errors import (
+from backends.fleet.choice import Affinity, choose
+from backends.fleet.endpoint import UNKNOWN, Count, Endpoint
+from backends.fleet.line import FairQueue
+from backends.fleet.retry import RetryBudget
+from backends.kinds.kind import Kind
+from core.config import Config, EndpointConfig
+from core.errors import (
     APIError,
     BackendError,
     BackendRefused,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.http import json_response, read_json
+from api.http.bodies import read_json
+from api.http.replies import json_response
 from cache import get_llm_cache
-from errors import InvalidRequest
+from core.errors import InvalidRequest
 
 routes = APIRouter(prefix="/api/cache", tags=["cache"])
 

@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.http import json_response
+from api.http.replies import json_response
 from api.siblings import ask, is_from_sibling
-from errors import NotFound
-from state import AppState
+from core.errors import NotFound
+from core.state import AppState
 
 routes = APIRouter(tags=["fleet"])
 

@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from errors import APIError, ServerError
+from core.errors import APIError, ServerError
 
 if TYPE_CHECKING:
-    from api.turn import Turn
+    from api.turns.turn import Turn
     from requests.open_items import Event
 
 log = logging.getLogger("nomyo.background")

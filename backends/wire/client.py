@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from backends.failures import json_or_none, not_an_answer, raise_named, refusal_of
-from backends.http1 import Answer, Origin
-from backends.streams import ChatStream, EventStream, RawAnswer
-from errors import BackendError, TooManyRequests
+from backends.wire.failures import json_or_none, not_an_answer, raise_named, refusal_of
+from backends.wire.http1 import Answer, Origin
+from backends.wire.streams import ChatStream, EventStream, RawAnswer
+from core.errors import BackendError, TooManyRequests
 from requests.chat import ChatCompletion, DecodeError, Dumped, decode_completion
 
 MAX_ERROR_BODY = 64 * 1024
@@ -136,7 +136,7 @@ class BackendClient:
 
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
     """`client.chat.completions.create(**params)`, its errors by our names: a `BackendError` or `TooManyRequests`. What is tried
-    again, and where, is for `backends.failover` to say."""
+    again, and where, is for `backends.fleet.failover` to say."""
     try:
         return await client.chat.completions.create(**params)
     except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from config import EndpointConfig
+from core.config import EndpointConfig
 from requests.messages import EVERY_PART, THINK_TAGS
 
 

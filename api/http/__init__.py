@@ -1,0 +1,1 @@
+"""HTTP in: the key, bodies, replies, and the server protocol under them."""

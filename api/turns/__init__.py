@@ -1,0 +1,1 @@
+"""A turn: what is asked, who answers, and what is done besides."""

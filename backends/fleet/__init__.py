@@ -1,0 +1,1 @@
+"""Which endpoint gets a request, and what happens when it fails."""

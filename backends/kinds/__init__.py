@@ -1,0 +1,1 @@
+"""What there is to know of each kind of model server."""

@@ -1,0 +1,1 @@
+"""What every part may use: settings, errors, what the application holds."""
