@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
-from api.http.keys import owner_of
+from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
 from api.responses import final_response, run_turn
@@ -48,7 +48,7 @@ async def compact_response(request: Request) -> Response:
         "stream": False,
         "background": False,
     }
-    turn = await begin_turn(state, wanted, owner_of(request))
+    turn = await begin_turn(state, wanted, principal_of(request))
     async with ClientWatch(request.scope, request.receive):
         response = await final_response(run_turn(state, turn))
     kept = [item for item in (*turn.history, *turn.input) if item.get("role") == "user"]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
-from api.http.keys import owner_of
+from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
 from api.turns.answers import Backend, chat_params
@@ -30,7 +30,9 @@ async def count_input_tokens(request: Request) -> Response:
     body = await read_json(request)
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    turn = await begin_turn(state, {**body, "store": False, "stream": False, "background": False}, owner_of(request))
+    turn = await begin_turn(
+        state, {**body, "store": False, "stream": False, "background": False}, principal_of(request)
+    )
     async with ClientWatch(request.scope, request.receive):
         async for attempt in Attempts(state.pool, turn.model, turn.routing):
             async with attempt:

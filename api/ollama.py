@@ -23,7 +23,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from api.http.bodies import read_body
-from api.http.keys import owner_of
+from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import json_response
 from api.passthrough import Head, PassedOn, Passing, Used, with_model
@@ -34,6 +34,7 @@ from backends.fleet.failover import Attempt
 from backends.fleet.pool import Routing
 from backends.wire.client import create_chat_with_retries
 from core.errors import APIError, InvalidRequest, NotFound, Unsupported
+from core.keys import Principal
 from core.state import AppState
 from requests.ollama import (
     NO_NAMES,
@@ -119,7 +120,7 @@ async def embeddings(request: Request) -> Response:
 
 async def _answered(request: Request, kind: type[Asking]) -> Response:
     head, body = await _read(request)
-    asking = kind(request.app.state, owner_of(request), request.url.path, head, body)
+    asking = kind(request.app.state, principal_of(request), request.url.path, head, body)
     answer = Primed(asking.run())
     try:
         async with ClientWatch(request.scope, request.receive):
@@ -150,10 +151,10 @@ def _in_ollamas_words(error: APIError, model: str) -> APIError:
 class Asking(Passing, ABC):
     """A request for an answer of a model: it goes through to an Ollama, and is `_translated` for others."""
 
-    def __init__(self, state: AppState, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
-        super().__init__(state.pool, head.model, body, Routing(owner=owner, affinity=head.affinity()))
+    def __init__(self, state: AppState, principal: Principal, path: str, head: OllamaHead, body: bytes) -> None:
+        super().__init__(state.pool, head.model, body, Routing(principal=principal.id, affinity=head.affinity()))
         self._state = state
-        self._owner = owner
+        self._principal = principal
         self._path = path
         self._used_elsewhere: Used | None = None
         self._headers: dict[str, str] = {}
@@ -200,7 +201,7 @@ class Chatting(Asking):
             yield _line(said.loaded(is_unload=asked.is_unload))
             return
         request = {**self._request(asked, OPTION_NAMES.get(kind.name, NO_NAMES)), "model": self._model}
-        turn = await begin_turn(state, request, self._owner)
+        turn = await begin_turn(state, request, self._principal)
         if omitted := omitted_options(asked.options):
             turn.headers["x-nomyo-omitted-options"] = ", ".join(omitted).encode("ascii", "replace").decode()
         self._headers = turn.headers
@@ -229,8 +230,8 @@ class Chatting(Asking):
 class Generating(Chatting):
     is_chat = False
 
-    def __init__(self, state: AppState, owner: str, path: str, head: OllamaHead, body: bytes) -> None:
-        super().__init__(state, owner, path, head, body)
+    def __init__(self, state: AppState, principal: Principal, path: str, head: OllamaHead, body: bytes) -> None:
+        super().__init__(state, principal, path, head, body)
         if head.suffix or head.template or head.raw or head.context:
             self._only_ollamas()
 

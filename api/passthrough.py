@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.bodies import read_body
-from api.http.keys import owner_of
+from api.http.keys import principal_of
 from api.http.leaving import ClientLeft, ClientWatch, Primed
 from api.http.replies import Express, Outlet, StreamedReply, outlet_of
 from backends.fleet.failover import Attempt, Attempts
@@ -82,7 +82,7 @@ async def pass_through(request: Request) -> Response:
     body = await read_body(request)
     head = head_of(body)
     path = request.scope["path"].removeprefix("/v1")
-    routing = Routing(owner=owner_of(request), affinity=head.affinity(), path=path)
+    routing = Routing(principal=principal_of(request).id, affinity=head.affinity(), path=path)
     passing = Passing(state.pool, head.model, body, routing)
     answer = Primed(passing.run())
     try:

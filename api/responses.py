@@ -24,7 +24,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
-from api.http.keys import owner_of
+from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import EventStream, Express, json_response
 from api.turns.adapting import adapted
@@ -215,7 +215,7 @@ async def create_response(request: Request) -> Response:
     envelope. `x-nomyo-omitted-tools` names tools that the backend cannot run and was not offered.
     """
     state: AppState = request.app.state
-    turn = await begin_turn(state, await read_json(request), owner_of(request))
+    turn = await begin_turn(state, await read_json(request), principal_of(request))
     if turn.background:
         return await _create_in_background(state, turn)
     if not turn.stream:

@@ -25,7 +25,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from api.http.keys import owner_of
+from api.http.keys import principal_of
 from api.http.replies import error_response
 from api.responses import record, run_turn
 from api.turns.turn import Turn, begin_turn
@@ -106,7 +106,7 @@ class Socket:
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
         self._state = websocket.app.state
-        self._owner = owner_of(websocket)
+        self._principal = principal_of(websocket)
         # A lane is here as long as it has a task, which answers what waits in it.
         self._lanes: dict[str | None, deque[dict[str, Any] | APIError]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -177,7 +177,7 @@ class Socket:
 
     async def _run_turn(self, message: dict[str, Any], stream_id: str | None) -> None:
         body, generate = _read(message)
-        turn = await begin_turn(self._state, body, self._owner, self._remembered)
+        turn = await begin_turn(self._state, body, self._principal, self._remembered)
         parent = turn.params.previous_response_id
         # The store knows a chain only if it knows all of it.
         is_ours = not turn.stored or parent in self._remembered

@@ -277,7 +277,7 @@ class TestFairness:
             (endpoint,) = pool.endpoints.values()
 
             async def request(owner: str) -> None:
-                await pool.choose("test-model", Routing(owner=owner))
+                await pool.choose("test-model", Routing(principal=owner))
                 served.append(owner)
                 await asyncio.sleep(0)
                 pool.release(endpoint)

@@ -246,7 +246,7 @@ async def test_4000_requests_while_endpoints_come_change_drain_and_go(three, see
 
         async def request(number: int) -> str:
             nonlocal most
-            routing = Routing(owner=str(number % 5), affinity=[str(number % 30)])
+            routing = Routing(principal=str(number % 5), affinity=[str(number % 30)])
             attempts = Attempts(pool, dice.choice(("test-model", "other")), routing)
             await asyncio.sleep(dice.random() * 0.004)
             try:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.replies import error_response
 from core.errors import Unauthorized
+from core.keys import Principal
 from core.state import AppState
 
 OPEN_PATHS = frozenset({"/health"})
@@ -34,21 +35,28 @@ class Gate:
 
 
 def check_key(state: AppState, scope: Scope) -> None:
-    """Raises `Unauthorized` for a request without the router's key, where one is set."""
+    """Says in the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set."""
+    given = _key_in(scope)
     expected = state.config.api_key
-    if not expected:
-        return
+    if expected and not (given and hmac.compare_digest(given, expected.encode())):
+        raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
+    scope["principal"] = _single(given)
+
+
+def principal_of(request: HTTPConnection) -> Principal:
+    """Who asks, as `check_key` found."""
+    principal: Principal = request.scope["principal"]
+    return principal
+
+
+def _key_in(scope: Scope) -> bytes:
+    """What a client sends as its key; empty if it sends none."""
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
     scheme, _, key = given.partition(b" ")
-    if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), expected.encode()):
-        raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
-
-
-def owner_of(request: HTTPConnection) -> str:
-    """Who asks, as a digest: answers in the cache are shared among the requests with one key."""
-    return _digest(next((value for name, value in request.scope["headers"] if name == b"authorization"), b""))
+    return key.strip() if scheme.lower() == b"bearer" else b""
 
 
 @lru_cache(maxsize=1024)
-def _digest(given: bytes) -> str:
-    return hashlib.sha256(given).hexdigest()[:16] if given else ""
+def _single(given: bytes) -> Principal:
+    """Whoever asks where there is one key or none: an admin, who owns everything. The key that was sent is a label, as a digest."""
+    return Principal(hashlib.sha256(given).hexdigest()[:16] if given else "", owner="", is_admin=True)

@@ -11,6 +11,7 @@ from typing import Any
 from api.http.replies import Express
 from backends.fleet.pool import Routing
 from core.errors import InvalidRequest
+from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder
 from requests.messages import told_summary
@@ -32,7 +33,7 @@ class Turn:
     history: list[Item]
     input: list[Item]
     builder: ResponseBuilder
-    owner: str
+    principal: Principal
     offers_tools: bool = True
     has_references: bool = False
     from_cache: bool = False
@@ -93,7 +94,7 @@ class Turn:
 
 
 async def begin_turn(
-    state: AppState, body: Any, owner: str, remembered: Mapping[str, list[Item]] = MappingProxyType({})
+    state: AppState, body: Any, principal: Principal, remembered: Mapping[str, list[Item]] = MappingProxyType({})
 ) -> Turn:
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
     of their last response. Raises `InvalidRequest`."""
@@ -118,9 +119,9 @@ async def begin_turn(
         history,
         new_items,
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
-        owner,
+        principal,
         has_references=new_items != given,
-        routing=Routing(owner=owner, affinity=affinity_of(params, items)),
+        routing=Routing(principal=principal.id, affinity=affinity_of(params, items)),
     )
 
 
@@ -265,4 +266,4 @@ def cache_key(turn: Turn) -> list[Any]:
     shaping = {key: value for key, value in turn.request.items() if key not in NOT_IN_CACHE_KEY and value is not None}
     items = [{key: value for key, value in item.items() if key not in ("id", "status")} for item in turn.history]
     items += [{key: value for key, value in item.items() if key not in ("id", "status")} for item in turn.input]
-    return [{"owner": turn.owner, **shaping}, *items]
+    return [{"principal": turn.principal.id, **shaping}, *items]

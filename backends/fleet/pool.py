@@ -56,10 +56,10 @@ WARM_S = 1800.0
 
 @dataclass(slots=True)
 class Routing:
-    """What a request's way through the fleet depends on, and what became of it. `owner` is whose place in the queue it takes,
+    """What a request's way through the fleet depends on, and what became of it. `principal` is whose place in the queue it takes,
     `affinity` names what may be warm somewhere (a conversation, a prefix), the surest first."""
 
-    owner: str = ""
+    principal: str = ""
     affinity: Sequence[str] = ()
     # The front door, as a path below /v1, where it is not every endpoint's.
     path: str = ""
@@ -385,7 +385,7 @@ class Pool:
         return endpoint, chosen.model
 
     async def _wait(self, model: str, routing: Routing) -> Slot:
-        """A slot that another request gave back: first come, first served among those of one owner, and the owners in turn."""
+        """A slot that another request gave back: first come, first served among those of one principal, and the principals in turn."""
         limits = self._config.queue
         if (len(self.queue) if self._board is None else self._board.waiting()) >= limits.max:
             if slot := await self._left_over(model, routing):
@@ -395,7 +395,7 @@ class Pool:
         self.counts["queued"] += 1
         began = time.monotonic()
         waiting = Waiting(model, routing, asyncio.get_running_loop().create_future(), began)
-        entry = self.queue.push(routing.owner, waiting)
+        entry = self.queue.push(routing.principal, waiting)
         if self._board is not None:
             # Another worker may have given a slot back before it could know that somebody waits here.
             self._tell_waiting()
