@@ -1,4 +1,4 @@
-# The service alone: runtime dependencies as uv.lock says, our modules, the shipped settings. Build: docker compose build
+# The service alone: runtime dependencies with every extra as uv.lock says, our modules, the shipped settings. Build: docker compose build
 
 FROM python:3.13-slim AS dependencies
 WORKDIR /app
@@ -6,7 +6,7 @@ ENV UV_PYTHON_DOWNLOADS=never UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 RUN pip install --no-cache-dir uv==0.13.9
 COPY pyproject.toml uv.lock ./
 # The second stage has this image's Python at the same path, so the environment can move there whole.
-RUN uv sync --locked --no-default-groups
+RUN uv sync --locked --no-default-groups --all-extras
 
 FROM python:3.13-slim
 WORKDIR /app

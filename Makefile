@@ -88,5 +88,5 @@ $(SYNCED): pyproject.toml uv.lock Makefile
 		{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(VENV_PYTHON) -I -m pip --version >/dev/null 2>&1 || $(PYTHON) -I -m venv --clear .venv
 	$(VENV_PYTHON) -I -m pip install --disable-pip-version-check uv==$(UV_VERSION)
-	.venv/bin/uv sync --locked --inexact
+	.venv/bin/uv sync --locked --inexact --all-extras
 	@touch $@

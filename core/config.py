@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from core.errors import ConfigError as ConfigError
+
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 KindName = Literal["auto", "ollama", "llama.cpp", "llama-swap", "vllm", "lmstudio", "openai-chat", "openai"]
@@ -26,10 +28,6 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"]
 StructuredOutputs = Literal["native", "prompt", "refuse"]
 HostedTools = Literal["omit", "refuse"]
-
-
-class ConfigError(Exception):
-    """One line for the person who wrote the settings."""
 
 
 class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -214,6 +212,9 @@ def parse_config(data: dict[str, Any]) -> Config:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
+    if re.match(r"postgres(ql)?(\+\w+)?://", config.database.url):
+        # Not the URL itself: a password is in it.
+        raise ConfigError("database.url: this version keeps nothing in PostgreSQL yet; must begin with sqlite:///")
     if not re.match(r"sqlite://(/|$)", config.database.url):
         raise ConfigError("database.url: must begin with sqlite:///")
     return config

@@ -15,7 +15,9 @@
         ├── BackendTimeout  504
         └── BackendRefused  its own 4xx, kept because it tells the client something
 
-Foreign errors (aiohttp's, openai's) get one of these names at the border, in `backends/client.py`. Specification: OpenAI's
+    ConfigError                  a setting is wrong: one line for whoever starts the router; no client sees it
+
+Foreign errors (httpx2's, openai's) get one of these names at the border, in `backends/client.py`. Specification: OpenAI's
 `{"error": {message, type, param, code}}`, which Open Responses shares.
 """
 
@@ -135,3 +137,7 @@ class BackendRefused(BackendError):
     unsupported: str | None = None
     # By how much a request is too long: `backends.kinds.refusals.Overflow`.
     overflow: Any = None
+
+
+class ConfigError(Exception):
+    """One line for the person who wrote the settings."""

@@ -1,14 +1,8 @@
-"""The house stays as it was drawn: who may import whom, and no way to PyPI's `requests`."""
+"""The house stays as it was drawn: who may import whom."""
 
 from __future__ import annotations
 
 import ast
-import re
-import subprocess
-import sys
-import tomllib
-from collections.abc import Iterator
-from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
@@ -93,6 +87,7 @@ def test_the_pure_half_does_nothing_to_the_world() -> None:
         "aiosqlite",
         "asyncio",
         "fastapi",
+        "httpx2",
         "io",
         "logging",
         "os",
@@ -103,14 +98,6 @@ def test_the_pure_half_does_nothing_to_the_world() -> None:
     }
     for file in [*sources("requests"), ROOT / "core" / "errors.py"]:
         assert not imported(file) & world, f"{file.name} imports {sorted(imported(file) & world)}"
-
-
-def test_the_service_imports_nothing_that_it_does_not_depend_on() -> None:
-    known = {name.replace("-", "_").lower() for name, _ in runtime_distributions()} | {"yaml"}
-    for part in MAY_IMPORT:
-        for file in sources(part):
-            foreign = imported(file) - PARTS - sys.stdlib_module_names
-            assert foreign <= known, f"{file.relative_to(ROOT)} imports {sorted(foreign - known)}: not a dependency"
 
 
 # ── one store ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,55 +111,3 @@ def test_the_store_is_not_the_module() -> None:
     for node in ast.walk(ast.parse((ROOT / "router.py").read_text())):
         names = [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         assert "db" not in names, "`import db` in router.py: `router.db` is the store"
-
-
-# ── the package called requests ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("name", ["get", "post", "Session", "exceptions"])
-def test_who_takes_ours_for_pypis_requests_is_told(name: str) -> None:
-    import requests
-
-    with pytest.raises(AttributeError, match=rf"requests\.{name}.*not PyPI's.*aiohttp"):
-        getattr(requests, name)
-    assert not hasattr(requests, name)
-
-
-def test_requests_is_ours_from_this_folder() -> None:
-    where = "import requests; print(requests.__file__)"
-    found = subprocess.run([sys.executable, "-c", where], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert Path(found.stdout.strip()) == ROOT / "requests" / "__init__.py"
-
-
-def runtime_distributions() -> Iterator[tuple[str, Distribution]]:
-    """What the service depends on, and all that they depend on, as it is installed here."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = list(project["dependencies"])
-    seen: set[str] = set()
-    while waiting:
-        requirement = waiting.pop()
-        name = re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")  # type: ignore[index]
-        # What only an extra or another system needs may be missing here.
-        if name in seen or re.search(r"\bextra\b", requirement):
-            continue
-        seen.add(name)
-        try:
-            found = distribution(name)
-        except ModuleNotFoundError:
-            assert ";" in requirement, f"{name} is not installed"
-            continue
-        yield name, found
-        waiting += found.requires or []
-
-
-def test_no_runtime_dependency_imports_pypis_requests() -> None:
-    installed = dict(runtime_distributions())
-    assert {"aiohttp", "fastapi", "starlette", "uvicorn", "yarl"} <= installed.keys(), "the walk found too little"
-    assert "requests" not in installed
-    mentioned = re.compile(rb"\b(import|from) requests\b")
-    for name, found in installed.items():
-        for file in found.files or []:
-            path = Path(str(file.locate()))
-            # The text first: to parse all of them takes long, and some only speak of it.
-            if file.suffix == ".py" and path.is_file() and mentioned.search(text := path.read_bytes()):
-                assert "requests" not in imported_names(text, str(file)), f"{name} imports it in {file}"

@@ -121,6 +121,10 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "a cache for nothing": (settings(cache={"max_entries": 0}), ["cache.max_entries", ">= 1"]),
     "an age before now": (settings(database={"retention_days": -1}), ["database.retention_days", ">= 0"]),
     "another database": (settings(database={"url": "mysql://x"}), ["database.url", "sqlite:///"]),
+    "a database of a later version": (
+        settings(database={"url": "postgresql://me:secret@db/router"}),
+        ["database.url", "PostgreSQL", "yet", "sqlite:///"],
+    ),
     "a database's path without its URL": (settings(database={"url": "router.db"}), ["database.url", "sqlite:///"]),
     "a limit of nothing": (settings(max_body_mb=0), ["max_body_mb", "> 0"]),
     "no room in the background": (settings(background={"max_concurrent": 0}), ["background.max_concurrent", ">= 1"]),

@@ -16,8 +16,16 @@ HEAVY = {
     "cryptography": "sealing",
     "jsonschema_rs": "checking answers against a schema",
     "httpx": "tests",
-    "httpx2": "tests",
+    "httpx2": "HTTP out: images, peers",
     "openai": "tests",
+    "psycopg": "the extra postgres",
+    "procrastinate": "the extra postgres",
+    "redis": "the extra valkey",
+    "mcp": "the extra tools",
+    "jsonschema": "the extra tools",
+    "opentelemetry.sdk": "the extra otel",
+    "grpc": "the extra otel",
+    "python_multipart": "mcp's servers, of which we run none",
 }
 
 # Starts the router, stops it, and prints each heavy module that was imported, with the files that led to it.
