@@ -51,7 +51,7 @@ async def compact_response(request: Request) -> Response:
     turn = await begin_turn(state, wanted, principal_of(request))
     async with ClientWatch(request.scope, request.receive):
         response = await final_response(run_turn(state, turn))
-    kept = [item for item in (*turn.history, *turn.input) if item.get("role") == "user"]
+    kept = [item for item in turn.request.items if item.get("role") == "user"]
     return json_response(
         {
             "id": response["id"],

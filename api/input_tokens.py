@@ -11,8 +11,10 @@ from api.http.bodies import read_json
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
-from api.turns.answers import Backend, chat_params
-from api.turns.turn import Turn, begin_turn, native_params
+from api.turns.backend import Backend
+from api.turns.chat_request import prepare_chat
+from api.turns.native_answer import native_params
+from api.turns.turn import TurnRequest, begin_turn
 from backends.fleet.failover import Attempts
 from core.errors import BackendError, InvalidRequest
 from core.state import AppState
@@ -34,22 +36,22 @@ async def count_input_tokens(request: Request) -> Response:
         state, {**body, "store": False, "stream": False, "background": False}, principal_of(request)
     )
     async with ClientWatch(request.scope, request.receive):
-        async for attempt in Attempts(state.pool, turn.model, turn.routing):
+        async for attempt in Attempts(state.pool, turn.request.model, turn.routing):
             async with attempt:
                 endpoint = state.pool.endpoints[attempt.endpoint]
-                tokens, estimated = await _count(state, endpoint, turn, attempt.model)
+                tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)
                 attempt.was_asked = not estimated
     headers = {"x-nomyo-estimated": "true"} if estimated else None
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 
 
-async def _count(state: AppState, endpoint: Any, turn: Turn, model: str) -> tuple[int, bool]:
+async def _count(state: AppState, endpoint: Any, request: TurnRequest, model: str) -> tuple[int, bool]:
     """The tokens, and whether they are an estimate."""
     if endpoint.kind.native:
-        params = {key: value for key, value in native_params(turn, model, state.sealer).items() if key in COUNTED}
+        params = {key: value for key, value in native_params(request, model, state.sealer).items() if key in COUNTED}
     else:
         backend = Backend(model, endpoint.kind, state.sealer, endpoint.client.chat.completions.create)
-        params = chat_params(backend, turn, stream=False)
+        params = prepare_chat(backend, request, stream=False).params
     if endpoint.kind.count_path:
         counted = await endpoint.client.post_json(endpoint.kind.count_path, params)
         if not isinstance(counted, dict) or not isinstance(counted.get("input_tokens"), int):

@@ -28,7 +28,8 @@ from api.http.leaving import ClientWatch, Primed
 from api.http.replies import json_response
 from api.passthrough import Head, PassedOn, Passing, Used, with_model
 from api.turns.adapting import adapted
-from api.turns.answers import Backend, chat_answer
+from api.turns.backend import Backend
+from api.turns.chat_answer import chat_answer
 from api.turns.turn import begin_turn
 from backends.fleet.failover import Attempt
 from backends.fleet.pool import Routing
@@ -211,11 +212,11 @@ class Chatting(Asking):
         async with aclosing(chat_answer(backend, turn)) as batches:
             async for events in batches:
                 said.feed(events)
-                if turn.stream and (line := said.line()):
+                if turn.request.stream and (line := said.line()):
                     yield _line(line)
         if not turn.builder.ended:
             said.feed(turn.builder.finish())
-        rest = said.line() if turn.stream else None
+        rest = said.line() if turn.request.stream else None
         last = said.last(turn.builder.response)
         self._used_elsewhere = Used(last["prompt_eval_count"], last["eval_count"])
         yield (_line(rest) if rest else b"") + _line(last)

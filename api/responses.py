@@ -2,7 +2,7 @@
 
     begin_turn ──▶ run_turn ──▶ EventStream | final_response | Background
                       ↑
-         replayed (cache) | chat_answer | native_answer       api/answers.py
+         replayed (cache) | chat_answer | native_answer       api/turns/
 
 What a turn may do to the world is six names, which tests swap here, so they are looked up here: `choose_endpoint`,
 `decrement_usage`, `is_ext_openai_endpoint`, `_make_openai_client`, `get_llm_cache`, `create_chat_with_retries`.
@@ -28,9 +28,12 @@ from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import EventStream, Express, json_response
 from api.turns.adapting import adapted
-from api.turns.answers import Backend, chat_answer, native_answer, replayed
+from api.turns.backend import Backend
 from api.turns.background import Background
-from api.turns.turn import Turn, begin_turn, cache_key
+from api.turns.cached import cache_key, replayed
+from api.turns.chat_answer import chat_answer
+from api.turns.native_answer import native_answer
+from api.turns.turn import Turn, begin_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
@@ -52,12 +55,14 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     routing = turn.routing
     ending: list[Event] = []
     try:
-        if turn.uses_cache and (cached := await _cached(state, turn)):
+        if turn.request.uses_cache and (cached := await _cached(state, turn)):
             events = replayed(turn, cached)
             _begin_row_of_stream(state, turn)
             yield events
         else:
-            attempts = Attempts(state.pool, turn.model, routing, choose=choose_endpoint, release=decrement_usage)
+            attempts = Attempts(
+                state.pool, turn.request.model, routing, choose=choose_endpoint, release=decrement_usage
+            )
             async for attempt in attempts:
                 async with attempt:
                     # What an attempt before this one has told the client is not true any more.
@@ -67,7 +72,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                             attempt.begun = True
                             _begin_row_of_stream(state, turn)
                             yield events
-            if turn.stored:
+            if turn.request.stored:
                 # The next turn of this conversation finds its prefix there.
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
@@ -75,18 +80,18 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
         if builder.suppressed:
             log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(builder.suppressed))
         _count(state, turn)
-        if turn.stored or turn.uses_cache:
+        if turn.request.stored or turn.request.uses_cache:
             # Before the last event leaves: a client that chains on it at once must find the row.
             await _to_the_end(record(state, turn))
     except Exception as error:
         described = _described(error, turn)
-        if not builder.started or not (turn.stream or turn.background):
+        if not builder.started or not (turn.request.stream or turn.request.background):
             raise described from error
         ending += builder.fail(described)
         await _record_failure(state, turn)
     except BaseException:
         # The client left, or somebody cancelled us: no time to wait for the store, but it will know.
-        if turn.row_begun and not turn.background:
+        if turn.row_begun and not turn.request.background:
             builder.cancel()
             state.db.update_response(turn.id, builder.response)
         raise
@@ -105,7 +110,9 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 async def _cached(state: AppState, turn: Turn) -> dict[str, Any] | None:
     """The response to the same request, from the cache."""
     cache = get_llm_cache(state)
-    found = await cache.get_chat(CACHE_ROUTE, turn.model, cache_key(turn)) if cache is not None else None
+    found = (
+        await cache.get_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request)) if cache is not None else None
+    )
     return orjson.loads(found) if found else None
 
 
@@ -126,7 +133,7 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
 
 
 def _begin_row_of_stream(state: AppState, turn: Turn) -> None:
-    if turn.stored and turn.stream and not turn.row_begun:
+    if turn.request.stored and turn.request.stream and not turn.row_begun:
         begin_row(state, turn)
 
 
@@ -140,11 +147,11 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
     response = turn.builder.response
     written: Awaitable[None] = state.db.store_response(
         turn.id,
-        previous_response_id=turn.params.previous_response_id,
-        model=turn.model,
+        previous_response_id=turn.request.params.previous_response_id,
+        model=turn.request.model,
         status=response["status"],
         created_at=response["created_at"],
-        input_messages=turn.input,
+        input_messages=turn.request.input,
         response=response,
     )
     return written
@@ -154,18 +161,18 @@ async def record(state: AppState, turn: Turn) -> None:
     """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false` leaves
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
-    if turn.stored:
+    if turn.request.stored:
         await (state.db.update_response(turn.id, response) if turn.row_begun else _store(state, turn))
-    if turn.uses_cache and not turn.from_cache and response["status"] == "completed":
+    if turn.request.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)
-        if cache is not None and (turn.stored or not cache.persistent):
-            await cache.set_chat(CACHE_ROUTE, turn.model, cache_key(turn), orjson.dumps(response))
+        if cache is not None and (turn.request.stored or not cache.persistent):
+            await cache.set_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request), orjson.dumps(response))
 
 
 def _count(state: AppState, turn: Turn) -> None:
     """What a backend has counted."""
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
-        state.pool.count_tokens(turn.model, usage["input_tokens"], usage["output_tokens"])
+        state.pool.count_tokens(turn.request.model, usage["input_tokens"], usage["output_tokens"])
 
 
 async def _record_failure(state: AppState, turn: Turn) -> None:
@@ -216,14 +223,14 @@ async def create_response(request: Request) -> Response:
     """
     state: AppState = request.app.state
     turn = await begin_turn(state, await read_json(request), principal_of(request))
-    if turn.background:
+    if turn.request.background:
         return await _create_in_background(state, turn)
-    if not turn.stream:
+    if not turn.request.stream:
         turn.builder.telling = "nothing"
         async with ClientWatch(request.scope, request.receive):
             return _answer(await final_response(run_turn(state, turn)), turn.headers)
     turn.express = Express()
-    turn.builder.telling = "events" if turn.obfuscated else "frames"
+    turn.builder.telling = "events" if turn.request.obfuscated else "frames"
     batches = Primed(run_turn(state, turn))
     try:
         async with ClientWatch(request.scope, request.receive):
@@ -231,13 +238,17 @@ async def create_response(request: Request) -> Response:
     except BaseException:
         await batches.aclose()
         raise
-    return EventStream(batches, turn.headers, obfuscate=turn.obfuscated, express=turn.express)
+    return EventStream(batches, turn.headers, obfuscate=turn.request.obfuscated, express=turn.express)
 
 
 async def _create_in_background(state: AppState, turn: Turn) -> Response:
     job = Background(turn, state.db, lambda: run_turn(state, turn))
     job.begin()
-    answer = EventStream(job.follow(), obfuscate=turn.obfuscated) if turn.stream else _answer(turn.builder.response)
+    answer = (
+        EventStream(job.follow(), obfuscate=turn.request.obfuscated)
+        if turn.request.stream
+        else _answer(turn.builder.response)
+    )
     state.tasks.submit(job)
     try:
         # Whoever knows the id from our answer shall find the response.

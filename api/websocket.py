@@ -178,9 +178,9 @@ class Socket:
     async def _run_turn(self, message: dict[str, Any], stream_id: str | None) -> None:
         body, generate = _read(message)
         turn = await begin_turn(self._state, body, self._principal, self._remembered)
-        parent = turn.params.previous_response_id
+        parent = turn.request.params.previous_response_id
         # The store knows a chain only if it knows all of it.
-        is_ours = not turn.stored or parent in self._remembered
+        is_ours = not turn.request.stored or parent in self._remembered
         async with aclosing(run_turn(self._state, turn) if generate else _warmed_up(self._state, turn)) as batches:
             async for events in batches:
                 # Before the last event leaves: a client may continue at once, on another lane too.
@@ -192,7 +192,7 @@ class Socket:
                     await self.send(event, stream_id)
 
     def _remember(self, turn: Turn) -> None:
-        self._remembered[turn.id] = [*turn.history, *turn.input, *turn.builder.response["output"]]
+        self._remembered[turn.id] = [*turn.request.items, *turn.builder.response["output"]]
         if len(self._remembered) > MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
 

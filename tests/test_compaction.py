@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import ResponseCompactionItem, ResponseUsage
 
-from api.turns.turn import SUMMARIZE
+from api.turns.compaction import SUMMARIZE
 from core.seals import Sealer
 from requests.messages import SUMMARY, UNREADABLE, responses_input_to_messages, without_superseded
 from requests.params import check_input

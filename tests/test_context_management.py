@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from openai.types.responses import ResponseCompactionItem
 
-from api.turns.turn import SUMMARIZE
+from api.turns.compaction import SUMMARIZE
 from requests.messages import SUMMARY
 from tests.carried import FUNCTION, SECRET, Json, said, user
 from tests.conftest import Running, running_router

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.turns.answers import _adopted
+from api.turns.native_answer import adopted
 from backends.wire.streams import EventStream, NativeRun
 from core.errors import BackendCut
 from requests.chat import decode_chunk
@@ -407,7 +407,7 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
     quick.begin()
     pieces, failure = EventStream(cast(Any, None))._pieces_in(read)
     assert failure is None
-    made = [event for piece in pieces for event in _adopted(quick, piece)]
+    made = [event for piece in pieces for event in adopted(quick, piece)]
     assert told(made) == told([told for event in events for told in slow.adopt(event)])
     assert quick.sequence_number == slow.sequence_number
 
@@ -422,7 +422,7 @@ def test_a_burst_of_relayed_events_is_not_read_one_by_one(monkeypatch: pytest.Mo
     monkeypatch.setattr("requests.events.renumbered", None)
     [run], _ = EventStream(cast(Any, None))._pieces_in(read)
     assert isinstance(run, NativeRun)
-    assert _adopted(quick, run) == [read]
+    assert adopted(quick, run) == [read]
 
 
 def test_an_event_of_several_lines_is_not_relayed() -> None:

@@ -40,7 +40,7 @@ def adapted(create: Create, turn: Turn, kind: Kind, state: AppState, attempt: At
     """`create` for a turn, with the changes that its backend needs; as it is, where nothing might be changed."""
     allowed = state.config.adapt
     fetcher = state.images if allowed.fetch_images and not kind.fetches_images else None
-    could_change = turn.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
+    could_change = turn.request.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
     if fetcher is None and not could_change:
         return create
     context = state.pool.context(attempt.endpoint, attempt.model)
@@ -107,7 +107,7 @@ class Adapting:
 
     def _shortened(self, params: dict[str, Any], error: BackendRefused) -> list[Message]:
         """The messages without the oldest turns, so that the rest and an answer fit."""
-        if self._turn.params.truncation != "auto" or not self._allowed.truncation:
+        if self._turn.request.params.truncation != "auto" or not self._allowed.truncation:
             raise error
         estimate = estimated_tokens(params)
         overflow = error.overflow

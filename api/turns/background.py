@@ -85,7 +85,7 @@ class Background:
 
     async def _end(self) -> None:
         try:
-            if self._turn.stream:
+            if self._turn.request.stream:
                 await self._db.store_events(self.id, self._events)
         finally:
             self._ended = True

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 import pytest
 
-from api.turns.turn import SUMMARIZE
+from api.turns.compaction import SUMMARIZE
 from requests.messages import SUMMARY
 from tests.conftest import running_router
 from tests.fake_backend import Answer, FakeBackend, Reply, call, chat, chat_usage, http_error, reasoning, sse_error

@@ -1,0 +1,36 @@
+"""Whoever was chosen for a turn, and its answer as it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from backends.kinds.kind import Kind
+from backends.wire.streams import BackendStream
+from core.seals import Sealer
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An endpoint, as a turn sees it. `model` is the model's name there; `create` sends a request, chat or native, and gives
+    the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out."""
+
+    model: str
+    kind: Kind
+    sealer: Sealer
+    create: Callable[[dict[str, Any]], Awaitable[Any]]
+    refuses_hosted_tools: bool = False
+
+
+def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
+    """What each network read of a backend's stream held. A stream that is not ours gives its pieces one by one."""
+    return answer.batches() if isinstance(answer, BackendStream) else _one_by_one(answer)
+
+
+async def _one_by_one(answer: Any) -> AsyncGenerator[list[Any]]:
+    try:
+        async for piece in answer:
+            yield [piece]
+    finally:
+        await (answer.close() if hasattr(answer, "close") else answer.aclose())

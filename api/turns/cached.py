@@ -1,0 +1,35 @@
+"""Answers out of the cache: what they are kept under, and one of them as the answer to a turn."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from api.turns.turn import Turn, TurnRequest
+from requests.events import replay
+from requests.open_items import Event
+from requests.tools import Item
+
+# These shape how an answer travels and what is kept of it, not what it says.
+NOT_IN_CACHE_KEY = frozenset(
+    {"input", "previous_response_id", "stream", "stream_options", "store", "background", "metadata", "nomyo"}
+)
+
+
+def cache_key(request: TurnRequest) -> list[Any]:
+    """The whole request that a backend would see, and whose it is: parameters first, then the items of history and input,
+    without the ids that are new in every turn."""
+    shaping = {key: value for key, value in request.body.items() if key not in NOT_IN_CACHE_KEY and value is not None}
+    return [{"principal": request.principal.id, **shaping}, *map(_lasting, request.items)]
+
+
+def _lasting(item: Item) -> Item:
+    return {key: value for key, value in item.items() if key not in ("id", "status")}
+
+
+def replayed(turn: Turn, cached: dict[str, Any]) -> list[Event]:
+    """A cached response, as this turn's: new ids, for it is stored and continued like any other."""
+    turn.from_cache = True
+    turn.headers["x-nomyo-cache"] = "hit"
+    items = [{key: value for key, value in item.items() if key != "id"} for item in cached["output"]]
+    return replay(turn.builder, {**cached, "output": items, "completed_at": int(time.time())})

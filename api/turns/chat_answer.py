@@ -1,0 +1,61 @@
+"""The answer of a backend that speaks chat completions.
+
+chat_answer ──▶ chat_events       items → messages → chunks → events
+                structured        the same, for a backend that must be shown its JSON format, and whose answer is checked
+                compacted         a summary of the conversation, as one sealed item
+                compacted_first   a context that grew past its threshold: a summary, then the answer to what is left
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from api.turns.backend import Backend
+from api.turns.chat_events import chat_events
+from api.turns.chat_request import ChatRequest, apply, prepare_chat
+from api.turns.compaction import can_shrink, summary_of
+from api.turns.structured_answer import structured
+from api.turns.turn import Turn
+from requests.open_items import Event
+from requests.tokens import estimated_tokens
+
+log = logging.getLogger("nomyo.responses")
+
+
+def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The events of the answer. Raises `InvalidRequest` for what the backend cannot be given."""
+    request = turn.request
+    if request.is_compaction:
+        return _compacted(backend, turn)
+    chat = prepare_chat(backend, request)
+    apply(backend, turn, chat)
+    threshold = request.compact_threshold
+    if threshold and can_shrink(request.items) and (tokens := estimated_tokens(chat.params)) > threshold:
+        log.info("%s: about %d tokens are more than %d, compacting first", turn.id, tokens, threshold)
+        return _compacted_first(backend, turn)
+    return _translated(backend, turn, chat)
+
+
+def _translated(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerator[list[Event]]:
+    if "response_format" in chat.params and backend.kind.structured_outputs != "native":
+        return structured(backend, turn, chat.params)
+    return chat_events(backend, turn.builder, chat.params, turn.express)
+
+
+async def _compacted(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The summary of the conversation, and nothing else."""
+    item, usage = await summary_of(backend, turn.request)
+    yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
+
+
+async def _compacted_first(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The summary, and then the answer to what it leaves."""
+    item, _ = await summary_of(backend, turn.request)
+    yield turn.builder.begin() + turn.builder.item(item)
+    chat = prepare_chat(backend, turn.request, items=[*turn.request.input, item])
+    apply(backend, turn, chat)
+    async with aclosing(_translated(backend, turn, chat)) as batches:
+        async for events in batches:
+            yield events

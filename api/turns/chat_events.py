@@ -1,0 +1,63 @@
+"""The answer to a chat request: its chunks, or the whole of it, as the events of a response."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from api.http.replies import Express
+from api.turns.backend import Backend, batches_of
+from backends.wire.streams import BackendStream
+from core.errors import BackendError
+from requests.chat import as_chunk, as_plain
+from requests.events import ResponseBuilder
+from requests.open_items import Event
+from requests.responses import chat_message_to_output_items, response_resource
+from requests.thinking import with_thoughts_apart
+
+
+async def chat_events(
+    backend: Backend, builder: ResponseBuilder, params: dict[str, Any], express: Express | None = None
+) -> AsyncGenerator[list[Event]]:
+    """The answer to a chat request, as the events of `builder`."""
+    kind = backend.kind
+    if kind.think_tags:
+        builder.expect_think_tags()
+    answer = await backend.create(params)
+    if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
+        if not answer.choices:
+            raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
+        choice = answer.choices[0]
+        logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
+        message = as_plain(choice.message)
+        if kind.think_tags:
+            message = with_thoughts_apart(message)
+        items = chat_message_to_output_items(message, logprobs.get("content"))
+        events = builder.begin()
+        yield events + builder.completion(
+            items,
+            finish_reason=getattr(choice, "finish_reason", None),
+            usage=as_plain(answer.usage),
+        )
+        return
+    is_ours = isinstance(answer, BackendStream)
+    if is_ours and express is not None:
+        answer.shortcut(express, builder.chunks, builder.frame_of)
+    async with aclosing(batches_of(answer)) as batches:
+        async for chunks in batches:
+            events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
+            if events or builder.telling == "nothing":
+                yield events
+
+
+async def whole_answer(backend: Backend, params: dict[str, Any]) -> ResponseBuilder:
+    """The whole answer to a chat request, its calls by the backend's names. Nobody sees it grow."""
+    builder = ResponseBuilder(response_resource({}, response_id="", created_at=0, status="in_progress"))
+    builder.telling = "nothing"
+    async with aclosing(chat_events(backend, builder, params)) as batches:
+        async for _ in batches:
+            pass
+    if not builder.ended:
+        builder.finish()
+    return builder

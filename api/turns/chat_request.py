@@ -1,0 +1,93 @@
+"""What a chat backend is asked for a turn.
+
+TurnRequest ──prepare_chat──▶ ChatRequest    the parameters, and what was found out on the way
+Turn, ChatRequest ──apply──▶             its builder knows the tools, its client what was left out
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from api.turns.backend import Backend
+from api.turns.history import SEALED, opened
+from api.turns.turn import Turn, TurnRequest
+from backends.fleet.pool import printable
+from core.errors import Unsupported
+from requests.messages import responses_input_to_messages, without_superseded
+from requests.params import chat_request
+from requests.tools import NO_TOOLS, OPENAI_TOOLS, Choice, Item, ToolBook, tool_choice_responses_to_chat
+
+log = logging.getLogger("nomyo.responses")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, and which of them the
+    client has allowed (`choice`)."""
+
+    params: dict[str, Any]
+    book: ToolBook
+    choice: Choice
+    one_call: bool
+
+
+def prepare_chat(
+    backend: Backend,
+    request: TurnRequest,
+    *,
+    items: list[Item] | None = None,
+    stream: bool | None = None,
+    offers_tools: bool = True,
+) -> ChatRequest:
+    """What a chat backend is asked for a request. `items` stand for its input, where they are others; `stream` is as the client
+    wants it, where it is not said. Raises `InvalidRequest` for what the backend cannot be given."""
+    if request.params.prompt:
+        raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
+    kind = backend.kind
+    given = request.input if items is None else items
+    items = [*request.history, *given]
+    earlier, places = len(request.history), None
+    if not SEALED.isdisjoint([item["type"] for item in items]):
+        history, given = opened(backend.sealer, request.history), opened(backend.sealer, given)
+        items = without_superseded([*history, *given])
+        kept = set(map(id, items))
+        earlier = sum(id(item) in kept for item in history)
+        places = [place for place, item in enumerate(given) if id(item) in kept]
+    book = ToolBook.of(request.body.get("tools"), items)
+    choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
+    messages = responses_input_to_messages(
+        items,
+        request.params.instructions,
+        history=earlier,
+        places=places,
+        carries=kind.carries,
+        reasoning_key=kind.reasoning_key,
+        book=book,
+    )
+    if stream is None:
+        stream = request.stream or kind.streams_always
+    params = chat_request(
+        request.body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts
+    )
+    return ChatRequest(params, book, choice, one_call=request.params.parallel_tool_calls is False)
+
+
+def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
+    """Prepares a turn for the answer: its builder learns what the backend is offered. Tools that have no chat form are named to
+    the client. Raises `Unsupported` where the settings refuse those."""
+    turn.builder.offer(chat.book, allowed=chat.choice.allowed, one_call=chat.one_call)
+    omitted = chat.book.omitted
+    if not omitted:
+        return
+    if backend.refuses_hosted_tools:
+        raise Unsupported(
+            f"The backend of this model cannot run these tools: {', '.join(omitted)}.",
+            param="tools",
+            code="unsupported_tool",
+        )
+    turn.headers["x-nomyo-omitted-tools"] = printable(", ".join(omitted))
+    types = {name.partition(":")[0] for name in omitted}
+    shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
+    log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))

@@ -1,0 +1,69 @@
+"""What a turn builds on: stored items, by reference or as the turns before it, and what we have sealed in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from core.errors import InvalidRequest
+from core.seals import Sealer
+from core.state import AppState
+from requests.params import without_cut_calls
+from requests.tools import Item
+
+# The items of which we seal a part.
+SEALED = frozenset({"reasoning", "compaction"})
+
+
+async def resolve_references(state: AppState, items: list[Item]) -> list[Item]:
+    """The items, and for each reference among them the stored item that it means. Raises `InvalidRequest` for one that is not
+    there."""
+    meant = [item["id"] for item in items if item["type"] == "item_reference"]
+    if not meant:
+        return items
+    stored = await state.db.get_items(meant)
+    resolved: list[Item] = []
+    for index, item in enumerate(items):
+        if item["type"] != "item_reference":
+            resolved.append(item)
+        elif item["id"] in stored:
+            resolved.append(stored[item["id"]])
+        else:
+            raise InvalidRequest(f"Item with id '{item['id']}' not found.", param=f"input[{index}].id")
+    return resolved
+
+
+async def resolve_history(
+    state: AppState, previous_response_id: str, remembered: Mapping[str, list[Item]]
+) -> list[Item]:
+    """The items of all turns before this one, oldest first. Instructions are not among them: each turn gives its own.
+    `remembered` are conversations that the store need not know. Raises `InvalidRequest` where there is none to go on with."""
+    if (items := remembered.get(previous_response_id)) is not None:
+        return without_cut_calls(items)
+    history = await state.db.get_history(previous_response_id)
+    if history.missing:
+        raise InvalidRequest(
+            f"Previous response with id '{history.missing}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    if history.unfinished:
+        raise InvalidRequest(
+            f"Response '{previous_response_id}' is still {history.unfinished}: it can be continued when it has ended.",
+            param="previous_response_id",
+        )
+    return without_cut_calls(history.items)
+
+
+def opened(sealer: Sealer, items: list[Item]) -> list[Item]:
+    """The items, with what we have sealed in them in the open: for a backend, never for a client or the store."""
+    return [
+        _opened(sealer, item) if item["type"] in SEALED and item.get("encrypted_content") else item for item in items
+    ]
+
+
+def _opened(sealer: Sealer, item: Item) -> Item:
+    if item["type"] == "compaction":
+        return {**item, "summary": sealer.open(item["encrypted_content"])}
+    if item.get("content") or (text := sealer.open(item["encrypted_content"])) is None:
+        return item
+    return {**item, "content": [{"type": "reasoning_text", "text": text}]}

@@ -1,0 +1,114 @@
+"""The answer of a backend that speaks Responses: the request goes out as it came, behind the history that only we know, and
+its events come back as ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+
+from api.turns.backend import Backend, batches_of
+from api.turns.turn import Turn, TurnRequest
+from backends.wire.failures import refusal_of
+from backends.wire.streams import BackendStream, NativeEvent, NativeRun
+from core.errors import BackendError
+from core.seals import Sealer
+from requests.events import ResponseBuilder
+from requests.messages import told_summary
+from requests.open_items import Event
+from requests.tools import Item
+
+# Ours to act on: upstream knows nothing of the first two, and would run the third by itself.
+NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
+
+
+async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The events of the answer, renamed to our id and numbers. Raises what upstream refused, or that it broke off."""
+    answer = await backend.create(native_params(turn.request, backend.model, backend.sealer))
+    if hasattr(answer, "model_dump"):
+        yield turn.builder.adopt_whole(answer.model_dump())
+        return
+    builder = turn.builder
+    if turn.express is not None and isinstance(answer, BackendStream):
+        answer.shortcut(
+            turn.express,
+            lambda batch: [told for piece in batch for told in adopted(builder, piece)],
+            builder.relay_alone,
+        )
+    async with aclosing(batches_of(answer)) as batches:
+        async for batch in batches:
+            events: list[Any] = []
+            for piece in map(_as_native, batch):
+                if piece.type == "error" and isinstance(piece, NativeEvent):
+                    if events:
+                        yield events
+                    event = piece.model_dump()
+                    described = event.get("error") or event
+                    raise refusal_of(described.get("status") or 500, described)
+                events += adopted(builder, piece)
+            if events:
+                yield events
+    if not builder.ended:
+        raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
+
+
+def _as_native(event: Any) -> NativeEvent | NativeRun:
+    """Events of upstream's, also of an SDK that stands in for our client."""
+    if isinstance(event, NativeEvent | NativeRun):
+        return event
+    dumped = event.model_dump()
+    return NativeEvent(dumped["type"], dumped.get("sequence_number"), orjson.dumps(dumped))
+
+
+def adopted(builder: ResponseBuilder, piece: NativeEvent | NativeRun) -> list[Any]:
+    """Events of upstream's as ours."""
+    if isinstance(piece, NativeEvent):
+        frame = builder.relay(piece.type, piece.number, [piece.data])
+        return builder.adopt(piece.model_dump()) if frame is None else [frame]
+    frames = builder.relay(piece.type, piece.number, piece.datas)
+    return [told for event in piece.events() for told in adopted(builder, event)] if frames is None else [frames]
+
+
+# ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def native_params(request: TurnRequest, model: str, sealer: Sealer) -> dict[str, Any]:
+    """The request for a native backend: as it came, but for what is ours to do."""
+    params = {key: value for key, value in request.body.items() if key not in NOT_SENT_UPSTREAM}
+    items = _native_input(request, sealer)
+    return params | {"model": model, "store": False} | ({} if items is None else {"input": items})
+
+
+def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
+    """The input for a native backend: as it came, behind the history. Upstream stores nothing, so it knows none of our ids,
+    and reasoning that it cannot open is of no use to it."""
+    given = request.input if request.has_references else request.params.input
+    if isinstance(given, list):
+        given = [_with_summary(sealer, item) for item in given]
+    if not request.history:
+        return given
+    history = [
+        item if item.get("role") == "assistant" or item["type"] == "reasoning" else _without_id(item)
+        for item in (_with_summary(sealer, item) for item in request.history)
+        if item["type"] != "compaction_trigger" and (item["type"] != "reasoning" or _is_upstreams(sealer, item))
+    ]
+    return [*history, *(given if isinstance(given, list) else map(_without_id, request.input))]
+
+
+def _with_summary(sealer: Sealer, item: Item) -> Item:
+    """A summary that we have sealed, as a message: upstream could not open it."""
+    sealed = item.get("encrypted_content") if item.get("type") == "compaction" else None
+    if not sealed or (summary := sealer.open(sealed)) is None:
+        return item
+    return {"type": "message", "role": "user", "content": told_summary(summary)}
+
+
+def _is_upstreams(sealer: Sealer, item: Item) -> bool:
+    """Whether reasoning was sealed by somebody else than us."""
+    return bool(item.get("encrypted_content")) and sealer.open(item["encrypted_content"]) is None
+
+
+def _without_id(item: Item) -> Item:
+    return {key: value for key, value in item.items() if key != "id"}

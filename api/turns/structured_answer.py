@@ -1,0 +1,76 @@
+"""The answer of a backend that cannot hold its model to a JSON format: it is shown the format, and its answer is checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from api.turns.backend import Backend
+from api.turns.chat_events import whole_answer
+from api.turns.turn import Turn
+from core.errors import ModelFailed, Unsupported
+from requests.open_items import Event
+from requests.responses import output_text
+from requests.structured import Checker, format_prompt, repair_prompt
+from requests.tools import Item
+
+log = logging.getLogger("nomyo.responses")
+
+
+async def structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> AsyncGenerator[list[Event]]:
+    """The answer of a backend that cannot hold its model to a JSON format: the model is told the format, its answer is checked,
+    and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported` where the settings refuse."""
+    if backend.kind.structured_outputs == "refuse":
+        raise Unsupported("The backend of this model cannot be held to a JSON format.", param="text.format")
+    assert turn.request.params.text is not None
+    assert turn.request.params.text.format is not None
+    format = turn.request.params.text.format
+    checker = Checker(format)
+    del params["response_format"]
+    params["messages"] = format_prompt(params["messages"], format)
+    usage: dict[str, Any] | None = None
+    for is_repair in (False, True):
+        inner = await whole_answer(backend, params)
+        output = inner.response["output"]
+        usage = _sum(usage, inner.chat_usage)
+        said = output_text(output)
+        if inner.response["status"] != "completed" or not _is_text(output):
+            break  # Cut off, refused, or not the answer yet.
+        text, problem = checker.check(said)
+        if problem is None:
+            _set_text(output, text)
+            break
+        log.info("%s: the answer does not fit its format%s", turn.id, ", not repaired" if is_repair else "")
+        if is_repair:
+            raise ModelFailed(f"The model did not answer in the format that was asked for: {problem}")
+        params["messages"] = [*params["messages"], *repair_prompt(said, problem)]
+    yield turn.builder.begin() + turn.builder.completion(output, finish_reason=inner.finish_reason, usage=usage)
+
+
+def _is_text(output: list[Item]) -> bool:
+    """Whether the model has said something, and neither called a tool nor refused."""
+    parts = [part["type"] for item in output if item["type"] == "message" for part in item["content"]]
+    return "refusal" not in parts and not any(item["type"] == "function_call" for item in output)
+
+
+def _set_text(output: list[Item], text: str) -> None:
+    """Makes `text` all that the output says. Log probabilities belong to what the model said, which may be more."""
+    messages = [item for item in output if item["type"] == "message"]
+    for message in messages[1:]:
+        output.remove(message)
+    first = messages[0]["content"][0]
+    messages[0]["content"] = [first if first["text"] == text else {**first, "text": text, "logprobs": []}]
+
+
+def _sum(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Two counts of tokens as one."""
+    if not first or not second:
+        return first or second
+    total = dict(second)
+    for key, value in first.items():
+        if isinstance(value, dict):
+            total[key] = _sum(value, second.get(key))
+        elif isinstance(value, int):
+            total[key] = value + (second.get(key) or 0)
+    return total
