@@ -48,8 +48,8 @@ clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k n
 contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
 	@$(VENV_PYTHON) -m pytest -c pyproject.toml -p tests.conftest $(CONTRACT) $(ARGS)
 
-bench: $(SYNCED) ## what the router costs, beside the gateways that `make gateways` has installed (ARGS="--rounds 5")
-	@$(VENV_PYTHON) -m benchmarks.bench $(ARGS)
+bench: $(SYNCED) ## what the router costs, beside others (`make gateways`) and a commit (BASE=COMMIT ARGS="--rounds 5")
+	@$(VENV_PYTHON) -m benchmarks.bench $(if $(BASE),--base $(BASE)) $(ARGS)
 
 # Pinned, so that figures can be compared. OGX needs Python 3.12 or newer; LiteLLM asks for a certifi that not every registry has
 # yet: any will do.

@@ -31,8 +31,10 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.bench import ALL, CHAT, HELLO, RESPONSES, ROOT, SLOWLY, Running, direct, free_port, ours, started
+from benchmarks.gateways import OURS, ROOT, direct, free_port, ours
 from benchmarks.mock_backend import Connection as Mock
+from benchmarks.running import Running, started
+from benchmarks.scenarios import CHAT, HELLO, RESPONSES, SLOWLY
 from benchmarks.trickle import Model, Pace, open_streams
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -55,10 +57,10 @@ async def router(backend: int, up: int = 1, workers: int = 1, cores: list[int] =
     with tempfile.TemporaryDirectory(prefix="nomyo-limits-") as folder:
         port = free_port()
         pinned = ["taskset", "-c", ",".join(map(str, cores))]
-        command = [*pinned, *ours(port, backend, Path(folder), workers)]
+        command = [*pinned, *ours(port, backend, Path(folder), workers=workers)]
         with started(command, Path(folder)) as process:
             await asyncio.to_thread(wait_for_health, port, up)
-            yield Running(ALL[0], port, process)
+            yield Running(OURS[0], port, process)
 
 
 def wait_for_health(port: int, up: int) -> None:
@@ -326,11 +328,11 @@ async def workers(most: int) -> None:
 
 def throughput(running: Running, body: dict[str, Any]) -> str:
     command = ["taskset", "-c", ALL_CORES, sys.executable, "-m", "benchmarks.load", str(running.port), RESPONSES]
-    command += [json.dumps(body), "--clients", "32", "--requests", "5000"]
+    command += ["--clients", "32", "--requests", "5000"]
     runs = []
     for _ in range(4):
         cpu, began = running.cpu_ms(), time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, input=json.dumps(body), capture_output=True, text=True, check=True)
         busy = (running.cpu_ms() - cpu) / 1000 / (time.perf_counter() - began)
         runs.append((json.loads(done.stdout)["per_s"], busy))
     per_s, busy = sorted(runs[1:])[1]

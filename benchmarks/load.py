@@ -1,6 +1,6 @@
 """A client that costs little and times what it gets.
 
-python -m benchmarks.load PORT PATH BODY --clients 32 --requests 1000     prints one line of JSON, times in ms
+    python -m benchmarks.load PORT PATH --clients 32 --requests 1000 < BODY     prints one line of JSON, times in ms
 
 With `--expected TEXT` an answer without that text is a failure. With `--token TEXT`, which is the first token's, it is timed when that
 comes.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import time
 from statistics import quantiles
 from typing import cast
@@ -28,7 +29,7 @@ class Client(asyncio.Protocol):
         self._reads = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         self._send()
 
     def _send(self) -> None:
@@ -76,9 +77,8 @@ class Client(asyncio.Protocol):
         if b" 200 " not in head.split(b"\r\n", 1)[0] + b" ":
             self._load.fail(f"answered {bytes(self._received[:300])!r}")
         self._head_end = end + 4
-        at = head.find(
-            b"\r\ncontent-length:"
-        )  # from the line's start: LiteLLM tells the backend's in a header of its own
+        # From the line's start: LiteLLM gives the backend's in a header of its own.
+        at = head.find(b"\r\ncontent-length:")
         self._ends = self._head_end + int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else b"0\r\n\r\n"
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -129,13 +129,12 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("path")
-    parser.add_argument("body")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--expected", default="", help="what every answer holds")
     parser.add_argument("--token", default="", help="the first token")
     given = parser.parse_args()
-    body = given.body.encode()
+    body = sys.stdin.buffer.read()
     request = (
         f"POST {given.path} HTTP/1.1\r\nHost: 127.0.0.1:{given.port}\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer none\r\nContent-Length: {len(body)}\r\n\r\n"

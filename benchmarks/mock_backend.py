@@ -9,6 +9,7 @@ words of the JSON; else by all tokens in one write. Any GET is answered by its m
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, cast
@@ -18,6 +19,7 @@ import uvloop
 
 TOKENS = 64
 EVERY_S = 0.02
+STREAM = re.compile(rb'"stream": ?true')
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n"
 
@@ -86,7 +88,7 @@ def _events(texts: list[str]) -> list[bytes]:
     (part,) = message["content"]
     at = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     opened = {**message, "status": "in_progress", "content": []}
-    told: list[tuple[str, dict[str, Any]]] = [
+    events: list[tuple[str, dict[str, Any]]] = [
         ("created", {"response": begun}),
         ("in_progress", {"response": begun}),
         ("output_item.added", {"output_index": 0, "item": opened}),
@@ -100,7 +102,7 @@ def _events(texts: list[str]) -> list[bytes]:
     return [
         b"event: response.%b\ndata: %b\n\n"
         % (name.encode(), orjson.dumps({"type": f"response.{name}", "sequence_number": number, **event}))
-        for number, (name, event) in enumerate(told)
+        for number, (name, event) in enumerate(events)
     ]
 
 
@@ -120,29 +122,40 @@ class Connection(asyncio.Protocol):
     """One kept connection; requests on it come one after the other."""
 
     def __init__(self) -> None:
-        self._received = b""
+        self._received = bytearray()
+        self._head = b""
+        # Where the request ends, once its head is there.
+        self._end = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        while (end := self._received.find(b"\r\n\r\n")) >= 0:
-            head = self._received[:end].lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-            if len(self._received) < end + 4 + length:
+        while self._end or self._read_head():
+            if len(self._received) < self._end:
                 return
-            body = self._received[end + 4 : end + 4 + length]
-            self._received = self._received[end + 4 + length :]
-            self._answer(head, body)
+            body = bytes(self._received[len(self._head) : self._end])
+            del self._received[: self._end]
+            self._end = 0
+            self._answer(self._head, body)
+
+    def _read_head(self) -> bool:
+        """Whether one is there; then `_end` is known."""
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        self._head = bytes(self._received[: end + 4]).lower()
+        at = self._head.find(b"content-length:")
+        self._end = end + 4 + (int(self._head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0)
+        return True
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get"):
             self._transport.write(MODELS)
             return
         native = head.startswith(b"post /v1/responses ")
-        if b'"stream":true' not in body.replace(b" ", b""):
+        if not STREAM.search(body):
             self._transport.write(NATIVE_JSON if native else JSON)
         elif b"slowly" in body:
             self._transport.write(STREAM_HEAD)

@@ -31,7 +31,8 @@ from typing import Any
 import orjson
 import uvloop
 
-from benchmarks.bench import free_port, started
+from benchmarks.gateways import free_port
+from benchmarks.running import started
 from db import SCHEMA, Store
 from requests.params import input_items
 from requests.responses import new_id, response_resource, whole_item
