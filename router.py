@@ -12,18 +12,11 @@ import gc
 import logging
 import multiprocessing
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from secrets import token_hex
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
 from uvicorn.logging import DefaultFormatter
 
 import api.admin.cache
@@ -37,16 +30,12 @@ import api.responses
 import api.siblings
 import api.stored
 import api.websocket
-from api.http.keys import Gate, check_key
-from api.http.leaving import ClientLeft
-from api.http.protocol import give_wire, take_wire
-from api.http.replies import error_response
+from api.http.dispatch import Application
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from cache import make_cache
 from cluster.workers import Board, end_with_supervisor
 from core.config import Config, ConfigError, config_file, load_config
-from core.errors import APIError, InvalidRequest, NotFound, ServerError
 from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
@@ -57,7 +46,8 @@ log = logging.getLogger("nomyo")
 
 RETENTION_EVERY_S = 3600.0
 ORPHANS_AGAIN_S = 2.0
-SURFACES = (
+# The front doors: what answers, and what FastAPI describes.
+DOORS = (
     api.responses.routes,
     api.websocket.routes,
     api.compact.routes,
@@ -71,53 +61,10 @@ SURFACES = (
 )
 
 
-# The requests that must cost next to nothing: these endpoints need nothing of the framework but a request.
-SHORTCUTS: dict[tuple[str, str], Callable[[Request], Awaitable[Response]]] = {
-    ("POST", "/v1/responses"): api.responses.create_response,
-    ("POST", "/v1/chat/completions"): api.passthrough.pass_through,
-    ("POST", "/v1/completions"): api.passthrough.pass_through,
-    ("POST", "/v1/embeddings"): api.passthrough.pass_through,
-}
-
-
-class Application(FastAPI):
-    """FastAPI, whose middlewares, routes and dependencies cost a third of a plain request, with a shortcut around them for the
-    busiest endpoints. What a client sees is the same either way; tests/test_shortcuts.py compares the two."""
-
-    state: AppState
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = SHORTCUTS.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        # Whoever adds a middleware to ours wants to see every request.
-        if endpoint is None or len(self.user_middleware) > 1:
-            await super().__call__(scope, receive, send)
-            return
-        scope["app"] = self
-        give_wire(scope, receive, send)
-        try:
-            answer = await self._answer(endpoint, Request(scope, receive))
-            await answer(scope, receive, send)
-        finally:
-            take_wire(scope)
-
-    async def _answer(self, endpoint: Callable[[Request], Awaitable[Response]], request: Request) -> Response:
-        try:
-            check_key(self.state, request.scope)
-            return await endpoint(request)
-        except APIError as error:
-            return error_response(error)
-        except (ClientLeft, ClientDisconnect) as error:
-            return await on_client_left(request, error)
-        except Exception as error:
-            log.exception("a request failed")
-            return await on_exception(request, error)
-
-
-def create_app(config: Config, file: Path | None = None, board: Board | None = None) -> FastAPI:
+def create_app(config: Config, file: Path | None = None, board: Board | None = None) -> Application:
     """The application for some settings. `file` is where they came from: what changes there is taken while it runs. `board` is what it
     shares with the other workers of the service. Several can live in one process: nothing here is global."""
-    app = Application(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.state = state = AppState()
+    state = AppState()
     state.config = config
     state.config_file = file
     state.config_error = None
@@ -125,16 +72,7 @@ def create_app(config: Config, file: Path | None = None, board: Board | None = N
     state.cache = make_cache(config.cache)
     state.board = board
     state.pool = Pool(config, board)
-    app.add_middleware(Gate, state=state)
-    for routes in SURFACES:
-        app.include_router(routes)
-    app.add_exception_handler(APIError, on_api_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(ClientLeft, on_client_left)
-    app.add_exception_handler(ClientDisconnect, on_client_left)
-    app.add_exception_handler(Exception, on_exception)
-    return app
+    return Application(state, DOORS, lifespan)
 
 
 @asynccontextmanager
@@ -230,57 +168,7 @@ async def _stopped(task: asyncio.Task[None]) -> None:
         await task
 
 
-# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, APIError)
-    return error_response(error)
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, no such method."""
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405 and request.headers.get("upgrade", "").lower() == "websocket":
-        # The server under us knows no WebSockets, and has handed on the upgrade as a plain GET.
-        return api.websocket.upgrade_refused()
-    if error.status_code == 404:
-        described: APIError = NotFound(f"There is no {request.method} {request.url.path}.", code="unknown_url")
-    else:
-        described = InvalidRequest(
-            f"{request.method} {request.url.path}: {error.detail}.",
-            status=error.status_code,
-            code="invalid_method",
-        )
-    answer = error_response(described)
-    if error.status_code == 405:
-        # Starlette names the methods of one route; a resource of ours may have several.
-        routes = [route for routes in SURFACES for route in routes.routes if isinstance(route, Route)]
-        allowed = [route.methods for route in routes if route.methods and route.matches(request.scope)[0] != Match.NONE]
-        answer.headers["Allow"] = ", ".join(sorted(set[str]().union(*allowed))) or (error.headers or {}).get(
-            "Allow", ""
-        )
-    return answer
-
-
-async def on_validation_error(request: Request, error: Exception) -> Response:
-    """A query parameter that FastAPI could not read."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = str(first["loc"][-1])
-    return error_response(
-        InvalidRequest(f"Invalid value for '{param}': {first['msg']}.", param=param, code="invalid_value")
-    )
-
-
-async def on_client_left(request: Request, error: Exception) -> Response:
-    """Nobody reads this; the status is nginx's, for the access log."""
-    return Response(status_code=499)
-
-
-async def on_exception(request: Request, error: Exception) -> Response:
-    """A fault of ours. The server logs the cause."""
-    return error_response(ServerError("The router failed to answer this request."))
+# ── the log ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def log_to_stderr() -> None:
@@ -298,7 +186,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("ASGI callable returned without completing")
 
 
-def _load() -> FastAPI:
+def _load() -> Application:
     try:
         return create_app(load_config(), config_file(), Board.of_environment())
     except ConfigError as error:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
+from api.http.routes import Routes
 from api.responses import final_response, run_turn
 from api.turns.turn import begin_turn
 from core.errors import InvalidRequest
 from core.state import AppState
 
-routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
 @routes.post("/compact")

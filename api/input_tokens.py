@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
+from api.http.routes import Routes
 from api.turns.backend import Backend
 from api.turns.chat_request import prepare_chat
 from api.turns.native_answer import native_params
@@ -20,7 +21,7 @@ from core.errors import BackendError, InvalidRequest
 from core.state import AppState
 from requests.tokens import estimated_tokens
 
-routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
 @routes.post("/input_tokens")

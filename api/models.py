@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from api.http.replies import json_response
+from api.http.routes import Routes
 from core.errors import NotFound
 
-routes = APIRouter(tags=["models"])
+routes = Routes(tags=["models"])
 
 
 @routes.get("/v1/models")

@@ -12,20 +12,20 @@ from __future__ import annotations
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
+from fastapi import Request
 from starlette.responses import Response
 
 from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import json_response
+from api.http.routes import Routes
 from api.passthrough import Head, PassedOn, Passing, Used, with_model
 from api.turns.adapting import adapted
 from api.turns.backend import Backend
@@ -60,23 +60,12 @@ from requests.ollama import (
 NDJSON = "application/x-ndjson"
 
 
-class OllamaRoute(APIRoute):
-    """A route whose errors have Ollama's form."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
-
-        async def answer_or_error(request: Request) -> Response:
-            try:
-                return await answer(request)
-            except APIError as error:
-                retry = {} if error.retry_after_s is None else {"Retry-After": f"{error.retry_after_s:.0f}"}
-                return json_response({"error": error.message}, error.status, retry)
-
-        return answer_or_error
+def ollama_envelope(error: APIError) -> Json:
+    """An error as Ollama puts it."""
+    return {"error": error.message}
 
 
-routes = APIRouter(prefix="/api", tags=["Ollama"], route_class=OllamaRoute)
+routes = Routes(prefix="/api", tags=["Ollama"], envelope=ollama_envelope)
 
 
 class OllamaHead(Head, kw_only=True):

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -26,6 +26,7 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientLeft, ClientWatch, Primed
 from api.http.replies import Express, Outlet, StreamedReply, outlet_of
+from api.http.routes import Routes
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import Routing
 from core.errors import APIError, BackendRefused, InvalidRequest
@@ -34,7 +35,7 @@ from requests.chat import DecodeError
 
 log = logging.getLogger("nomyo.backends")
 
-routes = APIRouter(prefix="/v1", tags=["passed through"])
+routes = Routes(prefix="/v1", tags=["passed through"])
 
 # What begins alike is warm where its like was: a system text and the first question mostly lie in here.
 LEADING_BYTES = 1024

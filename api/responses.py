@@ -20,13 +20,14 @@ from functools import partial
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import EventStream, Express, json_response
+from api.http.routes import Routes
 from api.turns.adapting import adapted
 from api.turns.backend import Backend
 from api.turns.background import Background
@@ -45,7 +46,7 @@ from requests.responses import with_output_text
 
 log = logging.getLogger("nomyo.responses")
 
-routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
 async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:

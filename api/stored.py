@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from api.http.replies import EventStream, json_response
+from api.http.routes import Routes
 from api.siblings import answer_of_sibling, ask, is_from_sibling
 from core.errors import InvalidRequest, NotFound
 from core.state import AppState
@@ -16,7 +17,7 @@ from requests.events import ResponseBuilder, replay, unfinished
 from requests.open_items import Event
 from requests.responses import with_output_text
 
-routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
 @routes.get("/{response_id}")

@@ -21,22 +21,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
-from fastapi import APIRouter, WebSocket
-from starlette.responses import Response
+from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.http.keys import principal_of
-from api.http.replies import error_response
+from api.http.routes import Routes
 from api.responses import record, run_turn
 from api.turns.turn import Turn, begin_turn
-from core.errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests
+from core.errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests, UpgradeRefused
 from core.state import AppState
 from requests.open_items import Event
 from requests.tools import Item
 
 log = logging.getLogger("nomyo.websocket")
 
-routes = APIRouter(prefix="/v1/responses", tags=["responses"])
+routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 CONNECTION_LIMIT_S = 3600.0
 # Turns of one socket: those that it can be continued from, and those that run or wait.
@@ -51,11 +50,9 @@ async def respond_over_websocket(websocket: WebSocket) -> None:
     """Takes `response.create` messages: the body of POST /v1/responses, and `stream_id`, `generate`. Answers each with the events
     of a stream, or with `{"type": "error", "status", "error"}`, after which the socket stays open."""
     if not websocket.app.state.config.websockets:
-        await websocket.send_denial_response(upgrade_refused())
-        return
+        raise UpgradeRefused
     if _is_foreign_page(websocket):
-        await websocket.send_denial_response(error_response(ForeignPage()))
-        return
+        raise ForeignPage
     await websocket.accept()
     socket = Socket(websocket)
     with contextlib.suppress(WebSocketDisconnect):
@@ -82,15 +79,6 @@ class ForeignPage(InvalidRequest):
 
     def __init__(self) -> None:
         super().__init__("A page of another site may use this router only with a key.")
-
-
-def upgrade_refused() -> Response:
-    """The answer to an upgrade where there are no WebSockets. Codex knows it, and falls back to HTTP at once."""
-    answer = error_response(
-        InvalidRequest("There are no WebSockets here: use HTTP.", status=426, code="websockets_disabled")
-    )
-    answer.headers["Upgrade"] = "HTTP/1.1"
-    return answer
 
 
 class ConnectionLimitReached(InvalidRequest):

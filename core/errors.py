@@ -2,7 +2,9 @@
 
     APIError                     what a client is told: status, message, type, param, code
     ├── InvalidRequest      400  the request is wrong; names the parameter
-    │   └── Unsupported     400  the request is right, but no chat-completions backend can carry this part of it
+    │   ├── Unsupported     400  the request is right, but no chat-completions backend can carry this part of it
+    │   ├── MethodNotAllowed 405
+    │   └── UpgradeRefused  426  there are no WebSockets
     ├── Unauthorized        401
     ├── NotFound            404
     ├── TooLarge            413
@@ -49,6 +51,10 @@ class APIError(Exception):
         self.status = status or type(self).status
         self.retry_after_s = retry_after_s
 
+    def headers(self) -> dict[str, str]:
+        """The HTTP headers that belong to it."""
+        return {} if self.retry_after_s is None else {"Retry-After": f"{self.retry_after_s:.0f}"}
+
     def to_dict(self) -> dict[str, Any]:
         """The object under `"error"` in an HTTP body and in a stream's `error` event."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
@@ -81,11 +87,39 @@ class Unauthorized(APIError):
     type = "authentication_error"
     code = "invalid_api_key"
 
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
 
 class NotFound(APIError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "invalid_method"
+
+    def __init__(self, message: str, allowed: list[str]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+    def headers(self) -> dict[str, str]:
+        return {"Allow": ", ".join(self.allowed)}
+
+
+class UpgradeRefused(InvalidRequest):
+    """The answer to an upgrade where there are no WebSockets. Codex knows it, and falls back to HTTP at once."""
+
+    status = 426
+    code = "websockets_disabled"
+
+    def __init__(self) -> None:
+        super().__init__("There are no WebSockets here: use HTTP.")
+
+    def headers(self) -> dict[str, str]:
+        return {"Upgrade": "HTTP/1.1"}
 
 
 class TooLarge(APIError):

@@ -690,7 +690,8 @@ async def test_a_plain_get_is_not_allowed(served: Running) -> None:
 async def test_there_is_no_websocket_elsewhere(served: Running) -> None:
     with pytest.raises(InvalidStatus) as raised:
         await connect(served.url.replace("http", "ws") + "/v1/models", proxy=None)
-    assert raised.value.response.status_code == 403
+    assert raised.value.response.status_code == 404
+    assert orjson.loads(raised.value.response.body)["error"]["code"] == "unknown_url"
 
 
 @pytest.mark.parametrize(("key", "status"), [("", 403), ("secret", None)])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
-from api.http.bodies import read_json
+from api.http.bodies import parse_json, read_body
 from api.http.replies import json_response
+from api.http.routes import Routes
 from cache import get_llm_cache
 from core.errors import InvalidRequest
 
-routes = APIRouter(prefix="/api/cache", tags=["cache"])
+routes = Routes(prefix="/api/cache", tags=["cache"])
 
 
 @routes.get("/stats")
@@ -23,7 +24,8 @@ async def cache_stats(request: Request) -> Response:
 @routes.post("/invalidate")
 async def invalidate_cache(request: Request) -> Response:
     """Forgets all entries, or with the body `{"model": name}` those of one model. Answers `{invalidated: number}`."""
-    body = await read_json(request) if await request.body() else {}
+    given = await read_body(request)
+    body = parse_json(given) if given else {}
     model = body.get("model") if isinstance(body, dict) else body
     if not isinstance(body, dict) or not (model is None or isinstance(model, str)):
         raise InvalidRequest("The body is empty, or an object with a 'model'.", param="model")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from api.http.replies import json_response
+from api.http.routes import Routes
 from api.siblings import ask, is_from_sibling
 from core.errors import NotFound
 from core.state import AppState
 
-routes = APIRouter(tags=["fleet"])
+routes = Routes(tags=["fleet"])
 
 # So many of those who wait are shown one by one.
 SHOWN = 50

@@ -13,8 +13,13 @@ from core.errors import InvalidRequest, TooLarge
 
 async def read_json(request: Request) -> Any:
     """The body as JSON. Raises `TooLarge` past `max_body_mb`, `InvalidRequest` for anything else than JSON."""
+    return parse_json(await read_body(request))
+
+
+def parse_json(body: bytes) -> Any:
+    """A body as JSON. Raises `InvalidRequest` for anything else."""
     try:
-        return orjson.loads(await read_body(request))
+        return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
 

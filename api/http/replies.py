@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from api.http.leaving import ClientLeft, ClientWatch, Closable
 from api.http.protocol import Wire, wire_of
-from core.errors import APIError
 from requests.sse import KEEPALIVE, frames, obfuscated
 
 KEEPALIVE_S = 15.0
@@ -46,16 +45,6 @@ class JSONReply(Response):
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     return JSONReply(orjson.dumps(body), status, headers or {})
-
-
-def error_response(error: APIError) -> Response:
-    """OpenAI's envelope, `{"error": {message, type, param, code}}`."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = f"{error.retry_after_s:.0f}"
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return json_response({"error": error.to_dict()}, error.status, headers)
 
 
 # Events that arrived together.

@@ -1,0 +1,114 @@
+"""The way of every request: who asks, what answers, how an error reads.
+
+Application ──▶ middlewares, if somebody has added some ──▶ dispatch
+                                                              key ─▶ principal         keys.py
+                                                              method, path ─▶ endpoint   routes.py
+                                                              endpoint ─▶ reply
+                                                              any error ─▶ reply         errors.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import cached_property
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from api.http.errors import error_reply, reply_to_error
+from api.http.keys import check_key
+from api.http.protocol import give_wire, take_wire
+from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
+from core.errors import APIError, NotFound
+from core.state import AppState
+
+
+class Application(FastAPI):
+    """FastAPI where it describes the API and reads parameters. Requests come in here: its own layers cost a third of a plain one."""
+
+    state: AppState
+
+    def __init__(
+        self, state: AppState, doors: Iterable[Routes], lifespan: Callable[[Any], AbstractAsyncContextManager[None]]
+    ) -> None:
+        super().__init__(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+        self.state = state
+        self._doors = list(doors)
+        for routes in self._doors:  # For its page of the API.
+            self.include_router(routes)
+        self.router.route_class = ParameterRoute
+
+    @cached_property
+    def table(self) -> RouteTable:
+        """The routes of the front doors, and what has been added to this application before the first request."""
+        return RouteTable(self._doors, self.routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        if self.user_middleware or scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+        else:
+            await self.dispatch(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What somebody has added stands before the dispatch and sees every request. Nothing of FastAPI's own does."""
+        app: ASGIApp = self.dispatch
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app
+
+    async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, or serves one WebSocket."""
+        if scope["type"] != "http":
+            serve = self._serve_socket if scope["type"] == "websocket" else self.router
+            await serve(scope, receive, send)
+            return
+        endpoint = self.table.endpoints.get((scope["method"], scope["path"]))
+        if endpoint is None:
+            if scope["method"] == "HEAD":
+                send = _head_only(send)
+            scope, endpoint = self.table.find(scope)
+        give_wire(scope, receive, send)
+        try:
+            reply = await self._reply(endpoint, scope, receive)
+            await reply(scope, receive, send)
+        finally:
+            take_wire(scope)
+
+    async def _reply(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> Response:
+        """The reply of an endpoint. Its errors end here, whichever it is."""
+        try:
+            check_key(self.state, scope)
+            return await endpoint(Request(scope, receive))
+        except Exception as error:
+            return reply_to_error(error, scope, self.table.envelope(scope["path"]))
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply that says why."""
+        scope["path"] = self.table.spelled(scope["path"])
+        try:
+            check_key(self.state, scope)
+            if (endpoint := self.table.sockets.get(scope["path"])) is None:
+                raise NotFound(f"There is no WebSocket at {scope['path']}.", code="unknown_url")
+            await endpoint(WebSocket(scope, receive, send))
+        except APIError as error:
+            if "websocket.http.response" in scope.get("extensions", {}):
+                await error_reply(error)(scope, receive, send)
+            else:  # The server under us can refuse, but not say why.
+                await send({"type": "websocket.close"})
+
+
+def _head_only(send: Send) -> Send:
+    """Of an answer, its head. It is whole then: what else the endpoint sends goes nowhere."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return send_head

@@ -1,0 +1,158 @@
+"""Which endpoint answers a request: from a dict where the path is fixed, by FastAPI where it or the query has parameters.
+
+routes = Routes(prefix="/v1/responses", tags=["responses"])       a front door, in its own file
+RouteTable(doors).find(scope)                                     asked by the dispatch
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from api.http.errors import Envelope, openai_envelope
+from core.errors import MethodNotAllowed, NotFound, UpgradeRefused
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+SocketEndpoint = Callable[[WebSocket], Awaitable[None]]
+
+REPLY = "nomyo.reply"
+
+
+class ParameterRoute(APIRoute):
+    """A route whose reply is given to the dispatch. FastAPI reads its parameters and describes it, and would send it too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._with_parameters = AsyncExitStackMiddleware(self.app)
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handler = super().get_route_handler()
+
+        async def hand_over(request: Request) -> Response:
+            request.scope[REPLY] = await handler(request)
+            return _Nothing()
+
+        return hand_over
+
+    async def respond(self, request: Request) -> Response:
+        """The reply of the endpoint. Raises FastAPI's `RequestValidationError` for parameters that cannot be read."""
+        await self._with_parameters(request.scope, request.receive, _send_nothing)
+        reply: Response = request.scope.pop(REPLY)
+        return reply
+
+
+class _Nothing(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
+async def _send_nothing(message: Message) -> None:
+    raise RuntimeError("a route has sent its reply by itself")
+
+
+class Routes(APIRouter):
+    """The routes of a front door, and the envelope of their errors."""
+
+    def __init__(self, *, prefix: str = "", tags: Sequence[str], envelope: Envelope = openai_envelope) -> None:
+        super().__init__(prefix=prefix, tags=list(tags), route_class=ParameterRoute)
+        self.envelope = envelope
+
+
+class RouteTable:
+    """The endpoints of some front doors. `pages` are routes of FastAPI's own, such as its page of the API."""
+
+    def __init__(self, doors: Iterable[Routes], pages: Iterable[BaseRoute] = ()) -> None:
+        self._doors = list(doors)
+        routes = [*pages, *(route for door in self._doors for route in door.routes)]
+        self._routes = [route for route in routes if isinstance(route, Route)]
+        self._with_parameters = [
+            route for route in self._routes if isinstance(route, ParameterRoute) and not _needs_nothing(route)
+        ]
+        # The requests that must cost next to nothing: these endpoints need nothing of the framework but a request.
+        self.endpoints: dict[tuple[str, str], Endpoint] = {
+            (method, route.path): route.endpoint
+            for route in self._routes
+            if _needs_nothing(route)
+            for method in route.methods or ()
+        }
+        self.sockets: dict[str, SocketEndpoint] = {
+            route.path: route.endpoint for route in routes if isinstance(route, WebSocketRoute)
+        }
+        # What may stand without its /v1 in front.
+        versioned = (route.path.split("/") for route in self._routes)
+        self._below_v1 = {parts[2] for parts in versioned if parts[1] == "v1"}
+
+    def find(self, scope: Scope) -> tuple[Scope, Endpoint]:
+        """The endpoint of a request, and its scope as the endpoint wants it: HEAD as GET, and one spelling of the path.
+        There is always one: it may have nothing to give but an error."""
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        scope = {**scope, "method": method, "path": self.spelled(scope["path"])}
+        if endpoint := self.endpoints.get((method, scope["path"])):
+            return scope, endpoint
+        for route in self._with_parameters:
+            match, found = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                return scope, route.respond
+        return scope, self._options if method == "OPTIONS" else self._refuse
+
+    def spelled(self, path: str) -> str:
+        """The path of ours that is meant: `/responses`, `//v1/responses/` and Azure's `/openai/v1/responses` are `/v1/responses`."""
+        path = re.sub("/{2,}", "/", path)
+        bare = path.removeprefix("/openai").removeprefix("/v1") if path.startswith("/openai/") else path
+        parts = bare.split("/")
+        if len(parts) > 1 and parts[1] in self._below_v1:
+            path = "/v1" + bare
+        return path.rstrip("/") or "/"
+
+    def envelope(self, path: str) -> Envelope:
+        """How an error of a path is put."""
+        for door in self._doors:
+            if any(route.path_regex.match(path) for route in door.routes if isinstance(route, Route)):
+                return door.envelope
+        return openai_envelope
+
+    async def _options(self, request: Request) -> Response:
+        """What may be asked of a path."""
+        allowed = self._allowed(request.scope)
+        if not allowed:
+            raise self._unknown(request.scope)
+        return Response(status_code=204, headers={"Allow": ", ".join(sorted({*allowed, "OPTIONS"}))})
+
+    async def _refuse(self, request: Request) -> Response:
+        scope = request.scope
+        if not (allowed := self._allowed(scope)):
+            raise self._unknown(scope)
+        if scope["path"] in self.sockets and request.headers.get("upgrade", "").lower() == "websocket":
+            # The server under us knows no WebSockets, and has handed on the upgrade as a plain GET.
+            raise UpgradeRefused
+        raise MethodNotAllowed(f"{scope['method']} {scope['path']}: Method Not Allowed.", sorted(allowed))
+
+    def _allowed(self, scope: Scope) -> set[str]:
+        matching = [route for route in self._routes if route.path_regex.match(scope["path"])]
+        methods = set[str]().union(*(route.methods or () for route in matching))
+        return methods | {"HEAD"} if "GET" in methods else methods
+
+    def _unknown(self, scope: Scope) -> NotFound:
+        path: str = scope["path"]
+        message = f"There is no {scope['method']} {path}."
+        once = path.removeprefix("/v1")
+        if once.startswith("/v1/") and self._allowed({"path": once}):
+            message += f" Does the base URL end in /v1 twice? There is {once}."
+        return NotFound(message, code="unknown_url")
+
+
+def _needs_nothing(route: Route) -> bool:
+    """Whether an endpoint is called with its request alone."""
+    return not route.param_convertors and len(inspect.signature(route.endpoint).parameters) == 1
