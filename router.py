@@ -33,6 +33,7 @@ import api.websocket
 from api.http.dispatch import Application
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
+from backends.kinds import KINDS
 from cache import make_cache
 from cluster.workers import Board, end_with_supervisor
 from core.config import Config, ConfigError, config_file, load_config
@@ -188,7 +189,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _load() -> Application:
     try:
-        return create_app(load_config(), config_file(), Board.of_environment())
+        return create_app(load_config(kinds=KINDS), config_file(), Board.of_environment())
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
 

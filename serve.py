@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from backends.kinds import KINDS
 from cluster.workers import VARIABLE, Board, new_folder
 from core.config import ConfigError, load_config
 
@@ -90,7 +91,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        workers = load_config().workers
+        workers = load_config(kinds=KINDS).workers
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
     config = uvicorn.Config(

@@ -38,8 +38,6 @@ from core.errors import APIError, InvalidRequest, NotFound, Unsupported
 from core.keys import Principal
 from core.state import AppState
 from requests.ollama import (
-    NO_NAMES,
-    OPTION_NAMES,
     VERSION,
     ChatAsked,
     EmbedAsked,
@@ -161,7 +159,7 @@ class Asking(Passing, ABC):
 
     def _answer(self, attempt: Attempt) -> AsyncGenerator[bytes]:
         self._headers, self._used_elsewhere = {}, None
-        if self._pool.kind(attempt.endpoint).name == "ollama":
+        if self._pool.kind(attempt.endpoint).speaks_ollama:
             return self._forwarded(attempt, self._path, below_root=True)
         return self._translated(attempt)
 
@@ -190,7 +188,7 @@ class Chatting(Asking):
         if asked.is_empty:
             yield _line(said.loaded(is_unload=asked.is_unload))
             return
-        request = {**self._request(asked, OPTION_NAMES.get(kind.name, NO_NAMES)), "model": self._model}
+        request = {**self._request(asked, kind.option_names), "model": self._model}
         turn = await begin_turn(state, request, self._principal)
         if omitted := omitted_options(asked.options):
             turn.headers["x-nomyo-omitted-options"] = ", ".join(omitted).encode("ascii", "replace").decode()
@@ -228,7 +226,7 @@ class Generating(Chatting):
     def _only_ollamas(self) -> None:
         """Goes to an Ollama, if one has the model; else whoever is chosen says what it cannot do."""
         serving = [endpoint for endpoint in self._pool.endpoints.values() if endpoint.name_of(self._model)]
-        others = {endpoint.key for endpoint in serving if endpoint.kind.name != "ollama"}
+        others = {endpoint.key for endpoint in serving if not endpoint.kind.speaks_ollama}
         if len(others) < len(serving):
             self._routing.tried |= others
 
@@ -307,7 +305,7 @@ async def show(request: Request) -> Response:
         raise NotFound(f"model '{head.model}' not found")
     error: APIError | None = None
     for endpoint, there in serving:
-        if endpoint.kind.name == "ollama" and endpoint.healthy:
+        if endpoint.kind.speaks_ollama and endpoint.healthy:
             try:
                 answer = await endpoint.client.forward("/api/show", with_model(body, there), below_root=True)
                 return Response(b"".join([piece async for piece in answer.pieces()]), media_type=answer.content_type)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -22,7 +22,6 @@ from core.errors import ConfigError as ConfigError
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-KindName = Literal["auto", "ollama", "llama.cpp", "llama-swap", "vllm", "lmstudio", "openai-chat", "openai"]
 CacheBackend = Literal["memory", "sqlite", "none"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"]
@@ -41,7 +40,8 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`endpoints[]`: one model server."""
 
     url: str
-    kind: KindName = "auto"
+    # One of the files in backends/kinds, by its name.
+    kind: str = "auto"
     # Empty: host and port.
     name: str = ""
     api_key: str = ""
@@ -149,7 +149,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 CHOICES = {
-    "kind": get_args(KindName),
     "backend": get_args(CacheBackend),
     "reasoning_efforts": get_args(Effort),
     "reasoning_replay": get_args(ReasoningReplay),
@@ -176,8 +175,11 @@ def config_file(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("ROUTER_CONFIG") or "config.yaml")
 
 
-def load_config(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:
-    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. Raises `ConfigError`."""
+def load_config(
+    path: str | Path | None = None, environ: Mapping[str, str] = os.environ, kinds: Collection[str] = ()
+) -> Config:
+    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. `kinds` are the kinds of server
+    that there are; without them an endpoint's is not checked. Raises `ConfigError`."""
     file = Path(path) if path else config_file(environ)
     try:
         data = yaml.safe_load(file.read_text("utf-8"))
@@ -190,18 +192,23 @@ def load_config(path: str | Path | None = None, environ: Mapping[str, str] = os.
     try:
         data = _expanded(data, environ, "")
         _override(data, environ)
-        return parse_config(data)
+        return parse_config(data, kinds)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def parse_config(data: dict[str, Any]) -> Config:
-    """A `Config` from plain data. Raises `ConfigError`."""
+def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
+    """A `Config` from plain data. `kinds`: as in `load_config`. Raises `ConfigError`."""
     try:
         # strict=False: what comes from the environment is text.
         config = msgspec.convert(data, Config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(_explained(str(error))) from None
+    for index, endpoint in enumerate(config.endpoints):
+        if kinds and endpoint.kind not in kinds:
+            raise ConfigError(
+                f"endpoints[{index}].kind: '{endpoint.kind}' is not known{_nearest(endpoint.kind, kinds)}"
+            )
     urls = [endpoint.url.rstrip("/") for endpoint in config.endpoints]
     for index, url in enumerate(urls):
         if not _is_http_url(url):

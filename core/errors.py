@@ -19,7 +19,7 @@
 
     ConfigError                  a setting is wrong: one line for whoever starts the router; no client sees it
 
-Foreign errors (httpx2's, openai's) get one of these names at the border, in `backends/client.py`. Specification: OpenAI's
+Foreign errors (httpx2's, openai's, a server's own) get one of these names at the border, in `backends/wire/errors.py`. Specification: OpenAI's
 `{"error": {message, type, param, code}}`, which Open Responses shares.
 """
 
@@ -169,7 +169,7 @@ class BackendRefused(BackendError):
     code: str | None = None
     # What it cannot do: `tools`, `images`, or the name of a parameter.
     unsupported: str | None = None
-    # By how much a request is too long: `backends.kinds.refusals.Overflow`.
+    # By how much a request is too long: `backends.kinds.words.Overflow`.
     overflow: Any = None
 
 

@@ -48,7 +48,7 @@ async def keep_config(state: AppState) -> None:
 async def reload(state: AppState) -> None:
     """Reads the file again, and takes what it says."""
     try:
-        config = load_config(state.config_file)
+        config = load_config(state.config_file, kinds=state.pool.kinds)
     except ConfigError as error:
         state.config_error = str(error)
         log.error("the settings stay as they were: %s", error)

@@ -50,8 +50,6 @@ OPTIONS = (
     "mirostat_tau",
     "mirostat_eta",
 )
-# Where a kind of server has another name for one of them.
-OPTION_NAMES: Mapping[str, Mapping[str, str]] = {"vllm": {"repeat_penalty": "repetition_penalty"}}
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 

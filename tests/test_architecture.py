@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"core", "requests"},
     "api": {"backends", "cache", "core", "core.state", "requests"},
     "router": {"api", "backends", "cache", "cluster", "core", "core.reloading", "core.state", "db", "requests"},
-    "serve": {"cluster", "core"},
+    # Of `backends` the names of the kinds, which the settings are checked against.
+    "serve": {"backends", "cluster", "core"},
 }
 PARTS = {part.partition(".")[0] for part in MAY_IMPORT}
 # What is in the repo and no part of the service.
@@ -98,6 +100,53 @@ def test_the_pure_half_does_nothing_to_the_world() -> None:
     }
     for file in [*sources("requests"), ROOT / "core" / "errors.py"]:
         assert not imported(file) & world, f"{file.name} imports {sorted(imported(file) & world)}"
+
+
+# ── kinds of server ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def asks_for_kinds(source: str) -> list[str]:
+    """What in a source depends on which kind a server is: a comparison, a case or a key that is a kind's name."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Compare():
+                asked = [node.left, *node.comparators]
+            case ast.Match():
+                asked = [node.subject]
+            case ast.Subscript():
+                asked = [node.slice]
+            case ast.Call(func=ast.Attribute(attr="get" | "startswith" | "endswith"), args=args):
+                asked = [node.func, *args]
+            case _:
+                continue
+        if any(re.search(r"\bkind(\.name|_name)\b|\.kind$", ast.unparse(one)) for one in asked):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_none_outside_of_the_kinds_asks_which_kind_it_is() -> None:
+    # `requests` knows no servers, and `core.config` looks up the name that the settings have.
+    for part in MAY_IMPORT.keys() - {"requests"}:
+        for file in sources(part):
+            if file.parent != ROOT / "backends" / "kinds" and file != ROOT / "core" / "config.py":
+                asks = asks_for_kinds(file.read_text())
+                assert not asks, f"{file.relative_to(ROOT)} asks for a kind: {asks}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "endpoint.kind.name == 'ollama'",
+        "config.kind != 'auto'",
+        "NAMES.get(kind.name)",
+        "NAMES[endpoint.kind.name]",
+        "match kind.name:\n    case 'vllm': pass",
+        "kind_name in ('a', 'b')",
+    ],
+)
+def test_who_asks_for_a_kind_is_found(source: str) -> None:
+    assert asks_for_kinds(source)
 
 
 # ── one store ────────────────────────────────────────────────────────────────────────────────────────────────────────

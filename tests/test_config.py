@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import yaml
 
-from backends.kinds.kind import KINDS
+from backends.kinds import KINDS
 from core.config import CHOICES, SECTIONS, Config, ConfigError, EndpointConfig, load_config, parse_config
 
 ROOT = Path(__file__).parents[1]
@@ -20,12 +20,12 @@ OLLAMA = {"url": "http://localhost:11434", "kind": "ollama"}
 
 @pytest.fixture
 def load(tmp_path: Path) -> Any:
-    """`load(text, VARIABLE=…)`: the settings from a file with that text, and from these variables alone."""
+    """`load(text, VARIABLE=…)`: the settings from a file with that text, and from these variables alone, as the service loads them."""
 
     def load(text: str, **environ: str) -> Config:
         file = tmp_path / "config.yaml"
         file.write_text(text)
-        return load_config(file, environ)
+        return load_config(file, environ, KINDS)
 
     return load
 
@@ -62,8 +62,10 @@ def test_the_shipped_settings_say_the_defaults() -> None:
         assert getattr(said, section) == getattr(defaults, section), f"{section} is shipped with another value"
 
 
-def test_a_kind_of_the_settings_is_a_kind_of_backend() -> None:
-    assert set(CHOICES["kind"]) == set(KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_backend_is_a_kind_of_the_settings(kind: str, load: Any) -> None:
+    (endpoint,) = load(f"endpoints: [{{url: 'http://x', kind: {kind}}}]\n").endpoints
+    assert endpoint.kind == kind
 
 
 # ── one clear line ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -92,7 +94,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "an unknown kind": (endpoint(kind="olama"), ["endpoints[0].kind", "'olama'", "did you mean 'ollama'?"]),
     "an unknown kind, like none": (
         endpoint(kind="xyz"),
-        ["endpoints[0].kind", "'xyz'", "auto, ollama, llama.cpp"],
+        ["endpoints[0].kind", "'xyz'", f"known: {', '.join(KINDS)}"],
     ),
     "an unknown key": (settings(databse={}), ["'databse'", "did you mean 'database'?"]),
     "an unknown key, like none": (settings(zzz=1), ["'zzz'", "known:", "endpoints", "api_key"]),
@@ -135,7 +137,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
 @pytest.mark.parametrize(("data", "words"), WRONG.values(), ids=WRONG)
 def test_a_wrong_setting_is_one_line_that_names_the_key_and_the_nearest(data: Any, words: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
-        parse_config(data)
+        parse_config(data, KINDS)
     line = str(raised.value)
     assert "\n" not in line, "more than one line"
     missing = [word for word in words if word not in line]

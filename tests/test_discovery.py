@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-import backends.kinds.discovery
-from backends.kinds.discovery import Discovery, Memory, ModelFacts, discover, probe
+import backends.kinds
+import backends.kinds.server
+from backends.kinds import recognise
+from backends.kinds.server import Discovery, Memory, ModelFacts
 from backends.wire.client import BackendClient
 from core.errors import APIError, BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
 from tests.fake_backend import json_answer
@@ -19,6 +21,15 @@ MISSING = BackendError("The backend has no such path", code="backend_path_not_fo
 
 def recorded(name: str) -> Any:
     return json.loads((RECORDED / name).read_bytes())
+
+
+async def discover(kind: str, get_json: Any, memory: Memory | None = None) -> Discovery:
+    return await backends.kinds.discover(backends.kinds.KINDS[kind], get_json, memory)
+
+
+async def probe(get_json: Any, url: str = "") -> str:
+    """The name of the kind that a server is recognised as."""
+    return (await recognise(get_json, url)).name
 
 
 class Server:
@@ -194,7 +205,7 @@ class TestLlamaCpp:
         assert server.asked.count(question) == 2
 
     async def test_a_router_whose_model_hangs_still_answers(self, monkeypatch):
-        monkeypatch.setattr(backends.kinds.discovery, "GRACE_S", 0.02)
+        monkeypatch.setattr(backends.kinds.server, "GRACE_S", 0.02)
         server = Server(ROUTER | {next(path for path in ROUTER if "?" in path): hang})
         found = await discover("llama.cpp", server)
         assert found.models["ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"] == ModelFacts(True, None, ("gemma",))
@@ -329,7 +340,8 @@ class TestOpenAI:
         assert list(found.models) == ["together"]
 
 
-KINDS = {
+# What a server of each kind answers, and where its listing is.
+SAMPLES: dict[str, tuple[dict[str, Any], str]] = {
     "ollama": (OLLAMA, "/api/tags"),
     "llama.cpp": (ROUTER, "/v1/models"),
     "llama-swap": (LLAMA_SWAP, "/v1/models"),
@@ -338,94 +350,6 @@ KINDS = {
     "openai": ({"/models": openai_list("m")}, "/models"),
     "openai-chat": ({"/models": openai_list("m")}, "/models"),
 }
-NONSENSE = (None, [], "text", 7, {"models": 3, "data": "x", "running": [None, 1], "version": 5})
-FAILURES = (
-    BackendUnreachable("away"),
-    BackendTimeout("late"),
-    BackendError("no JSON"),
-    TooManyRequests("busy"),
-    BackendRefused("no", status=404),
-)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-class TestEveryKind:
-    @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-    async def test_a_listing_that_fails_is_raised_and_the_memory_is_gone(self, kind, failure):
-        answers, listing = KINDS[kind]
-        memory = Memory({"/props"}, "1.0")
-        with pytest.raises(type(failure)):
-            await discover(kind, Server(answers | {listing: failure}), memory)
-        assert memory == Memory()
-
-    @pytest.mark.parametrize(
-        "answer", [{"error": "Unexpected endpoint or method. (GET /x)"}, "text", 7, {"data": 3, "models": 3}]
-    )
-    async def test_an_answer_that_is_no_listing_is_raised(self, kind, answer):
-        answers, listing = KINDS[kind]
-        with pytest.raises(BackendError, match="no list of models"):
-            await discover(kind, Server(answers | {listing: answer}))
-
-    @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-    async def test_what_fails_beside_it_leaves_the_models(self, kind, failure):
-        answers, listing = KINDS[kind]
-        whole = await discover(kind, Server(answers))
-        found = await discover(kind, Server({listing: answers[listing]}, otherwise=failure))
-        assert list(found.models) == list(whole.models)
-
-    @pytest.mark.parametrize("answer", NONSENSE, ids=str)
-    async def test_nonsense_beside_it_leaves_the_models(self, kind, answer):
-        answers, listing = KINDS[kind]
-        whole = await discover(kind, Server(answers))
-        found = await discover(kind, Server({listing: answers[listing]}, otherwise=answer))
-        assert list(found.models) == list(whole.models)
-
-    async def test_rows_that_are_no_models_are_left_out(self, kind):
-        _, listing = KINDS[kind]
-        rows = [None, 1, "x", {}, {"id": ""}, {"name": 3, "id": 3}, {"id": "good", "name": "good"}]
-        found = await discover(kind, Server({listing: {"models" if kind == "ollama" else "data": rows}}))
-        assert list(found.models) == ["good"]
-
-    async def test_what_hangs_beside_it_holds_nothing_up(self, kind, monkeypatch):
-        monkeypatch.setattr(backends.kinds.discovery, "GRACE_S", 0.02)
-        answers, listing = KINDS[kind]
-        async with asyncio.timeout(1):
-            found = await discover(kind, Server({listing: answers[listing]}, otherwise=hang))
-        assert found.models, "the listing came"
-        assert len(asyncio.all_tasks()) == 1, "no question is left open"
-
-    async def test_a_cancelled_look_leaves_nothing_open(self, kind):
-        look = asyncio.create_task(discover(kind, Server({}, otherwise=hang)))
-        await asyncio.sleep(0.01)
-        look.cancel()
-        await asyncio.gather(look, return_exceptions=True)
-        assert len(asyncio.all_tasks()) == 1, "no question is left open"
-
-    @pytest.mark.parametrize(
-        "failure", [MISSING, BackendRefused("no", status=404)], ids=lambda failure: type(failure).__name__
-    )
-    async def test_a_question_that_was_refused_is_not_asked_again(self, kind, failure):
-        answers, listing = KINDS[kind]
-        server, memory = Server({listing: answers[listing]}, otherwise=failure), Memory()
-        for _ in range(3):
-            await discover(kind, server, memory)
-        assert server.asked.count(listing) == 3
-        assert all(server.asked.count(path) == 1 for path in server.asked if path != listing)
-
-    async def test_a_question_that_timed_out_is_asked_again(self, kind):
-        answers, listing = KINDS[kind]
-        server, memory = Server({listing: answers[listing]}, otherwise=BackendTimeout("late")), Memory()
-        for _ in range(2):
-            await discover(kind, server, memory)
-        assert all(server.asked.count(path) == 2 for path in server.asked)
-
-    async def test_the_version_is_asked_once(self, kind):
-        answers, _ = KINDS[kind]
-        server, memory = Server(answers), Memory()
-        versions = [(await discover(kind, server, memory)).version for _ in range(2)]
-        assert versions[0] == versions[1]
-        assert server.asked.count("/api/version") + server.asked.count("/version") <= 1
-
 
 NO_MODELS = {"object": "list", "data": []}
 PROBES: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -486,7 +410,7 @@ class TestProbe:
 
     @pytest.mark.parametrize(("kind", "owner"), [("llama.cpp", "llamacpp"), ("vllm", "vllm"), ("ollama", None)])
     async def test_what_it_says_can_be_discovered(self, kind, owner):
-        answers, _ = KINDS[kind]
+        answers, _ = SAMPLES[kind]
         if owner:
             rows = [row | {"owned_by": owner} for row in answers["/v1/models"]["data"]]
             answers = answers | {"/v1/models": {"object": "list", "data": rows}}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from backends.kinds.discovery import ModelFacts, name_in
-from backends.kinds.kind import KINDS
+from backends.kinds import KINDS
+from backends.kinds.server import ModelFacts
 
 OTHERS = sorted(KINDS.keys() - {"auto", "ollama"})
 GEMMA = "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
@@ -11,6 +11,10 @@ GEMMA = "ggml-org/gemma-3-4b-it-GGUF:Q4_K_M"
 
 def models(*names: str, **aliases: tuple[str, ...]) -> dict[str, ModelFacts]:
     return {name: ModelFacts() for name in names} | {name: ModelFacts(aliases=its) for name, its in aliases.items()}
+
+
+def name_in(models: dict[str, ModelFacts], wanted: str, kind: str) -> str | None:
+    return KINDS[kind].name_in(models, wanted)
 
 
 @pytest.mark.parametrize("kind", ["ollama", *OTHERS])

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from backends.wire.failures import refusal_of
+from backends.wire.errors import error_of
 from core.errors import BackendError, BackendRefused, BackendUnreachable
 from requests.chat import as_chunk, as_plain, decode_chunk, decode_completion
 from requests.events import Event
@@ -339,7 +339,7 @@ def refusal(name: str) -> Any:
         described = None
     if isinstance(described, dict) and "error" in described:
         described = described["error"]
-    return refusal_of(exchange.status, described, exchange.headers.get("retry-after"))
+    return error_of(exchange.status, described, exchange.headers.get("retry-after"))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,7 +11,7 @@ import orjson
 
 from api.turns.backend import Backend, batches_of
 from api.turns.turn import Turn, TurnRequest
-from backends.wire.failures import refusal_of
+from backends.wire.errors import error_of
 from backends.wire.streams import BackendStream, NativeEvent, NativeRun
 from core.errors import BackendError
 from core.seals import Sealer
@@ -46,7 +46,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
                         yield events
                     event = piece.model_dump()
                     described = event.get("error") or event
-                    raise refusal_of(described.get("status") or 500, described)
+                    raise error_of(described.get("status") or 500, described)
                 events += adopted(builder, piece)
             if events:
                 yield events

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Candidate
-from backends.kinds.discovery import Discovery, Memory, ModelFacts, discover, name_in, probe
-from backends.kinds.kind import KINDS, Kind, kind_of
+from backends.kinds import discover, kind_of, recognise
+from backends.kinds.kind import Kind
+from backends.kinds.server import Discovery, Memory, ModelFacts
 from backends.wire.client import BackendClient
 from core.config import BreakerConfig, EndpointConfig, name_of
 from core.errors import APIError, BackendRefused, BackendTimeout
@@ -55,7 +56,6 @@ class Endpoint:
         self.name = name_of(config)
         self.url = self.key = config.url.rstrip("/")
         self.kind: Kind = kind_of(config)
-        self.is_known = config.kind != "auto"
         self.client = self._make_client()
         self.in_flight = 0
         self._shared = shared
@@ -88,7 +88,7 @@ class Endpoint:
 
     def name_of(self, model: str) -> str | None:
         """What this endpoint calls `model`, or None if it does not serve it."""
-        return self.models.get(model) or name_in(self.facts, model, self.kind.name)
+        return self.models.get(model) or self.kind.name_in(self.facts, model)
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of one of its models, by its own name."""
@@ -174,10 +174,12 @@ class Endpoint:
     def take_over(self, before: Endpoint) -> None:
         """Begins with what is known of the same server under its earlier settings."""
         self.draining = before.draining
-        if self.config.kind not in ("auto", before.kind.name) or not before.is_known:
+        if not before.kind.is_known:
             return
-        if self.config.kind == "auto":
-            self._become(before.kind.name)
+        if not self.kind.is_known:
+            self._become(before.kind)
+        elif not self.kind.is_same(before.kind):
+            return
         self.version = before.version
         if before.seen is not None:
             self._take(before.seen)
@@ -199,9 +201,9 @@ class Endpoint:
         """Asks what it has. One that does not answer keeps what it had, and waits behind the others."""
         try:
             async with asyncio.timeout(LISTING_TIMEOUT_S):
-                if not self.is_known:
-                    self._become(await probe(self._get, self.url))
-                seen = await discover(self.kind.name, self._get, self._memory)
+                if not self.kind.is_known:
+                    self._become(await recognise(self._get, self.url))
+                seen = await discover(self.kind, self._get, self._memory)
         except Exception as error:
             self._failed_look(error)
             return
@@ -210,11 +212,10 @@ class Endpoint:
     async def _get(self, path: str) -> Any:
         return await self.client.get_json(path, LISTING_TIMEOUT_S)
 
-    def _become(self, kind: str) -> None:
-        """The kind is known now: an `auto` endpoint speaks as that kind does."""
-        log.info("endpoint %s is a %s", self.name, kind)
-        self.kind = kind_of(self.config, kind)
-        self.is_known = True
+    def _become(self, found: Kind) -> None:
+        """The kind is known now: the endpoint speaks as that kind does."""
+        log.info("endpoint %s is a %s", self.name, found.name)
+        self.kind = kind_of(self.config, found)
         old, self.client = self.client, self._make_client()
         # Nobody was sent there yet: it had no models.
         self._closing = asyncio.ensure_future(old.close())
@@ -293,19 +294,14 @@ class Endpoint:
         }
 
     def _make_client(self) -> BackendClient:
-        root = self.url.removesuffix("/v1") if self.kind.adds_v1 else self.url
-        if self.config.kind == "auto" and not self.kind.adds_v1:
-            root = f"{self.url.removesuffix('/v1')}/v1"
+        root, base = self.kind.addresses(self.url)
         config = self.config
         return BackendClient(
             root,
-            f"{root}/v1" if self.kind.adds_v1 else root,
+            base,
             api_key=config.api_key,
             headers=config.headers,
             connect_timeout_s=config.connect_timeout_s,
             first_byte_timeout_s=config.first_byte_timeout_s,
             read_timeout_s=config.read_timeout_s,
         )
-
-
-UNKNOWN = KINDS["openai-chat"]

@@ -26,9 +26,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from backends.fleet.choice import Affinity, choose
-from backends.fleet.endpoint import UNKNOWN, Count, Endpoint
+from backends.fleet.endpoint import Count, Endpoint
 from backends.fleet.line import FairQueue
 from backends.fleet.retry import RetryBudget
+from backends.kinds import KINDS, UNKNOWN
 from backends.kinds.kind import Kind
 from core.config import Config, EndpointConfig
 from core.errors import (
@@ -113,7 +114,9 @@ class Board(Protocol):
 
 
 class Pool:
-    """All endpoints. `open()` inside the running loop, `close()` at its end. `board`: this is one of several workers."""
+    """All endpoints, of these `kinds`. `open()` inside the running loop, `close()` at its end. `board`: this is one of several workers."""
+
+    kinds = KINDS
 
     def __init__(self, config: Config, board: Board | None = None) -> None:
         self._config = config

@@ -1,21 +1,32 @@
-"""The kinds of backend: a row of facts each. Adding one is adding a row (and its name to `config.KindName`)."""
+"""What is true of every server of a kind. A kind is a file here that ends in its `KIND`; `__init__.py` finds them all.
+
+facts           what it carries, knows and lacks             fields
+discover        what a server of it has                      a method, asked of a `Server`
+recognition     how `kind: auto` knows it                    `hosts`, `lists`, `marks`
+names           what it calls a model that a client asked for
+words           how it words its errors
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from core.config import EndpointConfig
-from requests.messages import EVERY_PART, THINK_TAGS
+from backends.kinds.server import Discovery, ModelFacts, Row, Server, context_in, text_of
+from backends.kinds.words import NO_WORDS, Words
+from requests.messages import EVERY_PART
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is true of every server of a kind."""
+    """A kind of server. `name` is what the settings call it. A kind that asks or names in its own way is a subclass."""
 
     name: str
     # Speaks the Responses API itself: requests go out as they came.
     native: bool = False
+    # Speaks Ollama's API too: requests of Ollama's clients go out as they came, and Ollama's names for options are its own.
+    speaks_ollama: bool = False
     # `/v1` is put behind the configured URL; other kinds are given with it, wherever their API begins.
     adds_v1: bool = False
     # The content parts, other than text, that it can be given.
@@ -24,7 +35,7 @@ class Kind:
     reasoning_key: str | None = "reasoning_content"
     # The words that it knows for how much to think, least first; None: all of them.
     efforts: tuple[str, ...] | None = None
-    # What becomes of a JSON format: `native` (it can hold its model to one), `prompt` (the model is told, and its answer
+    # What becomes of a JSON format: `native` (it can hold its model to one), `prompt` (the model is asked for it, and its answer
     # checked) or `refuse`.
     structured_outputs: str = "native"
     # It may leave `<think>…</think>` at the start of its text.
@@ -38,63 +49,56 @@ class Kind:
     lacks: frozenset[str] = frozenset()
     # It takes the URLs of images; others are given the images.
     fetches_images: bool = True
+    # Its names for what Ollama's clients call otherwise.
+    option_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    # Where its servers are, if that says it all.
+    hosts: frozenset[str] = frozenset()
+    # Who owns each model in its listing at /v1/models (`owned_by`).
+    owner: str | None = None
+    # Paths that only it has, the usual one first; `is_mark` knows the answer.
+    marks: tuple[str, ...] = ()
+    # Others name that owner too: only a mark is proof.
+    is_imitated: bool = False
+    # Found by asking, and not named in the settings.
+    is_found: bool = False
+    words: Words = NO_WORDS
 
+    @property
+    def is_known(self) -> bool:
+        """Whether requests can be sent there."""
+        return True
 
-KINDS = {
-    kind.name: kind
-    for kind in (
-        # Until it was asked: nothing is sent there.
-        Kind("auto", adds_v1=True),
-        Kind(
-            "ollama",
-            adds_v1=True,
-            carries=frozenset({"image"}),
-            reasoning_key="reasoning",
-            efforts=("none", "low", "medium", "high"),
-            think_tags=True,
-            lacks=frozenset({"/rerank"}),
-            fetches_images=False,
-        ),
-        Kind(
-            "llama.cpp",
-            adds_v1=True,
-            carries=frozenset({"image", "audio"}),
-            streams_always=True,
-            count_path="/chat/completions/input_tokens",
-        ),
-        # A proxy before llama.cpp servers, which it starts when they are needed.
-        Kind(
-            "llama-swap",
-            adds_v1=True,
-            carries=frozenset({"image", "audio"}),
-            streams_always=True,
-            think_tags=True,
-        ),
-        Kind("vllm", adds_v1=True, carries=frozenset({"image", "audio"}), reasoning_key="reasoning", think_tags=True),
-        Kind(
-            "lmstudio",
-            adds_v1=True,
-            carries=frozenset({"image"}),
-            think_tags=True,
-            lacks=frozenset({"/rerank"}),
-            fetches_images=False,
-        ),
-        Kind("openai-chat", think_tags=True),
-        Kind("openai", native=True, count_path="/responses/input_tokens", lacks=frozenset({"/rerank"})),
-    )
-}
+    def is_same(self, other: Kind) -> bool:
+        """Whether it is the same kind, whatever the settings of an endpoint have changed in it."""
+        return self.name == other.name
 
+    def addresses(self, url: str) -> tuple[str, str]:
+        """Where the server's root is, for an endpoint of this URL, and where its API begins."""
+        if self.adds_v1:
+            root = url.removesuffix("/v1")
+            return root, f"{root}/v1"
+        # Whoever leaves the kind open may leave out the path, too.
+        base = f"{url.removesuffix('/v1')}/v1" if self.is_found else url
+        return base, base
 
-def kind_of(config: EndpointConfig, name: str | None = None) -> Kind:
-    """The facts of an endpoint: those of its kind, but for what its settings say. `name` is the kind where they leave it open."""
-    facts: dict[str, Any] = {}
-    if config.reasoning_efforts is not None:
-        facts["efforts"] = config.reasoning_efforts
-    if config.reasoning_replay is not None:
-        facts["reasoning_key"] = REPLAY_KEYS.get(config.reasoning_replay, config.reasoning_replay)
-    if config.structured_outputs is not None:
-        facts["structured_outputs"] = config.structured_outputs
-    return replace(KINDS[name or config.kind], **facts)
+    async def discover(self, server: Server) -> Discovery:
+        """What a server of this kind has. A listing that fails raises an `APIError`; whatever else fails leaves a fact unknown."""
+        (rows,) = await server.listing("/models", "data")
+        return Discovery(
+            {name: ModelFacts(context=context_in(row)) for row in rows if (name := text_of(row.get("id")))}
+        )
 
+    def lists(self, rows: list[Row]) -> bool:
+        """Whether the models at /v1/models, at least one, are listed as this kind does it."""
+        return self.owner is not None and all(row.get("owned_by") == self.owner for row in rows)
 
-REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
+    def is_mark(self, answer: Row) -> bool:
+        """Whether the answer at one of its `marks` is one that only this kind gives."""
+        return False
+
+    def name_in(self, models: Mapping[str, ModelFacts], wanted: str) -> str | None:
+        """The server's name for the model that a client calls `wanted`, or None if it has none, or more than one that it could be."""
+        if wanted in models:
+            return wanted
+        named = [name for name, facts in models.items() if wanted in facts.aliases]
+        return named[0] if len(named) == 1 else None

@@ -6,7 +6,7 @@
     client.get_json(path)                      for listing models
 
 The official SDK's client can stand in for it. Foreign errors, and the SDK's, become ours here and in
-`backends/streams.py` (`named`, backends/failures.py).
+`backends/wire/streams.py` (`named`, backends/wire/errors.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from backends.wire.failures import json_or_none, not_an_answer, raise_named, refusal_of
+from backends.wire.errors import error_of, json_or_none, not_an_answer, raise_named
 from backends.wire.http1 import Answer, Origin
 from backends.wire.streams import ChatStream, EventStream, RawAnswer
 from core.errors import BackendError, TooManyRequests
@@ -128,7 +128,7 @@ class BackendClient:
         try:
             answer = await self._origin.send(method, target, body)
             if answer.status >= 300:
-                raise await _refusal(answer)
+                raise await _error_of(answer)
             return answer
         except Exception as error:
             raise_named(error)
@@ -151,7 +151,7 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
         raise_named(error)
 
 
-async def _refusal(answer: Answer) -> BackendError | TooManyRequests:
+async def _error_of(answer: Answer) -> BackendError | TooManyRequests:
     try:
         body = await answer.read(MAX_ERROR_BODY)
     finally:
@@ -161,7 +161,7 @@ async def _refusal(answer: Answer) -> BackendError | TooManyRequests:
     described = json_or_none(body)
     if isinstance(described, dict) and "error" in described:
         described = described["error"]
-    return refusal_of(answer.status, described, answer.headers.get("retry-after"))
+    return error_of(answer.status, described, answer.headers.get("retry-after"))
 
 
 def _is_stream(answer: Answer) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from backends.wire.failures import code_of, json_or_none, not_an_answer, raise_named, refusal_of
+from backends.wire.errors import code_of, error_of, json_or_none, not_an_answer, raise_named
 from backends.wire.http1 import LEFT, Answer, BadAnswer
 from core.errors import BackendCut, BackendError, TooManyRequests
 from requests.chat import ChatChunk, DecodeError, EventHead, decode_chunk, parse_head, parse_heads
@@ -91,8 +91,8 @@ class BackendStream(ABC, Generic[T]):
                 if not send(frame):
                     express.close()
                 return True
-            pieces, failure = self._left = self._pieces_in(received)
-            if failure is not None or self._ended:
+            pieces, error = self._left = self._pieces_in(received)
+            if error is not None or self._ended:
                 return False
             if not pieces:
                 return True
@@ -113,14 +113,14 @@ class BackendStream(ABC, Generic[T]):
                 except Exception as error:
                     raise_named(error, begun=not nothing)
                 if received is LEFT:
-                    batch, failure = self._left
+                    batch, wrong = self._left
                 else:
-                    batch, failure = self._pieces_in(received) if received else self._read(self._decoder.flush())
+                    batch, wrong = self._pieces_in(received) if received else self._read(self._decoder.flush())
                 if batch:
                     nothing = False
                     yield batch
-                if failure:
-                    raise failure
+                if wrong:
+                    raise wrong
                 if not received:
                     break
             if self._done and not self._answer.at_eof:
@@ -187,9 +187,9 @@ class ChatStream(BackendStream[ChatChunk | Run]):
         except DecodeError:
             raise not_an_answer(data) from None
         if chunk.error is not None:
-            raise refusal_of(code_of(chunk.error), chunk.error)
+            raise error_of(code_of(chunk.error), chunk.error)
         if chunk.object == "error":
-            raise refusal_of(chunk.code, {"message": chunk.message})
+            raise error_of(chunk.code, {"message": chunk.message})
         for choice in chunk.choices or ():
             if choice.finish_reason:
                 self._ended = True
@@ -255,7 +255,7 @@ class EventStream(BackendStream[NativeEvent | NativeRun]):
         except DecodeError:
             described = json_or_none(data)
             if isinstance(described, dict) and "error" in described:
-                raise refusal_of(code_of(described["error"]), described["error"]) from None
+                raise error_of(code_of(described["error"]), described["error"]) from None
             raise not_an_answer(data) from None
         self._ended = head.type in self._ENDS
         return _event_of(head, data)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.kinds.refusals import Overflow, overflow_of, unsupported_of
+from backends.kinds import LEXICON
+from backends.kinds.words import Overflow
 
 RECORDED = Path(__file__).parent / "data" / "llama-server"
 
@@ -268,11 +269,11 @@ class TestOverflow:
     @pytest.mark.parametrize("server", OVERFLOWS)
     def test_the_words_of_a_server_give_its_numbers(self, server):
         message, expected = OVERFLOWS[server]
-        assert overflow_of(message) == expected
+        assert LEXICON.overflow(message) == expected
 
     @pytest.mark.parametrize("message", NO_OVERFLOWS)
     def test_other_refusals_are_no_overflow(self, message):
-        assert overflow_of(message, {"type": "invalid_request_error", "code": 400}) is None
+        assert LEXICON.overflow(message, {"type": "invalid_request_error", "code": 400}) is None
 
     @pytest.mark.parametrize(
         ("file", "expected"),
@@ -286,38 +287,38 @@ class TestOverflow:
     )
     def test_recorded_answers(self, file, expected):
         error = json.loads((RECORDED / file).read_bytes())["error"]
-        assert overflow_of(error["message"], error) == expected
+        assert LEXICON.overflow(error["message"], error) == expected
 
     @pytest.mark.parametrize("code", ["code", "type"])
     def test_a_code_is_enough(self, code):
-        assert overflow_of("No.", {code: "context_length_exceeded"}) == Overflow()
+        assert LEXICON.overflow("No.", {code: "context_length_exceeded"}) == Overflow()
 
     def test_fields_are_believed_before_words(self):
         error = {"type": "exceed_context_size_error", "n_ctx": 100, "n_prompt_tokens": 200}
-        assert overflow_of(LLAMA, error) == Overflow(100, 200)
+        assert LEXICON.overflow(LLAMA, error) == Overflow(100, 200)
 
     @pytest.mark.parametrize("value", [True, -1, 0, "8192", None, 1.5])
     def test_a_field_that_is_no_count_is_passed_over(self, value):
-        assert overflow_of(LLAMA, {"n_ctx": value, "n_prompt_tokens": value}) == Overflow(8192, 9021)
+        assert LEXICON.overflow(LLAMA, {"n_ctx": value, "n_prompt_tokens": value}) == Overflow(8192, 9021)
 
 
 class TestUnsupported:
     @pytest.mark.parametrize("server", UNSUPPORTED)
     def test_the_words_of_a_server_name_what_it_cannot(self, server):
         message, expected = UNSUPPORTED[server]
-        assert unsupported_of(message) == expected
+        assert LEXICON.unsupported(message) == expected
 
     @pytest.mark.parametrize("message", NOT_UNSUPPORTED)
     def test_other_refusals_name_nothing(self, message):
-        assert unsupported_of(message, {"type": "invalid_request_error", "code": 400, "param": "model"}) is None
+        assert LEXICON.unsupported(message, {"type": "invalid_request_error", "code": 400, "param": "model"}) is None
 
     @pytest.mark.parametrize("code", ["unsupported_parameter", "unsupported_value", "unknown_parameter"])
     def test_openais_codes_name_the_parameter(self, code):
-        assert unsupported_of("No.", {"code": code, "param": "top_logprobs"}) == "top_logprobs"
+        assert LEXICON.unsupported("No.", {"code": code, "param": "top_logprobs"}) == "top_logprobs"
 
     def test_a_part_of_a_message_is_no_parameter(self):
         error = {"code": "unsupported_value", "param": "messages[0].role"}
-        assert unsupported_of("Unsupported value: 'messages[0].role' does not support 'system'", error) is None
+        assert LEXICON.unsupported("Unsupported value: 'messages[0].role' does not support 'system'", error) is None
 
     @pytest.mark.parametrize(
         "error",
@@ -327,20 +328,20 @@ class TestUnsupported:
         ],
     )
     def test_the_field_in_a_422_of_fastapi(self, error):
-        assert unsupported_of("", error) == "min_p"
+        assert LEXICON.unsupported("", error) == "min_p"
 
     @pytest.mark.parametrize(
         "detail", [None, "no", [1], [{"type": "extra_forbidden"}], [{"type": "missing", "loc": ["a"]}]]
     )
     def test_other_details_name_nothing(self, detail):
-        assert unsupported_of("", {"detail": detail}) is None
+        assert LEXICON.unsupported("", {"detail": detail}) is None
 
     def test_what_is_named_is_a_name(self):
-        assert unsupported_of("No.", {"code": "unsupported_parameter", "param": "the prompt: secret"}) is None
+        assert LEXICON.unsupported("No.", {"code": "unsupported_parameter", "param": "the prompt: secret"}) is None
 
     def test_a_recorded_answer(self):
         error = json.loads((RECORDED / "90-err-image-unsupported.response.json").read_bytes())["error"]
-        assert unsupported_of(error["message"], error) == "images"
+        assert LEXICON.unsupported(error["message"], error) == "images"
 
 
 @pytest.mark.parametrize(
@@ -348,8 +349,8 @@ class TestUnsupported:
 )
 def test_no_text_takes_long(text):
     text = f"maximum context length {text}"
-    overflow_of(text)
+    LEXICON.overflow(text)
     began = time.process_time()
-    overflow_of(text)
-    unsupported_of(text)
+    LEXICON.overflow(text)
+    LEXICON.unsupported(text)
     assert time.process_time() - began < 0.1

@@ -1,0 +1,36 @@
+"""llama-swap: a proxy before llama.cpp servers, which it starts when they are needed. mostlygeek/llama-swap
+internal/server/api.go: modelRecord, runningModel."""
+
+from __future__ import annotations
+
+from backends.kinds.kind import Kind
+from backends.kinds.server import Discovery, ModelFacts, Row, Server, context_in, dict_of, rows_of, text_of
+
+
+class LlamaSwap(Kind):
+    async def discover(self, server: Server) -> Discovery:
+        """Its models' own servers, below /upstream, are not asked: that would load them."""
+        rows, running, version = await server.listing(
+            "/v1/models", "data", server.maybe("/running"), server.version("/api/version")
+        )
+        ready = {text_of(row.get("model")) for row in rows_of(running, "running") if row.get("state") == "ready"}
+        models = {}
+        for row in rows:
+            if name := text_of(row.get("id")):
+                peer = dict_of(dict_of(row.get("meta")).get("llamaswap")).get("peerID")
+                models[name] = ModelFacts(None if running is None or peer else name in ready, context_in(row))
+        return Discovery(models, version=version)
+
+    def is_mark(self, answer: Row) -> bool:
+        return isinstance(answer.get("running"), list)
+
+
+KIND = LlamaSwap(
+    "llama-swap",
+    adds_v1=True,
+    carries=frozenset({"image", "audio"}),
+    streams_always=True,
+    think_tags=True,
+    owner="llama-swap",
+    marks=("/running",),
+)
