@@ -1,24 +1,21 @@
 """Remote images, fetched for backends that cannot: `https://…` in a chat message becomes a data URL.
 
-The address is a client's. So only public addresses are connected to, however the URL, a redirect or the name service spells
-them: each socket is checked when it is made, for the address that it will connect to. Limits hold for size, time and type.
+The address is a client's, so all of it goes through the guarded client (`wire/outbound.py`): only public addresses are connected
+to, and limits hold for size and time. What counts is what the bytes are, not what their server calls them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
-import socket
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
 
 from core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    import aiohttp
-    from aiohttp.abc import AbstractResolver
+    import httpx2
+
+    from backends.wire.outbound import Resolve
 
 Message = dict[str, Any]
 
@@ -30,16 +27,6 @@ MAGIC = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
-# IPv4 in the clothes of IPv6: what is meant is the IPv4 address (RFC 6052, RFC 3056).
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# The part of IPv6 that is given out (RFC 4291): without mapped, compatible, local and not yet used addresses.
-GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-# Where machines at Azure and Oracle get their settings: inside, though `ipaddress` takes the numbers for public ones.
-CLOUDS = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
-
-
-class ForbiddenAddress(OSError):
-    """The address is none that a client may have us connect to."""
 
 
 class InvalidImage(InvalidRequest):
@@ -50,7 +37,8 @@ class InvalidImage(InvalidRequest):
 
 
 class ImageFetcher:
-    """Fetches images. `close()` ends its connections."""
+    """Fetches images: at most `max_bytes` each, as it comes and decoded, in `timeout_s`, from public addresses, with `allow_private`
+    also from others. `resolve` stands in for the system's name service. `close()` ends its connections."""
 
     def __init__(
         self,
@@ -58,107 +46,65 @@ class ImageFetcher:
         max_bytes: int = 20 * 1024 * 1024,
         timeout_s: float = 10.0,
         allow_private: bool = False,
-        resolver: AbstractResolver | None = None,
+        resolve: Resolve | None = None,
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._allow_private = allow_private
-        self._resolver = resolver
-        self._session: aiohttp.ClientSession | None = None
+        self._resolve = resolve
+        self._client: httpx2.AsyncClient | None = None
+        self._opening = asyncio.Lock()
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.aclose()
 
     async def fetch(self, url: str) -> str:
         """The image at `url` as a data URL. Raises `InvalidImage`."""
-        if self._session is None:
-            # 10 MB and a fifth of the start, for the few who need it. It takes 0.3 s: other requests must not wait for that.
-            await asyncio.to_thread(import_module, "aiohttp")
-        import aiohttp
-
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                data = await self._fetch(url)
-        except TimeoutError:
-            raise _invalid("it took too long") from None
-        except (aiohttp.ClientError, OSError, ValueError):
-            # Not the reason: it would tell a client what there is inside our network.
-            raise _invalid("it could not be fetched") from None
-        kind = _type_of(data)
+        answer = await self._get(url)
+        if isinstance(answer, str):
+            raise _invalid(answer)
+        kind = _type_of(answer)
         if kind is None:
             raise _invalid("it is no PNG, JPEG, GIF or WebP image")
-        return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        return f"data:{kind};base64,{base64.b64encode(answer).decode()}"
 
-    async def _fetch(self, url: str) -> bytes:
-        for _ in range(MAX_REDIRECTS + 1):
-            self._check(url)
-            async with self._opened().get(url, allow_redirects=False) as answer:
-                if answer.status in (301, 302, 303, 307, 308) and (location := answer.headers.get("Location")):
-                    url = urljoin(url, location)
-                    continue
-                if answer.status != 200:
-                    raise _invalid("it could not be fetched")
-                return await self._read(answer)
-        raise _invalid("it is redirected too often")
+    async def _get(self, url: str) -> bytes | str:
+        """What lies at `url`, or why it cannot be used. Not an exception: its frames hold what was read."""
+        async with self._opening:
+            if self._client is None:
+                self._client = await asyncio.to_thread(self._make_client)
+        import httpx2
 
-    async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
-        data = bytearray()
-        too_large = (answer.content_length or 0) > self._max_bytes
-        while not too_large and (received := await answer.content.readany()):
-            data += received
-            too_large = len(data) > self._max_bytes
-        if too_large:
-            raise _invalid(f"it is larger than {self._max_bytes / 1024 / 1024:g} MB")
-        return bytes(data)
+        from backends.wire import outbound
 
-    def _check(self, url: str) -> None:
-        """What can be seen in the URL. Where it leads is checked when it is connected to."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise _invalid("it must begin with http:// or https://")
-        if parts.username is not None or parts.password is not None:
-            raise _invalid("it must hold no name and password")
+        try:
+            answer = await self._client.get(url)
+        except outbound.ForbiddenURL as error:
+            return str(error)
+        except outbound.AnswerTooLarge:
+            return f"it is larger than {self._max_bytes / 1024 / 1024:g} MB"
+        except outbound.AnswerTooSlow:
+            return "it took too long"
+        except httpx2.TooManyRedirects:
+            return "it is redirected too often"
+        except (httpx2.RequestError, httpx2.InvalidURL):
+            # Not the reason: it would show a client what there is inside our network.
+            return "it could not be fetched"
+        return answer.content if answer.status_code == 200 else "it could not be fetched"
 
-    def _opened(self) -> aiohttp.ClientSession:
-        import aiohttp
-        from aiohttp.resolver import ThreadedResolver
+    def _make_client(self) -> httpx2.AsyncClient:
+        # A third of a start, for the few who need it, and the certificates of the world: other requests must not wait for that.
+        from backends.wire.outbound import guarded_client
 
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
-                resolver=self._resolver or ThreadedResolver(),
-                socket_factory=None if self._allow_private else _public_socket,
-                use_dns_cache=False,
-                limit=32,
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=True
-            )
-        return self._session
-
-
-def _public_socket(target: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket for an address that is about to be connected to. Checked here, no spelling of a host and no second answer of
-    the name service can lead elsewhere."""
-    family, kind, protocol, _, address = target
-    if not is_public(str(address[0])):
-        raise ForbiddenAddress
-    return socket.socket(family, kind, protocol)
-
-
-def is_public(host: str) -> bool:
-    """Whether an IP address is one of the public internet."""
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address.teredo:
-            inner = address.teredo[1]
-        if inner is None and address in NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        return address.is_global and address in GLOBAL_UNICAST
-    return address.is_global and not address.is_multicast and not any(address in cloud for cloud in CLOUDS)
+        return guarded_client(
+            max_bytes=self._max_bytes,
+            timeout_s=self._timeout_s,
+            allow_private=self._allow_private,
+            max_redirects=MAX_REDIRECTS,
+            headers={"Accept": "image/*"},
+            resolve=self._resolve,
+        )
 
 
 def _type_of(data: bytes) -> str | None:
