@@ -17,10 +17,11 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
+from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
 from stores.sqlite import Row, SQLite, Write
 
@@ -102,24 +103,6 @@ UNFINISHED = frozenset({"queued", "in_progress"})
 INTERRUPTED = ServerError("The router stopped while this response was running.", code="interrupted")
 # The conversations that are kept in memory, as JSON: as objects they would take three to six times that.
 WARM_MB = 4
-
-
-class Deletions(Protocol):
-    """How often something was deleted, by anybody who shares the database: what was read before may be wrong behind it."""
-
-    @property
-    def value(self) -> int: ...
-    def add(self, n: int) -> None: ...
-
-
-class OwnDeletions:
-    """Likewise, where nobody else shares it."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def add(self, n: int) -> None:
-        self.value += n
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-import multiprocessing
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,15 +27,17 @@ import api.models
 import api.ollama
 import api.passthrough
 import api.responses
-import api.siblings
 import api.stored
 import api.websocket
 from api.http.dispatch import Application
+from api.http.protocol import Protocol
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from backends.kinds import KINDS
 from cache import make_cache
-from cluster.workers import Board, end_with_supervisor
+from cluster.alone import Alone
+from cluster.protocol import Cluster
+from cluster.workers import FOLDER, Workers
 from core.config import Config, ConfigError, config_file, load_config
 from core.reloading import keep_config
 from core.seals import Sealer
@@ -62,17 +64,18 @@ DOORS = (
 )
 
 
-def create_app(config: Config, file: Path | None = None, board: Board | None = None) -> Application:
-    """The application for some settings. `file` is where they came from: what changes there is taken while it runs. `board` is what it
-    shares with the other workers of the service. Several can live in one process: nothing here is global."""
+def create_app(config: Config, file: Path | None = None, cluster: Cluster | None = None) -> Application:
+    """The application for some settings. `file` is where they came from: what changes there is taken while it runs. `cluster` is
+    what it shares with the other processes of the service, if there are any. Several can live in one process: nothing here is global."""
     state = AppState()
     state.config = config
     state.config_file = file
     state.config_error = None
     state.db = Store(config.database.url)
     state.cache = make_cache(config.cache)
-    state.board = board
-    state.pool = Pool(config, board)
+    state.cluster = cluster or Alone(config.workers)
+    state.db.deletions = state.cluster.deletions
+    state.pool = Pool(config, state.cluster)
     return Application(state, DOORS, lifespan)
 
 
@@ -81,24 +84,16 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
     """Opens everything, runs, and closes it in reverse: background turns get `background.drain_s` to end."""
     state = app.state
     config = state.config
-    board = state.board
+    cluster = state.cluster
     log_to_stderr()
     async with AsyncExitStack() as stack:
-        if board is not None:
-            board.join()
-            stack.callback(board.leave)
-            end_with_supervisor()
-        if board is None:
+        await cluster.open()
+        stack.push_async_callback(cluster.close)
+        async with cluster.starting() as is_first:  # One after the other makes what the database lacks.
             await state.db.open()
-        else:
-            state.db.deletions = board
-            with board.starting():  # One after the other makes what the database lacks.
-                await state.db.open()
-        stack.push_async_callback(state.db.close)
-        if (board is None or (board.number == 0 and not board.is_successor)) and (
-            orphans := await state.db.fail_orphaned_responses()
-        ):
-            log.warning("%d responses were running when the router stopped: marked as failed", orphans)
+            stack.push_async_callback(state.db.close)
+            if is_first and (orphans := await state.db.fail_orphaned_responses()):
+                log.warning("%d responses were running when the router stopped: marked as failed", orphans)
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
         if state.cache is not None:
             await state.cache.open()
@@ -113,15 +108,11 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
         # Made here, not in create_app: a runner that has drained takes nothing more.
         state.tasks = TaskRunner(config.background.max_concurrent, config.background.max_queued)
         stack.push_async_callback(state.tasks.drain, config.background.drain_s, INTERRUPTED)
-        if board is None and (config.workers > 1 or multiprocessing.parent_process() is not None):
-            log.warning("several workers need serve.py: without it, each believes that it is alone")
-        if board is not None:
-            await stack.enter_async_context(api.siblings.door(app, board))
-            if board.is_successor:
-                orphaned = asyncio.create_task(_fail_orphans(state), name="orphans")
-                stack.push_async_callback(_stopped, orphaned)
-        if config.database.retention_days and (board is None or board.number == 0):
-            retention = asyncio.create_task(_keep_retention(state.db, config.database.retention_days), name="retention")
+        await stack.enter_async_context(cluster.answering(app, Protocol))
+        orphaned = asyncio.create_task(_fail_orphans(state), name="orphans")
+        stack.push_async_callback(_stopped, orphaned)
+        if config.database.retention_days:
+            retention = asyncio.create_task(_keep_retention(state, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
         if state.config_file is not None:  # We are the service, and not a part of a test.
             _collect_rarely()
@@ -131,18 +122,27 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
 
 
 async def _fail_orphans(state: AppState) -> None:
-    """Marks as failed what ran in the worker whose place this one has taken: what no other one is working on. If one of them does not
-    say, it is asked again: better late than one that goes on."""
-    while True:
+    """Marks as failed what ran in a process that has died, where that is this one's to do: what is unfinished, and no process is working
+    on. If one of them does not answer, it is asked again: better late than one that goes on."""
+    async for _ in state.cluster.deaths():
+        while not await _has_failed_orphans(state):
+            await asyncio.sleep(ORPHANS_AGAIN_S)
+
+
+async def _has_failed_orphans(state: AppState) -> bool:
+    try:
         unfinished = await state.db.unfinished()
         alive = await api.admin.endpoints.running_elsewhere(state) if unfinished else set()
-        if alive is not None:
-            break
-        await asyncio.sleep(ORPHANS_AGAIN_S)
-    mine = set(state.db.running_ids())  # Begun since.
-    orphans = [row for row in unfinished if row["id"] not in alive | mine]
-    if orphans and await state.db.fail_orphans(orphans):
-        log.warning("%d responses were running when a worker died: marked as failed", len(orphans))
+        if alive is None:
+            return False
+        mine = set(state.db.running_ids())  # Begun since.
+        orphans = [row for row in unfinished if row["id"] not in alive | mine]
+        if orphans and await state.db.fail_orphans(orphans):
+            log.warning("%d responses were running when a process died: marked as failed", len(orphans))
+        return True
+    except Exception:
+        log.exception("what ran in a dead process could not be marked as failed: trying again")
+        return False
 
 
 def _collect_rarely() -> None:
@@ -153,10 +153,10 @@ def _collect_rarely() -> None:
     gc.set_threshold(50_000, 10, 50)
 
 
-async def _keep_retention(db: Store, days: float) -> None:
+async def _keep_retention(state: AppState, days: float) -> None:
     while True:
         try:
-            if deleted := await db.delete_older_than(int(time.time() - days * 86400)):
+            if state.cluster.leads and (deleted := await state.db.delete_older_than(int(time.time() - days * 86400))):
                 log.info("%d responses were older than %g days: deleted", deleted, days)
         except Exception:
             log.exception("deleting old responses failed; trying again in an hour")
@@ -187,9 +187,15 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("ASGI callable returned without completing")
 
 
+def _cluster_of_environment() -> Cluster | None:
+    """The other workers, where serve.py has started this process as one of several."""
+    folder = os.environ.get(FOLDER)
+    return Workers(Path(folder)) if folder else None
+
+
 def _load() -> Application:
     try:
-        return create_app(load_config(kinds=KINDS), config_file(), Board.of_environment())
+        return create_app(load_config(kinds=KINDS), config_file(), _cluster_of_environment())
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
 

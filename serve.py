@@ -1,7 +1,7 @@
 """Starts the service: `python serve.py [--host H] [--port P]`.
 
 With `workers: 1` it runs in this process. With more, this process binds the socket, starts the workers, and starts anew those that
-die; what they share lies on a board (`workers.py`). `uvicorn router:app` runs a single worker too, by plain ASGI.
+die; what they share lies in a folder (`cluster/workers.py`). `uvicorn router:app` runs a single worker too, by plain ASGI.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from backends.kinds import KINDS
-from cluster.workers import VARIABLE, Board, new_folder
+from cluster.workers import FOLDER, Workers, new_folder
 from core.config import ConfigError, load_config
 
 OPTIONS: dict[str, Any] = {
@@ -107,8 +107,8 @@ def main() -> None:
         uvicorn.Server(config).run()
         return
     with new_folder() as folder:
-        Board.make(Path(folder))
-        os.environ[VARIABLE] = folder
+        Workers.prepare(Path(folder))
+        os.environ[FOLDER] = folder
         with config.bind_socket() as listener:
             address, family = listener.getsockname(), listener.family
             # Elsewhere one of several sockets at a port may get all connections.

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.http.replies import EventStream, json_response
 from api.http.routes import Routes
-from api.siblings import answer_of_sibling, ask, is_from_sibling
+from api.peers import answer_of_peer, is_from_peer, key_of
 from core.errors import InvalidRequest, NotFound
 from core.state import AppState
 from requests.events import ResponseBuilder, replay, unfinished
@@ -37,9 +37,9 @@ async def retrieve_response(
     if not stream:
         return json_response(with_output_text(row["response"]))
     if row["status"] in ("queued", "in_progress"):
-        if answer := await answer_of_sibling(request):
+        if answer := await answer_of_peer(request):
             return answer
-        if is_from_sibling(request.scope):
+        if is_from_peer(request):
             raise _not_found(response_id)
         raise InvalidRequest("Only a background response can be joined while it runs.", param="stream")
     events = await state.db.get_events(response_id)
@@ -54,10 +54,10 @@ async def retrieve_response(
 async def delete_response(request: Request, response_id: str) -> Response:
     """Deletes a stored response; one that still runs in the background is cancelled first. 404 if there is none."""
     state: AppState = request.app.state
-    if not await state.tasks.cancel(response_id) and state.board is not None:
+    if not await state.tasks.cancel(response_id):
         row = await _row(state, response_id)
         if row["status"] in ("queued", "in_progress"):
-            await ask(state, "POST", f"/v1/responses/{response_id}/cancel")
+            await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", key_of(request))
     if not await state.db.delete_response(response_id):
         raise _not_found(response_id)
     return json_response({"id": response_id, "object": "response", "deleted": True})
@@ -73,9 +73,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
         if not row["response"]["background"]:
             raise InvalidRequest("Only background responses can be cancelled.", param="response_id")
         if not await state.tasks.cancel(response_id):
-            if answer := await answer_of_sibling(request):
+            if answer := await answer_of_peer(request):
                 return answer
-            if is_from_sibling(request.scope):
+            if is_from_peer(request):
                 raise _not_found(response_id)
         row = await _row(state, response_id)
     return json_response(with_output_text(row["response"]))

@@ -1,235 +1,194 @@
-"""What the workers of one service share (`workers` in the settings): the *board*, a small piece of memory in a folder of its own.
+"""Several workers of one service on one machine (`workers` in the settings). What they share lies in a folder of its own:
 
-    requests at an endpoint, by worker    so that `max_concurrent` holds for all of them together
-    who waits for a slot, and since when  so that a slot that comes free goes to whoever has waited longest
-    deletions                             so that no worker believes in what another has deleted
+    counters, locks    shared memory: requests at each endpoint and who waits, by worker; deletions (counters.py)
+    wake-N.sock        the wake-ups of worker N, datagrams: a slot may be free
+    worker-N.sock      the peer socket of worker N: HTTP, for questions of the others (peers.py)
 
-`serve.py` makes the board and hands its folder down in the environment; each worker takes a number on it, which the kernel gives
-back when the worker dies, however it dies. Without a board a worker is alone, and none of this costs anything.
+`serve.py` makes the folder and names it in the environment; each worker takes a number in it, which the kernel gives back when the
+worker dies, however it dies. Its supervisor starts another one then, which takes the first free number.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import mmap
 import multiprocessing
-import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from hashlib import blake2b
+from os import fsencode
 from pathlib import Path
+from typing import Any
 
-log = logging.getLogger("nomyo.workers")
+from starlette.types import ASGIApp
 
-VARIABLE = "NOMYO_BOARD"
+from cluster import peers
+from cluster.alone import OwnInFlight
+from cluster.counters import Counters
+from cluster.protocol import Cluster, InFlight, PeerAnswer, SharedLine
+from core.deletions import Deletions
+
+log = logging.getLogger("nomyo.cluster")
+
+# Names the folder, in the environment of the workers.
+FOLDER = "NOMYO_WORKERS_DIR"
 MOST_WORKERS = 64
 MOST_ENDPOINTS = 256
 
-# Cells of 64 bits. A worker writes its own ones alone, but for those that only change under the lock.
-DELETIONS, USED, WAITING, SINCE, ROWS = 0, 8, 8 + MOST_WORKERS, 8 + 2 * MOST_WORKERS, 8 + 3 * MOST_WORKERS
-# A row: whose it is, whether it is drained, and a cell for each worker.
+# The counters. A worker writes its own ones alone, but for those that only change under the lock. First what is there once:
+DELETIONS, STARTED = 0, 1
+# Then one for each worker: whether its number was ever taken, how many wait in it, and since when the first of them does, in ns.
+USED, WAITING, SINCE, ROWS = 8, 8 + MOST_WORKERS, 8 + 2 * MOST_WORKERS, 8 + 3 * MOST_WORKERS
+# Then a row for each endpoint: its address, hashed; whether it is drained; and its requests, for each worker.
 ROW = 2 + MOST_WORKERS
 CELLS = ROWS + MOST_ENDPOINTS * ROW
-# In the file of the locks: a byte for each worker's number, one for the board, and one for starting.
+# The locks: one for each worker's number, one for the counters, and one for starting.
 LOCK, START = 1000, 1001
+# How long a slot is left to another worker in which somebody has waited longer: a wake-up takes a tenth of it.
+GIVE_WAY_S = 0.002
 # Of a Unix socket's path, in bytes; what is not Linux is taken for macOS.
 LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def new_folder() -> tempfile.TemporaryDirectory[str]:
-    """One for a board, until the end of the service: in TMPDIR, or in /tmp where TMPDIR leaves no room for the path of a socket."""
+    """One for the workers of a service, until its end: in TMPDIR, or in /tmp where TMPDIR leaves no room for the path of a socket."""
     longest = f"{tempfile.gettempdir()}/nomyo-12345678/worker-{MOST_WORKERS}.sock"
-    fits = len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH
+    fits = len(fsencode(longest)) <= LONGEST_SOCKET_PATH
     return tempfile.TemporaryDirectory(prefix="nomyo-", dir=None if fits else "/tmp")
 
 
-class Board:
-    """The board in a folder. `join` takes a number on it, before anything else is done with it."""
+class Workers(Cluster):
+    """The workers that share a folder, as one of them sees them. `prepare` makes what is in the folder."""
+
+    deletions: SharedDeletions
+    line: WorkersLine
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.number = -1
+        self._folder = folder
+        self._counters = Counters(folder)
+        self._cells = self._counters.cells
+        self.deletions = SharedDeletions(self._counters)
+        self.line = WorkersLine(self._cells, folder)
+        self.number = -1  # until it joins
         # Whether another worker has had this number, and died.
         self.is_successor = False
-        with (folder / "board").open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), CELLS * 8)
-        self._cells = memoryview(self._memory).cast("q")
-        self._locks = os.open(folder / "locks", os.O_RDWR)
-        self._bell: socket.socket | None = None
 
-    @classmethod
-    def make(cls, folder: Path) -> None:
-        """Makes an empty board."""
-        (folder / "board").write_bytes(bytes(CELLS * 8))
-        (folder / "locks").touch()
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        Counters.make(folder, CELLS)
 
-    @classmethod
-    def of_environment(cls) -> Board | None:
-        """The board of the service that this process works for, if there is one."""
-        folder = os.environ.get(VARIABLE)
-        return cls(Path(folder)) if folder else None
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        self.join()
+        end_with_supervisor()
+
+    async def close(self) -> None:
+        self.leave()
 
     def join(self) -> None:
         """Takes the first free number. What a dead worker has left under it is cleared."""
-        with self.locked():
-            number = next((number for number in range(MOST_WORKERS) if self._take(number)), None)
+        with self.exclusive():
+            number = next((number for number in range(MOST_WORKERS) if self._counters.take(number)), None)
             if number is None:
                 raise RuntimeError(f"There are {MOST_WORKERS} workers already.")
             self.number = number
             self.is_successor = bool(self._cells[USED + number])
             self._cells[USED + number] = 1
             self._clear()
-        self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._bell.setblocking(False)
-        self._bell_path(number).unlink(missing_ok=True)
-        self._bell.bind(str(self._bell_path(number)))
+        self.line.open(number)
         if self.is_successor:
-            self.ring()  # The slots of the one that died are free.
+            self.line.wake()  # The slots of the one that died are free.
 
     def leave(self) -> None:
         self._clear()
-        if self._bell is not None:
-            self._bell.close()
-            self._bell_path(self.number).unlink(missing_ok=True)
-        os.close(self._locks)
+        self.line.close()
+        self._counters.close()
 
     def _clear(self) -> None:
         for cell in (WAITING, SINCE, *range(ROWS + 2, CELLS, ROW)):
             self._cells[cell + self.number] = 0
 
-    def locked(self) -> AbstractContextManager[None]:
-        """What is read and written in here, no other worker changes meanwhile. It is held for microseconds."""
-        return self._holding(LOCK)
+    @asynccontextmanager
+    async def starting(self) -> AsyncGenerator[bool]:
+        # It stops this process while another one starts; nothing runs in it yet.
+        with self._counters.locked(START):
+            yield not self._cells[STARTED]
+            self._cells[STARTED] = 1
 
-    def starting(self) -> AbstractContextManager[None]:
-        """In here no other worker starts. It may take its time: those that run do not wait for it."""
-        return self._holding(START)
+    @property
+    def leads(self) -> bool:
+        return self.number == 0
 
-    @contextlib.contextmanager
-    def _holding(self, byte: int) -> Iterator[None]:
-        fcntl.lockf(self._locks, fcntl.LOCK_EX, 1, byte)
-        try:
+    async def deaths(self) -> AsyncIterator[None]:
+        """Who dies has a successor, and it is the successor's to tidy up: at its start, and never again."""
+        if self.is_successor:
             yield
-        finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
-
-    def others(self) -> list[int]:
-        """The numbers of the other workers that live."""
-        with self.locked():
-            used = [n for n in range(MOST_WORKERS) if n != self.number and self._cells[USED + n]]
-            return [number for number in used if not self._is_free(number)]
-
-    def _take(self, number: int) -> bool:
-        try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
-        except OSError:
-            return False
-        return True
-
-    def _is_free(self, number: int) -> bool:
-        """Whether nobody has this number. It is tried out, which is why this is done under the lock."""
-        if not self._take(number):
-            return False
-        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, number)
-        return True
-
-    def door(self, number: int) -> Path:
-        """The socket at which a worker is asked by the others."""
-        return self.folder / f"worker-{number}.sock"
 
     # ── requests at endpoints ────────────────────────────────────────────────────────────────────────────────────────
 
-    def count(self, url: str) -> Count | None:
-        """The count of the requests at an endpoint. None when the board is full: then each worker counts for itself."""
+    def in_flight(self, url: str) -> InFlight:
+        """Where there is no room for another endpoint, each worker counts for itself."""
         name = int.from_bytes(blake2b(url.encode(), digest_size=8).digest(), signed=True) or 1
-        with self.locked():
+        with self.exclusive():
             for row in range(ROWS, CELLS, ROW):
                 if self._cells[row] in (0, name):
                     self._cells[row] = name
-                    return Count(self._cells[row + 1 : row + ROW], self.number)
-        log.warning("the board has no room for more than %d endpoints: limits hold for each worker", MOST_ENDPOINTS)
-        return None
-
-    # ── who waits ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def tell_waiting(self, waiting: int, since_s: float) -> None:
-        """So many wait here, the first of them since (`time.monotonic`)."""
-        self._cells[SINCE + self.number] = int(since_s * 1e9) if waiting else 0
-        self._cells[WAITING + self.number] = waiting
-
-    def waiting(self) -> int:
-        """How many wait, in all workers."""
-        return sum(self._cells[WAITING : WAITING + MOST_WORKERS])
-
-    def is_first_in_line(self) -> bool:
-        """Whether nobody elsewhere has waited longer than the first who waits here."""
-        since = self._cells[SINCE + self.number]
-        return not any(
-            0 < other < since or (other and not since) for other in self._cells[SINCE : SINCE + MOST_WORKERS]
+                    return SharedInFlight(self._cells[row + 1 : row + ROW], self.number)
+        log.warning(
+            "no more than %d endpoints can be counted together: the limits of others hold for each worker",
+            MOST_ENDPOINTS,
         )
+        return OwnInFlight()
 
-    def ring(self) -> None:
-        """Tells the other workers in which somebody waits that a slot may be free."""
-        assert self._bell is not None
-        for number, waiting in enumerate(self._cells[WAITING : WAITING + MOST_WORKERS]):
-            if waiting and number != self.number:
-                with contextlib.suppress(OSError):  # It has been rung for often enough, or it has just died.
-                    self._bell.sendto(b"!", str(self._bell_path(number)))
+    def exclusive(self) -> AbstractContextManager[None]:
+        return self._counters.locked(LOCK)
 
-    def listen(self, on_ring: Callable[[], None]) -> None:
-        """Calls `on_ring` when another worker rings, from the running loop."""
-        bell = self._bell
-        assert bell is not None
+    # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        def rung() -> None:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    bell.recv(16)
-            on_ring()
+    def others(self) -> list[int]:
+        """The numbers of the other workers that live."""
+        with self.exclusive():
+            used = [n for n in range(MOST_WORKERS) if n != self.number and self._cells[USED + n]]
+            return [number for number in used if not self._counters.is_free(number)]
 
-        asyncio.get_running_loop().add_reader(bell, rung)
+    def peer_socket(self, number: int) -> Path:
+        """Where a worker is asked by the others."""
+        return self._folder / f"worker-{number}.sock"
 
-    def stop_listening(self) -> None:
-        if self._bell is not None:
-            asyncio.get_running_loop().remove_reader(self._bell)
+    def answering(self, app: ASGIApp, http: type[asyncio.Protocol]) -> AbstractAsyncContextManager[None]:
+        return peers.answering(app, http, self.peer_socket(self.number))
 
-    def _bell_path(self, number: int) -> Path:
-        return self.folder / f"bell-{number}.sock"
+    async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        return await peers.ask(map(self.peer_socket, self.others()), method, path, headers)
 
-    # ── deletions ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def value(self) -> int:
-        """How many responses were deleted, by anybody (`db.Deletions`)."""
-        return self._cells[DELETIONS]
-
-    def add(self, deleted: int) -> None:
-        with self.locked():
-            self._cells[DELETIONS] += deleted
+    async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
+        return await peers.find(map(self.peer_socket, self.others()), method, path, headers)
 
 
-class Count:
-    """How many requests run at an endpoint, by worker; and whether it gets no more."""
+class SharedInFlight(InFlight):
+    """The requests at an endpoint in shared memory: whether it is drained, then a number for each worker."""
 
-    __slots__ = ("_cells", "_drained", "_mine")
+    __slots__ = ("_drained", "_mine", "_requests")
 
     def __init__(self, cells: memoryview[int], mine: int) -> None:
         self._drained = cells[:1]
-        self._cells = cells[1:]
+        self._requests = cells[1:]
         self._mine = mine
 
     def total(self) -> int:
-        return sum(self._cells)
+        return sum(self._requests)
 
     def add(self, requests: int) -> None:
-        self._cells[self._mine] += requests
+        self._requests[self._mine] += requests
+
+    async def confirm(self, limit: int) -> bool:
+        return True
 
     @property
     def draining(self) -> bool:
@@ -238,6 +197,84 @@ class Count:
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._drained[0] = draining
+
+
+class WorkersLine(SharedLine):
+    """Who waits, in shared memory, and wake-ups by datagrams."""
+
+    give_way_s = GIVE_WAY_S
+
+    def __init__(self, cells: memoryview[int], folder: Path) -> None:
+        self._waiting = cells[WAITING : WAITING + MOST_WORKERS]
+        self._since = cells[SINCE : SINCE + MOST_WORKERS]
+        self._folder = folder
+        self._number = -1
+        self._wake_up: socket.socket | None = None
+
+    def open(self, number: int) -> None:
+        self._number = number
+        self._wake_up = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._wake_up.setblocking(False)
+        self.wake_up_socket(number).unlink(missing_ok=True)
+        self._wake_up.bind(str(self.wake_up_socket(number)))
+
+    def close(self) -> None:
+        if self._wake_up is not None:
+            self._wake_up.close()
+            self.wake_up_socket(self._number).unlink(missing_ok=True)
+
+    def wake_up_socket(self, number: int) -> Path:
+        """Where a worker is woken by the others."""
+        return self._folder / f"wake-{number}.sock"
+
+    def announce(self, waiting: int, since_s: float) -> None:
+        self._since[self._number] = int(since_s * 1e9) if waiting else 0
+        self._waiting[self._number] = waiting
+
+    def elsewhere(self) -> int:
+        return sum(self._waiting) - self._waiting[self._number]
+
+    def is_first(self) -> bool:
+        mine = self._since[self._number]
+        return not any(0 < since < mine or (since and not mine) for since in self._since)
+
+    def wake(self) -> None:
+        assert self._wake_up is not None
+        for number, waiting in enumerate(self._waiting):
+            if waiting and number != self._number:
+                with contextlib.suppress(OSError):  # It has been woken often enough, or it has just died.
+                    self._wake_up.sendto(b"!", str(self.wake_up_socket(number)))
+
+    def listen(self, on_wake: Callable[[], None]) -> None:
+        wake_up = self._wake_up
+        assert wake_up is not None
+
+        def woken() -> None:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    wake_up.recv(16)
+            on_wake()
+
+        asyncio.get_running_loop().add_reader(wake_up, woken)
+
+    def stop_listening(self) -> None:
+        if self._wake_up is not None:
+            asyncio.get_running_loop().remove_reader(self._wake_up)
+
+
+class SharedDeletions(Deletions):
+    """The count of deletions in shared memory: what one worker adds, all see at once."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    @property
+    def value(self) -> int:
+        return self._counters.cells[DELETIONS]
+
+    def add(self, deleted: int) -> None:
+        with self._counters.locked(LOCK):
+            self._counters.cells[DELETIONS] += deleted
 
 
 def end_with_supervisor() -> None:

@@ -10,7 +10,7 @@ from starlette.datastructures import State
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from cache import Cache
-from cluster.workers import Board
+from cluster.protocol import Cluster
 from core.config import Config
 from core.seals import Sealer
 from core.tasks import TaskRunner
@@ -18,15 +18,15 @@ from db import Store
 
 
 class AppState(State):
-    """`app.state`. `config_file` is where the settings came from, `config_error` why its last change was not taken, `board` what
-    several workers share."""
+    """`app.state`. `config_file` is where the settings came from, `config_error` why its last change was not taken, `cluster` what it
+    shares with the other processes of the service."""
 
     config: Config
     config_file: Path | None
     config_error: str | None
     db: Store
     cache: Cache | None
-    board: Board | None
+    cluster: Cluster
     pool: Pool
     # Only while the application runs:
     sealer: Sealer

@@ -16,16 +16,29 @@ ROOT = Path(__file__).parents[1]
 # knows all that has a lifetime; `core.reloading` acts on it. A part with a dot is that module, and not of the folder's rule.
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
-    "core.state": {"backends", "cache", "cluster", "core", "db"},
+    "core.state": {"backends", "cache", "cluster.protocol", "core", "db"},
     "core.reloading": {"core", "core.state"},
     "requests": {"core"},
     "stores": {"core"},
     "db": {"core", "stores"},
     "cache": {"core", "stores"},
-    "cluster": {"core"},
-    "backends": {"core", "requests"},
-    "api": {"backends", "cache", "core", "core.state", "requests"},
-    "router": {"api", "backends", "cache", "cluster", "core", "core.reloading", "core.state", "db", "requests"},
+    # What is shared, and how, is known in there alone: all others know the protocol.
+    "cluster": {"cluster.protocol", "core"},
+    "cluster.protocol": {"core"},
+    "backends": {"cluster.protocol", "core", "requests"},
+    "api": {"backends", "cache", "cluster.protocol", "core", "core.state", "requests"},
+    "router": {
+        "api",
+        "backends",
+        "cache",
+        "cluster",
+        "cluster.protocol",
+        "core",
+        "core.reloading",
+        "core.state",
+        "db",
+        "requests",
+    },
     # Of `backends` the names of the kinds, which the settings are checked against.
     "serve": {"backends", "cluster", "core"},
 }

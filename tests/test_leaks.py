@@ -16,6 +16,7 @@ import pytest
 
 from backends.fleet.failover import Attempts
 from backends.fleet.pool import Pool, Routing
+from cluster.alone import Alone
 from core.config import parse_config
 from core.errors import (
     APIError,
@@ -238,7 +239,7 @@ async def test_4000_requests_while_endpoints_come_change_drain_and_go(three, see
             }
         )
 
-    pool = Pool(settings(1))
+    pool = Pool(settings(1), Alone())
     await pool.open()
     try:
         await pool.look()

@@ -99,10 +99,10 @@ class Service:
         await eventually(all_know, "both workers have the new settings")
 
     async def each(self, path: str) -> list[Json]:
-        """What each worker answers, asked at the doors that they have for each other."""
+        """What each worker answers, asked at its peer socket."""
         answers = []
-        for door in sorted(self.temporary.glob("nomyo-*/worker-*.sock")):
-            async with client("http://worker", uds=str(door)) as http:
+        for peer in sorted(self.temporary.glob("nomyo-*/worker-*.sock")):
+            async with client("http://worker", uds=str(peer)) as http:
                 answer = await http.get(path)
             assert answer.status_code == 200, answer.text
             answers.append(answer.json())

@@ -11,6 +11,7 @@ import pytest
 import backends.fleet.endpoint
 import backends.fleet.pool
 from backends.fleet.pool import Pool, choose_endpoint, decrement_usage, is_ext_openai_endpoint
+from cluster.alone import Alone
 from core.config import parse_config
 from core.errors import BackendUnreachable, NotFound, TooManyRequests
 from tests.conftest import Running, running_router
@@ -21,7 +22,7 @@ from tests.turns import URL, assert_error, create, eventually, turn
 @asynccontextmanager
 async def open_pool(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Pool]:
     """A pool that has looked once, and looks again only when it is told to."""
-    pool = Pool(parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)}))
+    pool = Pool(parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)}), Alone())
     await pool.open()
     try:
         await pool.look()
@@ -325,7 +326,7 @@ class TestLooking:
         monkeypatch.setattr(backends.fleet.endpoint, "LISTING_TIMEOUT_S", 2.0)
         hanging, healthy = backends_
         hanging.routes["GET /v1/models"] = stall()
-        pool = Pool(parse_config({"endpoints": list(map(at, backends_))}))
+        pool = Pool(parse_config({"endpoints": list(map(at, backends_))}), Alone())
         await pool.open()
         try:
             async with asyncio.timeout(1):

@@ -1,11 +1,10 @@
-"""The pools of two workers that share a board, in one process: who gets a slot that comes free in either. The board is a plain one;
-the real one is in test_workers.py."""
+"""The pools of two workers, in one process: who gets a slot that comes free in either. Their cluster is a plain one (tests/cluster); the real
+one is in test_workers.py."""
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
 from typing import Any
@@ -15,103 +14,18 @@ import pytest
 from backends.fleet.pool import Pool, Routing, choose_endpoint
 from core.config import parse_config
 from core.errors import TooManyRequests
+from tests.cluster.in_process import InProcess, Shared
 from tests.fake_backend import FakeBackend
 from tests.test_pool import at
 from tests.turns import eventually
 
 
-class Shared:
-    """What two boards show."""
-
-    def __init__(self) -> None:
-        self.requests: dict[str, Counter[int]] = {}
-        self.waiting: dict[int, tuple[int, float]] = {}
-        self.bells: dict[int, Callable[[], None]] = {}
-        self.is_locked = False
-
-
-class Count:
-    draining = False
-
-    def __init__(self, shared: Shared, url: str, number: int) -> None:
-        self._shared = shared
-        self._requests = shared.requests.setdefault(url, Counter())
-        self._number = number
-
-    def total(self) -> int:
-        return self._requests.total()
-
-    def add(self, requests: int) -> None:
-        assert self._shared.is_locked, "another worker may count at the same time"
-        self._requests[self._number] += requests
-        assert self._requests[self._number] >= 0, "a slot was given back twice"
-
-
-class Board:
-    """A worker's side of it. A bell is heard a moment later, as between processes."""
-
-    def __init__(self, shared: Shared, number: int) -> None:
-        self._shared = shared
-        self._number = number
-        self._calls = 0
-        self._meanwhile: Callable[[], None] | None = None
-
-    def meanwhile(self, calls: int, happens: Callable[[], None]) -> None:
-        """What another worker does just before this one calls the board for the n-th time."""
-        self._calls, self._meanwhile = calls, happens
-
-    def _let_others(self) -> None:
-        self._calls -= 1
-        if not self._calls and self._meanwhile:
-            self._meanwhile()
-
-    def count(self, url: str) -> Count:
-        return Count(self._shared, url, self._number)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        self._let_others()
-        assert not self._shared.is_locked, "it would wait for itself"
-        self._shared.is_locked = True
-        yield
-        self._shared.is_locked = False
-
-    def tell_waiting(self, waiting: int, since_s: float) -> None:
-        self._let_others()
-        self._shared.waiting[self._number] = (waiting, since_s)
-
-    def waiting(self) -> int:
-        self._let_others()
-        return sum(waiting for waiting, _ in self._shared.waiting.values())
-
-    def is_first_in_line(self) -> bool:
-        self._let_others()
-        since = {number: since for number, (waiting, since) in self._shared.waiting.items() if waiting}
-        return not since or min(since, key=since.__getitem__) == self._number
-
-    def ring(self) -> None:
-        self._let_others()
-        for number, (waiting, _) in self._shared.waiting.items():
-            if waiting and number != self._number and number in self._shared.bells:
-                asyncio.get_running_loop().call_soon(self._ring, number)
-
-    def _ring(self, number: int) -> None:
-        if bell := self._shared.bells.get(number):
-            bell()
-
-    def listen(self, on_ring: Callable[[], None]) -> None:
-        self._shared.bells[self._number] = on_ring
-
-    def stop_listening(self) -> None:
-        del self._shared.bells[self._number]
-
-
 class Workers:
     """Two pools, and the slots that are taken."""
 
-    def __init__(self, pools: list[Pool], boards: list[Board], shared: Shared) -> None:
+    def __init__(self, pools: list[Pool], clusters: list[InProcess], shared: Shared) -> None:
         self.pools = pools
-        self.boards = boards
+        self.clusters = clusters
         self.shared = shared
         self.served: list[str] = []
 
@@ -154,21 +68,23 @@ class Workers:
 
 @asynccontextmanager
 async def open_pools(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Workers]:
-    """Two pools that have looked once. At the end nobody waits, and every slot that is taken is on the board."""
+    """Two pools that have looked once. At the end nobody waits, and every slot that is taken is counted."""
     config = parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)})
     shared = Shared()
-    boards = [Board(shared, number) for number in range(2)]
-    pools = [Pool(config, board) for board in boards]
+    clusters = [InProcess(shared) for _ in range(2)]
+    pools = [Pool(config, cluster) for cluster in clusters]
     async with AsyncExitStack() as stack:
+        for cluster in clusters:
+            await cluster.open()
         for pool in pools:
             await pool.open()
             stack.push_async_callback(pool.close)
             await pool.look()
-        workers = Workers(pools, boards, shared)
+        workers = Workers(pools, clusters, shared)
         yield workers
         assert [len(pool.queue) for pool in pools] == [0, 0], "somebody still waits"
-        assert workers.waiting() == 0, "the board says that somebody still waits"
-        assert workers.counted() == workers.taken(0) + workers.taken(1), "the board counts others than are taken"
+        assert workers.waiting() == 0, "it is announced that somebody still waits"
+        assert workers.counted() == workers.taken(0) + workers.taken(1), "others are counted than are taken"
 
 
 @pytest.fixture
@@ -319,16 +235,16 @@ class TestLimits:
 
 class TestNothingIsLost:
     async def test_a_slot_that_comes_back_as_somebody_begins_to_wait_is_his(self, backend):
-        """At any moment on his way into the queue: between any two calls of the board."""
+        """At any moment on his way into the queue: between any two calls of the cluster."""
         async with open_pools(at(backend, max_concurrent=1)) as workers:
             for calls in count(1):
                 await workers.request(0)
-                workers.boards[1].meanwhile(calls, lambda: workers.give_back(0))
+                workers.clusters[1].meanwhile(calls, lambda: workers.give_back(0))
                 task = asyncio.create_task(workers.request(1))
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 if workers.taken(0):
-                    workers.boards[1].meanwhile(0, lambda: None)
+                    workers.clusters[1].meanwhile(0, lambda: None)
                     break  # He waits, and nothing was given back.
                 async with asyncio.timeout(2):
                     await task

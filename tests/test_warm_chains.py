@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 import db
+from core.deletions import OwnDeletions
 from core.errors import ServerError
 from db import History, Store
 from requests.params import input_items
@@ -72,7 +73,7 @@ async def queries(store: Store) -> list[str]:
 
 async def read(store: Store, response_id: str) -> History:
     """The history as the database has it."""
-    deletions, store.deletions, warm = store.deletions, db.OwnDeletions(), store._warm
+    deletions, store.deletions, warm = store.deletions, OwnDeletions(), store._warm
     store._warm = db.WarmChains(0)
     try:
         return await store.get_history(response_id)

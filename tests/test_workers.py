@@ -1,4 +1,4 @@
-"""Several workers: the board alone, then `serve.py` with two processes in front of a fake backend."""
+"""Several workers: `serve.py` with two processes in front of a fake backend."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpcore2
@@ -23,9 +20,6 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from api import siblings
-from cluster import workers
-from cluster.workers import Board, new_folder
 from tests.conftest import short_folder
 from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, steps, until
 from tests.stream_grammar import check_stream
@@ -48,230 +42,10 @@ HERE = "http://server:1/v1"
 TURN = {"model": "test-model", "input": "Say something."}
 
 
-# ── the board ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def folder(short_path: Path) -> Path:
-    Board.make(short_path)
-    return short_path
-
-
-@pytest.fixture
-def board(folder: Path) -> Iterator[Board]:
-    """This process on the board."""
-    board = Board(folder)
-    board.join()
-    yield board
-    board.leave()
-
-
-@contextmanager
-def other_process(folder: Path, does: str = "", *, then: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A worker on the same board, that has done what it `does`, and does what comes `then`. Killed at the end, as it stands."""
-    code = f"""
-import sys
-from pathlib import Path
-from cluster.workers import Board
-board = Board(Path({str(folder)!r}))
-board.join()
-{does}
-print(board.number, flush=True)
-{then}
-print(flush=True)
-sys.stdin.readline()
-board.leave()
-"""
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes) as process:
-        try:
-            assert process.stdout
-            number = process.stdout.readline().strip()
-            assert number, "the other process failed to join the board"
-            process.number = int(number)  # type: ignore[attr-defined]
-            yield process
-        finally:
-            process.kill()
-
-
-def test_each_worker_has_a_number_of_its_own(folder: Path, board: Board) -> None:
-    with other_process(folder) as first, other_process(folder) as second:
-        assert [board.number, first.number, second.number] == [0, 1, 2]  # type: ignore[attr-defined]
-        assert board.others() == [1, 2]
-
-
-@pytest.mark.parametrize("length", [1, 50, 85, 200])
-def test_the_sockets_of_a_board_have_room_for_their_names(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    """However long TMPDIR is: a system has room for some 100 characters of a socket's path."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as short:
-        long = Path(short) / ("x" * length)
-        long.mkdir()
-        monkeypatch.setattr(tempfile, "tempdir", str(long))
-        with new_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
-            Board.make(Path(folder))
-            listener.bind(str(Board(Path(folder)).door(workers.MOST_WORKERS - 1)))
-            assert Path(folder).is_relative_to(long) is (length < 85), "TMPDIR is where it belongs"
-
-
-def test_requests_are_counted_over_all_workers(folder: Path, board: Board) -> None:
-    count = board.count(HERE)
-    assert count is not None
-    count.add(2)
-    with other_process(folder, f"board.count({HERE!r}).add(3)"):
-        assert count.total() == 5
-        count.add(-1)
-        assert count.total() == 4
-
-
-def test_what_a_killed_worker_had_is_cleared_by_its_successor(folder: Path, board: Board) -> None:
-    count = board.count(HERE)
-    assert count is not None
-    count.add(1)
-    with other_process(folder, f"board.count({HERE!r}).add(3); board.tell_waiting(4, 1.0)") as process:
-        assert board.waiting() == 4
-        process.kill()
-        process.wait()
-        assert board.others() == [], "it is dead"
-    with other_process(folder, "assert board.is_successor") as successor:
-        assert successor.number == 1  # type: ignore[attr-defined]
-        assert count.total() == 1
-        assert board.waiting() == 0
-
-
-def test_a_worker_that_leaves_takes_its_counts_along(folder: Path, board: Board) -> None:
-    count = board.count(HERE)
-    assert count is not None
-    with other_process(folder, f"board.count({HERE!r}).add(3); board.tell_waiting(4, 1.0)") as process:
-        process.communicate("\n", timeout=5)
-        assert (count.total(), board.waiting(), board.others()) == (0, 0, [])
-
-
-def test_the_first_worker_of_a_service_succeeds_nobody(board: Board) -> None:
-    assert not board.is_successor
-
-
-def test_endpoints_are_told_apart_and_found_again(board: Board) -> None:
-    urls = [f"{HERE}/{number}" for number in range(20)]
-    for number, url in enumerate(urls):
-        count = board.count(url)
-        assert count is not None
-        count.add(number)
-    # In another order, as after a change of the settings.
-    for number, url in reversed(list(enumerate(urls))):
-        again = board.count(url)
-        assert again is not None
-        assert again.total() == number, url
-
-
-def test_a_full_board_has_no_place_for_one_more_endpoint_but_keeps_those_it_has(
-    board: Board, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(workers.log, "warning", lambda text, *values: said.append(text % values))
-    counts = [board.count(f"{HERE}/{number}") for number in range(workers.MOST_ENDPOINTS)]
-    assert None not in counts
-    assert not said
-    assert board.count(HERE) is None
-    assert any(str(workers.MOST_ENDPOINTS) in line for line in said), said
-    assert board.count(f"{HERE}/0") is not None
-
-
-def test_a_count_and_a_look_at_it_are_one_step_under_the_lock(folder: Path, board: Board) -> None:
-    """Two processes add to the same number, each by reading it and writing it back."""
-    with other_process(folder, then="for _ in range(20_000): board.add(1)") as process:
-        for _ in range(20_000):
-            board.add(1)
-        assert process.stdout
-        process.stdout.readline()
-    assert board.value == 40_000
-
-
-def test_who_runs_does_not_wait_for_one_that_starts(folder: Path, board: Board) -> None:
-    with board.starting(), other_process(folder, "board.add(1)"):
-        assert board.value == 1
-
-
-def test_whoever_has_waited_longest_is_first_in_line(folder: Path, board: Board) -> None:
-    assert board.is_first_in_line(), "nobody waits anywhere"
-    with other_process(folder, "board.tell_waiting(1, 5.0)"):
-        assert not board.is_first_in_line(), "one waits there, and nobody here"
-        board.tell_waiting(2, 6.0)
-        assert not board.is_first_in_line()
-        board.tell_waiting(2, 4.0)
-        assert board.is_first_in_line()
-
-
-async def test_the_successor_of_a_dead_worker_wakes_those_who_waited_for_its_slots(folder: Path, board: Board) -> None:
-    rung = asyncio.Event()
-    board.listen(rung.set)
-    try:
-        with other_process(folder) as process:
-            process.kill()
-        board.tell_waiting(1, 1.0)
-        with other_process(folder):
-            await asyncio.wait_for(rung.wait(), 5)
-    finally:
-        board.stop_listening()
-
-
-async def test_a_ring_reaches_those_in_whom_somebody_waits(folder: Path, board: Board) -> None:
-    rung = asyncio.Event()
-    board.listen(rung.set)
-    try:
-        board.tell_waiting(1, 1.0)
-        with other_process(folder, "board.ring()"):
-            await asyncio.wait_for(rung.wait(), 5)
-        rung.clear()
-        board.tell_waiting(0, 0.0)
-        with other_process(folder, "board.ring()"):
-            await asyncio.sleep(0.01)
-            assert not rung.is_set(), "nobody waits here"
-    finally:
-        board.stop_listening()
-
-
-def test_a_ring_for_a_dead_worker_hurts_nobody(folder: Path, board: Board) -> None:
-    with other_process(folder, "board.tell_waiting(1, 1.0)") as process:
-        process.kill()
-        process.wait()
-        board.ring()
-
-
-# ── siblings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()
-    writer.close()
-
-
-async def at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
-    writer.close()
-
-
-async def in_the_middle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{")
-    await at_once(reader, writer)
-
-
-@pytest.mark.parametrize("ends", [never, at_once, in_the_middle])
-async def test_a_sibling_that_does_not_answer_is_left_out(
-    folder: Path, board: Board, monkeypatch: pytest.MonkeyPatch, ends: Any
-) -> None:
-    monkeypatch.setattr(siblings, "PATIENCE_S", 0.1)
-    state = SimpleNamespace(board=board, config=SimpleNamespace(api_key=""))
-    with other_process(folder):
-        assert await siblings.ask(state, "GET", "/metrics") == [None], "it is not up yet"
-        async with await asyncio.start_unix_server(ends, board.door(1)):
-            answers = await asyncio.wait_for(siblings.ask(state, "GET", "/metrics"), 5)
-    assert answers == [None]
-
-
 # ── the service ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Door(httpcore2.AsyncNetworkBackend):
+class OneWorker(httpcore2.AsyncNetworkBackend):
     """Connections to one worker of several that listen at the same socket: the others are stopped until it has taken them."""
 
     def __init__(self, service: Service, pid: int) -> None:
@@ -328,9 +102,9 @@ class Service:
     async def client(self, pid: int | None = None) -> httpx2.AsyncClient:
         """A client of one worker, or of any."""
         transport = httpx2.AsyncHTTPTransport(verify=False)
-        door = Door(self, pid) if pid else None
+        one = OneWorker(self, pid) if pid else None
         transport._pool = httpcore2.AsyncConnectionPool(
-            max_connections=None, max_keepalive_connections=0, network_backend=door
+            max_connections=None, max_keepalive_connections=0, network_backend=one
         )
         client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=20, transport=transport)
         return await self.clients.enter_async_context(client)

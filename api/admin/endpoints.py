@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.siblings import ask, is_from_sibling
+from api.peers import is_from_peer, key_of
 from core.errors import NotFound
 from core.state import AppState
 
@@ -18,14 +18,16 @@ routes = Routes(tags=["fleet"])
 
 # So many of those who wait are shown one by one.
 SHOWN = 50
+# Where the peers are asked.
+FIGURES = "/api/workers/figures"
 
 
 @routes.get("/api/endpoints")
 async def list_endpoints(request: Request) -> Response:
     """Every endpoint: what it has, how busy it is, how it fares; and the queue of those who wait for a slot. What is counted is counted
-    over all workers; how an endpoint stands is how the worker sees it that was asked."""
+    over all processes; how an endpoint stands is how the process sees it that was asked."""
     state: AppState = request.app.state
-    figures = await _all_figures(state)
+    figures = await _all_figures(request)
     endpoints = [endpoint.describe() for endpoint in state.pool.endpoints.values()]
     for endpoint in endpoints:
         endpoint["outcomes"] = figures["outcomes"].get(endpoint["name"], {})
@@ -59,28 +61,28 @@ async def _set_draining(request: Request, name: str, *, draining: bool) -> Respo
     for endpoint in state.pool.endpoints.values():
         if endpoint.name == name and not endpoint.leaving:
             state.pool.set_draining(endpoint, draining)
-            if not is_from_sibling(request.scope):
-                await ask(state, "POST", request.url.path)
+            if not is_from_peer(request):
+                await state.cluster.ask("POST", request.url.path, key_of(request))
             return json_response(endpoint.describe())
     raise NotFound(f"There is no endpoint '{name}'.", param="name")
 
 
 @routes.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The counts of the fleet, over all workers, in Prometheus' text format, version 0.0.4."""
+    """The counts of the fleet, over all processes, in Prometheus' text format, version 0.0.4."""
     state: AppState = request.app.state
-    lines = _metrics(state.pool, await _all_figures(state))
+    lines = _metrics(state.pool, await _all_figures(request))
     return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@routes.get("/api/workers/figures", include_in_schema=False)
+@routes.get(FIGURES, include_in_schema=False)
 async def own_figures(request: Request) -> Response:
-    """For the other workers alone: what this one has counted, and the responses that it is working on."""
-    if not is_from_sibling(request.scope):
-        raise NotFound("There is no GET /api/workers/figures.", code="unknown_url")
+    """For the peers alone: what this one has counted, and the responses that it is working on."""
+    if not is_from_peer(request):
+        raise NotFound(f"There is no GET {FIGURES}.", code="unknown_url")
     state: AppState = request.app.state
     return json_response({**_figures(state.pool), "running": state.db.running_ids()})
 
@@ -100,10 +102,11 @@ def _figures(pool: Any) -> dict[str, Any]:
     }
 
 
-async def _all_figures(state: AppState) -> dict[str, Any]:
-    """The figures of all workers as one: numbers are added, but for the longest wait."""
+async def _all_figures(request: Request) -> dict[str, Any]:
+    """The figures of all processes as one: numbers are added, but for the longest wait."""
+    state: AppState = request.app.state
     total = _figures(state.pool)
-    for figures in await ask(state, "GET", "/api/workers/figures"):
+    for figures in await state.cluster.ask("GET", FIGURES, key_of(request)):
         if figures is not None:
             longest = max(total["longest_wait_s"], figures["longest_wait_s"])
             total = _added(total, figures)
@@ -120,8 +123,9 @@ def _added(first: Any, second: Any) -> Any:
 
 
 async def running_elsewhere(state: AppState) -> set[str] | None:
-    """The responses that the other workers are working on. None if one of them does not say."""
-    answers = await ask(state, "GET", "/api/workers/figures")
+    """The responses that the peers are working on. None if one of them does not answer."""
+    key = state.config.api_key
+    answers = await state.cluster.ask("GET", FIGURES, {"authorization": f"Bearer {key}"} if key else {})
     return None if None in answers else {response_id for answer in answers for response_id in answer["running"]}
 
 

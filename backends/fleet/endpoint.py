@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any
 
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Candidate
@@ -17,6 +17,7 @@ from backends.kinds import discover, kind_of, recognise
 from backends.kinds.kind import Kind
 from backends.kinds.server import Discovery, Memory, ModelFacts
 from backends.wire.client import BackendClient
+from cluster.protocol import InFlight
 from core.config import BreakerConfig, EndpointConfig, name_of
 from core.errors import APIError, BackendRefused, BackendTimeout
 
@@ -30,19 +31,10 @@ PROBE_S = 2.0
 LOST_AFTER = 2
 
 
-class Count(Protocol):
-    """How many requests run at a server, in all workers of the service, and whether it gets no more (`workers.Count`)."""
-
-    draining: bool
-
-    def total(self) -> int: ...
-    def add(self, requests: int) -> None: ...
-
-
 class Endpoint:
     """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change` is
-    called when they are others than before, `on_lost` when it has not answered for a while. `shared` counts its requests where this
-    is not the only worker."""
+    called when they are others than before, `on_lost` when it has not answered for a while. `running` are the requests at its address, of
+    all processes."""
 
     def __init__(
         self,
@@ -50,7 +42,7 @@ class Endpoint:
         breaker: BreakerConfig,
         on_change: Callable[[], None],
         on_lost: Callable[[Endpoint], None],
-        shared: Count | None = None,
+        running: InFlight,
     ) -> None:
         self.config = config
         self.name = name_of(config)
@@ -58,8 +50,8 @@ class Endpoint:
         self.kind: Kind = kind_of(config)
         self.client = self._make_client()
         self.in_flight = 0
-        self._shared = shared
-        self.leaving = self._draining = False
+        self.running = running
+        self.leaving = False
         self.models: dict[str, str] = {}
         self.facts: dict[str, ModelFacts] = {}
         self.seen: Discovery | None = None
@@ -124,30 +116,26 @@ class Endpoint:
     @property
     def draining(self) -> bool:
         """Whether somebody has taken it out of the choice."""
-        return self._draining if self._shared is None else self._shared.draining
+        return self.running.draining
 
     @draining.setter
     def draining(self, draining: bool) -> None:
-        self._draining = draining
-        if self._shared is not None:
-            self._shared.draining = draining
+        self.running.draining = draining
 
     @property
     def busy(self) -> int:
-        """How many requests run there: `in_flight` are this worker's."""
-        return self.in_flight if self._shared is None else self._shared.total()
+        """How many requests run there, of all processes: `in_flight` are those that this one has sent to it."""
+        return self.running.total()
 
     def give_back(self) -> None:
         """A request has ended."""
         self.in_flight -= 1
-        if self._shared is not None:
-            self._shared.add(-1)
+        self.running.add(-1)
 
     def take(self, model: str, now: float) -> None:
         """A request is sent there."""
         self.in_flight += 1
-        if self._shared is not None:
-            self._shared.add(1)
+        self.running.add(1)
         if breaker := self.breakers.get(model):
             breaker.begin(now)
 
@@ -173,7 +161,6 @@ class Endpoint:
 
     def take_over(self, before: Endpoint) -> None:
         """Begins with what is known of the same server under its earlier settings."""
-        self.draining = before.draining
         if not before.kind.is_known:
             return
         if not self.kind.is_known:

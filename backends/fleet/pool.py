@@ -18,19 +18,19 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from backends.fleet.choice import Affinity, choose
-from backends.fleet.endpoint import Count, Endpoint
+from backends.fleet.endpoint import Endpoint
 from backends.fleet.line import FairQueue
 from backends.fleet.retry import RetryBudget
 from backends.kinds import KINDS, UNKNOWN
 from backends.kinds.kind import Kind
+from cluster.protocol import Cluster
 from core.config import Config, EndpointConfig
 from core.errors import (
     APIError,
@@ -49,8 +49,6 @@ LOOK_AGAIN_AFTER_S = 2.0
 LOOK_FOR_S = 0.5
 # At the start: as long as this the first requests wait until somebody has answered.
 FIRST_LOOK_S = 1.0
-# How long a worker leaves a free slot to another one, in which somebody has waited longer.
-GIVE_WAY_S = 0.002
 # How long a conversation's last endpoint is worth going back to: servers keep a prompt about as long.
 WARM_S = 1800.0
 
@@ -100,27 +98,14 @@ class Waiting:
     since: float
 
 
-class Board(Protocol):
-    """What is shared with the other workers of the service (`workers.Board`)."""
-
-    def count(self, url: str) -> Count | None: ...
-    def locked(self) -> AbstractContextManager[None]: ...
-    def tell_waiting(self, waiting: int, since_s: float) -> None: ...
-    def waiting(self) -> int: ...
-    def is_first_in_line(self) -> bool: ...
-    def ring(self) -> None: ...
-    def listen(self, on_ring: Callable[[], None]) -> None: ...
-    def stop_listening(self) -> None: ...
-
-
 class Pool:
-    """All endpoints, of these `kinds`. `open()` inside the running loop, `close()` at its end. `board`: this is one of several workers."""
+    """All endpoints, of these `kinds`. `open()` inside the running loop, `close()` at its end."""
 
     kinds = KINDS
 
-    def __init__(self, config: Config, board: Board | None = None) -> None:
+    def __init__(self, config: Config, cluster: Cluster) -> None:
         self._config = config
-        self._board = board
+        self._cluster = cluster
         self.endpoints: dict[str, Endpoint] = {}
         self.queue: FairQueue[Waiting] = FairQueue()
         self.affinity = Affinity(max_entries=10_000, max_age_s=WARM_S)
@@ -141,15 +126,13 @@ class Pool:
         self.endpoints = {}
         for config in self._config.endpoints:
             self._add(config)
-        if self._board is not None:
-            self._board.listen(self._rung)
+        self._cluster.line.listen(self._woken)
         # Whoever comes at once shall find what answers at once.
         looks = [self._look_at(endpoint) for endpoint in self.endpoints.values()]
         await asyncio.wait(looks, timeout=FIRST_LOOK_S)
 
     async def close(self) -> None:
-        if self._board is not None:
-            self._board.stop_listening()
+        self._cluster.line.stop_listening()
         for task in (*self._watches.values(), *self._looks.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -176,7 +159,7 @@ class Pool:
         for url, settings in wanted.items():
             added = self._add(settings, before.get(url))
             if url not in before:
-                added.draining = False  # The board may remember it from an earlier time.
+                added.draining = False  # The cluster may remember it from an earlier time.
         # Nothing is awaited up to here: no request comes while an endpoint is missing.
         self._changed()
         for endpoint in gone:
@@ -185,9 +168,9 @@ class Pool:
 
     def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> Endpoint:
         """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
-        # By its address: what another worker, or the endpoint that it replaces, sends to the server keeps it busy too.
-        shared = self._board.count(config.url.rstrip("/")) if self._board is not None else None
-        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost, shared)
+        # By its address: what another process, or the endpoint that it replaces, sends to the server keeps it busy too.
+        running = self._cluster.in_flight(config.url.rstrip("/"))
+        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost, running)
         if before is not None:
             endpoint.take_over(before)
         if endpoint.key in self.endpoints:  # The one that it replaces still answers something.
@@ -329,26 +312,26 @@ class Pool:
         if not routing.attempts:
             self.budget.request()
         routing.attempts += 1
-        # Who comes now does not come before those who wait in other workers: they are told of a free slot a moment later.
-        may_take = self._board is None or not self._board.waiting()
+        # Who comes now does not come before those who wait in other processes: they hear of a free slot a moment later.
+        may_take = not self._cluster.line.give_way_s or not self._waiting()
         endpoint, name = (self._take(model, routing) if may_take else None) or await self._wait(model, routing)
         routing.endpoint, routing.model = endpoint.name, name
         return endpoint, name
 
     def release(self, endpoint: Endpoint) -> None:
-        if self._board is None:
+        with self._cluster.exclusive():
             endpoint.give_back()
-        else:
-            with self._board.locked():
-                endpoint.give_back()
         if endpoint.leaving and not endpoint.in_flight:
             self._forget(endpoint)
             closing = asyncio.ensure_future(endpoint.close())
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         self._slot_may_be_free()
-        if self._board is not None:
-            self._board.ring()
+        self._cluster.line.wake()
+
+    def _waiting(self) -> int:
+        """How many wait, in all processes."""
+        return len(self.queue) + self._cluster.line.elsewhere()
 
     async def _search(self, model: str) -> None:
         """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound`."""
@@ -361,13 +344,11 @@ class Pool:
             raise self._unknown(model)
 
     def _take(self, model: str, routing: Routing) -> Slot | None:
-        """A free slot for the request, if there is one, taken. No other worker takes it at the same time."""
-        if self._board is None:
-            return self._take_alone(model, routing)
-        with self._board.locked():
-            return self._take_alone(model, routing)
+        """A free slot for the request, if there is one, taken. No other process takes it at the same time."""
+        with self._cluster.exclusive():
+            return self._take_best(model, routing)
 
-    def _take_alone(self, model: str, routing: Routing) -> Slot | None:
+    def _take_best(self, model: str, routing: Routing) -> Slot | None:
         serving = self._serving(model)
         now = time.monotonic()
         if len(serving) == 1:  # There is nothing to choose.
@@ -390,7 +371,7 @@ class Pool:
     async def _wait(self, model: str, routing: Routing) -> Slot:
         """A slot that another request gave back: first come, first served among those of one principal, and the principals in turn."""
         limits = self._config.queue
-        if (len(self.queue) if self._board is None else self._board.waiting()) >= limits.max:
+        if self._waiting() >= limits.max:
             if slot := await self._left_over(model, routing):
                 return slot
             self.counts["queue_full"] += 1
@@ -399,9 +380,9 @@ class Pool:
         began = time.monotonic()
         waiting = Waiting(model, routing, asyncio.get_running_loop().create_future(), began)
         entry = self.queue.push(routing.principal, waiting)
-        if self._board is not None:
-            # Another worker may have given a slot back before it could know that somebody waits here.
-            self._tell_waiting()
+        self._announce()
+        if self._cluster.line.give_way_s:
+            # Another process may have given a slot back before it could know that somebody waits here.
             self._slot_may_be_free()
         try:
             async with asyncio.timeout(limits.timeout_s):
@@ -420,41 +401,39 @@ class Pool:
             raise
         finally:
             self.queue.remove(entry)
-            self._tell_waiting()
+            self._announce()
             routing.waited_s += time.monotonic() - began
             self.waited_s += time.monotonic() - began
 
     async def _left_over(self, model: str, routing: Routing) -> Slot | None:
-        """A slot that those who wait in all workers do not want, because they wait for something else: they knew of it before."""
-        if self._board is None:
+        """A slot that those who wait in all processes do not want, because they wait for something else: they knew of it before."""
+        if not self._cluster.line.give_way_s:
             return None
-        await asyncio.sleep(GIVE_WAY_S)
+        await asyncio.sleep(self._cluster.line.give_way_s)
         return self._take(model, routing)
 
-    def _rung(self) -> None:
-        """Another worker has given slots back."""
-        assert self._board is not None
+    def _woken(self) -> None:
+        """Another process has given slots back."""
         if self._slot_may_be_free():
-            self._board.ring()  # There may be more than one, and whoever is next waits elsewhere.
+            self._cluster.line.wake()  # There may be more than one, and whoever is next waits elsewhere.
 
     def _slot_may_be_free(self) -> bool:
-        """Somebody has given a slot back, here or in another worker. Who has waited longest goes first, wherever he waits. Gives whether
+        """Somebody has given a slot back, here or in another process. Who has waited longest goes first, wherever he waits. Gives whether
         somebody here got one."""
         got_one = False
-        while self._board is None or self._board.is_first_in_line():
+        while self._cluster.line.is_first():
             if not (len(self.queue) and self._wake_one()):
                 return got_one
             got_one = True
         if len(self.queue):
             # Whoever is first may wait for something else.
-            asyncio.get_running_loop().call_later(GIVE_WAY_S, self._wake)
+            asyncio.get_running_loop().call_later(self._cluster.line.give_way_s, self._wake)
         return got_one
 
-    def _tell_waiting(self) -> None:
-        """Lets the other workers know who waits here."""
-        if self._board is not None:
-            first = next(iter(self.queue), None)
-            self._board.tell_waiting(len(self.queue), first.payload.since if first else 0.0)
+    def _announce(self) -> None:
+        """Lets the other processes know who waits here."""
+        first = next(iter(self.queue), None)
+        self._cluster.line.announce(len(self.queue), first.payload.since if first else 0.0)
 
     def _wake(self) -> None:
         """Hands each free slot to the first who can use it. It is taken here, so that no newcomer comes between."""
@@ -470,7 +449,7 @@ class Pool:
             if slot := self._take(waiting.model, waiting.routing):
                 waiting.handed.set_result(slot)
                 self.queue.remove(entry, served=True)
-                self._tell_waiting()
+                self._announce()
                 return True
             if not waiting.routing.tried:
                 blocked.add(waiting.model)

@@ -1,0 +1,51 @@
+"""Requests that concern more than one process of the service: what this one cannot answer is asked of its peers, as the client asked it.
+
+A peer is asked with the client's own key, so that it answers as whoever asks. What a peer has handed on is handed on no further.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from cluster.protocol import FROM_PEER, PeerAnswer
+from core.state import AppState
+
+PASSED_ON = ("content-type", "cache-control", "x-accel-buffering")
+
+
+def is_from_peer(request: Request) -> bool:
+    """Whether a peer has handed this request on."""
+    return FROM_PEER in request.scope
+
+
+def key_of(request: Request) -> dict[str, str]:
+    """The header by which a peer knows whoever asks."""
+    given = request.headers.get("authorization")
+    return {} if given is None else {"authorization": given}
+
+
+async def answer_of_peer(request: Request) -> Response | None:
+    """The answer of the peer that runs what this request asks for, as it comes; None if none does."""
+    if is_from_peer(request):
+        return None
+    state: AppState = request.app.state
+    path = f"{request.url.path}?{request.url.query}"
+    answer = await state.cluster.find(request.method, path, key_of(request))
+    return None if answer is None else HandedOn(answer)
+
+
+class HandedOn(StreamingResponse):
+    """The answer of a peer. Its connection is closed with it, also where nothing was read from it."""
+
+    def __init__(self, answer: PeerAnswer) -> None:
+        kept = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
+        super().__init__(answer.pieces(), answer.status, kept)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()

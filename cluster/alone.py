@@ -1,0 +1,104 @@
+"""A service of one process: nothing is shared, nobody else waits, and there is nobody to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from cluster.protocol import Cluster, InFlight, PeerAnswer, SharedLine
+from core.deletions import Deletions, OwnDeletions
+
+log = logging.getLogger("nomyo.cluster")
+
+NOTHING_TO_EXCLUDE: AbstractContextManager[None] = nullcontext()
+
+
+class Alone(Cluster):
+    """The cluster of a single process. `workers` is how many the settings ask for: more than one takes serve.py, and the log
+    says so."""
+
+    leads = True
+
+    def __init__(self, workers: int = 1) -> None:
+        self.deletions: Deletions = OwnDeletions()
+        self.line: SharedLine = OwnLine()
+        self._workers = workers
+        self._in_flight: dict[str, OwnInFlight] = {}
+
+    async def open(self) -> None:
+        if self._workers > 1 or multiprocessing.parent_process() is not None:
+            log.warning("several workers need serve.py: without it, each believes that it is alone")
+
+    async def close(self) -> None:
+        self._in_flight.clear()
+
+    def starting(self) -> AbstractAsyncContextManager[bool]:
+        return nullcontext(True)
+
+    async def deaths(self) -> AsyncIterator[None]:
+        return
+        yield
+
+    def in_flight(self, url: str) -> InFlight:
+        return self._in_flight.setdefault(url, OwnInFlight())
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return NOTHING_TO_EXCLUDE
+
+    def answering(self, app: ASGIApp, http: type[asyncio.Protocol]) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        return []
+
+    async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
+        return None
+
+
+class OwnInFlight(InFlight):
+    """The requests of this process at an endpoint. They are all there are."""
+
+    __slots__ = ("_requests", "draining")
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._requests = 0
+
+    def total(self) -> int:
+        return self._requests
+
+    def add(self, requests: int) -> None:
+        self._requests += requests
+
+    async def confirm(self, limit: int) -> bool:
+        return True
+
+
+class OwnLine(SharedLine):
+    """Nobody waits elsewhere."""
+
+    give_way_s = 0.0
+
+    def announce(self, waiting: int, since_s: float) -> None:
+        pass
+
+    def elsewhere(self) -> int:
+        return 0
+
+    def is_first(self) -> bool:
+        return True
+
+    def wake(self) -> None:
+        pass
+
+    def listen(self, on_wake: Callable[[], None]) -> None:
+        pass
+
+    def stop_listening(self) -> None:
+        pass

@@ -1,0 +1,149 @@
+"""The processes that serve together, as one of them sees it.
+
+    in_flight     requests at each endpoint, over all processes: a limit of an endpoint holds for their sum
+    line          who waits for a slot elsewhere: whoever has waited longest, in whichever process, goes first
+    deletions     what was deleted anywhere is believed in nowhere
+    peers         a question to the other processes, over HTTP
+    life          who starts, who does what one of all has to do, whose unfinished work is inherited
+
+Implementations: `Alone` (alone.py, one process), `Workers` (workers.py, several on one machine). tests/cluster holds the suite that
+each must pass. What decides whether a request may run is exact, all else may lag behind by a moment: see each method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp
+
+from core.deletions import Deletions
+
+# In the scope of a request that a peer has handed on: its key was checked where it came in, and it is never handed on again.
+FROM_PEER = "nomyo.from_peer"
+
+
+class InFlight(Protocol):
+    """The requests that run at one endpoint, in all processes, and whether it gets no more."""
+
+    draining: bool
+
+    def total(self) -> int:
+        """How many run there, as far as is known here without waiting."""
+        ...
+
+    def add(self, requests: int) -> None:
+        """So many more (or fewer) run there, of this process. What is added in `Cluster.exclusive`, together with the look at `total`
+        that it follows from, no other process adds to meanwhile."""
+        ...
+
+    async def confirm(self, limit: int) -> bool:
+        """Whether the request that was added last is one of at most `limit` in all processes. If not, the caller takes it back, and
+        `total` gives what is right by then. Where `exclusive` is exact by itself, the answer is yes, without a wait."""
+        ...
+
+
+class SharedLine(Protocol):
+    """Who waits for a slot, over all processes: how many, since when. Times are those of `time.monotonic`, which processes on one machine
+    have in common."""
+
+    # How long, in seconds, a slot that came free is left to whoever has waited longer in another process. 0 where there is no other one:
+    # then everybody who waits hears of a free slot at once.
+    give_way_s: float
+
+    def announce(self, waiting: int, since_s: float) -> None:
+        """So many wait in this process, the first of them since `since_s`. May reach the others a moment later."""
+        ...
+
+    def elsewhere(self) -> int:
+        """How many wait in the other processes."""
+        ...
+
+    def is_first(self) -> bool:
+        """Whether nobody in another process has waited longer than the first who waits here. Where nobody waits here: whether nobody
+        waits anywhere."""
+        ...
+
+    def wake(self) -> None:
+        """A wake-up to the other processes in which somebody waits: a slot may be free. One that is lost delays, and loses nothing."""
+        ...
+
+    def listen(self, on_wake: Callable[[], None]) -> None:
+        """From now on `on_wake` is called in the running loop when another process sends a wake-up."""
+        ...
+
+    def stop_listening(self) -> None: ...
+
+
+class PeerAnswer(Protocol):
+    """The answer of a peer, once its head is there. To be closed by whoever has it."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The body, as it comes. Raises `ConnectionError` where it breaks off."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class Cluster(Protocol):
+    """What a process shares with the others. `open` comes before everything else, inside the running loop, and `close` after it."""
+
+    deletions: Deletions
+    line: SharedLine
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Joins the others."""
+        ...
+
+    async def close(self) -> None:
+        """Leaves them: nothing of this process counts any more."""
+        ...
+
+    def starting(self) -> AbstractAsyncContextManager[bool]:
+        """In here no other process starts; those that serve do not wait for it. Gives whether none serves yet, so that what is
+        unfinished in the store can be nobody's. One that fails in here has not started."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that does what one of all has to do. At any time it is at most one, and it may change: ask
+        each time."""
+        ...
+
+    def deaths(self) -> AsyncIterator[None]:
+        """Gives one each time that a process has died whose unfinished work is this one's to mark as failed: each death is
+        given to somebody. Ends where there will be none."""
+        ...
+
+    # ── requests at endpoints ────────────────────────────────────────────────────────────────────────────────────────
+
+    def in_flight(self, url: str) -> InFlight:
+        """The requests at the endpoint of this address: the same ones for the same address, in each process."""
+        ...
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """For choosing an endpoint and adding a request to it, which takes microseconds and awaits nothing. Where that can be had without
+        waiting for a network, no other process chooses meanwhile; where not, `InFlight.confirm` finds out afterwards."""
+        ...
+
+    # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def answering(self, app: ASGIApp, http: type[asyncio.Protocol]) -> AbstractAsyncContextManager[None]:
+        """In here this process answers its peers: with the ASGI application `app`, by the uvicorn protocol `http`. Their requests have
+        `FROM_PEER` in the scope."""
+        ...
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        """What each peer answers, as JSON; None for one that does not, or not with 200, within 2 s."""
+        ...
+
+    async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
+        """The answer of the first peer that has one other than 404; None if none has."""
+        ...

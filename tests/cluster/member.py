@@ -1,0 +1,33 @@
+"""A worker of a service, for its tests: `python -m tests.cluster.member FOLDER`. Runs each line of its input, code as JSON, and prints
+what it gives. It leaves when its input ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cluster.workers import Workers
+from tests.cluster.evaluation import evaluate
+
+
+async def main() -> None:
+    cluster = Workers(Path(sys.argv[1]))
+    await cluster.open()
+    names: dict[str, Any] = {"cluster": cluster}
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    print(json.dumps({"result": None}), flush=True)
+    while line := await reader.readline():
+        try:
+            answer = {"result": await evaluate(json.loads(line), names)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)
+    await cluster.close()
+
+
+asyncio.run(main())

@@ -1,0 +1,361 @@
+"""What every cluster keeps: the suite that each implementation passes, also the one that the tests of the pool use."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from api.http.protocol import Protocol
+from cluster.protocol import Cluster
+from tests.cluster.services import AloneService, InProcessService, Member, Service, WorkersService
+
+HERE = "http://server:1/v1"
+THERE = "http://server:2/v1"
+# An ASGI application in another process, for the requests of its peers: it answers with the status at the end of the path, and with
+# what came.
+ANSWERS = """
+import json
+from contextlib import AsyncExitStack
+from api.http.protocol import Protocol
+from cluster.protocol import FROM_PEER
+
+async def app(scope, receive, send):
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    said = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode(), "by": cluster.number,
+        "authorization": headers.get("authorization"), "from_peer": scope.get(FROM_PEER, False)}
+    status = int(scope["path"].rpartition("/")[2])
+    if scope["path"].startswith("/only-") and not scope["path"].startswith(f"/only-{cluster.number}/"):
+        status = 404
+    head = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": json.dumps(said).encode()})
+
+answering = cluster.answering(app, Protocol)
+await answering.__aenter__()
+"""
+
+
+def services(*, with_others: bool) -> list[str]:
+    return ["workers", "in process"] if with_others else ["alone", "workers", "in process"]
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest, short_path: Path) -> Service:
+    made = {
+        "alone": AloneService,
+        "workers": lambda: WorkersService(short_path),
+        "in process": InProcessService,
+    }
+    return made[request.param]()
+
+
+every = pytest.mark.parametrize("service", services(with_others=False), indirect=True)
+with_others = pytest.mark.parametrize("service", services(with_others=True), indirect=True)
+
+
+@asynccontextmanager
+async def opened(service: Service) -> AsyncIterator[Cluster]:
+    cluster = service.here()
+    await cluster.open()
+    yield cluster
+    await cluster.close()
+
+
+@pytest.fixture
+async def cluster(service: Service) -> AsyncIterator[Cluster]:
+    """This process in the service, the first that joins it."""
+    async with opened(service) as cluster:
+        yield cluster
+
+
+def add(cluster: Cluster, url: str, requests: int) -> None:
+    with cluster.exclusive():
+        cluster.in_flight(url).add(requests)
+
+
+async def add_there(member: Member, url: str, requests: int) -> None:
+    await member.run(f"with cluster.exclusive(): cluster.in_flight({url!r}).add({requests})")
+
+
+async def deaths(cluster: Cluster) -> int:
+    """Those that are this one's, as far as they are known at once."""
+    seen = 0
+
+    async def count() -> None:
+        nonlocal seen
+        async for _ in cluster.deaths():
+            seen += 1
+
+    counting = asyncio.create_task(count())
+    await asyncio.sleep(0.01)
+    counting.cancel()
+    await asyncio.gather(counting, return_exceptions=True)
+    return seen
+
+
+# ── one process ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@every
+class TestAProcess:
+    async def test_counts_the_requests_at_each_endpoint(self, cluster: Cluster) -> None:
+        add(cluster, HERE, 2)
+        add(cluster, THERE, 5)
+        add(cluster, HERE, -1)
+        assert [cluster.in_flight(url).total() for url in (HERE, THERE, "http://server:3")] == [1, 5, 0]
+
+    async def test_finds_an_endpoint_again_by_its_address(self, cluster: Cluster) -> None:
+        urls = [f"{HERE}/{number}" for number in range(20)]
+        for number, url in enumerate(urls):
+            add(cluster, url, number)
+            cluster.in_flight(url).draining = number % 3 == 0
+        # In another order, as after a change of the settings.
+        for number, url in reversed(list(enumerate(urls))):
+            found = cluster.in_flight(url)
+            assert (found.total(), found.draining) == (number, number % 3 == 0)
+
+    async def test_confirms_what_it_has_taken_within_the_limit(self, cluster: Cluster) -> None:
+        add(cluster, HERE, 1)
+        assert await cluster.in_flight(HERE).confirm(1) is True
+
+    async def test_has_nobody_to_wait_for_while_it_is_the_only_one(self, cluster: Cluster) -> None:
+        for waiting in (0, 3):
+            cluster.line.announce(waiting, 5.0)
+            assert (cluster.line.elsewhere(), cluster.line.is_first()) == (0, True)
+        cluster.line.listen(lambda: pytest.fail("it has woken itself"))
+        cluster.line.wake()
+        await asyncio.sleep(0.005)
+        cluster.line.stop_listening()
+
+    async def test_sees_its_own_deletions_at_once(self, cluster: Cluster) -> None:
+        before = cluster.deletions.value
+        cluster.deletions.add(3)
+        cluster.deletions.add(1)
+        assert cluster.deletions.value == before + 4
+
+    async def test_is_the_first_to_start_and_leads_and_inherits_nothing(self, cluster: Cluster) -> None:
+        async with cluster.starting() as is_first:
+            assert is_first
+        assert cluster.leads
+        assert await deaths(cluster) == 0
+
+    async def test_that_fails_to_start_has_not_started(self, cluster: Cluster) -> None:
+        with pytest.raises(RuntimeError, match="no disk"):
+            async with cluster.starting():
+                raise RuntimeError("no disk")
+        async with cluster.starting() as is_first:
+            assert is_first
+
+    async def test_has_nobody_to_ask(self, cluster: Cluster) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            pytest.fail("it has asked itself")
+
+        async with cluster.answering(app, Protocol):
+            assert await cluster.ask("GET", "/answer/200", {}) == []
+            assert await cluster.find("GET", "/answer/200", {}) is None
+
+    async def test_leaves_nothing_to_a_later_life(self, service: Service) -> None:
+        for _ in range(2):
+            async with opened(service) as cluster:
+                assert cluster.in_flight(HERE).total() == 0
+                add(cluster, HERE, 2)
+
+
+# ── several ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@with_others
+class TestProcesses:
+    async def test_requests_are_counted_over_all(self, service: Service, cluster: Cluster) -> None:
+        add(cluster, HERE, 2)
+        async with service.other() as other:
+            await add_there(other, HERE, 3)
+            assert cluster.in_flight(HERE).total() == 5
+            assert await other.run(f"cluster.in_flight({HERE!r}).total()") == 5
+            add(cluster, HERE, -1)
+            assert await other.run(f"cluster.in_flight({HERE!r}).total()") == 4
+
+    async def test_an_endpoint_is_drained_for_all(self, service: Service, cluster: Cluster) -> None:
+        async with service.other() as other:
+            await other.run(f"cluster.in_flight({HERE!r}).draining = True")
+            assert cluster.in_flight(HERE).draining
+            cluster.in_flight(HERE).draining = False
+            assert await other.run(f"cluster.in_flight({HERE!r}).draining") is False
+
+    async def test_the_sums_are_those_of_a_model_whatever_each_does(self, service: Service, cluster: Cluster) -> None:
+        dice = random.Random(5)
+        running: Counter[tuple[int, str]] = Counter()
+        waiting: dict[int, tuple[int, float]] = {0: (0, 0.0), 1: (0, 0.0)}
+        deletions = cluster.deletions.value
+        async with service.other() as other:
+            for _ in range(150):
+                who, url, n = dice.randrange(2), dice.choice((HERE, THERE)), dice.randrange(1, 4)
+                match dice.randrange(3):
+                    case 0:
+                        requests = n if not running[who, url] or dice.random() < 0.6 else -running[who, url]
+                        running[who, url] += requests
+                        await (
+                            add_there(other, url, requests) if who else asyncio.sleep(0, add(cluster, url, requests))
+                        )
+                    case 1:
+                        # Times differ, as those of a clock do.
+                        waiting[who] = (n, round(dice.random() * 100, 6)) if dice.random() < 0.7 else (0, 0.0)
+                        call = f"announce{waiting[who]!r}"
+                        await (
+                            other.run(f"cluster.line.{call}")
+                            if who
+                            else asyncio.sleep(0, cluster.line.announce(*waiting[0]))
+                        )
+                    case 2:
+                        deletions += n
+                        await (
+                            other.run(f"cluster.deletions.add({n})")
+                            if who
+                            else asyncio.sleep(0, cluster.deletions.add(n))
+                        )
+                look = f"[cluster.in_flight({HERE!r}).total(), cluster.in_flight({THERE!r}).total(), cluster.line.elsewhere(), "
+                look += "cluster.line.is_first(), cluster.deletions.value]"
+                since = {number: since for number, (count, since) in waiting.items() if count}
+                for number, seen in enumerate((eval(look, {"cluster": cluster}), await other.run(look))):
+                    first = not since or min(since, key=since.__getitem__) == number
+                    sums = [sum(count for (_, at), count in running.items() if at == url) for url in (HERE, THERE)]
+                    assert seen == [*sums, waiting[1 - number][0], first, deletions]
+
+    async def test_a_wake_up_reaches_those_in_which_somebody_waits(self, service: Service, cluster: Cluster) -> None:
+        woken = asyncio.Event()
+        cluster.line.listen(woken.set)
+        async with service.other() as other:
+            cluster.line.announce(1, 1.0)
+            await other.run("cluster.line.wake()")
+            await asyncio.wait_for(woken.wait(), 5)
+            woken.clear()
+            cluster.line.announce(0, 0.0)
+            await other.run("cluster.line.wake()")
+            await asyncio.sleep(0.01)
+            assert not woken.is_set(), "nobody waits here"
+        cluster.line.stop_listening()
+
+    async def test_a_wake_up_for_a_dead_one_hurts_nobody(self, service: Service, cluster: Cluster) -> None:
+        async with service.other() as other:
+            await other.run("cluster.line.announce(1, 1.0)")
+            await other.kill()
+            cluster.line.wake()
+
+    async def test_one_that_leaves_takes_its_counts_along(self, service: Service, cluster: Cluster) -> None:
+        async with service.other() as other:
+            await add_there(other, HERE, 3)
+            await other.run("cluster.line.announce(4, 1.0)")
+            assert cluster.line.elsewhere() == 4
+            await other.leave()
+            assert (cluster.in_flight(HERE).total(), cluster.line.elsewhere(), cluster.line.is_first()) == (0, 0, True)
+            assert await cluster.ask("GET", "/answer/200", {}) == []
+
+    async def test_what_a_dead_one_had_is_cleared_for_its_successor_which_inherits_its_work(
+        self, service: Service, cluster: Cluster
+    ) -> None:
+        add(cluster, HERE, 1)
+        woken = asyncio.Event()
+        cluster.line.listen(woken.set)
+        async with service.other() as other:
+            await add_there(other, HERE, 3)
+            await other.run("cluster.line.announce(4, 1.0)")
+            await other.kill()
+        cluster.line.announce(1, 2.0)
+        async with service.other() as successor:
+            assert cluster.in_flight(HERE).total() == 1
+            assert cluster.line.elsewhere() == 0
+            await asyncio.wait_for(woken.wait(), 5), "whoever waits may have the slots of the dead one"
+            assert await successor.run("[1 async for _ in cluster.deaths()]") == [1]
+        cluster.line.stop_listening()
+        assert await deaths(cluster) == 0
+
+    async def test_one_of_them_leads(self, service: Service) -> None:
+        async with AsyncExitStack() as stack:
+            members = [await stack.enter_async_context(service.other()) for _ in range(3)]
+            leading = [await member.run("cluster.leads") for member in members]
+            assert sum(leading) == 1
+            await members[leading.index(True)].kill()
+            members[leading.index(True)] = await stack.enter_async_context(service.other())
+            assert sum([await member.run("cluster.leads") for member in members]) == 1
+
+    async def test_they_start_one_after_the_other_and_the_first_alone_is_the_first(self, service: Service) -> None:
+        start = """
+started = []
+async def start():
+    async with cluster.starting() as is_first:
+        started.append(is_first)
+"""
+        async with service.other() as first, service.other() as second:
+            for member in (first, second):
+                await member.run(start)
+            await first.run("starting = cluster.starting()\nstarted.append(await starting.__aenter__())")
+            waits = asyncio.create_task(second.run("await start()"))
+            await asyncio.sleep(0.02)
+            assert not waits.done(), "two start at once"
+            # Who runs does not wait for one that starts.
+            await first.run("cluster.deletions.add(1)")
+            await first.run("await starting.__aexit__(None, None, None)")
+            await asyncio.wait_for(waits, 5)
+            assert await first.run("started") == [True]
+            assert await second.run("started") == [False]
+
+    async def test_what_is_done_in_exclusion_is_one_step(self, service: Service, cluster: Cluster) -> None:
+        """Two add to the same number, each by reading it and writing it back."""
+        async with service.other() as other:
+            adding = asyncio.create_task(other.run("for _ in range(20_000): cluster.deletions.add(1)"))
+            for _ in range(20_000):
+                cluster.deletions.add(1)
+            await adding
+            assert cluster.deletions.value == 40_000
+
+
+# ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def peers(service: Service, cluster: Cluster) -> AsyncIterator[list[Member]]:
+    """Two that answer, and this process."""
+    async with service.other() as first, service.other() as second:
+        members = [first, second]
+        for member in members:
+            await member.run(ANSWERS)
+        yield members
+
+
+@with_others
+@pytest.mark.usefixtures("peers")
+class TestPeers:
+    async def test_all_are_asked_as_the_client_asked(self, cluster: Cluster) -> None:
+        answers = await cluster.ask("POST", "/a%20b/200?x=1&y=%2F", {"authorization": "Bearer k"})
+        asked = {
+            "method": "POST",
+            "path": "/a b/200",
+            "query": "x=1&y=%2F",
+            "authorization": "Bearer k",
+            "from_peer": True,
+        }
+        assert answers == [{**asked, "by": number} for number in (1, 2)]
+
+    async def test_an_answer_that_is_no_200_is_none(self, cluster: Cluster) -> None:
+        for status in (204, 404, 500):
+            assert await cluster.ask("GET", f"/{status}", {}) == [None, None]
+
+    async def test_the_first_answer_that_is_no_404_is_found(self, cluster: Cluster) -> None:
+        for path, status, number in (("/200", 200, 1), ("/400", 400, 1), ("/500", 500, 1), ("/only-2/200", 200, 2)):
+            found = await cluster.find("GET", path, {})
+            assert found is not None
+            assert (found.status, found.headers["content-type"]) == (status, "application/json")
+            assert f'"by": {number}'.encode() in b"".join([piece async for piece in found.pieces()])
+            await found.aclose()
+        assert await cluster.find("GET", "/only-7/200", {}) is None
+
+    async def test_one_that_is_gone_is_left_out(self, cluster: Cluster, peers: list[Member]) -> None:
+        await peers[0].leave()
+        assert [answer["by"] for answer in await cluster.ask("GET", "/200", {})] == [2]
