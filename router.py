@@ -125,11 +125,14 @@ async def _fail_orphans(state: AppState) -> None:
     """Marks as failed what ran in a process that has died, where that is this one's to do: what is unfinished, and no process is working
     on. If one of them does not answer, it is asked again: better late than one that goes on."""
     async for _ in state.cluster.deaths():
-        while not await _has_failed_orphans(state):
+        while True:
+            if await _has_failed_orphans(state):
+                break
             await asyncio.sleep(ORPHANS_AGAIN_S)
 
 
 async def _has_failed_orphans(state: AppState) -> bool:
+    """Whether it could be done."""
     try:
         unfinished = await state.db.unfinished()
         alive = await api.admin.endpoints.running_elsewhere(state) if unfinished else set()

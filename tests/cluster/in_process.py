@@ -69,13 +69,19 @@ class InProcess(Cluster):
             self.line.wake()
 
     async def close(self) -> None:
-        self._forget()
-        del self.shared.members[self.number]
+        if self._lives:
+            self._forget()
+            del self.shared.members[self.number]
 
     def die(self) -> None:
         """Leaves everything as it stands."""
-        if self.shared.members.pop(self.number, None):
+        if self._lives:
+            del self.shared.members[self.number]
             self.shared.dead.append(self.number)
+
+    @property
+    def _lives(self) -> bool:
+        return self.shared.members.get(self.number) is self
 
     def _forget(self) -> None:
         self.shared.waiting.pop(self.number, None)
