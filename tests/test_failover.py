@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import aiohttp
+import httpx2
 import orjson
 import pytest
 
@@ -38,7 +38,7 @@ from tests.fake_backend import (
 from tests.stream_grammar import check_stream
 from tests.test_pool import at
 from tests.test_websocket import connected
-from tests.turns import URL, assert_error, create, ended, eventually, open_stream, text_of, turn
+from tests.turns import URL, assert_error, create, crowded_client, ended, eventually, open_stream, text_of, turn
 
 # A breaker that stays open for the whole test, and one that soon lets a probe through.
 FOR_LONG: dict[str, Any] = {"cooldown_s": 30.0}
@@ -95,16 +95,16 @@ async def storm(
     outcomes: Counter[str] = Counter()
     numbers = iter(range(requests))
 
-    async def client(http: aiohttp.ClientSession) -> None:
+    async def client(http: httpx2.AsyncClient) -> None:
         for number in numbers:
             path, streams = SHAPES[number % 4]
             # Each begins differently: none is warm anywhere.
             body = asking(path, f"Say {number}.", stream=streams)
-            async with http.post(running.url + path, json=body) as answer:
-                outcomes[outcome(answer.status, path, streams, await answer.read())] += 1
+            answer = await http.post(path, json=body)
+            outcomes[outcome(answer.status_code, path, streams, answer.content)] += 1
             answered(number)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+    async with crowded_client(running.url) as http:
         await asyncio.gather(*(client(http) for _ in range(at_once)))
     return outcomes
 

@@ -1,12 +1,13 @@
-"""The fake backend does what the other tests rely on. The clients here are aiohttp and OpenAI's SDK."""
+"""The fake backend does what the other tests rely on. The clients here are httpx2 and OpenAI's SDK."""
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
+import httpx2
 import openai
 import pytest
 
@@ -48,9 +49,9 @@ STREAM = BODY | {"stream": True}
 
 
 @pytest.fixture
-async def http(backend: FakeBackend) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(backend.url) as session:
-        yield session
+async def http(backend: FakeBackend) -> AsyncIterator[httpx2.AsyncClient]:
+    async with client_of(backend) as client:
+        yield client
 
 
 @pytest.fixture
@@ -59,9 +60,12 @@ async def sdk(backend: FakeBackend) -> AsyncIterator[openai.AsyncOpenAI]:
         yield client
 
 
-async def post(http: aiohttp.ClientSession, body: Any = STREAM, path: str = "/v1/chat/completions") -> bytes:
-    async with http.post(path, json=body) as answer:
-        return await answer.read()
+def client_of(backend: FakeBackend) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(base_url=backend.url, timeout=None, verify=False)
+
+
+async def post(http: httpx2.AsyncClient, body: Any = STREAM, path: str = "/v1/chat/completions") -> bytes:
+    return (await http.post(path, json=body)).content
 
 
 class TestWhatTheSdkSees:
@@ -182,38 +186,45 @@ class TestTheWire:
     async def test_connection_close_is_obeyed(self, backend, http, where):
         close = {"Connection": "close"}
         backend.script(chat("a", headers=close if where == "answer" else {}))
-        async with http.post("/v1/chat/completions", json=BODY, headers=close if where == "request" else {}):
-            pass
+        await http.post("/v1/chat/completions", json=BODY, headers=close if where == "request" else {})
         await post(http)
         assert backend.connections == 2
 
     async def test_a_dropped_idle_connection_is_replaced(self, backend, http):
         await post(http)
         backend.drop_idle()
-        await asyncio.sleep(0.01)
+        await backend.wait_for(lambda b: not b._open)
         await post(http)
         assert backend.connections == 2
 
-    async def test_a_request_may_meet_a_dropped_connection(self, backend, http):
-        await post(http)
+    async def test_a_request_may_meet_a_dropped_connection(self, backend):
+        # Not with httpx2: it looks whether a connection is still there before it sends.
+        host, port = backend.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+        writer.write(request)
+        await backend.wait_for(lambda b: b.turns and b.turns[-1].outcome == "answered")
         backend.drop_idle()
-        with pytest.raises((aiohttp.ClientOSError, aiohttp.ServerDisconnectedError)):
-            await post(http)
+        writer.write(request)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        assert reader.at_eof() or reader.exception()
         assert len(backend.turns) == 1
+        writer.close()
 
     async def test_each_write_is_a_read_of_its_own(self, backend, http):
         writes = pieces(chunk({"content": "für 東京 🦊"}) + DONE, 1)
         backend.script(stream(*writes))
-        async with http.post("/v1/chat/completions", json=STREAM) as answer:
+        async with http.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
             assert answer.headers["transfer-encoding"] == "chunked"
-            assert answer.content_type == "text/event-stream"
-            assert [data async for data, _ in answer.content.iter_chunks()] == writes
+            assert answer.headers["content-type"].partition(";")[0] == "text/event-stream"
+            assert [data async for data in answer.aiter_raw()] == writes
 
     async def test_json_though_a_stream_was_asked_for_and_the_reverse(self, backend, http):
         backend.script(chat("Hi", as_stream=False), chat("Hi", as_stream=True))
-        async with http.post("/v1/chat/completions", json=STREAM) as answer:
-            assert (await answer.json())["choices"][0]["message"]["content"] == "Hi"
-            assert "content-length" in answer.headers
+        answer = await http.post("/v1/chat/completions", json=STREAM)
+        assert answer.json()["choices"][0]["message"]["content"] == "Hi"
+        assert "content-length" in answer.headers
         assert (await post(http, BODY)).endswith(DONE)
 
     @pytest.mark.parametrize("answer", [empty(), stream()])
@@ -223,36 +234,32 @@ class TestTheWire:
 
     async def test_any_body_with_an_error_status(self, backend, http):
         backend.script(http_error(502, body=b"<html>Bad Gateway</html>"))
-        async with http.post("/v1/chat/completions", json=BODY) as answer:
-            assert (answer.status, await answer.text()) == (502, "<html>Bad Gateway</html>")
+        answer = await http.post("/v1/chat/completions", json=BODY)
+        assert (answer.status_code, answer.text) == (502, "<html>Bad Gateway</html>")
 
     @pytest.mark.parametrize("reset", [False, True])
     @pytest.mark.parametrize("body", [STREAM, BODY], ids=["stream", "json"])
     async def test_a_cut_in_the_middle_of_the_body(self, backend, http, body, reset):
         backend.script(chat("Hello", then=cut(reset=reset)))
-        with pytest.raises(aiohttp.ClientPayloadError, match="reset by peer" if reset else "Not enough data"):
+        with pytest.raises(httpx2.ReadError if reset else httpx2.RemoteProtocolError):
             await post(http, body)
         assert [request.outcome for request in backend.turns] == ["cut"]
         assert backend.aborts == 0
 
     async def test_a_cut_before_the_headers(self, backend, http):
         backend.script(cut())
-        with pytest.raises(aiohttp.ServerDisconnectedError):
+        with pytest.raises(httpx2.RemoteProtocolError, match="without sending a response"):
             await post(http)
 
     async def test_other_paths_and_methods_are_not_found(self, backend, http):
         for method, path in [("GET", "/v1/nope"), ("GET", "/v1/chat/completions"), ("POST", "/v1/models")]:
-            async with http.request(method, path) as answer:
-                assert answer.status == 404
+            assert (await http.request(method, path)).status_code == 404
 
     async def test_tags_health_and_a_route_of_ones_own(self, backend, http):
         backend.routes["GET /api/ps"] = json_answer({"models": []})
-        async with http.get("/api/tags") as answer:
-            assert (await answer.json())["models"][0]["name"] == "test-model"
-        async with http.get("/health?x=1") as answer:
-            assert await answer.json() == {"status": "ok"}
-        async with http.get("/api/ps") as answer:
-            assert await answer.json() == {"models": []}
+        assert (await http.get("/api/tags")).json()["models"][0]["name"] == "test-model"
+        assert (await http.get("/health?x=1")).json() == {"status": "ok"}
+        assert (await http.get("/api/ps")).json() == {"models": []}
 
     async def test_the_answers_come_in_order_and_then_the_default(self, backend, http):
         backend.script(chat("one"), chat("two"))
@@ -266,7 +273,7 @@ class TestTheWire:
         await post(http)
         url = backend.url
         await backend.stop()
-        with pytest.raises(aiohttp.ClientConnectorError):
+        with pytest.raises(httpx2.ConnectError):
             await post(http)
         await backend.start()
         assert backend.url == url
@@ -277,9 +284,9 @@ class TestTheWire:
             raise ZeroDivisionError
 
         async def use() -> None:
-            async with FakeBackend() as backend, aiohttp.ClientSession(backend.url) as http:
+            async with FakeBackend() as backend, client_of(backend) as http:
                 backend.script(broken)
-                with pytest.raises(aiohttp.ClientError):
+                with pytest.raises(httpx2.TransportError):
                     await post(http)
 
         with pytest.raises(ZeroDivisionError):
@@ -312,14 +319,14 @@ class TestAborts:
 
     async def test_a_finished_answer_is_no_abort(self, backend, http):
         await post(http)
-        await http.close()
+        await http.aclose()
         await backend.wait_for(lambda b: not b._open)
         assert backend.aborts == 0
 
     async def test_a_client_that_stops_reading_at_done_is_no_abort(self, backend, http):
-        async with http.post("/v1/chat/completions", json=STREAM) as answer:
-            async for line in answer.content:
-                if line == b"data: [DONE]\n":
+        async with http.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+            async for line in answer.aiter_lines():
+                if line == "data: [DONE]":
                     break
         assert (backend.aborts, backend.in_flight) == (0, 0)
 
@@ -328,7 +335,7 @@ class TestAborts:
         turn = asyncio.create_task(post(http))
         await backend.wait_for(lambda b: b.in_flight == 1)
         await backend.stop()
-        with pytest.raises(aiohttp.ClientError):
+        with pytest.raises(httpx2.TransportError):
             await turn
         assert [request.outcome for request in backend.turns] == ["cut"]
 
@@ -342,8 +349,8 @@ class TestAborts:
 
     async def test_a_client_that_reads_slowly_holds_the_answer_up(self, backend, http):
         backend.script(stream(*[b"x" * 1_000_000] * 50))
-        async with http.post("/v1/chat/completions", json=STREAM) as answer:
-            await answer.content.read(1)
+        async with http.stream("POST", "/v1/chat/completions", json=STREAM) as answer:
+            await anext(answer.aiter_raw(1))
             assert backend.in_flight == 1
 
     async def test_waiting_in_vain_says_what_there_is(self, backend):
@@ -358,8 +365,12 @@ class TestNativeEvents:
 
     async def test_events_go_out_as_they_are(self, backend, http):
         backend.script(event_stream([{"type": "response.created", "x": 1}], then=stall()))
-        async with http.post("/v1/responses", json={"stream": True}) as answer:
-            frame = await answer.content.readuntil(b"\n\n")
+        frame = b""
+        async with http.stream("POST", "/v1/responses", json={"stream": True}) as answer:
+            async for piece in answer.aiter_raw():
+                frame += piece
+                if frame.endswith(b"\n\n"):
+                    break
         assert frame == b'event: response.created\ndata: {"type":"response.created","x":1}\n\n'
 
 
@@ -369,14 +380,14 @@ class TestReplays:
     async def test_a_recorded_answer_arrives_byte_for_byte(self, backend, http, name, size):
         exchange = recorded(name)
         backend.script(replay(exchange, size=size))
-        async with http.post("/v1/chat/completions", json=exchange.request) as answer:
-            assert answer.status == exchange.status
-            assert answer.headers["content-type"] == exchange.headers["content-type"]
-            assert await answer.read() == exchange.body
+        answer = await http.post("/v1/chat/completions", json=exchange.request)
+        assert answer.status_code == exchange.status
+        assert answer.headers["content-type"] == exchange.headers["content-type"]
+        assert answer.content == exchange.body
 
     async def test_a_killed_server_cuts_the_stream(self, backend, http):
         backend.script(replay(recorded("94-server-killed-mid-stream"), then=cut()))
-        with pytest.raises(aiohttp.ClientPayloadError):
+        with pytest.raises(httpx2.RemoteProtocolError):
             await post(http)
 
     def test_what_is_recorded_can_be_asked_for(self):
@@ -445,13 +456,13 @@ REFUSED = {
 class TestStrict:
     @pytest.mark.parametrize(("body", "problem"), REFUSED.values(), ids=REFUSED.keys())
     async def test_it_refuses(self, body, problem):
-        async with FakeBackend(strict=True) as backend, aiohttp.ClientSession(backend.url) as http:
+        async with FakeBackend(strict=True) as backend, client_of(backend) as http:
             refused = json.loads(await post(http, body))
         assert [request.outcome for request in backend.turns] == ["answered"]
         assert re.search(problem, refused["error"]["message"])
 
     async def test_a_refusal_leaves_the_script_alone(self):
-        async with FakeBackend(strict=True) as backend, aiohttp.ClientSession(backend.url) as http:
+        async with FakeBackend(strict=True) as backend, client_of(backend) as http:
             backend.script(chat("Hello"))
             await post(http, {"messages": []})
             assert b"Hello" in await post(http, BODY)

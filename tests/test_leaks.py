@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
-import aiohttp
+import httpx2
 import pytest
 
 from backends.fleet.failover import Attempts
@@ -44,7 +44,7 @@ from tests.fake_backend import (
     stream,
 )
 from tests.test_pool import at, open_pool, waiting
-from tests.turns import URL, create, eventually, turn
+from tests.turns import URL, create, crowded_client, eventually, turn
 
 pytestmark = pytest.mark.usefixtures("short_waits")
 
@@ -124,24 +124,20 @@ async def test_2000_requests_over_sockets(three):
         await create(running.http)
         idle = asyncio.all_tasks()
 
-        async def request(http: aiohttp.ClientSession, number: int) -> str:
+        async def request(http: httpx2.AsyncClient, number: int) -> str:
             path, streams = dice.choice((URL, CHAT)), dice.random() < 0.5
             said: dict[str, Any] = {"messages": [{"role": "user", "content": f"Say {number}."}], "model": "test-model"}
             if path == URL:
                 said = turn(input=f"Say {number}.", store=dice.random() < 0.2)
             try:
                 async with asyncio.timeout(dice.choice((0.005, 0.02, 0.05, 0.3))):
-                    answer = await http.post(running.url + path, json={**said, "stream": streams})
-                    async with answer:
-                        await answer.read()
-                        return str(answer.status)
+                    return str((await http.post(path, json={**said, "stream": streams})).status_code)
             except TimeoutError:
                 return "left"
-            except aiohttp.ClientPayloadError:
+            except (httpx2.ReadError, httpx2.RemoteProtocolError):
                 return "cut"
 
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as http:
+        async with crowded_client(running.url) as http:
             ended = await crowd((request(http, number) for number in range(2000)), at_once=40)
         assert ended["left"] > 100, f"hardly anybody left: {ended}"
         assert min(ended["200"], ended["502"], ended["429"], ended["400"]) > 10, f"not every way was gone: {ended}"

@@ -25,6 +25,12 @@ def turn(**params: Any) -> Json:
     return {"model": "test-model", "input": "Say something.", **params}
 
 
+def crowded_client(url: str) -> httpx2.AsyncClient:
+    """A client that sends as much as it is given at once, and waits as long as an answer takes."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
+    return httpx2.AsyncClient(base_url=url, limits=limits, timeout=None, verify=False)
+
+
 async def create(http: httpx2.AsyncClient, **params: Any) -> Json:
     """The response to a request that goes well, without a stream."""
     answer = await http.post(URL, json=turn(**params))
