@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import hypothesis
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -56,6 +58,11 @@ def short_path() -> Iterator[Path]:
         yield folder
 
 
+# A law is no faster on a busy machine.
+hypothesis.settings.register_profile("router", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("router")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "logs(text): for nothing_is_left_behind: a warning that has this text is expected"
@@ -70,6 +77,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 2 if item.get_closest_marker("live") else 1 if on_sockets else 0
 
     items.sort(key=distance)
+
+
+class Clock:
+    """`time.monotonic`, by which also the timers of the loop go: it goes on by itself, and jumps ahead when a test says so."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 0.0
+        self._monotonic = time.monotonic
+        time.monotonic = self  # For good: it must never go back.
+
+    def __call__(self) -> float:
+        return self._monotonic() + self._ahead_s
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_s += seconds
+
+
+_clock = Clock()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return _clock
 
 
 @pytest.fixture
@@ -122,6 +152,8 @@ async def running_router(**settings: Any) -> AsyncIterator[Running]:
     unless they say otherwise."""
     settings.setdefault("database", {"url": "sqlite://"})
     settings.setdefault("background", {"drain_s": 0.2})
+    # Not in the middle of a test, nor because its clock has jumped.
+    settings.setdefault("models_refresh_s", 86_400)
     app = router.create_app(parse_config(settings))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         # Accepted sockets inherit it. asyncio sets it by itself only where the protocol is named.
@@ -136,13 +168,13 @@ async def running_router(**settings: Any) -> AsyncIterator[Running]:
             async with (
                 # verify=False: no client has to load the certificates of the world, 40 ms each.
                 httpx2.AsyncClient(
-                    base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, verify=False
+                    base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None, verify=False
                 ) as http,
                 AsyncOpenAI(
                     base_url=f"{url}/v1",
                     api_key=key,
                     max_retries=0,
-                    http_client=httpx2.AsyncClient(timeout=30, verify=False),
+                    http_client=httpx2.AsyncClient(timeout=None, verify=False),
                 ) as openai,
             ):
                 yield Running(app, url, http, openai)
@@ -211,7 +243,7 @@ async def nothing_is_left_behind(
     yield
     uvicorn.removeFilter(note)
     this = asyncio.current_task()
-    await eventually(lambda: asyncio.all_tasks() - {this} <= before, "every task of the router has ended", 1)
+    await eventually(lambda: asyncio.all_tasks() - {this} <= before, "every task of the router has ended")
     records += caplog.get_records("call")
     said = [f"{record.name}: {record.getMessage()}" for record in records if record.levelno > logging.INFO]
     for mark in request.node.iter_markers("logs"):

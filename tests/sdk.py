@@ -4,7 +4,6 @@ The SDK builds objects without a look at the data, unless `_strict_response_vali
 response must be exactly what its types say, or reading it raises.
 """
 
-import asyncio
 from collections.abc import AsyncIterable
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 
 from tests.conftest import Running
 from tests.stream_grammar import check_stream, parse_sse
+from tests.turns import soon
 
 MODEL = "test-model"
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -138,7 +138,7 @@ async def stored_events(served: Running, response_id: str) -> list[dict[str, Any
 
 async def ended(client: AsyncOpenAI, response_id: str) -> Response:
     """The response once it has ended, polled for as clients do."""
-    async with asyncio.timeout(10):
+    async with soon():
         while True:
             response = await client.responses.retrieve(response_id)
             if response.status in ENDED:

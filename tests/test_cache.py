@@ -15,17 +15,7 @@ from core.config import CacheConfig
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, cut, http_error, native, reasoning, stall
 from tests.stream_grammar import check_stream
-from tests.turns import (
-    URL,
-    assert_error,
-    create,
-    eventually,
-    open_stream,
-    retrieve,
-    stream,
-    text_of,
-    turn,
-)
+from tests.turns import URL, assert_error, create, eventually, open_stream, retrieve, soon, stream, text_of, turn
 
 ROOT = Path(__file__).parents[1]
 # Prints how much the memory has grown by many answers, and how long these are.
@@ -246,7 +236,7 @@ class TestHits:
             backend.script(stall())
             busy = asyncio.create_task(running.http.post(URL, json=turn(input="Think for ever.")))
             await eventually(lambda: running.in_flight() == 1, "the only slot is taken")
-            async with asyncio.timeout(2):
+            async with soon():
                 await create(running.http, **CACHED)
             busy.cancel()
             await asyncio.wait([busy])

@@ -12,7 +12,7 @@ from core.errors import BackendError, BackendUnreachable, NotFound
 from tests.conftest import running_router
 from tests.fake_backend import CHAT, FakeBackend, http_error, json_answer, say, steps, until
 from tests.test_pool import at, open_pool, waiting
-from tests.turns import URL, create, eventually, turn
+from tests.turns import URL, create, eventually, soon, turn
 
 
 async def taken(pool: Pool, requests: int = 1, model: str = "test-model", **routing: Any) -> Counter[str]:
@@ -93,26 +93,30 @@ class TestChoosing:
             assert await taken(pool) == {"b": 1}
             assert await taken(pool, model="other") == {"a": 1}
 
-    async def test_one_probe_at_a_time_goes_to_one_that_failed(self, backends_):
+    async def test_one_probe_at_a_time_goes_to_one_that_failed(self, backends_, clock):
         endpoints = named(backends_, {"priority": 0}, {"priority": 1})
-        async with open_pool(*endpoints, breaker={"failures": 1, "cooldown_s": 0.05}) as pool:
+        async with open_pool(*endpoints, breaker={"failures": 1, "cooldown_s": 60}) as pool:
             first = next(iter(pool.endpoints.values()))
             pool.failed(first.key, "test-model", BackendError("x"))
-            await asyncio.sleep(0.06)
+            clock.advance(61)
             assert await taken(pool, 3) == {"a": 1, "b": 2}
             pool.abandoned(first.key, "test-model")
             assert await taken(pool, 3) == {"a": 1, "b": 2}, "a probe that told nothing is made again"
             pool.succeeded(first.key, "test-model", Routing())
             assert await taken(pool, 3) == {"a": 3}
 
-    async def test_who_waits_is_told_when_a_cool_down_is_over(self, backends_):
+    async def test_who_waits_is_told_when_a_cool_down_is_over(self, backends_, clock):
         endpoints = named(backends_, {"max_concurrent": 1}, {"max_concurrent": 1})
-        async with open_pool(*endpoints, breaker={"failures": 1, "cooldown_s": 0.1}) as pool:
+        settings = {"breaker": {"failures": 1, "cooldown_s": 60}, "queue": {"timeout_s": 1000}}
+        async with open_pool(*endpoints, **settings) as pool:
             first = next(iter(pool.endpoints.values()))
             pool.failed(first.key, "test-model", BackendError("x"))
             assert await taken(pool) == {"b": 1}
-            async with asyncio.timeout(1):
-                assert await taken(pool) == {"a": 1}
+            waits = asyncio.create_task(taken(pool))
+            await waiting(pool, 1)
+            clock.advance(61)
+            async with soon():
+                assert await waits == {"a": 1}
 
     @pytest.mark.parametrize("told", ["drained", "set right"])
     async def test_all_who_can_be_served_are(self, backend, told):

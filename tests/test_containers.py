@@ -23,6 +23,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 import yaml
 
+from tests.turns import SOON_S
+
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 CONFIG_TEXT = (ROOT / "config.yaml").read_text()
@@ -322,10 +324,10 @@ def running(command: list[str], folder: Path, environment: dict[str, str]) -> It
 
 
 def wait_until_healthy(check: list[str], server: subprocess.Popen[bytes], environment: dict[str, str]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + SOON_S
     while subprocess.run(located(check, environment), env=environment, capture_output=True).returncode:
         assert server.poll() is None, f"the entry command ended with status {server.returncode}"
-        assert time.monotonic() < deadline, "not healthy after 20 s"
+        assert time.monotonic() < deadline, f"not healthy after {SOON_S:g} s"
         time.sleep(0.1)
 
 

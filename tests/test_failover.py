@@ -38,7 +38,7 @@ from tests.fake_backend import (
 from tests.stream_grammar import check_stream
 from tests.test_pool import at
 from tests.test_websocket import connected
-from tests.turns import URL, assert_error, create, crowded_client, ended, eventually, open_stream, text_of, turn
+from tests.turns import URL, assert_error, create, crowded_client, ended, eventually, open_stream, soon, text_of, turn
 
 # A breaker that stays open for the whole test, and one that soon lets a probe through.
 FOR_LONG: dict[str, Any] = {"cooldown_s": 30.0}
@@ -217,7 +217,7 @@ class TestOneOfTwoIsBad:
         gate = asyncio.Event()
         bad.default = steps(until(gate), http_error(500))
         good.default = steps(until(gate), prompt)
-        async with fleet(at(good), at(bad), breaker={"cooldown_s": 0.2, "max_cooldown_s": 60.0}) as running:
+        async with fleet(at(good), at(bad), breaker={"cooldown_s": 1.5, "max_cooldown_s": 600.0}) as running:
             many = asyncio.create_task(storm(running, 16, at_once=16))
             await bad.wait_for(lambda b: b.in_flight == 8)
             gate.set()
@@ -241,10 +241,9 @@ class TestOneOfTwoIsBad:
 async def traffic_again(running: Running, backend: FakeBackend) -> None:
     """It gets requests, and answers them, soon: its probe interval and some."""
     before = len(backend.turns)
-    end = time.monotonic() + 2.0
-    while len(backend.turns) < before + 3:
-        assert time.monotonic() < end, f"{len(backend.turns) - before} requests since it is well again"
-        all_fine(await storm(running, 8, at_once=4), 8)
+    async with soon():
+        while len(backend.turns) < before + 3:
+            all_fine(await storm(running, 8, at_once=4), 8)
 
 
 # ── after the first event ────────────────────────────────────────────────────────────────────────────────────────────
@@ -360,7 +359,7 @@ class TestNobodyElse:
     async def test_a_front_door_that_nobody_has_is_said_at_once(self, good):
         async with fleet(at(good, "ollama")) as running:
             asked = {"model": "test-model", "query": "a", "documents": ["b"]}
-            async with asyncio.timeout(2):
+            async with soon():
                 answer = await running.http.post("/v1/rerank", json=asked)
             assert 400 <= answer.status_code < 500, answer.text
             assert answer.status_code != 429, "coming back later would not help"
@@ -383,8 +382,9 @@ class TestTheOneThereIs:
         good.script(http_error(429, headers={"Retry-After": "0.3"}))
         async with fleet(at(good)) as running:
             began = time.monotonic()
-            await create(running.http)
-            assert 0.3 <= time.monotonic() - began < 3.0
+            async with soon():
+                await create(running.http)
+            assert time.monotonic() - began >= 0.3
 
     async def test_one_that_says_to_come_back_late_is_not_waited_for(self, good):
         good.script(http_error(503, "Loading model", headers={"Retry-After": "20"}))
@@ -405,7 +405,7 @@ class TestTheOneThereIs:
         monkeypatch.setattr(backends.fleet.failover, "WAITS_S", (0.02, 0.05))
         async with fleet(at(good), models_refresh_s=3600) as running:
             await good.stop()
-            async with asyncio.timeout(2):
+            async with soon():
                 assert_error(await running.http.post(URL, json=turn()), 502, code="backend_unreachable")
 
 
@@ -473,14 +473,20 @@ class TestHanging:
         bad.default = answer
         async with fleet(at(good), at(bad, priority=-1, first_byte_timeout_s=0.1)) as running:
             began = time.monotonic()
-            reply = await running.http.post(path, json=asking(path, stream=True))
+            async with soon():
+                reply = await running.http.post(path, json=asking(path, stream=True))
             assert reply.status_code == 200, reply.text
-            assert 0.1 <= time.monotonic() - began < 3.0
+            assert time.monotonic() - began >= 0.1
             await bad.wait_for(lambda b: b.aborts == 1)
 
-    async def test_the_rest_may_take_longer(self, bad):
-        bad.default = chat("Hello", then=steps(pause(0.3), chunk({}, finish_reason="stop"), DONE))
-        async with fleet(at(bad, first_byte_timeout_s=0.1)) as running, open_stream(running.http) as events:
+    async def test_the_rest_may_take_longer(self, bad, clock):
+        gate = asyncio.Event()
+        bad.default = chat("Hello", then=steps(until(gate), chunk({}, finish_reason="stop"), DONE))
+        async with fleet(at(bad, first_byte_timeout_s=60)) as running, open_stream(running.http) as events:
+            await events.until("response.output_text.delta")
+            clock.advance(100)
+            await asyncio.sleep(0.01)
+            gate.set()
             assert (await events.rest())[-1]["type"] == "response.completed"
 
     async def test_alone_it_is_a_504(self, bad):
@@ -497,7 +503,7 @@ class TestHanging:
             asked = [asyncio.create_task(running.http.post(path, json=asking(path))) for _ in range(5)]
             await bad.wait_for(lambda b: b.in_flight == 5)
             bad.routes["GET /v1/models"] = stall()
-            async with asyncio.timeout(3):
+            async with soon():
                 answers = await asyncio.gather(*asked)
             assert [answer.status_code for answer in answers] == [200] * 5
             assert {answer.headers["x-nomyo-endpoint"] for answer in answers} == {re.sub("http://", "", good.url)}

@@ -312,7 +312,7 @@ class TestAborts:
         await backend.wait_for(lambda b: b.in_flight == 1)
         assert backend.aborts == 0
         turn.cancel()
-        await backend.wait_for(lambda b: b.aborts == 1, timeout_s=1)
+        await backend.wait_for(lambda b: b.aborts == 1)
         assert backend.in_flight == 0
         # The next one is served as ever.
         assert (await post(http)).endswith(DONE)

@@ -11,7 +11,7 @@ import api.http.replies
 from tests.conftest import Running
 from tests.fake_backend import DONE, chat, chat_usage, chunk, http_error, stall, stream, until
 from tests.stream_grammar import check_stream, parse_sse
-from tests.turns import URL, create, turn
+from tests.turns import URL, create, soon, turn
 
 HELLO = b"".join([chunk({"role": "assistant", "content": ""}), chunk({"content": "Hello"}), chunk({"content": " you"})])
 END = b"".join([chunk({}, finish_reason="stop"), chunk(usage=chat_usage()), DONE])
@@ -95,7 +95,7 @@ class TestStreams:
 
     async def test_a_token_that_arrived_is_on_its_way(self, served, backend):
         backend.script(stream(HELLO, stall()))
-        async with wire_to(served) as wire, asyncio.timeout(1):
+        async with wire_to(served) as wire, soon():
             await wire.post(STREAM)
             received = b""
             while b" you" not in received:
@@ -116,12 +116,20 @@ class TestStreams:
             received += await wire.rest()
         check_stream([event for _, event in parse_sse(received)])
 
-    async def test_a_busy_stream_gets_none(self, served, backend, monkeypatch):
-        monkeypatch.setattr(api.http.replies, "KEEPALIVE_S", 0.2)
-        backend.script(chat("a b c d e f g h i j k l", delay_s=0.03))
+    async def test_a_busy_stream_gets_none(self, served, backend, clock):
+        gates = [asyncio.Event() for _ in range(10)]
+        words = [step for gate in gates for step in (until(gate), chunk({"content": "word "}))]
+        backend.script(stream(HELLO, *words, END))
+        received = b""
         async with wire_to(served) as wire:
             await wire.post(STREAM)
-            assert b": ping" not in await wire.rest()
+            for gate in gates:
+                received += await wire.chunk()
+                clock.advance(api.http.replies.KEEPALIVE_S * 2 / 3)
+                gate.set()
+            received += await wire.rest()
+        assert b": ping" not in received
+        assert received.count(b"word ") > len(gates)
 
 
 class TestConnections:

@@ -17,6 +17,7 @@ from core.config import EndpointConfig, parse_config
 from core.errors import BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
 from tests.test_discovery import MISSING, SAMPLES, Server, discover, hang
 from tests.test_error_words import OVERFLOWS, UNSUPPORTED
+from tests.turns import soon
 
 KNOWN = {name: kind for name, kind in KINDS.items() if kind.is_known}
 each_kind = pytest.mark.parametrize("kind", KNOWN)
@@ -142,7 +143,7 @@ class TestDiscovery:
     async def test_what_hangs_beside_it_holds_nothing_up(self, kind, monkeypatch):
         monkeypatch.setattr(backends.kinds.server, "GRACE_S", 0.02)
         answers, listing = SAMPLES[kind]
-        async with asyncio.timeout(1):
+        async with soon():
             found = await discover(kind, Server({listing: answers[listing]}, otherwise=hang))
         assert found.models, "the listing came"
         assert len(asyncio.all_tasks()) == 1, "no question is left open"

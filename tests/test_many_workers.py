@@ -26,6 +26,7 @@ from tests.fake_backend import FakeBackend, Reply, chat, pause, stall, steps, un
 from tests.stream_grammar import check_stream
 from tests.test_restart import free_port
 from tests.turns import (
+    SOON_S,
     URL,
     Events,
     Json,
@@ -132,7 +133,7 @@ class Service:
 
     async def has_successor(self, pid: int) -> None:
         """Waits until another worker has taken the place of a killed one."""
-        await eventually(lambda: pid not in self.workers() and len(self.workers()) == 2, f"{pid} is replaced", 10)
+        await eventually(lambda: pid not in self.workers() and len(self.workers()) == 2, f"{pid} is replaced")
         await self.is_up()
 
     async def is_up(self) -> None:
@@ -149,7 +150,7 @@ class Service:
                 )
             return False
 
-        await eventually(knows_models, "both workers answer", 20)
+        await eventually(knows_models, "both workers answer")
 
 
 def client(url: Any, *, kept_connections: int = 100, uds: str | None = None) -> httpx2.AsyncClient:
@@ -159,7 +160,7 @@ def client(url: Any, *, kept_connections: int = 100, uds: str | None = None) -> 
         base_url=url,
         headers={"Authorization": f"Bearer {KEY}"},
         transport=httpx2.AsyncHTTPTransport(uds=uds, limits=limits, verify=False),
-        timeout=20,
+        timeout=None,
     )
 
 
@@ -461,7 +462,7 @@ async def test_sigterm_lets_requests_end_and_leaves_nothing_behind(backend: Fake
         await eventually(is_refused, "who comes now is refused, and does not wait for nobody")
         go.set()
         assert [text_of(response) for response in await asyncio.gather(*asked)] == ["Whole."] * 2
-        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert await asyncio.wait_for(running.process.wait(), SOON_S) == 0
         assert not [pid for pid in pids if command_of(pid)], "a worker is left"
         assert list(running.temporary.iterdir()) == [], "a folder is left"
     store = Store(f"sqlite:///{short_path}/router.db")
@@ -490,7 +491,7 @@ def test_a_service_that_cannot_start_ends_with_an_error_and_leaves_nothing_behin
         env=environment_of(tmp_path),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=None,
     )
     assert ended.returncode == 3, ended.stderr
     assert "unable to open database file" in ended.stderr

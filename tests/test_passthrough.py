@@ -34,7 +34,7 @@ from tests.fake_backend import (
     stream,
     until,
 )
-from tests.turns import assert_error, eventually
+from tests.turns import assert_error, eventually, soon
 
 Json = dict[str, Any]
 
@@ -223,7 +223,7 @@ class TestStreams:
         answers(backend, path, stream(*gated))
         body = {"model": MODEL, **DOORS[path], "stream": True}
         gates[0].set()
-        async with served.http.stream("POST", path, json=body) as answer, asyncio.timeout(5):
+        async with served.http.stream("POST", path, json=body) as answer, soon():
             assert answer.headers["content-type"] == "text/event-stream"
             assert answer.headers["x-accel-buffering"] == "no"
             assert "content-length" not in answer.headers
@@ -256,7 +256,7 @@ class TestStreams:
         answers(backend, CHAT, endless)
         async with opened(served):
             before = -1
-            async with asyncio.timeout(5):
+            async with soon():
                 while before != written:
                     before = written
                     await asyncio.sleep(0.1)

@@ -147,6 +147,7 @@ class TestEndpoints:
             for number in range(20):
                 await settings.change(at(two[0], max_concurrent=3 + number), *([at(two[1])] if number % 2 else []))
                 await asyncio.sleep(0.01)
+            await eventually(lambda: len(answers) > 20, "the requests go on")
             stop.set()
             await asyncio.gather(*asking)
             assert set(answers) == {200}, f"{len(answers)} answers, among them {set(answers)}"
@@ -169,7 +170,7 @@ class TestEndpoints:
             await backend.wait_for(lambda b: b.requests[-1].outcome == "open")
             backend.routes["GET /v1/models"] = listing
             await settings.change(at(backend, api_key="right"))
-            await eventually(lambda: "another" in pool.models(), "the changed endpoint has been asked", 1)
+            await eventually(lambda: "another" in pool.models(), "the changed endpoint has been asked")
 
     async def test_who_waits_gets_the_new_slots(self, settings, backend):
         gate = asyncio.Event()

@@ -16,7 +16,7 @@ import yaml
 
 from tests.fake_backend import FakeBackend, chat, stall
 from tests.stream_grammar import check_stream
-from tests.turns import create, eventually, open_stream, rejoin, retrieve, text_of
+from tests.turns import SOON_S, create, eventually, open_stream, rejoin, retrieve, text_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +47,7 @@ async def router_process(
     environment = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml")}
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
     try:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None) as http:
 
             async def is_up() -> bool:
                 assert process.returncode is None, f"the router ended with {process.returncode}"
@@ -57,7 +57,7 @@ async def router_process(
                     await asyncio.sleep(0.02)
                     return False
 
-            await eventually(is_up, "the router answers", 20)
+            await eventually(is_up, "the router answers")
             yield http, process
     finally:
         if process.returncode is None:
@@ -95,4 +95,6 @@ async def test_what_was_running_when_the_process_was_killed_reads_failed(backend
         assert len(backend.turns) == turns + 1, "the killed turns were begun again"
 
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 10) in (0, -signal.SIGTERM), "it did not stop when it was told to"
+        assert await asyncio.wait_for(process.wait(), SOON_S) in (0, -signal.SIGTERM), (
+            "it did not stop when it was told to"
+        )

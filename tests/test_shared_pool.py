@@ -17,7 +17,7 @@ from core.errors import TooManyRequests
 from tests.cluster.in_process import InProcess, Shared
 from tests.fake_backend import FakeBackend
 from tests.test_pool import at
-from tests.turns import eventually
+from tests.turns import SOON_S, eventually, soon
 
 
 class Workers:
@@ -38,7 +38,7 @@ class Workers:
         """A request that waits by now."""
         before = self.waiting()
         task = asyncio.create_task(self.request(worker, name, model))
-        await eventually(lambda: self.waiting() == before + 1, f"{name} waits", 2)
+        await eventually(lambda: self.waiting() == before + 1, f"{name} waits")
         return task
 
     def give_back(self, worker: int, model: str = "test-model") -> None:
@@ -51,7 +51,7 @@ class Workers:
 
     async def serve(self, *names: str) -> None:
         """Waits until these, and no others, have got a slot."""
-        async with asyncio.timeout(2):
+        async with soon():
             await asyncio.sleep(0.005)  # as long as one gives way
             await eventually(lambda: len(self.served) >= len(names), f"{names} are served, not only {self.served}")
         assert sorted(self.served) == sorted(names)
@@ -144,20 +144,20 @@ class TestTheLine:
         async with open_pools(*(at(b, max_concurrent=1) for b in (backend, other_backend))) as workers:
             await workers.request(0, "has other", "other")
             blocked = await workers.waits(0, "waits for other", "other")
-            await asyncio.wait_for(workers.request(worker, "newcomer"), 2)
+            await asyncio.wait_for(workers.request(worker, "newcomer"), SOON_S)
             waits = await workers.waits(1 - worker, "waits")
             workers.give_back(worker)
-            await asyncio.wait_for(waits, 2)
+            await asyncio.wait_for(waits, SOON_S)
             assert not blocked.done()
             workers.give_back(0, "other")
-            await asyncio.wait_for(blocked, 2)
+            await asyncio.wait_for(blocked, SOON_S)
             assert workers.served == ["has other", "newcomer", "waits", "waits for other"]
 
     async def test_a_worker_that_died_while_it_was_first_in_line_holds_nobody_up(self, backend):
         async with open_pools(at(backend, max_concurrent=1)) as workers:
             workers.shared.waiting[7] = (3, 1.0)
             for n in range(3):
-                await asyncio.wait_for(workers.request(n % 2), 2)
+                await asyncio.wait_for(workers.request(n % 2), SOON_S)
                 workers.give_back(n % 2)
             del workers.shared.waiting[7]
 
@@ -169,7 +169,7 @@ class TestTheLine:
             # Both before the loop runs again.
             workers.give_back(worker)
             leaves.cancel()
-            await asyncio.wait_for(stays, 2)
+            await asyncio.wait_for(stays, SOON_S)
             assert leaves.cancelled()
             assert (workers.taken(worker), workers.taken(1 - worker)) == (0, 1)
 
@@ -180,7 +180,7 @@ class TestTheLine:
             # It leaves when the slot is kept free for it.
             workers.give_back(0)
             first.cancel()
-            await asyncio.wait_for(second, 2)
+            await asyncio.wait_for(second, SOON_S)
 
 
 class TestLimits:
@@ -198,7 +198,7 @@ class TestLimits:
             tasks = [await workers.waits(worker) for worker in (0, 1, 1)]
             for worker in (0, 1):
                 with pytest.raises(TooManyRequests):
-                    await asyncio.wait_for(workers.request(worker), 2)
+                    await asyncio.wait_for(workers.request(worker), SOON_S)
             for _ in range(3):
                 workers.give_back_any()
                 await eventually(lambda: workers.counted() == 1, "the slot is taken again")
@@ -212,7 +212,7 @@ class TestLimits:
             await workers.request(0, model="other")
             blocked = await workers.waits(0, model="other")
             try:
-                await asyncio.wait_for(workers.request(worker), 2)
+                await asyncio.wait_for(workers.request(worker), SOON_S)
             finally:
                 workers.give_back(0, "other")
                 await blocked
@@ -246,12 +246,12 @@ class TestNothingIsLost:
                 if workers.taken(0):
                     workers.clusters[1].meanwhile(0, lambda: None)
                     break  # He waits, and nothing was given back.
-                async with asyncio.timeout(2):
+                async with soon():
                     await task
                 workers.give_back(1)
             assert calls > 4, "nothing came between"
             workers.give_back(0)
-            await asyncio.wait_for(task, 2)
+            await asyncio.wait_for(task, SOON_S)
 
     async def test_no_slot_is_lost_in_a_thousand_comings_and_goings(self, backend, other_backend):
         dice = random.Random(11)

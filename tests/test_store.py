@@ -15,7 +15,7 @@ from db import Store
 from requests.responses import new_id
 from tests.conftest import running_router
 from tests.fake_backend import FakeBackend, chat, http_error
-from tests.turns import assert_error, create, eventually, stream, turn
+from tests.turns import SOON_S, assert_error, create, eventually, soon, stream, turn
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -300,7 +300,7 @@ class TestWriting:
     async def test_a_write_after_the_end_is_an_error_and_not_a_wait_for_ever(self, store):
         await store.close()
         with pytest.raises(ServerError):
-            async with asyncio.timeout(1):
+            async with soon():
                 await store.store_response("resp_1", **row())
 
 
@@ -405,7 +405,7 @@ class TestFiles:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         write = asyncio.ensure_future(store.store_response("resp_2", **row()))
-        async with asyncio.timeout(1):
+        async with soon():
             assert await store.get_response("resp_1") is not None
         assert not write.done()
         other.execute("COMMIT")
@@ -415,7 +415,7 @@ class TestFiles:
     async def test_closing_writes_what_is_queued(self, store, path):
         writes = [store.store_response(f"resp_{n}", **row()) for n in range(50)]
         await store.close()
-        await asyncio.wait_for(asyncio.gather(*writes), 1)
+        await asyncio.wait_for(asyncio.gather(*writes), SOON_S)
         with sqlite3.connect(path) as other:
             assert other.execute("SELECT COUNT(*) FROM responses").fetchone() == (50,)
         other.close()

@@ -18,7 +18,7 @@ class Log(list[str]):
         return Gated(job_id, self, **kwargs)
 
     async def reaches(self, *expected: str) -> None:
-        await eventually(lambda: self[-len(expected) :] == list(expected), f"{expected} at the end of {self}", 2)
+        await eventually(lambda: self[-len(expected) :] == list(expected), f"{expected} at the end of {self}")
 
 
 class Gated:

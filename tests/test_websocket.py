@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import api.websocket
-from tests.conftest import Running, running_router
+from tests.conftest import Clock, Running, running_router
 from tests.fake_backend import (
     Answer,
     FakeBackend,
@@ -37,6 +37,7 @@ from tests.fake_backend import (
 )
 from tests.sdk import EVENT_CLASSES, MODEL, WEATHER_TOOL, ended, wire_events
 from tests.stream_grammar import check_stream, fold
+from tests.turns import SOON_S, soon
 
 Json = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Lane:
         await self.socket.send(orjson.dumps({"type": "response.create", "model": MODEL, **message}).decode())
 
     async def next(self) -> Json:
-        message = await asyncio.wait_for(self.socket.recv(), 10)
+        message = await asyncio.wait_for(self.socket.recv(), SOON_S)
         assert isinstance(message, str), "an event is a text message"
         event: Json = orjson.loads(message)
         return event
@@ -573,7 +574,7 @@ async def test_a_client_that_leaves_takes_all_its_turns_with_it(
         if leaving is not None:
             await leaving
         await backend.wait_for(lambda b: b.aborts == 2)
-    async with asyncio.timeout(5):
+    async with soon():
         while served.in_flight():  # noqa: ASYNC110  # the pool has no event for it
             await asyncio.sleep(0.005)
     assert len(backend.turns) == 2, "a turn that waited was begun"
@@ -582,13 +583,13 @@ async def test_a_client_that_leaves_takes_all_its_turns_with_it(
 
 
 async def test_a_turn_that_is_being_stored_ends_after_the_hour_and_no_other_begins(
-    served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(api.websocket, "CONNECTION_LIMIT_S", 0.2)
     update = served.app.state.db.update_response
 
     async def slowly(*args: Any) -> None:
-        await asyncio.sleep(0.4)
+        clock.advance(api.websocket.CONNECTION_LIMIT_S)
+        await asyncio.sleep(0.01)  # The loop looks at its timers.
         await update(*args)
 
     monkeypatch.setattr(served.app.state.db, "update_response", slowly)
@@ -600,15 +601,15 @@ async def test_a_turn_that_is_being_stored_ends_after_the_hour_and_no_other_begi
     assert len(backend.turns) == 1, "the turn that waited was begun"
 
 
-async def test_a_socket_lives_for_an_hour(
-    served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_socket_lives_for_an_hour(served: Running, backend: FakeBackend, clock: Clock) -> None:
     assert api.websocket.CONNECTION_LIMIT_S == 3600
-    monkeypatch.setattr(api.websocket, "CONNECTION_LIMIT_S", 0.2)
     backend.script(chat("Hello."), stall())
     async with connected(served) as lane:
         assert text_of(await lane.answer()) == "Hello."
+        clock.advance(3500)
         await lane.send(input="Hi")
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        clock.advance(100)
         error = await lane.error()
         assert (error["status"], error["error"]["code"]) == (400, "websocket_connection_limit_reached")
         with pytest.raises(ConnectionClosed) as closed:
@@ -626,7 +627,7 @@ async def test_a_router_that_stops_closes_its_sockets(backend: FakeBackend) -> N
         await Lane(socket).send(input="Hi")
         await backend.wait_for(lambda b: b.in_flight == 1)
     with pytest.raises(ConnectionClosed):
-        await asyncio.wait_for(socket.recv(), 5)
+        await asyncio.wait_for(socket.recv(), SOON_S)
     await backend.wait_for(lambda b: b.aborts == 1)
 
 

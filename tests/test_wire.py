@@ -20,13 +20,14 @@ from fastapi import FastAPI
 
 import router
 from api.http.protocol import MOST_WAITING, Protocol, Wire, wire_of
+from api.http.replies import KEEPALIVE_S
 from core.config import parse_config
 from requests.sse import KEEPALIVE
-from tests.conftest import Server
-from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, pause, stall, steps, stream, until
+from tests.conftest import Clock, Server
+from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, stall, steps, stream, until
 from tests.fake_backend import Answer as BackendAnswer
 from tests.stream_grammar import check_stream, parse_sse
-from tests.turns import Json, eventually, text_of
+from tests.turns import SOON_S, Json, eventually, soon, text_of
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 
@@ -43,6 +44,7 @@ TOO_MUCH = 80 * 1024  # for max_body_mb, and for what uvicorn reads ahead
 def made(backend: FakeBackend, **settings: Any) -> FastAPI:
     endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
     settings = {"endpoints": endpoints, "database": {"url": "sqlite://"}, "background": {"drain_s": 0.2}, **settings}
+    settings.setdefault("models_refresh_s", 86_400)
     return router.create_app(parse_config({"api_key": "secret", **settings}))
 
 
@@ -124,7 +126,7 @@ class Line:
             await asyncio.sleep(0.003)  # The next one comes apart from it.
 
     async def head(self) -> Answer:
-        async with asyncio.timeout(5):
+        async with soon():
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
         version, status, _ = lines[0].split(" ", 2)
         headers = [(name, value) for name, _, value in (line.partition(": ") for line in lines[1:])]
@@ -134,7 +136,7 @@ class Line:
         """The next answer, to its end."""
         answer = await self.head()
         try:
-            async with asyncio.timeout(5):
+            async with soon():
                 if answer.header("transfer-encoding") == "chunked":
                     while chunk := await self.chunk():
                         answer.body += chunk
@@ -151,7 +153,7 @@ class Line:
     async def until(self, wanted: bytes) -> bytes:
         """What comes until this is in it."""
         seen = b""
-        async with asyncio.timeout(5):
+        async with soon():
             while wanted not in seen:
                 piece = await self.reader.read(2**16)
                 assert piece, f"the connection ended before {wanted!r}: {seen!r}"
@@ -160,7 +162,7 @@ class Line:
 
     async def is_closed(self) -> bool:
         """Whether the server closes it, and says nothing more."""
-        async with asyncio.timeout(5):
+        async with soon():
             assert await self.reader.read() == b"", "something comes behind the answer"
         return True
 
@@ -478,7 +480,7 @@ async def test_who_left_before_anybody_looked_is_missed(
         monkeypatch.setattr(app.state.db, "get_history", slow)
         line = await site.connect()
         await line.send(ask(response(previous_response_id=first.json["id"])))
-        await asyncio.wait_for(asked.wait(), 5)
+        await asyncio.wait_for(asked.wait(), SOON_S)
         await line.leave()
         await eventually(lambda: not site.server.server_state.connections, "the server has seen it leave")
         gate.set()
@@ -775,43 +777,67 @@ async def test_a_silent_stream_is_kept_alive(
 
 @both_ways
 async def test_a_stream_that_is_not_silent_holds_no_comments(
-    backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
+    backend: FakeBackend, app: FastAPI, clock: Clock, way: str
 ) -> None:
-    monkeypatch.setattr("api.http.replies.KEEPALIVE_S", 0.1)
-    backend.script(chat("word " * 40, delay_s=0.01))
+    gates = [asyncio.Event() for _ in range(10)]
+    words = [step for number, gate in enumerate(gates) for step in (until(gate), chunk({"content": f"word {number} "}))]
+    backend.script(
+        stream(chunk({"role": "assistant", "content": "Hello "}), *words, chunk({}, finish_reason="stop"), DONE)
+    )
     async with served(app, way) as site:
-        [answer] = await talk(site, [ask(response(**STREAM)), READ])
-    assert b"\n:" not in answer.body
-    assert len(answer.events) > 40
+        line = await site.connect()
+        await line.send(ask(response(**STREAM)))
+        seen = await line.until(b"Hello")
+        for number, gate in enumerate(gates):
+            clock.advance(KEEPALIVE_S * 2 / 3)
+            gate.set()
+            seen += await line.until(b"word %d " % number)
+        seen += await line.until(b"0\r\n\r\n")
+        await line.leave()
+    assert b"\n:" not in seen
+    assert b"response.completed" in seen
 
 
 @both_ways
-async def test_a_connection_that_nobody_uses_is_closed(backend: FakeBackend, app: FastAPI, way: str) -> None:
-    async with served(app, way, keep_alive_s=0.3) as site:
+async def test_a_connection_that_nobody_uses_is_closed(
+    backend: FakeBackend, app: FastAPI, clock: Clock, way: str
+) -> None:
+    async with served(app, way, keep_alive_s=60) as site:
         line = await site.connect()
         for _ in range(4):  # Used now and then, it lives longer than its time.
             await line.send(ask(response()))
             assert (await line.answer()).status == 200
-            await asyncio.sleep(0.15)
+            clock.advance(40)
+            await asyncio.sleep(0.01)
         assert not line.reader.at_eof(), "it was closed while it was in use"
+        clock.advance(40)
         assert await line.is_closed()
         await line.leave()
 
 
 @both_ways
-async def test_a_connection_that_waits_for_its_answer_is_not_idle(backend: FakeBackend, app: FastAPI, way: str) -> None:
-    async with served(app, way, keep_alive_s=0.1) as site:
+async def test_a_connection_that_waits_for_its_answer_is_not_idle(
+    backend: FakeBackend, app: FastAPI, clock: Clock, way: str
+) -> None:
+    gate = asyncio.Event()
+    async with served(app, way, keep_alive_s=60) as site:
         line = await site.connect()
         await line.send(ask(response()))
         await line.answer()
-        backend.script(steps(pause(0.4), chat("Late.")))
+        backend.script(steps(until(gate), chat("Late.")))
         await line.send(ask(response()))
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        clock.advance(200)
+        await asyncio.sleep(0.01)
+        gate.set()
         assert text_of((await line.answer()).json) == "Late."
         head, body = asks(response())
         await line.send(head)
-        await asyncio.sleep(0.3)
+        clock.advance(200)
+        await asyncio.sleep(0.01)
         await line.send(body)
         assert (await line.answer()).status == 200, "the half of a request is no silence"
+        clock.advance(200)
         assert await line.is_closed()
         await line.leave()
 

@@ -25,6 +25,7 @@ from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, step
 from tests.stream_grammar import check_stream
 from tests.test_restart import free_port
 from tests.turns import (
+    SOON_S,
     assert_error,
     create,
     ended,
@@ -106,7 +107,7 @@ class Service:
         transport._pool = httpcore2.AsyncConnectionPool(
             max_connections=None, max_keepalive_connections=0, network_backend=one
         )
-        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=20, transport=transport)
+        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=None, transport=transport)
         return await self.clients.enter_async_context(client)
 
     async def both(self) -> list[httpx2.AsyncClient]:
@@ -127,11 +128,11 @@ class Service:
             await asyncio.sleep(0.02)
             return len(self.workers()) == 2 and all([await knows_models(http) for http in await self.both()])
 
-        await eventually(is_up, "both workers answer", 20)
+        await eventually(is_up, "both workers answer")
 
     async def has_successor(self, pid: int) -> None:
         """Waits until another worker has taken the place of a killed one."""
-        await eventually(lambda: pid not in self.workers(), f"{pid} is gone", 10)
+        await eventually(lambda: pid not in self.workers(), f"{pid} is gone")
         await self.is_up()
 
     async def use(self, **settings: Any) -> None:
@@ -351,7 +352,7 @@ async def test_who_waits_gets_the_slots_of_a_killed_worker_and_the_service_goes_
     await has_metric(here, "nomyo_queue_waiting", 7)
     running.backend.default = chat("Still here.")
     os.kill(doomed, signal.SIGKILL)
-    answers = await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    answers = await asyncio.wait_for(asyncio.gather(*waiting), SOON_S)
     assert [answer.status_code for answer in answers] == [200] * 6
     await asyncio.gather(*held, return_exceptions=True)
     await running.has_successor(doomed)
@@ -378,11 +379,11 @@ async def test_a_background_stream_is_followed_and_cancelled_from_either_worker(
         follow(there, response_id, seen) as late,
     ):
         for events in (near, far):
-            await asyncio.wait_for(events.until("response.output_text.delta"), 5)
+            await asyncio.wait_for(events.until("response.output_text.delta"), SOON_S)
         answer = await there.post(f"/v1/responses/{response_id}/cancel")
         assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
         for events in (near, far, late):
-            await asyncio.wait_for(events.rest(), 5)
+            await asyncio.wait_for(events.rest(), SOON_S)
     check_stream(far.seen)
     assert near.seen == far.seen
     assert late.seen == far.seen[seen + 1 :]
@@ -544,7 +545,7 @@ async def test_sigterm_ends_all_and_leaves_nothing_behind(backend: FakeBackend, 
         for http in await running.both():
             await create(http)
         running.process.terminate()
-        assert await asyncio.wait_for(running.process.wait(), 10) == 0
+        assert await asyncio.wait_for(running.process.wait(), SOON_S) == 0
         assert not [pid for pid in pids if command_of(pid)], "a worker is left"
         assert list((short_path / "tmp").iterdir()) == [], "a folder is left"
 

@@ -165,8 +165,17 @@ def assert_error(
     return error
 
 
+# What must come has come by then, on a machine however busy. Less than the patience of the router in any of its defaults for requests.
+SOON_S = 30.0
+
+
+def soon() -> asyncio.Timeout:
+    """`async with soon():` what is inside does not wait for ever."""
+    return asyncio.timeout(SOON_S)
+
+
 async def eventually(
-    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str, timeout_s: float = 5.0
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str, timeout_s: float = SOON_S
 ) -> None:
     """Wait until the condition holds, or fail with what should have come true."""
     try:

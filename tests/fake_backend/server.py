@@ -73,7 +73,7 @@ class FakeBackend:
         """Scripted answers that nobody came for."""
         return len(self._script)
 
-    async def wait_for(self, condition: Callable[[Self], bool], timeout_s: float = 5.0) -> None:
+    async def wait_for(self, condition: Callable[[Self], bool], timeout_s: float = 30.0) -> None:
         """Wait until the condition holds. It is asked again whenever something changed here."""
         try:
             async with asyncio.timeout(timeout_s):
