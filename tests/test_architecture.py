@@ -98,7 +98,6 @@ def test_imports_go_one_way(part: str) -> None:
 
 def test_the_pure_half_does_nothing_to_the_world() -> None:
     world = {
-        "aiohttp",
         "aiosqlite",
         "asyncio",
         "fastapi",

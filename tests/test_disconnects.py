@@ -231,7 +231,7 @@ async def test_200_requests_that_are_aborted_at_random_moments_leave_nothing_beh
     endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 24}
     async with (
         running_router(endpoints=[endpoint], cache={"backend": "memory"}) as running,
-        httpx2.AsyncClient(base_url=running.url, limits=httpx2.Limits(max_connections=None), timeout=30) as http,
+        httpx2.AsyncClient(base_url=running.url, limits=httpx2.Limits(max_connections=None), timeout=None) as http,
     ):
         await create(http)
         idle = asyncio.all_tasks()

@@ -62,7 +62,7 @@ async def client_of(stack: AsyncExitStack) -> ClientOf:
     """Makes a client of a router, closed after the test."""
 
     def make(running: Running, **headers: str) -> ollama.AsyncClient:
-        client = ollama.AsyncClient(host=running.url, headers=headers, verify=False, timeout=20)
+        client = ollama.AsyncClient(host=running.url, headers=headers, verify=False, timeout=None)
         stack.push_async_callback(client.close)
         return client
 

@@ -337,7 +337,7 @@ async def test_the_synchronous_client_does_all_of_it(served: Running, backend: F
     )
 
     def use() -> list[Any]:
-        with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+        with OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=None) as client:
             created = client.responses.create(model=MODEL, input="Count")
             events = list(
                 client.responses.create(model=MODEL, input="On", stream=True, previous_response_id=created.id)
