@@ -25,7 +25,12 @@ Foreign errors (httpx2's, openai's, a server's own) get one of these names at th
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
+
+CODES_OF_CODEX = frozenset({"context_length_exceeded", "insufficient_quota"})
 
 
 class APIError(Exception):
@@ -34,6 +39,9 @@ class APIError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
+    # The error object of a server that speaks to our clients in their own words, and what its headers say to them.
+    original: Mapping[str, Any] | None = None
+    passed_on_headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -53,16 +61,18 @@ class APIError(Exception):
 
     def headers(self) -> dict[str, str]:
         """The HTTP headers that belong to it."""
-        return {} if self.retry_after_s is None else {"Retry-After": f"{self.retry_after_s:.0f}"}
+        wait = {} if self.retry_after_s is None else {"Retry-After": f"{math.ceil(self.retry_after_s)}"}
+        return {**wait, **self.passed_on_headers}
 
     def to_dict(self) -> dict[str, Any]:
         """The object under `"error"` in an HTTP body and in a stream's `error` event."""
-        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        ours = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return ours if self.original is None else {**self.original, **ours}
 
     def to_response_error(self) -> dict[str, Any]:
         """The `error` of a failed response. Its `code` is one of OpenAI's few, because strict clients know no other; the
-        exception is `context_length_exceeded`, which Codex acts on."""
-        if self.code == "context_length_exceeded":
+        exceptions are those that Codex acts on, and what a server that speaks Responses says itself."""
+        if self.code and (self.original is not None or self.code in CODES_OF_CODEX):
             code = self.code
         elif self.status == 429:
             code = "rate_limit_exceeded"
@@ -171,6 +181,8 @@ class BackendRefused(BackendError):
     unsupported: str | None = None
     # By how much a request is too long: `backends.kinds.words.Overflow`.
     overflow: Any = None
+    # What of the roles of its messages it does not take: `backends.kinds.words.SYSTEM` or `ORDER`.
+    roles: str | None = None
 
 
 class ConfigError(Exception):

@@ -171,6 +171,82 @@ OVERFLOWS = {
         "This model's maximum prompt length is 131072 but the request contains 537812 tokens.",
         Overflow(131072, 537812),
     ),
+    "Ollama's cloud": ("prompt too long; exceeded max context length by 4021 tokens", Overflow()),
+    "OpenAI, chat": (
+        "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300001 tokens. Please reduce "
+        "the length of the messages.",
+        Overflow(272000, 300001),
+    ),
+    "OpenAI, more than a minute's": (
+        "Request too large for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, Requested 250011. The "
+        "input or output tokens must be reduced in order to run successfully. Visit https://example.com to learn more.",
+        Overflow(30000, 250011),
+    ),
+    "Groq": ("Please reduce the length of the messages or completion.", Overflow()),
+    "Groq, more than a minute's": (
+        "Request too large for model `m` in organization `org_1` service tier `on_demand` on tokens per minute (TPM): Limit "
+        "6000, Requested 9000, please reduce your message size and try again.",
+        Overflow(6000, 9000),
+    ),
+    "Cerebras": (
+        "Please reduce the length of the messages or completion. Current length is 10636 while limit is 8192",
+        Overflow(8192, 10636),
+    ),
+    "Anthropic, with the answer": (
+        "input length and `max_tokens` exceed context limit: 187254 + 20000 > 204798, decrease input length or `max_tokens` "
+        "and try again",
+        Overflow(204798, 187254),
+    ),
+    "Bedrock": ("Input is too long for requested model.", Overflow()),
+    "Bedrock, Nova": (
+        "The model returned the following errors: Input Tokens Exceeded: Number of input tokens exceeds maximum length. "
+        "Please update the input to try again.",
+        Overflow(),
+    ),
+    "Vertex AI": (
+        "Unable to submit request because the input token count is 40000 but the model supports up to 32768. Reduce it.",
+        Overflow(32768, 40000),
+    ),
+    "Moonshot": ("Invalid request: Your request exceeded model token limit: 131072", Overflow(131072, None)),
+    "Moonshot, requested": (
+        "Invalid request: Your request exceeded model token limit: 262144 (requested: 310000)",
+        Overflow(262144, 310000),
+    ),
+    "Moonshot, bytes": ("total message size 2306631 exceeds limit 2097152", Overflow()),
+    "Z.ai": ("Prompt exceeds max length", Overflow()),
+    "Z.ai, Chinese": ("Prompt 超长", Overflow()),
+    "Z.ai, its reason to stop": ("model_context_window_exceeded", Overflow()),
+    "DashScope": (
+        "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 129024]",
+        Overflow(129024, None),
+    ),
+    "MiniMax": ("invalid params, context window exceeds limit (2013)", Overflow()),
+    "oMLX": ("Prompt too long: 41911 tokens exceeds max context window of 32768 tokens", Overflow(32768, 41911)),
+    "DS4": (
+        "400 Prompt has 256468 tokens, but the configured context size is 256000 tokens",
+        Overflow(256000, 256468),
+    ),
+    "DS4, thousands": (
+        "Prompt has 5,958,968 tokens, but the configured context size is 256,000 tokens",
+        Overflow(256000, 5958968),
+    ),
+    "OpenRouter, Poolside": (
+        "Provider returned error: Input length 131393 exceeds the maximum allowed input length of 131040 tokens.",
+        Overflow(131040, 131393),
+    ),
+    "DeepInfra": ("Requested input length 39818 exceeds maximum input length 32767", Overflow(32767, 39818)),
+    "GitHub Copilot": ("prompt token count of 202345 exceeds the limit of 128000", Overflow(128000, 202345)),
+    "Together": (
+        "Input (200000 tokens) is longer than the model's context length (131072 tokens).",
+        Overflow(131072, 200000),
+    ),
+    "Cohere": (
+        "too many tokens: size limit exceeded by 11326 tokens. Try using shorter or fewer inputs. The limit for this model "
+        "is 288000 tokens.",
+        Overflow(288000, None),
+    ),
+    "Doubao": ("Total tokens of image and text exceed max message tokens. Request id: 0217", Overflow()),
+    "SiliconFlow": ("length of prompt_tokens (33000) must be less than max_seq_len (32768).", Overflow(32768, 33000)),
     "llama-cpp-python": ("Requested tokens (9010) exceed context window of 4096", Overflow(4096, 9010)),
 }
 
@@ -182,7 +258,62 @@ NO_OVERFLOWS = (
     "Multimodal data provided, but model does not support multimodal requests.",
     "model 'llama3' not found",
     "You exceeded your current quota, please check your plan and billing details.",
+    "Too many tokens, please wait before trying again.",  # Bedrock, throttling
+    "Range of max_tokens should be [1, 8192]",  # DashScope
+    "invalid params, media exceeds size limit: max 10485760 bytes (2013)",  # MiniMax
+    "max_tokens exceeds the limit of 8192",
+    "Request reached organization TPD rate limit, current: 1506556, limit: 1500000",
 )
+
+# What a template says of the roles, as its server hands it on.
+LLAMA_CPP = (
+    "\n------------\nWhile executing CallExpression at line {0}, column 32 in source:\n...== 0) %}}↵            {{{{- "
+    "raise_exception('{1:.40}...\n                                           ^\nError: Jinja Exception: {1}"
+)
+MISTRAL = "After the optional system message, conversation roles must alternate user and assistant roles except for tool calls"
+ROLES = {
+    "vLLM, Qwen 3.5": ("jinja template rendering failed. System message must be at the beginning.", "system"),
+    "llama.cpp, Qwen 3.5": (LLAMA_CPP.format(85, "System message must be at the beginning."), "system"),
+    "Rapid-MLX": ("Chat template error: System message must be at the beginning.", "system"),
+    "MiMo": ("system message must be the first message", "system"),
+    "Gemma 2": ("System role not supported", "system"),
+    "o1-mini": ("Unsupported value: 'messages[0].role' does not support 'system' messages with this model.", "system"),
+    "Mistral's template": ("Only user, assistant and tool roles are supported, got system.", "system"),
+    "Mistral 7B": ("Only user and assistant roles are supported!", "system"),
+    "Mistral's API": ("Unexpected role 'system' after role 'assistant'", "system"),
+    "Mistral's API, last": (
+        "Expected last role User or Tool (or Assistant with prefix True) for serving but got system",
+        "system",
+    ),
+    "Anthropic": (
+        'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, not "system" as an '
+        "input message role.",
+        "system",
+    ),
+    "MiniMax": ("invalid params, chat content has invalid message role: system (2013)", "system"),
+    "Rust": ("messages[1].role: unknown variant `system`, expected `user` or `assistant`", "system"),
+    "Gemini, of Gemma": ("Developer instruction is not enabled for models/gemma-3-27b-it", "system"),
+    "Qwen 3.5, without a user": ("Jinja Exception: No user query found in messages.", "system"),
+    "Llama 2": ("Conversation roles must alternate user/assistant/user/assistant/...", "order"),
+    "llama.cpp, Gemma 3": (
+        LLAMA_CPP.format(19, "Conversation roles must alternate user/assistant/user/assistant/..."),
+        "order",
+    ),
+    "llama.cpp, Devstral": (LLAMA_CPP.format(189, MISTRAL), "order"),
+    "Perplexity": ("After the (optional) system message(s), user and assistant roles should be alternating.", "order"),
+    "Anthropic, order": (
+        'messages: roles must alternate between "user" and "assistant", but found multiple "user" roles in a row',
+        "order",
+    ),
+    "Bedrock": ("A conversation must alternate between user and assistant roles. Make sure it does.", "order"),
+    "Bedrock, start": ("A conversation must start with a user message. Try again with one that does.", "order"),
+    "DeepSeek": (
+        "deepseek-reasoner does not support successive user or assistant messages (messages[1] and messages[2] in your "
+        "input). You should interleave the user/assistant messages in the message sequence.",
+        "order",
+    ),
+    "NIM": ("Unexpected role 'user' after role 'tool'", "order"),
+}
 
 UNSUPPORTED = {
     "Ollama, tools": ("registry.ollama.ai/library/gemma3:4b does not support tools", "tools"),
@@ -250,6 +381,43 @@ UNSUPPORTED = {
     "xAI": ("Argument not supported on this model: frequencyPenalty", "frequency_penalty"),
     "xAI, effort": ("Model grok-4 does not support parameter reasoningEffort.", "thinking"),
     "DeepSeek": ("deepseek-reasoner does not support Function Calling", "tools"),
+    "NIM": ("Validation: Unsupported parameter(s): `prompt_cache_key`", "prompt_cache_key"),
+    "NIM, two": ("Unsupported parameter(s): `safety_identifier`, `user`", "safety_identifier"),
+    "NIM, repr": (
+        "[{'type': 'extra_forbidden', 'loc': ('body', 'prompt_cache_key'), 'msg': 'Extra inputs are not permitted', "
+        "'input': 'main'}]",
+        "prompt_cache_key",
+    ),
+    "Mistral, as text": (
+        '{"detail":[{"type":"extra_forbidden","loc":["body","max_completion_tokens"],"msg":"…"}]}',
+        "max_completion_tokens",
+    ),
+    "Fireworks": ("Extra inputs are not permitted, field: 'prompt_cache_key', value: 'ses_5'", "prompt_cache_key"),
+    "Cerebras, hint": (
+        "body.prompt_cache_key: property 'body.prompt_cache_key' is unsupported",
+        "prompt_cache_key",
+    ),
+    "Gemini": (
+        'Invalid JSON payload received. Unknown name "prompt_cache_key": Cannot find field.',
+        "prompt_cache_key",
+    ),
+    "Cohere": ("unknown field: parameter 'store' is not a valid field", "store"),
+    "Databricks": ('Bad request: json: unknown field "parallel_tool_calls"', "parallel_tool_calls"),
+    "joi": ('"stream_options" is not allowed', "stream_options"),
+    "zod": ("Unrecognized key(s) in object: 'safety_identifier'", "safety_identifier"),
+    "JSON Schema": ("Additional properties are not allowed ('verbosity' was unexpected)", "verbosity"),
+    "Python": ("create() got an unexpected keyword argument 'parallel_tool_calls'", "parallel_tool_calls"),
+    "loosely": ("The stream_options parameter is not supported by this deployment", "stream_options"),
+    "loosely, verb": ("This model does not support parallel_tool_calls.", "parallel_tool_calls"),
+    "loosely, quoted": ("Parameter 'verbosity' is not supported.", "verbosity"),
+    "OpenAI, stream": (
+        "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+        "stream_options",
+    ),
+    "OpenAI, length": (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+        "max_tokens",
+    ),
     "pydantic": ("top_k: Extra inputs are not permitted", "top_k"),
     "serde": ("unknown field `chat_template_kwargs`, expected one of `model`, `messages`", "chat_template_kwargs"),
 }
@@ -262,7 +430,24 @@ NOT_UNSUPPORTED = (
     "messages.2.assistant.reasoning_content: property 'messages.2.assistant.reasoning_content' is unsupported",
     '"nomic-embed-text" does not support chat',
     "model 'llama3' not found",
+    "'max_tokens' or 'max_completion_tokens' is too large: 5000.",
+    "The user is not allowed to use this model.",
 )
+
+
+class TestRoles:
+    @pytest.mark.parametrize("server", ROLES)
+    def test_the_words_of_a_template_are_known(self, server):
+        message, expected = ROLES[server]
+        assert LEXICON.roles(message) == expected
+
+    @pytest.mark.parametrize("message", [*NO_OVERFLOWS, *NOT_UNSUPPORTED, *(text for text, _ in OVERFLOWS.values())])
+    def test_other_errors_are_not_about_roles(self, message):
+        assert LEXICON.roles(message) is None
+
+    @pytest.mark.parametrize("message", [text for text, _ in UNSUPPORTED.values()])
+    def test_nor_are_those_about_a_parameter(self, message):
+        assert LEXICON.roles(message) is None
 
 
 class TestOverflow:
@@ -353,4 +538,5 @@ def test_no_text_takes_long(text):
     began = time.process_time()
     LEXICON.overflow(text)
     LEXICON.unsupported(text)
+    LEXICON.roles(text)
     assert time.process_time() - began < 0.1

@@ -16,7 +16,7 @@ from backends.kinds.words import COMMON, Words
 from core.config import EndpointConfig, parse_config
 from core.errors import BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
 from tests.test_discovery import MISSING, SAMPLES, Server, discover, hang
-from tests.test_error_words import OVERFLOWS, UNSUPPORTED
+from tests.test_error_words import OVERFLOWS, ROLES, UNSUPPORTED
 from tests.turns import soon
 
 KNOWN = {name: kind for name, kind in KINDS.items() if kind.is_known}
@@ -194,6 +194,8 @@ class TestWords:
         for patterns, texts in (
             (words.limits + words.prompts + words.counted_up_to, overflows),
             (words.parameters, others),
+            (words.system, [message for message, what in ROLES.values() if what == "system"]),
+            (words.order, [message for message, what in ROLES.values() if what == "order"]),
         ):
             unseen = [p for p in patterns if not any(re.search(p, text, re.IGNORECASE) for text in texts)]
             assert unseen == []
@@ -203,6 +205,8 @@ class TestWords:
         words = COMMON if kind == "common" else KINDS[kind].words
         for pattern in (*words.limits, *words.prompts, *words.counted_up_to, *words.parameters):
             assert re.compile(pattern).groups == 1, pattern
+        for pattern in (*words.system, *words.order):
+            assert re.compile(pattern).groups == 0, pattern
 
     def test_a_proxy_hands_on_the_words_of_every_kind(self):
         for kind in KINDS.values():

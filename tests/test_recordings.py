@@ -9,7 +9,7 @@ import orjson
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from backends.wire.errors import error_of
+from backends.wire.errors import ANY_SERVER
 from core.errors import BackendError, BackendRefused, BackendUnreachable
 from requests.chat import as_chunk, as_plain, decode_chunk, decode_completion
 from requests.events import Event
@@ -333,13 +333,7 @@ TOO_LONG = {name for name in REFUSED if "too-long" in name}
 def refusal(name: str) -> Any:
     """Our error for a recorded one, made as the client of the backends makes it."""
     exchange = recorded(name)
-    try:
-        described = exchange.json
-    except orjson.JSONDecodeError:
-        described = None
-    if isinstance(described, dict) and "error" in described:
-        described = described["error"]
-    return error_of(exchange.status, described, exchange.headers.get("retry-after"))
+    return ANY_SERVER.of_answer(exchange.status, exchange.body, exchange.headers)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,7 +11,7 @@ import orjson
 
 from api.turns.backend import Backend, batches_of
 from api.turns.turn import Turn, TurnRequest
-from backends.wire.errors import error_of
+from backends.wire.errors import ANY_SERVER
 from backends.wire.streams import BackendStream, NativeEvent, NativeRun
 from core.errors import BackendError
 from core.seals import Sealer
@@ -31,6 +31,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         yield turn.builder.adopt_whole(answer.model_dump())
         return
     builder = turn.builder
+    errors = answer.errors if isinstance(answer, BackendStream) else ANY_SERVER
     if turn.express is not None and isinstance(answer, BackendStream):
         answer.shortcut(
             turn.express,
@@ -44,9 +45,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
                 if piece.type == "error" and isinstance(piece, NativeEvent):
                     if events:
                         yield events
-                    event = piece.model_dump()
-                    described = event.get("error") or event
-                    raise error_of(described.get("status") or 500, described)
+                    raise errors.inside(piece.model_dump())
                 events += adopted(builder, piece)
             if events:
                 yield events

@@ -291,4 +291,5 @@ class Endpoint:
             connect_timeout_s=config.connect_timeout_s,
             first_byte_timeout_s=config.first_byte_timeout_s,
             read_timeout_s=config.read_timeout_s,
+            passes_on_errors=self.kind.native,
         )

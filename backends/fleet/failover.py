@@ -108,8 +108,9 @@ class Attempts:
         asked_s = error.retry_after_s
         if asked_s is not None and asked_s > LONGEST_WAIT_S:
             return False
-        # A server that is busy says when to come back, or it is the client that knows.
-        is_soon = isinstance(error, BackendUnreachable) or (isinstance(error, TooManyRequests) and asked_s is not None)
+        # A server that is busy says when to come back, or it is the client that knows; no wait brings money.
+        is_busy = isinstance(error, TooManyRequests) and asked_s is not None and error.code != "insufficient_quota"
+        is_soon = is_busy or isinstance(error, BackendUnreachable)
         if not is_soon or not self._waits:
             return False
         self._wait_s = max(self._waits.pop(0), asked_s or 0.0)

@@ -71,6 +71,7 @@ KIND = Ollama(
         overflow=(
             "input length exceeds the context length",
             "input length exceeds maximum context length",  # embeddings
+            "exceeded max context length",  # its cloud
         ),
         cannot=(
             ("missing data required for image input", IMAGES),

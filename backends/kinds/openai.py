@@ -12,8 +12,14 @@ KIND = Kind(
     lacks=frozenset({"/rerank"}),
     hosts=frozenset({"api.openai.com"}),
     words=Words(
-        overflow=("exceeds the context window",),
-        prompts=(r"messages resulted in (\d{1,11}) tokens",),
+        overflow=(
+            "exceeds the context window",
+            "input tokens exceed the configured limit",
+            # More in one request than may be sent in a minute: no waiting helps.
+            "tokens must be reduced in order to run successfully",
+        ),
+        limits=(r"configured limit of (\d{1,11})", r"\(tpm\): limit (\d{1,11}), requested"),
+        prompts=(r"messages resulted in (\d{1,11}) tokens", r"\(tpm\): limit \d{1,11}, requested (\d{1,11})"),
         cannot=(("image_url is only supported by certain models", IMAGES),),
         parameters=(
             rf"unsupported (?:parameter|value): '{NAME}'",

@@ -18,6 +18,26 @@ KIND = Kind(
             "`inputs` must have less than",  # TGI
             "maximum prompt length is",  # xAI
             "exceeds the maximum number of tokens allowed",  # Gemini
+            "but the model supports up to",  # Vertex AI
+            "exceeded model token limit",  # Moonshot
+            "total message size",  # Moonshot, in bytes
+            "prompt exceeds max length",  # Z.ai
+            "prompt 超长",  # Z.ai
+            "range of input length should be",  # DashScope
+            "context window exceeds limit",  # MiniMax
+            "input is too long for requested model",  # Bedrock
+            "number of input tokens exceeds maximum length",  # Bedrock's Nova
+            "exceed context limit",  # Anthropic
+            "prompt too long",  # oMLX
+            "reduce the length of the messages",  # Groq, Cerebras
+            "please reduce your message size",  # Groq: more than may be sent in a minute
+            "but the configured context size is",  # DS4
+            "exceeds the maximum allowed input length",  # OpenRouter
+            "exceeds maximum input length",  # DeepInfra
+            "prompt token count of",  # GitHub Copilot
+            "size limit exceeded by",  # Cohere
+            "exceed max message tokens",  # Doubao
+            "must be less than max_seq_len",  # SiliconFlow
         ),
         limits=(
             r"context length \((\d{1,11})",  # SGLang
@@ -27,6 +47,18 @@ KIND = Kind(
             r"must have less than (\d{1,11})",  # TGI
             r"tokens > (\d{1,11}) maximum",  # Anthropic
             r"tokens allowed \((\d{1,11})",  # Gemini
+            r"model supports up to (\d{1,11})",  # Vertex AI
+            r"model token limit: (\d{1,11})",  # Moonshot
+            r"range of input length should be \[\d{1,11}, (\d{1,11})",  # DashScope
+            r"context limit: \d{1,11} \+ \d{1,11} > (\d{1,11})",  # Anthropic
+            r"max context window of (\d{1,11})",  # oMLX
+            r"while limit is (\d{1,11})",  # Cerebras
+            r"configured context size is (\d{1,11})",  # DS4
+            r"maximum allowed input length of (\d{1,11})",  # OpenRouter
+            r"maximum input length (\d{1,11})",  # DeepInfra
+            r"exceeds the limit of (\d{1,11})",  # GitHub Copilot
+            r"limit for this model is (\d{1,11})",  # Cohere
+            r"max_seq_len \((\d{1,11})",  # SiliconFlow
         ),
         prompts=(
             r"(\d{1,11}) of text input",  # OpenRouter
@@ -35,7 +67,20 @@ KIND = Kind(
             r"given: (\d{1,11})",  # TGI
             r"prompt is too long: (\d{1,11}) tokens",  # Anthropic
             r"request contains (\d{1,11}) tokens",  # xAI
+            r"input token count is (\d{1,11})",  # Vertex AI
+            r"\(requested: (\d{1,11})\)",  # Moonshot
+            r"context limit: (\d{1,11})",  # Anthropic
+            r"prompt too long: (\d{1,11}) tokens",  # oMLX
+            r"current length is (\d{1,11})",  # Cerebras
+            r"prompt has (\d{1,11}) tokens",  # DS4
+            r"prompt_tokens \((\d{1,11})",  # SiliconFlow
         ),
+        system=(
+            r"invalid (?:message )?role: (?:system|developer)",  # MiniMax
+            r"role: unknown variant `(?:system|developer)`",  # servers in Rust
+            r"developer instruction is not enabled",  # Gemini, of Gemma
+        ),
+        order=(r"does not support successive user or assistant messages",),  # DeepSeek
         cannot=(
             ("doesn't support tool", TOOLS),  # Bedrock
             ("does not support function calling", TOOLS),  # DeepSeek
@@ -45,6 +90,9 @@ KIND = Kind(
             ("this response_format type is unavailable", "response_format"),  # DeepSeek
         ),
         parameters=(
+            rf"unsupported parameter\(s\): [\"'`]?{NAME}",  # NIM
+            rf"unknown name \"{NAME}\"",  # Gemini
+            rf"unknown field: parameter '{NAME}'",  # Cohere
             rf"does not support parameters: [\[{{]'{NAME}'",  # LiteLLM
             rf"doesn't support {NAME}=",  # LiteLLM
             rf"property '(?:body\.)?{NAME}' is unsupported",  # Groq, Cerebras

@@ -3,6 +3,7 @@
     Words      the words of a kind; COMMON: those that several have
     Lexicon    all of them at once, since a proxy hands on the words of whatever stands behind it
         overflow(message, error)      the request did not fit into the context
+        roles(message)                the model's template does not take the roles of the messages as they are
         unsupported(message, error)   what the server or its model cannot do
 
 `message` is the text of the error, `error` the object that held it, or whatever the body was. Pure; only the beginning of a long
@@ -23,7 +24,16 @@ READ_CHARS = 4000
 # What a server or its model cannot do, where it is no parameter.
 TOOLS, IMAGES, AUDIO, THINKING = "tools", "images", "audio", "thinking"
 
+# What a model's template refuses: a system message, or one that is not the first; and an order in which user and assistant do not
+# take turns.
+SYSTEM, ORDER = "system", "order"
+
 NAME = r"([A-Za-z][\w.\[\]]{0,63})"
+# The parameters that a server can do without; of these looser words are believed. Some are words of English, too.
+HINT = (
+    r"((?<=[\"'`])(?:metadata|store|user|verbosity)|max_completion_tokens|max_tokens|parallel_tool_calls|prompt_cache_key"
+    r"|prompt_cache_retention|reasoning_effort|safety_identifier|service_tier|stream_options)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Overflow:
 
 @dataclass(frozen=True)
 class Words:
-    """How the servers of a kind word their errors. Texts are in lower case, patterns have one group."""
+    """How the servers of a kind word their errors. Texts are in lower case; patterns have one group, if nothing else is said."""
 
     # Of an overflow, and the patterns of its numbers.
     overflow: tuple[str, ...] = ()
@@ -45,6 +55,9 @@ class Words:
     prompts: tuple[str, ...] = ()
     # The longest prompt that it could take: where it has counted one more, it has stopped counting.
     counted_up_to: tuple[str, ...] = ()
+    # Patterns without a group: of a template that refuses a system message, or the order of the roles.
+    system: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
     # What it cannot do, and the patterns that name a parameter.
     cannot: tuple[tuple[str, str], ...] = ()
     parameters: tuple[str, ...] = ()
@@ -53,6 +66,7 @@ class Words:
 NO_WORDS = Words()
 COMMON = Words(
     overflow=(
+        "model_context_window_exceeded",  # Z.ai, and Anthropic's reason to stop
         "maximum context length",  # OpenAI, vLLM, SGLang, OpenRouter, Mistral, llama-cpp-python
         "context_length_exceeded",  # OpenAI's code, in what a proxy made of it
         "prompt is too long",  # Ollama's cloud, Anthropic
@@ -67,17 +81,48 @@ COMMON = Words(
         r"(?:request has|prompt contains|passed) (\d{1,11}) input tokens",
         r"(?<!maximum )(?:prompt|input)(?: length| \(length| token count)?(?: of)? \(?(\d{1,11})",
     ),
+    # The words of the models' templates, which every engine hands on.
+    system=(
+        # Qwen 3.5 and newer, MiMo
+        r"system (?:message|role|prompt)s? (?:must|should|can|may|is|are)(?: only)?(?: be| come| appear| allowed)*"
+        r"(?: at| as)?(?: the)? (?:beginning|start|first)",
+        r"system (?:role|messages?|prompts?) (?:is |are )?not supported",  # Gemma 2
+        r"does not support (?:the )?'?system'? (?:role|message|prompt)",
+        r"roles are supported, got (?:system|developer)",  # Mistral
+        r"only user and assistant roles are supported",  # Mistral, Llama 2
+        r"unexpected role [\"'`]*(?:system|developer)",  # Mistral's API, Anthropic
+        r"expected last role .{0,80} got (?:system|developer)",  # Mistral's API, where it is the last
+        r"no user query found in messages",  # Qwen 3.5, of a conversation of system messages alone
+    ),
+    order=(
+        r"roles? (?:must|should) (?:be )?alternat",  # Gemma, Llama 2, Mistral; Anthropic; Perplexity
+        r"must alternate between user and assistant",  # Bedrock
+        r"must start with a user message",  # Bedrock
+        r"unexpected role [\"'`]*user[\"'`]* after role [\"'`]*tool",  # Mistral's API, NIM
+    ),
     cannot=(
         ("does not support tool", TOOLS),  # Ollama
         ("does not support image", IMAGES),  # LM Studio, Ollama's cloud, Gemini
         ("does not support multimodal", IMAGES),  # llama.cpp, Ollama 0.34 and newer
     ),
     parameters=(
-        rf"\b{NAME}: extra inputs are not permitted",  # who checks with pydantic
+        # Who checks with pydantic: its words, Fireworks' and NIM's of them, and the whole of it in a text.
+        rf"extra inputs are not permitted, field: '{NAME}'",
+        rf"\b{NAME}: extra inputs are not permitted",
+        rf"extra_forbidden\W{{1,6}}loc\W{{1,8}}body\W{{1,6}}{NAME}",
         rf"unknown field:? [\"'`]?{NAME}",  # servers in Rust and Go
+        rf"\"{NAME}\" is not allowed",  # who checks with joi
+        rf"unrecognized key(?:\(s\)|s)?(?: in object)?: [\"']{NAME}",  # who checks with zod
+        rf"additional properties are not allowed \('{NAME}'",  # who checks with JSON Schema
+        rf"unexpected keyword argument '{NAME}'",  # servers in Python
+        rf"[\"'`]?\b{HINT}\b[\"'`]?(?: parameter| field| option)? (?:is|are) (?:not|un) ?(?:supported|allowed|accepted|recognized)",
+        rf"(?:does not|doesn't|do not|cannot) support (?:the )?(?:parameter )?[\"'`]?{HINT}\b",
+        rf"the [\"'`]?{HINT}[\"'`]? parameter is only allowed when",
     ),
 )
 
+# 256,000
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _OVERFLOW_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded"})
 _UNSUPPORTED_CODES = frozenset({"unsupported_parameter", "unsupported_value", "unknown_parameter"})
 _THINKING_NAMES = frozenset(
@@ -93,13 +138,15 @@ class Lexicon:
         self._limits = _patterns(pattern for one in words for pattern in one.limits)
         self._prompts = _patterns(pattern for one in words for pattern in one.prompts)
         self._counted_up_to = _patterns(pattern for one in words for pattern in one.counted_up_to)
+        self._system = _patterns(pattern for one in words for pattern in one.system)
+        self._order = _patterns(pattern for one in words for pattern in one.order)
         self._cannot = tuple(pair for one in words for pair in one.cannot)
         self._parameters = _patterns(pattern for one in words for pattern in one.parameters)
 
     def overflow(self, message: str, error: Mapping[str, Any] | None = None) -> Overflow | None:
         """The overflow that an error is about, with the numbers in it, or None if it is about something else."""
         error = error or {}
-        text = message[:READ_CHARS].lower()
+        text = _THOUSANDS.sub("", message[:READ_CHARS].lower())
         if not _OVERFLOW_CODES.intersection(_codes(error)) and not any(words in text for words in self._overflow):
             return None
         limit = count(error.get("n_ctx")) or _first(self._limits, text)
@@ -107,6 +154,13 @@ class Lexicon:
         if prompt and (longest := _first(self._counted_up_to, text)) and prompt == longest + 1:
             prompt = None
         return Overflow(limit, prompt)
+
+    def roles(self, message: str) -> str | None:
+        """What a model's template does not take of the roles: `SYSTEM` or `ORDER`. None if an error is not about them."""
+        text = message[:READ_CHARS]
+        if any(pattern.search(text) for pattern in self._system):
+            return SYSTEM
+        return ORDER if any(pattern.search(text) for pattern in self._order) else None
 
     def unsupported(self, message: str, error: Mapping[str, Any] | None = None) -> str | None:
         """What an error says that the server or its model cannot do: `tools`, `images`, `audio`, `thinking`, or the name of a
@@ -138,17 +192,26 @@ def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> int | None:
     return next((int(found[1]) for pattern in patterns if (found := pattern.search(text))), None)
 
 
-def _extra_input(error: Mapping[str, Any]) -> str | None:
-    """The field that FastAPI's 422 calls too much: vLLM's, Mistral's, TGI's."""
+def problems_in(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What FastAPI's 422 complains of, each with its place: vLLM's, Mistral's, TGI's."""
     detail = error.get("detail")
     if isinstance(inner := error.get("message"), Mapping):
         detail = inner.get("detail", detail)
-    for problem in detail if isinstance(detail, list) else ():
-        if isinstance(problem, Mapping) and problem.get("type") == "extra_forbidden":
-            place = problem.get("loc")
-            if isinstance(place, list | tuple):
-                return ".".join(str(part) for part in place if part != "body")
-    return None
+    return [problem for problem in detail if isinstance(problem, Mapping)] if isinstance(detail, list) else []
+
+
+def place_of(problem: Mapping[str, Any]) -> str | None:
+    """The field that such a complaint is about."""
+    place = problem.get("loc")
+    if not isinstance(place, list | tuple):
+        return None
+    return ".".join(str(part) for part in place if part != "body") or None
+
+
+def _extra_input(error: Mapping[str, Any]) -> str | None:
+    """The field that is too much."""
+    extra = [problem for problem in problems_in(error) if problem.get("type") == "extra_forbidden"]
+    return next(filter(None, map(place_of, extra)), None)
 
 
 def _named(param: str) -> str | None:

@@ -15,22 +15,23 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from backends.wire.errors import error_of, json_or_none, not_an_answer, raise_named
+from backends.wire.errors import Named, ServerErrors, json_or_none, raise_named
 from backends.wire.http1 import Answer, Origin
 from backends.wire.streams import ChatStream, EventStream, RawAnswer
-from core.errors import BackendError, TooManyRequests
+from core.errors import BackendError
 from requests.chat import ChatCompletion, DecodeError, Dumped, decode_completion
 
 MAX_ERROR_BODY = 64 * 1024
+SHORTEST_SECRET = 6
 
 
 class BackendClient:
-    """Speaks to one endpoint. `base_url` is where its API begins (…/v1), `root_url` what was configured. Connections are
-    pooled and kept; `close()` ends them."""
+    """Speaks to one endpoint. `base_url` is where its API begins (…/v1), `root_url` what was configured. With `passes_on_errors` an
+    error object of the server's goes on as it is. Connections are pooled and kept; `close()` ends them."""
 
     def __init__(
         self,
@@ -42,7 +43,9 @@ class BackendClient:
         connect_timeout_s: float = 5.0,
         first_byte_timeout_s: float = 600.0,
         read_timeout_s: float = 600.0,
+        passes_on_errors: bool = False,
     ) -> None:
+        self._errors = ServerErrors(_secrets(root_url, api_key, headers), passes_on=passes_on_errors)
         self._origin = Origin(
             base_url,
             # Not compressed: an encoder on the way would hold tokens back.
@@ -95,26 +98,26 @@ class BackendClient:
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
-            raise not_an_answer(body) from None
+            raise self._errors.not_an_answer(body) from None
 
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
         if _is_stream(answer):
-            return ChatStream(answer)
+            return ChatStream(answer, self._errors)
         body = await _read(answer)
         try:
             return decode_completion(body)
         except DecodeError:
-            raise not_an_answer(body) from None
+            raise self._errors.not_an_answer(body) from None
 
     async def _create_response(self, **params: Any) -> Dumped | EventStream:
         answer = await self._post("/responses", params)
         if _is_stream(answer):
-            return EventStream(answer)
+            return EventStream(answer, self._errors)
         body = await _read(answer)
         response = json_or_none(body)
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
-            raise not_an_answer(body)
+            raise self._errors.not_an_answer(body)
         return Dumped(response)
 
     async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
@@ -128,10 +131,27 @@ class BackendClient:
         try:
             answer = await self._origin.send(method, target, body)
             if answer.status >= 300:
-                raise await _error_of(answer)
+                raise await self._error_of(answer)
             return answer
         except Exception as error:
             raise_named(error)
+
+    async def _error_of(self, answer: Answer) -> Named:
+        try:
+            body = await answer.read(MAX_ERROR_BODY)
+        finally:
+            answer.close()
+        if answer.status < 400:
+            return BackendError("The backend wants to be asked elsewhere: its url is wrong.", code="backend_redirects")
+        return self._errors.of_answer(answer.status, body, answer.headers)
+
+
+def _secrets(root_url: str, api_key: str, headers: Mapping[str, str]) -> set[str]:
+    """What of our settings a server knows and may repeat, and nobody else shall see: with what a header begins (`Bearer`) and
+    without. A short value of a header is no secret."""
+    values = {value for value in headers.values() if len(value) >= SHORTEST_SECRET}
+    tokens = {token for value in values if len(token := value.rpartition(" ")[2]) >= SHORTEST_SECRET}
+    return values | tokens | {api_key, unquote(urlsplit(root_url).password or "")}
 
 
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
@@ -144,24 +164,11 @@ async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
 
 
 async def create_response_with_retries(client: Any, params: dict[str, Any]) -> Any:
-    """`client.responses.create(**params)`, likewise."""
+    """`client.responses.create(**params)`, its errors by our names."""
     try:
         return await client.responses.create(**params)
     except Exception as error:
         raise_named(error)
-
-
-async def _error_of(answer: Answer) -> BackendError | TooManyRequests:
-    try:
-        body = await answer.read(MAX_ERROR_BODY)
-    finally:
-        answer.close()
-    if answer.status < 400:
-        return BackendError("The backend wants to be asked elsewhere: its url is wrong.", code="backend_redirects")
-    described = json_or_none(body)
-    if isinstance(described, dict) and "error" in described:
-        described = described["error"]
-    return error_of(answer.status, described, answer.headers.get("retry-after"))
 
 
 def _is_stream(answer: Answer) -> bool:

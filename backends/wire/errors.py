@@ -1,21 +1,23 @@
 """Foreign errors by our names, once, at the border: our HTTP client's, the SDK's, and what a server says of itself.
 
-named(error)                   of a client of ours or the SDK's
-error_of(status, reported)     of a server's error
-not_an_answer(body)            of a 200 that is no answer
+named(error)     our name for an error of a client of ours, or of the SDK's
+ServerErrors     our names for what a server says of itself
+    of_answer(status, body)    an HTTP error
+    inside(value)              an error inside of an answer
+    not_an_answer(body)        a 200 that is no answer
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import orjson
 
 from backends.kinds import LEXICON
 from backends.wire.http1 import BadAnswer, ConnectTimeout
+from backends.wire.reports import NO_HEADERS, Report, masking, read_report, report_of
 from core.errors import (
     BackendCut,
     BackendError,
@@ -24,6 +26,10 @@ from core.errors import (
     BackendUnreachable,
     TooManyRequests,
 )
+
+# What an error of a server's becomes.
+Named = BackendError | TooManyRequests
+Error = TypeVar("Error", bound=Named)
 
 
 def named(error: Exception, *, begun: bool = False) -> Exception:
@@ -46,7 +52,7 @@ def raise_named(error: Exception, *, begun: bool = False) -> NoReturn:
     raise ours from error
 
 
-def _named_sdk_error(error: Exception) -> BackendError | TooManyRequests | None:
+def _named_sdk_error(error: Exception) -> Named | None:
     """Our name for an error of the official SDK, should its client stand in for ours. We do not import it for that: where
     it is in use, it is loaded."""
     openai = sys.modules.get("openai")
@@ -57,89 +63,108 @@ def _named_sdk_error(error: Exception) -> BackendError | TooManyRequests | None:
     if isinstance(error, openai.APIConnectionError):
         return BackendUnreachable("The backend could not be reached.")
     if isinstance(error, openai.APIStatusError):
-        return error_of(error.status_code, error.body, error.response.headers.get("retry-after"))
+        return ANY_SERVER.of_answer(error.status_code, orjson.dumps(error.body), error.response.headers)
     if isinstance(error, openai.APIError):
-        return error_of(code_of(error.body), error.body)
+        return ANY_SERVER.inside(error.body)
     return None
 
 
 # ── a server's own errors ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a server says of an error: its HTTP status, or the code in an error inside of a stream, and what of OpenAI's error
-    object there is."""
+class ServerErrors:
+    """Our names for the errors of a server. `secrets` are texts of ours that it knows and may repeat: they are masked. `passes_on`: it
+    speaks to our clients in their own words, so an error object of its goes on as it is."""
 
-    status: int
-    reported: Any
-    message: str
-    type: str | None
-    code: str | None
-    retry_after_s: float | None
+    def __init__(self, secrets: Collection[str] = (), *, passes_on: bool = False) -> None:
+        self._mask = masking(secrets)
+        self._passes_on = passes_on
 
-    @property
-    def object(self) -> dict[str, Any]:
-        return self.reported if isinstance(self.reported, dict) else {}
+    def of_answer(self, status: int, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Named:
+        """Of an HTTP answer with a status of 400 or more."""
+        return self._named(read_report(status, body, headers, self._mask))
+
+    def inside(self, value: Any, status: int | None = None) -> Named:
+        """Of an error inside of an answer that began well."""
+        return self._named(report_of(status, value, self._mask))
+
+    def not_an_answer(self, body: bytes) -> Named:
+        """Of a 200 that is no answer: empty, an error, or nothing that we know."""
+        if not body.strip():
+            return BackendError("The backend's answer is empty.", code="backend_empty_answer")
+        value = json_or_none(body)
+        if isinstance(value, dict) and (value.get("error") or _says_it_failed(value.get("base_resp"))):
+            return self.inside(value)
+        return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
+
+    def _named(self, report: Report) -> Named:
+        """A status is kept where it tells the client something that it can act on; a fault of the server, or of the key that the
+        router holds for it, is a 502."""
+        if self._passes_on and _can_go_on(report):
+            return _passed_on(report)
+        if report.status in _ABOUT_US and (error := _ABOUT_US[report.status](report)):
+            return error
+        if error := _by_words(report):
+            return error
+        return _BY_STATUS.get(report.status, _failed if report.status >= 500 else _refused)(report)
 
 
-def error_of(status: Any, reported: Any, retry_after: str | None = None) -> BackendError | TooManyRequests:
-    """Our error for a server's. `status` is its HTTP status, or the code in an error inside of a stream; `reported` OpenAI's error
-    object, a text, or something of its own.
+def _says_it_failed(base: Any) -> bool:
+    """MiniMax's errors are 200s: the code is in `base_resp`."""
+    return isinstance(base, dict) and bool(base.get("status_code"))
 
-    A status is kept where it tells the client something that it can act on; a fault of the server, or of the key that the
-    router holds for it, is a 502.
-    """
-    report = _report(status, reported, retry_after)
-    if by_status := _BY_STATUS.get(report.status):
-        return by_status(report)
-    if overflow := LEXICON.overflow(report.message, report.object):
-        refused = BackendRefused(report.message, code="context_length_exceeded", param="input")
+
+def _by_words(report: Report) -> BackendRefused | None:
+    """What the request or a parameter is refused for, whatever the status: llama.cpp's templates fail with a 500."""
+    if overflow := LEXICON.overflow(report.words, report.object):
+        refused = BackendRefused(_said(report), code="context_length_exceeded", param="input")
         refused.overflow = overflow
         return refused
-    if unsupported := LEXICON.unsupported(report.message, report.object):
-        refused = BackendRefused(
-            report.message, code="unsupported_parameter", param=_PARAMS.get(unsupported, unsupported)
-        )
+    if roles := LEXICON.roles(report.words):
+        refused = BackendRefused(_said(report), code=report.code, param="input")
+        refused.roles = roles
+        return refused
+    if unsupported := LEXICON.unsupported(report.words, report.object):
+        param = _PARAMS.get(unsupported, unsupported)
+        refused = BackendRefused(_said(report, param), code="unsupported_parameter", param=param)
         refused.unsupported = _CHAT_PARAMS.get(unsupported, unsupported)
         return refused
-    return _BY_STATUS_AND_WORDS.get(report.status, _failed if report.status >= 500 else _refused)(report)
+    return None
 
 
-def _report(status: Any, reported: Any, retry_after: str | None) -> Report:
-    status = status if isinstance(status, int) and 400 <= status < 600 else 500
-    message: Any = reported
-    kind = code = None
-    if isinstance(reported, dict):
-        message = reported.get("message") or reported.get("detail") or reported.get("error")
-        kind, code = reported.get("type"), reported.get("code")
-    return Report(
-        status,
-        reported,
-        message if isinstance(message, str) else "",
-        kind if isinstance(kind, str) else None,
-        code if isinstance(code, str) else None,
-        _seconds(retry_after),
+def _said(report: Report, param: str | None = None) -> str:
+    return report.message or (f"The backend refused '{param}'." if param else "The backend refused the request.")
+
+
+# ── by status ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# A code or type of one of these says that the account has no money left, not that it is busy.
+_NO_QUOTA = frozenset({"insufficient_quota", "exceeded_current_quota_error", "billing_not_active"})
+# A 403 with one of these is about the request, and not about our key.
+_FORBIDDEN = ("does not have access to model", "moderation", "was flagged", "content policy", "safety")
+
+
+def _busy(report: Report) -> TooManyRequests | None:
+    if LEXICON.overflow(report.words, report.object):
+        return None  # More in one request than may be sent in a minute: no waiting helps.
+    code = "insufficient_quota" if _NO_QUOTA.intersection((report.code, report.type)) else None
+    return _with_headers(
+        TooManyRequests(report.message or "The backend is busy.", code=code, retry_after_s=report.retry_after_s), report
     )
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    try:
-        return max(0.0, float(retry_after or ""))
-    except ValueError:
-        return None
-
-
-def code_of(error: Any) -> Any:
-    return error.get("code") if isinstance(error, dict) else None
-
-
-def _busy(report: Report) -> TooManyRequests:
-    return TooManyRequests(report.message or "The backend is busy.", retry_after_s=report.retry_after_s)
-
-
 def _not_accepted(report: Report) -> BackendError:
+    # Its words may name a part of the key.
     return BackendError("The backend did not accept the router's key.", code="backend_authentication_failed")
+
+
+def _forbidden(report: Report) -> BackendError:
+    words = report.words.lower()
+    if report.code == "model_not_found" or _FORBIDDEN[0] in words:
+        return BackendRefused(_said(report), status=403, code="model_not_found", param="model")
+    if any(what in words for what in _FORBIDDEN):
+        return BackendRefused(_said(report), status=403, code=report.code)
+    return _not_accepted(report)
 
 
 def _late(report: Report) -> BackendTimeout:
@@ -147,7 +172,13 @@ def _late(report: Report) -> BackendTimeout:
 
 
 def _not_ready(report: Report) -> BackendUnreachable:
-    return BackendUnreachable(report.message or "The backend is not ready.", retry_after_s=report.retry_after_s)
+    error = BackendUnreachable(report.message or "The backend is not ready.", retry_after_s=report.retry_after_s)
+    return _with_headers(error, report)
+
+
+def _no_money(report: Report) -> BackendError:
+    # Another server of the model may be paid for.
+    return BackendError(report.message or "The backend wants to be paid.", status=402, code="insufficient_quota")
 
 
 def _cannot(report: Report) -> BackendRefused:
@@ -156,16 +187,20 @@ def _cannot(report: Report) -> BackendRefused:
 
 
 def _not_found(report: Report) -> BackendError:
-    # A path that it does not have has no error object, or llama.cpp's: then our settings are wrong, not the model.
-    is_bare = report.type is None and not isinstance(report.reported, str)
-    if is_bare or (report.type == "not_found_error" and code_of(report.reported) == 404):
+    if _is_no_path(report):
         return BackendError(
             f"The backend has no such path, so its url or kind is wrong: {report.message or 'not found'}",
             code="backend_path_not_found",
         )
-    return BackendRefused(
-        report.message or "The backend does not know this.", status=404, code="model_not_found", param="model"
-    )
+    message = report.message or "The backend does not know this."
+    return BackendRefused(message, status=404, code="model_not_found", param="model")
+
+
+def _is_no_path(report: Report) -> bool:
+    """Whether a 404 is about the path, and not about the model: then our settings are wrong. It has no error object, or llama.cpp's."""
+    is_described = bool(report.type or report.code or isinstance(report.object.get("error"), str))
+    is_llamas = report.type == "not_found_error" and report.object.get("code") == 404
+    return not is_described or is_llamas or report.words.lower().rstrip(".") == "not found"
 
 
 def _failed(report: Report) -> BackendError:
@@ -174,20 +209,21 @@ def _failed(report: Report) -> BackendError:
 
 def _refused(report: Report) -> BackendRefused:
     status = 413 if report.status == 413 else 400
-    return BackendRefused(report.message or "The backend refused the request.", status=status, code=report.code)
+    return BackendRefused(_said(report), status=status, code=report.code, param=report.param)
 
 
-_Rule = Callable[[Report], BackendError | TooManyRequests]
-# Of these the words say no more.
-_BY_STATUS: dict[int, _Rule] = {
+# These are about us and the server, whatever the words say.
+_ABOUT_US: dict[int, Callable[[Report], Named | None]] = {
     401: _not_accepted,
-    403: _not_accepted,
+    402: _no_money,
+    403: _forbidden,
     408: _late,
     429: _busy,
     503: _not_ready,
     504: _late,
+    529: _not_ready,
 }
-_BY_STATUS_AND_WORDS: dict[int, _Rule] = {404: _not_found, 501: _cannot}
+_BY_STATUS: dict[int, Callable[[Report], Named]] = {404: _not_found, 501: _cannot}
 
 # What a backend cannot do, as parameters of the client's request and of ours.
 _PARAMS = {
@@ -195,19 +231,62 @@ _PARAMS = {
     "audio": "input",
     "thinking": "reasoning.effort",
     "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
     "response_format": "text",
+    "verbosity": "text.verbosity",
 }
 _CHAT_PARAMS = {"thinking": "reasoning_effort"}
 
 
-def not_an_answer(body: bytes) -> BackendError | TooManyRequests:
-    """A 200 that is no answer: empty, an error object, or nothing that we know."""
-    if not body.strip():
-        return BackendError("The backend's answer is empty.", code="backend_empty_answer")
-    described = json_or_none(body)
-    if isinstance(described, dict) and described.get("error"):
-        return error_of(code_of(described["error"]), described["error"])
-    return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
+# ── errors that go on as they are ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _can_go_on(report: Report) -> bool:
+    """Whether it is an error object, and not about the router's key or settings."""
+    is_ours = report.status in (401, 407) or (report.status == 404 and _is_no_path(report))
+    return isinstance(report.object.get("message"), str) and not is_ours
+
+
+def _passed_on(report: Report) -> Named:
+    """The error of a server that speaks our clients' language: its status, its object and what its headers say to a client."""
+    kind = _CLASSES.get(report.status, BackendError if report.status >= 500 else BackendRefused)
+    overflow = LEXICON.overflow(report.words, report.object) if report.status < 500 else None
+    code = report.code or (
+        "context_length_exceeded" if overflow else "model_not_found" if report.status == 404 else None
+    )
+    error = kind(
+        report.object["message"] or report.message,
+        status=report.status,
+        code=code,
+        param=report.param,
+        retry_after_s=report.retry_after_s,
+    )
+    error.original = {key: value for key, value in report.object.items() if key not in _OF_THE_EVENT}
+    error.type = report.type if report.type not in (None, "error") else error.type
+    if isinstance(error, BackendRefused):
+        error.overflow = overflow
+        error.unsupported = LEXICON.unsupported(report.words, report.object)
+    return _with_headers(error, report)
+
+
+# Where an error is an event of a stream, this is about the event.
+_OF_THE_EVENT = frozenset({"type", "sequence_number", "event_id"})
+_CLASSES: dict[int, type[BackendError | TooManyRequests]] = {
+    408: BackendTimeout,
+    429: TooManyRequests,
+    503: BackendUnreachable,
+    504: BackendTimeout,
+    529: BackendUnreachable,
+}
+
+
+def _with_headers(error: Error, report: Report) -> Error:
+    error.passed_on_headers = report.headers
+    return error
+
+
+# Where nothing is known of the server.
+ANY_SERVER = ServerErrors()
 
 
 def json_or_none(body: bytes) -> Any:

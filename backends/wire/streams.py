@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-from backends.wire.errors import code_of, error_of, json_or_none, not_an_answer, raise_named
+from backends.wire.errors import ANY_SERVER, ServerErrors, json_or_none, raise_named
 from backends.wire.http1 import LEFT, Answer, BadAnswer
 from core.errors import BackendCut, BackendError, TooManyRequests
 from requests.chat import ChatChunk, DecodeError, EventHead, decode_chunk, parse_head, parse_heads
@@ -40,10 +40,12 @@ class WayOut(Protocol):
 
 
 class BackendStream(ABC, Generic[T]):
-    """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one."""
+    """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one. `errors` names those that
+    are in it."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, errors: ServerErrors = ANY_SERVER) -> None:
         self._answer = answer
+        self.errors = errors
         self._decoder = SSEDecoder()
         self._left: Read[T] = ([], None)
         # The answer is whole; and its end was told.
@@ -185,11 +187,9 @@ class ChatStream(BackendStream[ChatChunk | Run]):
         try:
             chunk = decode_chunk(data)
         except DecodeError:
-            raise not_an_answer(data) from None
-        if chunk.error is not None:
-            raise error_of(code_of(chunk.error), chunk.error)
-        if chunk.object == "error":
-            raise error_of(chunk.code, {"message": chunk.message})
+            raise self.errors.not_an_answer(data) from None
+        if chunk.error is not None or chunk.object == "error":
+            raise self.errors.inside(json_or_none(data))
         for choice in chunk.choices or ():
             if choice.finish_reason:
                 self._ended = True
@@ -209,7 +209,7 @@ class NativeEvent:
     def model_dump(self) -> dict[str, Any]:
         event = json_or_none(self.data)
         if event is None:
-            raise not_an_answer(self.data)
+            raise ANY_SERVER.not_an_answer(self.data)
         return cast(dict[str, Any], event)
 
 
@@ -255,8 +255,8 @@ class EventStream(BackendStream[NativeEvent | NativeRun]):
         except DecodeError:
             described = json_or_none(data)
             if isinstance(described, dict) and "error" in described:
-                raise error_of(code_of(described["error"]), described["error"]) from None
-            raise not_an_answer(data) from None
+                raise self.errors.inside(described) from None
+            raise self.errors.not_an_answer(data) from None
         self._ended = head.type in self._ENDS
         return _event_of(head, data)
 
