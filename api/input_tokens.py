@@ -12,12 +12,13 @@ from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
 from api.http.routes import Routes
+from api.responses import at_this_door
 from api.turns.backend import Backend
 from api.turns.chat_request import prepare_chat
 from api.turns.native_answer import native_params
 from api.turns.turn import TurnRequest, begin_turn
 from backends.fleet.failover import Attempts
-from core.errors import BackendError, InvalidRequest
+from core.errors import APIError, BackendError, InvalidRequest
 from core.state import AppState
 from requests.tokens import estimated_tokens
 
@@ -37,11 +38,14 @@ async def count_input_tokens(request: Request) -> Response:
         state, {**body, "store": False, "stream": False, "background": False}, principal_of(request)
     )
     async with ClientWatch(request.scope, request.receive):
-        async for attempt in Attempts(state.pool, turn.request.model, turn.routing):
-            async with attempt:
-                endpoint = state.pool.endpoints[attempt.endpoint]
-                tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)
-                attempt.was_asked = not estimated
+        try:
+            async for attempt in Attempts(state.pool, turn.request.model, turn.routing):
+                async with attempt:
+                    endpoint = state.pool.endpoints[attempt.endpoint]
+                    tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)
+                    attempt.was_asked = not estimated
+        except APIError as error:
+            raise at_this_door(error, turn.request.model) from None
     headers = {"x-nomyo-estimated": "true"} if estimated else None
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 

@@ -1,11 +1,11 @@
-"""/v1/models: what the backends serve, and /health."""
+"""/v1/models: what the backends serve. /health and /: whether the router runs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from api.http.replies import json_response
 from api.http.routes import Routes
@@ -36,6 +36,12 @@ async def health(request: Request) -> Response:
     endpoints = request.app.state.pool.endpoints.values()
     up = sum(endpoint.error is None for endpoint in endpoints)
     return json_response({"status": "ok", "endpoints": {"configured": len(endpoints), "up": up}})
+
+
+@routes.get("/")
+async def root(request: Request) -> Response:
+    """200 while the router runs, in the words that Ollama's clients look for. Asks for no key."""
+    return PlainTextResponse("Ollama is running")
 
 
 def _model(name: str, endpoint: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import Request
@@ -26,7 +26,7 @@ from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.passthrough import Head, PassedOn, Passing, Used, with_model
+from api.passthrough import Head, PassedOn, Passing, Used, with_model, without
 from api.turns.adapting import adapted
 from api.turns.backend import Backend
 from api.turns.chat_answer import chat_answer
@@ -54,8 +54,11 @@ from requests.ollama import (
     running_model,
     shown_model,
 )
+from requests.request_json import check_depth
 
 NDJSON = "application/x-ndjson"
+
+T = TypeVar("T")
 
 
 def ollama_envelope(error: APIError) -> Json:
@@ -109,6 +112,8 @@ async def embeddings(request: Request) -> Response:
 async def _answered(request: Request, kind: type[Asking]) -> Response:
     head, body = await _read(request)
     asking = kind(request.app.state, principal_of(request), request.url.path, head, body)
+    if head.nomyo:
+        asking.ignored = "nomyo"
     answer = Primed(asking.run())
     try:
         async with ClientWatch(request.scope, request.receive):
@@ -125,6 +130,8 @@ async def _answered(request: Request, kind: type[Asking]) -> Response:
 async def _read(request: Request) -> tuple[OllamaHead, bytes]:
     body = await read_body(request)
     head = read_ollama(body, OllamaHead)
+    if head.nomyo:
+        body = without(body, "nomyo")
     head.model = head.model or head.name
     if not head.model:
         raise InvalidRequest("model is required", param="model")
@@ -162,6 +169,11 @@ class Asking(Passing, ABC):
         if self._pool.kind(attempt.endpoint).speaks_ollama:
             return self._forwarded(attempt, self._path, below_root=True)
         return self._translated(attempt)
+
+    def _read(self, kind: type[T]) -> T:
+        """The request, to be translated. Raises `InvalidRequest`."""
+        check_depth(self._body)
+        return read_ollama(self._body, kind)
 
     @abstractmethod
     def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
@@ -209,7 +221,7 @@ class Chatting(Asking):
         yield (_line(rest) if rest else b"") + _line(last)
 
     def _asked(self) -> ChatAsked | GenerateAsked:
-        return read_ollama(self._body, ChatAsked)
+        return self._read(ChatAsked)
 
     def _request(self, asked: Any, names: Any) -> Json:
         return chat_ollama_to_responses(asked, names)
@@ -231,7 +243,7 @@ class Generating(Chatting):
             self._routing.tried |= others
 
     def _asked(self) -> ChatAsked | GenerateAsked:
-        return read_ollama(self._body, GenerateAsked)
+        return self._read(GenerateAsked)
 
     def _request(self, asked: Any, names: Any) -> Json:
         return generate_ollama_to_responses(asked, names)
@@ -240,7 +252,7 @@ class Generating(Chatting):
 class Embedding(Asking):
     async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
         began_ns = time.monotonic_ns()
-        asked = read_ollama(self._body, EmbedAsked)
+        asked = self._read(EmbedAsked)
         vectors: list[list[float]] = []
         tokens = 0
         if texts := asked.texts:

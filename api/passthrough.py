@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -32,6 +32,7 @@ from backends.fleet.pool import Routing
 from core.errors import APIError, BackendRefused, InvalidRequest
 from core.state import AppState
 from requests.chat import DecodeError
+from requests.request_json import BOM, TooDeep
 
 log = logging.getLogger("nomyo.backends")
 
@@ -54,6 +55,8 @@ class Head(msgspec.Struct):
     prompt_cache_key: Any = None
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
+    # For this router: no server is given it.
+    nomyo: msgspec.Raw = msgspec.Raw()
 
     def affinity(self) -> list[str]:
         leading = memoryview(self.messages or self.prompt)[:LEADING_BYTES]
@@ -80,11 +83,12 @@ async def pass_through(request: Request) -> Response:
     too. Errors: 400 without a model, 404 `model_not_found`, 429, 502 and 504 for a backend's failures; an endpoint's own refusals
     keep their words."""
     state: AppState = request.app.state
-    body = await read_body(request)
-    head = head_of(body)
+    head, body = read_head(await read_body(request))
     path = request.scope["path"].removeprefix("/v1")
     routing = Routing(principal=principal_of(request).id, affinity=head.affinity(), path=path)
     passing = Passing(state.pool, head.model, body, routing)
+    if head.nomyo:
+        passing.ignored = "nomyo"
     answer = Primed(passing.run())
     try:
         async with ClientWatch(request.scope, request.receive):
@@ -102,23 +106,40 @@ async def pass_through(request: Request) -> Response:
 SURROGATES = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-def head_of(body: bytes) -> Head:
-    """What a body says of where it wants to go. Raises `InvalidRequest`."""
+def read_head(body: bytes) -> tuple[Head, bytes]:
+    """What a body says of where it wants to go, and what of it is passed on. Raises `InvalidRequest`."""
+    body = body.removeprefix(BOM)
     try:
         # Half a surrogate pair is what is left of a text that was cut in the middle of an emoji. It is not ours to refuse.
-        return _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
+        head = _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"Invalid value for 'model': {error}.", param="model", code="invalid_value") from None
+    except RecursionError:
+        raise TooDeep from None
     except DecodeError as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+        problem = f"is not JSON: {error}" if body.strip() else "is empty"
+        raise InvalidRequest(f"The body {problem}.", code="invalid_json") from None
+    return head, without(body, "nomyo") if head.nomyo else body
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """The body of a request, for another model. All else in it stays as it is spelled."""
+    """The body of a request, for another model. All else in it stays as it is spelled. Raises `TooDeep`."""
+    return _edited(body, lambda members: members | {"model": model})
+
+
+def without(body: bytes, name: str) -> bytes:
+    """The body of a request without one of its parameters. All else in it stays as it is spelled. Raises `TooDeep`."""
+    return _edited(body, lambda members: {key: value for key, value in members.items() if key != name})
+
+
+def _edited(body: bytes, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
     try:
-        return msgspec.json.encode(_members.decode(body) | {"model": model})
-    except DecodeError:  # half a surrogate pair, or a name that is no UTF-8
-        return json.dumps(json.loads(body.decode("utf-8", "replace")) | {"model": model}).encode()
+        try:
+            return msgspec.json.encode(edit(_members.decode(body)))
+        except DecodeError:  # half a surrogate pair, or a name that is no UTF-8
+            return json.dumps(edit(json.loads(body.decode("utf-8", "replace")))).encode()
+    except RecursionError:
+        raise TooDeep from None
 
 
 class Passing:
@@ -132,9 +153,12 @@ class Passing:
         self._start = self._tail = b""
         self.express = Express()
         self.content_type = "application/json"
+        # The parameters that no server was given.
+        self.ignored = ""
 
     def headers(self) -> dict[str, str]:
-        return {"Content-Type": self.content_type, **self._routing.headers()}
+        ignored = {"x-nomyo-ignored": self.ignored} if self.ignored else {}
+        return {"Content-Type": self.content_type, **self._routing.headers(), **ignored}
 
     async def run(self) -> AsyncGenerator[bytes]:
         async for attempt in Attempts(self._pool, self._model, self._routing):

@@ -39,7 +39,7 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
-from core.errors import APIError, ServerError
+from core.errors import APIError, NotFound, ServerError
 from core.state import AppState
 from requests.open_items import Event
 from requests.responses import with_output_text
@@ -186,8 +186,17 @@ async def _record_failure(state: AppState, turn: Turn) -> None:
 CACHE_ROUTE = "openai_responses"
 
 
+def at_this_door(error: APIError, model: str) -> APIError:
+    """A model that no server has, as OpenAI's Responses API puts it: a 400, where chat completions have a 404. What can be no model's
+    name at all is not there, anywhere."""
+    if isinstance(error, NotFound) and error.code == "model_not_found" and model.isprintable():
+        error.status = 400
+    return error
+
+
 def _described(error: Exception, turn: Turn) -> APIError:
     if isinstance(error, APIError):
+        error = at_this_door(error, turn.request.model)
         if error.status >= 500:
             # Not its message: a backend may repeat the prompt in it.
             log.warning(
@@ -219,7 +228,7 @@ async def create_response(request: Request) -> Response:
     """Creates a response. Body: OpenAI's and Open Responses' CreateResponse; `nomyo: {cache: true}` asks for the cache.
 
     Answers the response as JSON; with `stream` its events as SSE; with `background` the queued response at once, or its events.
-    Errors: 400 that names the parameter, 404 `model_not_found`, 429, 502 and 504 for a backend's failures, all in OpenAI's
+    Errors: 400 that names the parameter, also for an unknown model (`model_not_found`), 429, 502 and 504 for a backend's failures, all in OpenAI's
     envelope. `x-nomyo-omitted-tools` names tools that the backend cannot run and was not offered.
     """
     state: AppState = request.app.state

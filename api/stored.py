@@ -60,7 +60,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
             await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", key_of(request))
     if not await state.db.delete_response(response_id):
         raise _not_found(response_id)
-    return json_response({"id": response_id, "object": "response", "deleted": True})
+    return json_response({"id": response_id, "object": "response.deleted", "deleted": True})
 
 
 @routes.post("/{response_id}/cancel")
@@ -69,9 +69,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     it is. 404 if there is none, 400 for one that is not in the background."""
     state: AppState = request.app.state
     row = await _row(state, response_id)
+    if not row["response"]["background"]:
+        raise InvalidRequest("Cannot cancel a synchronous response: only those in the background.", param="response_id")
     if row["status"] in ("queued", "in_progress"):
-        if not row["response"]["background"]:
-            raise InvalidRequest("Only background responses can be cancelled.", param="response_id")
         if not await state.tasks.cancel(response_id):
             if answer := await answer_of_peer(request):
                 return answer

@@ -31,6 +31,7 @@ from api.turns.turn import Turn, begin_turn
 from core.errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests, UpgradeRefused
 from core.state import AppState
 from requests.open_items import Event
+from requests.request_json import decode_request
 from requests.tools import Item
 
 log = logging.getLogger("nomyo.websocket")
@@ -203,10 +204,7 @@ async def _warmed_up(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]
 def _decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
     if len(data) > max_mb * 1024 * 1024:
         raise TooLarge(f"The message is larger than {max_mb:g} MB.")
-    try:
-        message = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The message is not JSON: {error}.", code="invalid_json") from None
+    message = decode_request(data.encode() if isinstance(data, str) else data, "message")
     if not isinstance(message, dict):
         raise InvalidRequest("A message must be a JSON object.")
     return message

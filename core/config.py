@@ -137,6 +137,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     websockets: bool = True
     hosted_tools: HostedTools = "omit"
+    # Pages of these origins may ask too, besides those of this machine and of apps: `https://chat.example`, `*` for any text.
+    cors_origins: tuple[str, ...] = ()
     database: DatabaseConfig = DatabaseConfig()
     cache: CacheConfig = CacheConfig()
     background: BackgroundConfig = BackgroundConfig()
@@ -215,6 +217,9 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
             raise ConfigError(f"endpoints[{index}].url: '{url}' is not an http:// or https:// URL")
         if url in urls[:index]:
             raise ConfigError(f"endpoints[{index}].url: '{url}' is there twice")
+    for index, origin in enumerate(config.cors_origins):
+        if origin not in ("*", "null") and not re.fullmatch(r"[a-z*][a-z0-9+.*-]*://[^/\s]+/?", origin, re.IGNORECASE):
+            raise ConfigError(f"cors_origins[{index}]: '{origin}' is no origin, as https://chat.example is")
     names = [name_of(endpoint) for endpoint in config.endpoints]
     for index, name in enumerate(names):
         if name in names[:index]:

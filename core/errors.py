@@ -94,7 +94,7 @@ class Unsupported(InvalidRequest):
 
 class Unauthorized(APIError):
     status = 401
-    type = "authentication_error"
+    type = "invalid_request_error"
     code = "invalid_api_key"
 
     def headers(self) -> dict[str, str]:

@@ -25,6 +25,7 @@ import orjson
 from core.errors import BackendError, InvalidRequest, Unsupported
 from requests.chat import DecodeError
 from requests.open_items import Event
+from requests.request_json import TooDeep, mend
 from requests.tools import Item, arguments_of
 
 Json = dict[str, Any]
@@ -137,10 +138,15 @@ T = TypeVar("T")
 
 
 def read_ollama(body: bytes, kind: type[T]) -> T:
-    """A request of Ollama's. Raises `InvalidRequest`."""
+    """A request of Ollama's. Raises `InvalidRequest`. What is to be translated is bounded in depth, what only goes on need not be:
+    that is for `check_depth` to say."""
     try:
         return msgspec.json.decode(body, type=kind)
+    except RecursionError:
+        raise TooDeep from None
     except DecodeError as error:
+        if (mended := mend(body)) is not None:
+            return read_ollama(mended, kind)
         raise InvalidRequest(f"invalid request: {error}") from None
 
 

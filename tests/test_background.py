@@ -418,7 +418,7 @@ class TestDelete:
                 response_id = (await events.until("response.created"))["response"]["id"]
                 await backend.wait_for(lambda b: b.in_flight == (2 if state == "running" else 1))
                 answer = await running.http.delete(f"{URL}/{response_id}")
-                assert answer.json() == {"id": response_id, "object": "response", "deleted": True}
+                assert answer.json() == {"id": response_id, "object": "response.deleted", "deleted": True}
                 check_stream(await events.rest())
             assert_error(await running.http.get(f"{URL}/{response_id}"), 404)
             assert_error(await running.http.get(f"{URL}/{response_id}?stream=true"), 404)

@@ -273,7 +273,7 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
     values = {str: "sqlite://", int: "3", float: "1", bool: "False"}
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
-            is_list = field.name in ("endpoints", "fallback_models")
+            is_list = field.name in ("endpoints", "fallback_models", "cors_origins")
             if "[]" in section or isinstance(field.default, msgspec.Struct) or is_list:
                 continue
             name = "ROUTER_" + (f"{section}__{field.name}" if section else field.name).upper()

@@ -282,7 +282,7 @@ async def test_an_error_and_a_client_that_leaves_at_once(served, backend):
         await leave(asking)
         await quiet(served, backend)
     answer = await served.http.post(URL, json=turn(model="unknown"))
-    assert_error(answer, 404)
+    assert_error(answer, 400)
 
 
 async def _refuse(reply: Reply) -> None:

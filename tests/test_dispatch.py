@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from openai import AsyncAzureOpenAI
 from starlette.routing import Route
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -17,6 +18,7 @@ from api.http.dispatch import Application
 from core.config import parse_config
 from core.keys import Principal
 from tests.conftest import Running, running_router
+from tests.doors import DOORS, every_door
 from tests.fake_backend import FakeBackend, chat, http_error
 from tests.turns import assert_error, create
 
@@ -355,3 +357,67 @@ class TestSockets:
         async with connect(served.url.replace("http", "ws") + path, proxy=None) as socket:
             await socket.send('{"type": "response.create", "model": "test-model", "input": "Hi"}')
             assert "response.created" in str(await socket.recv())
+
+
+class TestTheRoot:
+    async def test_says_what_ollamas_clients_look_for_and_asks_for_no_key(self, backend: FakeBackend) -> None:
+        endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
+        async with running_router(endpoints=endpoints, api_key="secret") as running:
+            running.http.headers["Authorization"] = ""
+            answer = await running.http.get("/")
+            assert (answer.status_code, answer.text) == (200, "Ollama is running")
+            head = await running.http.head("/")
+            assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_azures_clients_send_the_key_in_a_header_of_their_own(backend: FakeBackend) -> None:
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
+    async with running_router(endpoints=endpoints, api_key="secret") as running:
+        async with AsyncAzureOpenAI(
+            base_url=f"{running.url}/openai/v1", api_key="secret", api_version="preview", max_retries=0
+        ) as azure:
+            assert (await azure.responses.create(model="test-model", input="Hi")).status == "completed"
+        for header, status in ({"api-key": "secret"}, 200), ({"api-key": "wrong"}, 401):
+            headers = {**header}
+            async with httpx2.AsyncClient(base_url=running.url) as bare:
+                assert (await bare.post("/openai/v1/responses", json=ASK, headers=headers)).status_code == status
+                both = {**headers, "Authorization": "Bearer wrong"}
+                assert (await bare.post("/v1/responses", json=ASK, headers=both)).status_code == 401
+
+
+async def test_a_name_of_a_model_may_have_openai_in_front(served: Running, backend: FakeBackend) -> None:
+    for path, asked in (("/v1/responses", ASK), ("/v1/chat/completions", CHAT)):
+        answer = await served.http.post(path, json=asked | {"model": "openai/test-model"})
+        assert answer.status_code == 200, answer.text
+        assert backend.turns[-1].json["model"] == "test-model"
+    assert_error(await served.http.post("/v1/responses", json=ASK | {"model": "openai/x"}), 400, says="openai/x")
+
+
+class TestUnknownModels:
+    async def test_are_a_400_for_responses_and_a_404_elsewhere(self) -> None:
+        async with every_door() as (running, backend):
+            for path, asked in DOORS.items():
+                if path.startswith("/api/cache"):
+                    continue
+                answer = await running.http.post(path, json={**asked, "model": "nobody"})
+                assert answer.status_code == (400 if path.startswith("/v1/responses") else 404), answer.text
+                if path.startswith("/v1/"):
+                    assert_error(answer, answer.status_code, param="model", code="model_not_found", says="nobody")
+            for odd in ("m😀\r\nX: y", "\0"):
+                answer = await running.http.post("/v1/responses", json={**ASK, "model": odd})
+                assert_error(answer, 404, param="model", code="model_not_found")
+            stream = await running.http.post("/v1/responses", json={**ASK, "model": "nobody", "stream": True})
+            assert_error(stream, 400, param="model", code="model_not_found")
+            assert not backend.turns
+
+
+async def test_only_background_responses_can_be_cancelled(served: Running) -> None:
+    response_id = (await create(served.http))["id"]
+    answer = await served.http.post(f"/v1/responses/{response_id}/cancel")
+    assert_error(answer, 400, type="invalid_request_error", says="Cannot cancel a synchronous response")
+
+
+async def test_what_was_deleted_is_described_as_at_openai(served: Running) -> None:
+    response_id = (await create(served.http))["id"]
+    answer = await served.http.delete(f"/v1/responses/{response_id}")
+    assert answer.json() == {"id": response_id, "object": "response.deleted", "deleted": True}

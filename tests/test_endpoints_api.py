@@ -394,7 +394,7 @@ class TestMetrics:
         async with running_router(endpoints=[named(backend, "a")]) as running:
             for path in (URL, CHAT):
                 answer = await running.http.post(path, json={**turn(model="made-up"), "messages": []})
-                assert_error(answer, 404)
+                assert_error(answer, 400 if path == URL else 404, code="model_not_found")
             assert "made-up" not in (await running.http.get("/metrics")).text
 
 

@@ -49,7 +49,7 @@ async def guarded(backend: FakeBackend) -> AsyncIterator[Running]:
 class TestRequests:
     async def test_no_such_route(self, served):
         for method, path in (
-            ("GET", "/"),
+            ("GET", "/v1/v1/responses"),
             ("POST", "/v1"),
             ("GET", "/v1/nothing"),
             ("POST", "/v1/images/generations"),
@@ -87,7 +87,7 @@ class TestRequests:
             b"{'a': 1}",
             b'{"a": NaN}',
             b"[" * 5000,
-            b'"\\ud800"',
+            b'"\\ud800',
             b"1 2",
         ):
             answer = await served.http.post(URL, content=body)
@@ -183,7 +183,7 @@ class TestTheKey:
         del guarded.http.headers["Authorization"]
         for method, path in self.ROUTES:
             answer = await guarded.http.request(method, path, content=orjson.dumps(turn()))
-            assert_error(answer, 401, type="authentication_error", code="invalid_api_key")
+            assert_error(answer, 401, type="invalid_request_error", code="invalid_api_key")
             assert answer.headers["www-authenticate"] == "Bearer"
         assert (await guarded.http.get("/health")).json()["status"] == "ok"
         assert not backend.turns

@@ -435,7 +435,7 @@ class TestFallbackModels:
     async def test_a_name_that_nobody_serves_may_have_one(self, good):
         async with fleet(at(good), fallback_models={"gpt-5": ["test-model"]}) as running:
             assert text_of(await create(running.http, model="gpt-5")) == "Hello"
-            assert_error(await running.http.post(URL, json=turn(model="gpt-4")), 404, code="model_not_found")
+            assert_error(await running.http.post(URL, json=turn(model="gpt-4")), 400, code="model_not_found")
 
     async def test_a_name_that_nobody_serves_has_it_even_if_it_is_not_well(self, good):
         good.default = http_error(500)

@@ -356,10 +356,10 @@ class TestThroughTheRouter:
             answer = await running.http.get("/v1/models/org/none")
             assert_error(answer, 404, code="model_not_found", param="model", says="org/none")
 
-    async def test_an_unknown_model_is_a_404(self, served):
+    async def test_an_unknown_model_is_a_400(self, served):
         answer = await served.http.post(URL, json=turn(model="test-modle"))
         assert_error(
-            answer, 404, type="invalid_request_error", code="model_not_found", param="model", says="test-model"
+            answer, 400, type="invalid_request_error", code="model_not_found", param="model", says="test-model"
         )
 
     async def test_requests_wait_for_a_slot_and_too_many_are_refused(self, backend, clock):

@@ -231,7 +231,7 @@ class TestOtherSettings:
 
     async def test_fallbacks(self, settings, backend):
         async with started(settings, at(backend)) as running:
-            assert_error(await running.http.post(URL, json=turn(model="gpt-5")), 404)
+            assert_error(await running.http.post(URL, json=turn(model="gpt-5")), 400, code="model_not_found")
             await settings.change(fallback_models={"gpt-5": ["test-model"]})
             await create(running.http, model="gpt-5")
 

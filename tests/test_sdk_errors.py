@@ -101,7 +101,7 @@ async def test_a_client_without_the_key_is_not_authenticated(backend: FakeBacken
             ):
                 with pytest.raises(openai.AuthenticationError) as raised:
                     await ask
-                assert described(raised.value) == ("invalid_api_key", None, "authentication_error")
+                assert described(raised.value) == ("invalid_api_key", None, "invalid_request_error")
                 assert "the-key" not in raised.value.message
         assert not backend.turns, "the backend was asked"
         assert (await served.openai.responses.create(model=MODEL, input="Hi")).status == "completed"
@@ -109,14 +109,19 @@ async def test_a_client_without_the_key_is_not_authenticated(backend: FakeBacken
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
-async def test_an_unknown_model_is_not_found(served: Running, stream: bool) -> None:
-    with pytest.raises(openai.NotFoundError, match="test-modle") as raised:
+async def test_an_unknown_model_is_a_bad_request_and_elsewhere_not_found(served: Running, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError, match="test-modle") as raised:
         await served.openai.responses.create(model="test-modle", input="Hi", stream=stream)
     assert described(raised.value) == ("model_not_found", "model", "invalid_request_error")
     assert MODEL in raised.value.message, "the nearest model is not named"
-    with pytest.raises(openai.NotFoundError) as raised:
-        await served.openai.models.retrieve("test-modle")
-    assert described(raised.value) == ("model_not_found", "model", "invalid_request_error")
+    chat: Any = [{"role": "user", "content": "Hi"}]
+    for elsewhere in (
+        served.openai.models.retrieve("test-modle"),
+        served.openai.chat.completions.create(model="test-modle", messages=chat),
+    ):
+        with pytest.raises(openai.NotFoundError) as not_found:
+            await elsewhere
+        assert described(not_found.value) == ("model_not_found", "model", "invalid_request_error")
 
 
 async def test_a_route_that_is_not_there_is_not_found(served: Running) -> None:

@@ -507,9 +507,9 @@ async def test_a_backend_that_fails_at_once_is_told(
     assert served.in_flight() == 0
 
 
-async def test_an_unknown_model_is_a_404(lane: Lane) -> None:
+async def test_an_unknown_model_is_a_400(lane: Lane) -> None:
     error = await lane.refusal(model="nobody")
-    assert (error["status"], error["error"]["code"]) == (404, "model_not_found")
+    assert (error["status"], error["error"]["code"]) == (400, "model_not_found")
 
 
 async def test_a_backend_that_breaks_off_ends_the_turn_as_in_a_stream(backend: FakeBackend, lane: Lane) -> None:

@@ -235,7 +235,7 @@ TALKS: dict[str, tuple[list[Step], list[int]]] = {
     "no JSON": ([ask(b"{"), READ], [400]),
     "nothing": ([ask(b""), READ], [400]),
     "chat without a model": ([ask({"messages": []}, path=CHAT), READ], [400]),
-    "no such model": ([ask(response(model="x")), READ], [404]),
+    "no such model": ([ask(response(model="x")), READ], [400]),
     "no such model to stream": ([ask(completion(model="x", **STREAM), path=CHAT), READ], [404]),
     "no such path": ([ask(response(), path="/v1/nothing"), READ], [404]),
     "no key": ([ask(response(), headers=()), READ], [401]),

@@ -401,7 +401,11 @@ async def test_a_background_response_is_deleted_from_either_worker(running: Serv
     await running.backend.wait_for(lambda b: b.in_flight == 2)
     for response in (queued, *runs):
         address = f"/v1/responses/{response['id']}"
-        assert (await there.delete(address)).json() == {"id": response["id"], "object": "response", "deleted": True}
+        assert (await there.delete(address)).json() == {
+            "id": response["id"],
+            "object": "response.deleted",
+            "deleted": True,
+        }
         for http in (here, there):
             assert_error(await http.get(address), 404)
             assert_error(await http.delete(address), 404)

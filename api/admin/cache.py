@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import Request
 from starlette.responses import Response
 
-from api.http.bodies import parse_json, read_body
+from api.http.bodies import read_body
 from api.http.replies import json_response
 from api.http.routes import Routes
 from cache import get_llm_cache
 from core.errors import InvalidRequest
+from requests.request_json import decode_request
 
 routes = Routes(prefix="/api/cache", tags=["cache"])
 
@@ -25,7 +26,7 @@ async def cache_stats(request: Request) -> Response:
 async def invalidate_cache(request: Request) -> Response:
     """Forgets all entries, or with the body `{"model": name}` those of one model. Answers `{invalidated: number}`."""
     given = await read_body(request)
-    body = parse_json(given) if given else {}
+    body = decode_request(given) if given else {}
     model = body.get("model") if isinstance(body, dict) else body
     if not isinstance(body, dict) or not (model is None or isinstance(model, str)):
         raise InvalidRequest("The body is empty, or an object with a 'model'.", param="model")

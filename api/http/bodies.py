@@ -1,41 +1,79 @@
-"""Bodies in: the whole body, or its JSON."""
+"""Bodies in: the whole body as it was meant, or its JSON.
+
+bytes ──Content-Encoding undone──▶ ──a form as JSON──▶ read_body ──▶ read_json
+"""
 
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 from starlette.requests import Request
 
+from api.http.codings import decoded
+from api.http.headers import headers_of
 from api.http.protocol import wire_of
 from core.errors import InvalidRequest, TooLarge
+from requests.request_json import TooDeep, decode_request
+
+FORM = b"application/x-www-form-urlencoded"
+MAX_FIELDS = 200
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON. Raises `TooLarge` past `max_body_mb`, `InvalidRequest` for anything else than JSON."""
-    return parse_json(await read_body(request))
-
-
-def parse_json(body: bytes) -> Any:
-    """A body as JSON. Raises `InvalidRequest` for anything else."""
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.", code="invalid_json") from None
+    """The body as JSON. Raises what `read_body` does, and `InvalidRequest` for anything else than JSON."""
+    return decode_request(await read_body(request))
 
 
 async def read_body(request: Request) -> bytes:
-    """The body. Raises `TooLarge` past `max_body_mb`."""
+    """The body, uncompressed; of a form, the object that it stands for, as JSON. Raises `TooLarge` past `max_body_mb` of either,
+    `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no form."""
+    headers = headers_of(request.scope)
     limit = request.app.state.config.max_body_mb * 1024 * 1024
-    if (wire := wire_of(request.scope)) is not None and (body := wire.body) is not None and len(body) <= limit:
-        return body
-    too_large = TooLarge(f"The body is larger than {limit / 1024 / 1024:g} MB.")
-    declared = request.headers.get("content-length", "0")
+    if (wire := wire_of(request.scope)) is None or (body := wire.body) is None or len(body) > limit:
+        body = await _received(request, headers, limit)
+    if b"content-encoding" in headers:
+        body = await decoded(body, ",".join(request.headers.getlist("content-encoding")), limit, _too_large(limit))
+    if headers.get(b"content-type", b"")[: len(FORM)].lower() == FORM:
+        body = _form_as_json(body)
+    return body
+
+
+async def _received(request: Request, headers: dict[bytes, bytes], limit: float) -> bytes:
+    declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
+        raise _too_large(limit)
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
         if len(received) > limit:
-            raise too_large
+            raise _too_large(limit)
     return bytes(received)
+
+
+def _too_large(limit: float) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit / 1024 / 1024:g} MB.")
+
+
+def _form_as_json(body: bytes) -> bytes:
+    """A form as an object: each value is JSON where it parses, else text. curl calls everything a form: what is JSON stays it."""
+    if body.lstrip()[:1] in (b"{", b"[", b""):
+        return body
+    try:
+        fields = parse_qsl(
+            body.decode(), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError as error:  # also for what is not UTF-8
+        raise InvalidRequest(f"The body is neither JSON nor a form: {error}.", code="invalid_form") from None
+    form: dict[str, Any] = {}
+    for name, text in fields:
+        if name in form:
+            raise InvalidRequest(f"The form names '{name[:100]}' twice.", param=name[:100], code="invalid_form")
+        try:
+            form[name] = decode_request(text.encode())
+        except TooDeep:
+            raise
+        except InvalidRequest:
+            form[name] = text
+    return orjson.dumps(form)

@@ -21,7 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api.http.errors import error_reply, reply_to_error
+from api.http.headers import headers_of
 from api.http.keys import check_key
+from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
 from core.errors import APIError, NotFound
@@ -76,6 +78,8 @@ class Application(FastAPI):
         give_wire(scope, receive, send)
         try:
             reply = await self._reply(endpoint, scope, receive)
+            if b"origin" in headers_of(scope):
+                share(reply, scope, self.state.config)
             await reply(scope, receive, send)
         finally:
             take_wire(scope)

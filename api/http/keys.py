@@ -10,12 +10,13 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from api.http.headers import headers_of
+from api.http.origins import is_preflight, may_ask
 from core.errors import Unauthorized
 from core.keys import Principal
 from core.state import AppState
 
 # Whoever looks whether the router is there needs no key.
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/", "/health"})
 
 
 def check_key(state: AppState, scope: Scope) -> None:
@@ -23,9 +24,16 @@ def check_key(state: AppState, scope: Scope) -> None:
     given = _key_in(scope)
     expected = state.config.api_key
     is_known = not expected or hmac.compare_digest(given, expected.encode())
-    if not is_known and scope["path"] not in OPEN_PATHS:
+    if not is_known and not _needs_no_key(state, scope):
         raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
     scope["principal"] = _principal(given, is_admin=is_known)
+
+
+def _needs_no_key(state: AppState, scope: Scope) -> bool:
+    # A browser sends no key with a preflight.
+    return scope["path"] in OPEN_PATHS or (
+        scope["type"] == "http" and is_preflight(scope) and may_ask(headers_of(scope)[b"origin"], state.config)
+    )
 
 
 def principal_of(request: HTTPConnection) -> Principal:
@@ -35,8 +43,11 @@ def principal_of(request: HTTPConnection) -> Principal:
 
 
 def _key_in(scope: Scope) -> bytes:
-    """What a client sends as its key; empty if it sends none."""
-    scheme, _, key = headers_of(scope).get(b"authorization", b"").partition(b" ")
+    """What a client sends as its key; empty if it sends none. Azure's clients have a header of their own for it."""
+    headers = headers_of(scope)
+    if (given := headers.get(b"authorization")) is None:
+        return headers.get(b"api-key", b"")
+    scheme, _, key = given.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
 
 

@@ -21,6 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api.http.errors import Envelope, openai_envelope
+from api.http.origins import is_preflight
 from core.errors import MethodNotAllowed, NotFound, UpgradeRefused
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -124,7 +125,9 @@ class RouteTable:
         return openai_envelope
 
     async def _options(self, request: Request) -> Response:
-        """What may be asked of a path."""
+        """What may be asked of a path. A preflight asks for a page; the dispatch adds whether it may."""
+        if is_preflight(request.scope):
+            return Response(status_code=204)
         allowed = self._allowed(request.scope)
         if not allowed:
             raise self._unknown(request.scope)

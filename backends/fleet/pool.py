@@ -287,7 +287,7 @@ class Pool:
             endpoint.client.give_up()
 
     def _serving(self, model: str) -> list[Slot]:
-        """The endpoints that have a model, and its name there."""
+        """The endpoints that have a model, and its name there. `openai/` in front is how clients of several providers name the API."""
         serving = self._serving_cache.get(model)
         if serving is None:
             serving = [
@@ -295,6 +295,8 @@ class Pool:
                 for endpoint in self.endpoints.values()
                 if not endpoint.leaving and (name := endpoint.name_of(model))
             ]
+            if not serving and model.startswith("openai/"):
+                return self._serving(model.removeprefix("openai/"))
             if serving:  # A name that nobody serves is a client's own text: not to be remembered.
                 self._serving_cache[model] = serving
         return serving
