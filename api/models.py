@@ -17,14 +17,14 @@ routes = Routes(tags=["models"])
 @routes.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """Every model that an endpoint is known to serve, as OpenAI's list of models."""
-    models = request.app.state.pool.models()
+    models = request.app.state.pool.endpoints.models()
     return json_response({"object": "list", "data": [_model(name, endpoint) for name, endpoint in models.items()]})
 
 
 @routes.get("/v1/models/{model:path}")
 async def retrieve_model(request: Request, model: str) -> Response:
     """One model. 404 `model_not_found` if nobody serves it."""
-    for name, endpoint in request.app.state.pool.models().items():
+    for name, endpoint in request.app.state.pool.endpoints.models().items():
         if endpoint.models.get(name) == endpoint.name_of(model):
             return json_response(_model(name, endpoint))
     raise NotFound(f"The model '{model}' does not exist.", param="model", code="model_not_found")

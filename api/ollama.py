@@ -32,7 +32,7 @@ from api.turns.backend import Backend
 from api.turns.chat_answer import chat_answer
 from api.turns.turn import begin_turn
 from backends.fleet.failover import Attempt
-from backends.fleet.pool import Routing
+from backends.fleet.routing import Routing
 from backends.wire.client import create_chat_with_retries
 from core.errors import APIError, InvalidRequest, NotFound, Unsupported
 from core.keys import Principal
@@ -166,7 +166,7 @@ class Asking(Passing, ABC):
 
     def _answer(self, attempt: Attempt) -> AsyncGenerator[bytes]:
         self._headers, self._used_elsewhere = {}, None
-        if self._pool.kind(attempt.endpoint).speaks_ollama:
+        if self._pool.endpoints.kind(attempt.endpoint).speaks_ollama:
             return self._forwarded(attempt, self._path, below_root=True)
         return self._translated(attempt)
 
@@ -193,7 +193,7 @@ class Chatting(Asking):
     is_chat = True
 
     async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
-        state, kind = self._state, self._pool.kind(attempt.endpoint)
+        state, kind = self._state, self._pool.endpoints.kind(attempt.endpoint)
         asked = self._asked()
         self.content_type = NDJSON if asked.streams else "application/json; charset=utf-8"
         said = OllamaAnswer(self._model, is_chat=self.is_chat)
@@ -288,7 +288,7 @@ async def version(request: Request) -> Response:
 @routes.get("/tags")
 async def list_models(request: Request) -> Response:
     """Every model that is served."""
-    return json_response({"models": [listed_model(name) for name in request.app.state.pool.models()]})
+    return json_response({"models": [listed_model(name) for name in request.app.state.pool.endpoints.models()]})
 
 
 @routes.get("/ps")
@@ -325,7 +325,7 @@ async def show(request: Request) -> Response:
                 error = error or failure
     if error:
         raise _in_ollamas_words(error, head.model)
-    contexts = [pool.context(endpoint.key, there) for endpoint, there in serving]
+    contexts = [pool.endpoints.context(endpoint.key, there) for endpoint, there in serving]
     return json_response(shown_model(head.model, max(filter(None, contexts), default=None)))
 
 

@@ -28,7 +28,7 @@ from api.http.leaving import ClientLeft, ClientWatch, Primed
 from api.http.replies import Express, Outlet, StreamedReply, outlet_of
 from api.http.routes import Routes
 from backends.fleet.failover import Attempt, Attempts
-from backends.fleet.pool import Routing
+from backends.fleet.routing import Routing
 from core.errors import APIError, BackendRefused, InvalidRequest
 from core.state import AppState
 from requests.chat import DecodeError

@@ -121,7 +121,7 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
     """The answer of the endpoint of an attempt."""
     client = _make_openai_client(state.pool, attempt.endpoint)
     native = is_ext_openai_endpoint(state.pool, attempt.endpoint)
-    kind = state.pool.kind(attempt.endpoint)
+    kind = state.pool.endpoints.kind(attempt.endpoint)
     create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
     if not native:
         create = adapted(create, turn, kind, state, attempt)

@@ -1,4 +1,4 @@
-"""Routing, simulated: the router's own chooser, queue, breakers and affinity on a fake clock, against two simple ones.
+"""Routing, simulated: the router's own chooser, line, breakers and affinity on a fake clock, against two simple ones.
 
     python -m benchmarks.simulate [--seeds 5]     prints the table of benchmarks/README.md
 
@@ -22,7 +22,8 @@ from statistics import mean, quantiles
 
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Affinity, Candidate, choose
-from backends.fleet.line import FairQueue
+from backends.fleet.line import Effects, Line, Rejection
+from cluster.alone import OwnLine
 
 SWAP_S = 8.0
 HANG_S = 30.0
@@ -160,13 +161,14 @@ POLICIES: dict[str, Callable[[random.Random], Policy]] = {
 }
 
 
-class Simulation:
-    """One run of a policy over a fleet and its requests."""
+class Simulation(Effects[Request, Server]):
+    """One run of a policy over a fleet and its requests. It is the world that the line acts upon."""
 
     def __init__(self, servers: list[Server], policy: Policy) -> None:
         self._servers = servers
         self._policy = policy
-        self._queue: FairQueue[Request] = FairQueue()
+        self._line = Line(self, OwnLine())
+        self._now = 0.0
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._numbers = itertools.count()
         self.result = Result()
@@ -175,9 +177,9 @@ class Simulation:
         for request in requests:
             self._at(request.arrived, partial(self._arrive, request))
         while self._events:
-            now, _, event = heapq.heappop(self._events)
-            event(now)
-        assert not len(self._queue), "somebody still waits"
+            self._now, _, event = heapq.heappop(self._events)
+            event(self._now)
+        assert not len(self._line), "somebody still waits"
         assert not any(server.in_flight for server in self._servers), "a slot was lost"
         return self.result
 
@@ -185,23 +187,36 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._numbers), event))
 
     def _arrive(self, request: Request, now: float) -> None:
-        if not self._start(request, now):
-            self._queue.push(request.owner, request)
-
-    def _start(self, request: Request, now: float) -> bool:
-        able = [s for s in self._servers if request.model in s.models and s.name not in request.tried]
-        server = self._policy(able, request, now) if able else None
-        if server is None:
-            if able:
-                return False
+        if not self._able(request):
             self.result.errors += 1
-            return True
-        server.in_flight += 1
+        elif server := self.take(request):
+            self.hand(request, server)
+        else:
+            self._line.arrive(request.owner, request, None if request.tried else request.model, now)
+
+    def _able(self, request: Request) -> list[Server]:
+        return [s for s in self._servers if request.model in s.models and s.name not in request.tried]
+
+    def waits(self, wish: Request) -> bool:
+        return True
+
+    def take(self, wish: Request) -> Server | None:
+        server = self._policy(self._able(wish), wish, self._now)
+        if server is not None:
+            server.in_flight += 1
+        return server
+
+    def reject(self, wish: Request, why: Rejection) -> None:
+        raise AssertionError(f"nobody is rejected here: {why}")
+
+    def hand(self, wish: Request, slot: Server) -> None:
+        """The server begins with the request."""
+        now, request, server = self._now, wish, slot
         failure = server.fails(now)
         if failure:
             after = HANG_S if failure == "hangs" else 0.001
             self._at(now + after, lambda at: self._failed(server, request, at))
-            return True
+            return
         begins = max(now, server.free_from) if server.loaded != request.model else now
         if server.loaded != request.model:
             # A swap stops the server: what runs ends later, what comes waits.
@@ -229,9 +244,8 @@ class Simulation:
                 self._at(outage.start, lambda at: self._failed(server, request, at))
             else:
                 self._at(outage.start, lambda at: self._cut(server, at))
-            return True
+            return
         self._at(ends, lambda at: self._ended(server, request, first, at))
-        return True
 
     def _ended(self, server: Server, request: Request, first: float, now: float) -> None:
         self.result.waits.append(first - request.arrived)
@@ -259,16 +273,11 @@ class Simulation:
     def _count_failure(self, server: Server, now: float, *, hung: bool = False) -> None:
         server.breaker.failure(now, hung=hung)
         if server.breaker.until is not None:
-            self._at(server.breaker.until, self._wake)
+            self._at(server.breaker.until, lambda at: self._line.changed())
 
     def _release(self, server: Server, now: float) -> None:
         server.in_flight -= 1
-        self._wake(now)
-
-    def _wake(self, now: float) -> None:
-        """Serves those who wait, as far as there are slots."""
-        while entry := next((entry for entry in self._queue if self._start(entry.payload, now)), None):
-            self._queue.remove(entry, served=True)
+        self._line.given_back(now)
 
 
 # ── fleets and their work ────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,6 +24,7 @@ class Alone(Cluster):
     says so."""
 
     leads = True
+    is_exact = True
 
     def __init__(self, workers: int = 1) -> None:
         self.deletions: Deletions = OwnDeletions()
@@ -73,11 +74,17 @@ class OwnInFlight(InFlight):
     def total(self) -> int:
         return self._requests
 
-    def add(self, requests: int) -> None:
-        self._requests += requests
+    def begin(self) -> None:
+        self._requests += 1
 
     async def confirm(self, limit: int) -> bool:
         return True
+
+    def withdraw(self) -> None:
+        self._requests -= 1
+
+    def end(self) -> None:
+        self._requests -= 1
 
 
 class OwnLine(SharedLine):

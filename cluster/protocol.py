@@ -31,17 +31,26 @@ class InFlight(Protocol):
     draining: bool
 
     def total(self) -> int:
-        """How many run there, as far as is known here without waiting."""
+        """How many run there, as far as is known here without waiting. Where that lags behind, `SharedLine.listen` hears when it turns out
+        to be less."""
         ...
 
-    def add(self, requests: int) -> None:
-        """So many more (or fewer) run there, of this process. What is added in `Cluster.exclusive`, together with the look at `total`
-        that it follows from, no other process adds to meanwhile."""
+    def begin(self) -> None:
+        """One more runs there, of this process. It is counted in `Cluster.exclusive`, together with the look at `total` that this follows
+        from: no other process counts one meanwhile."""
         ...
 
     async def confirm(self, limit: int) -> bool:
-        """Whether the request that was added last is one of at most `limit` in all processes. If not, the caller takes it back, and
-        `total` gives what is right by then. Where `exclusive` is exact by itself, the answer is yes, without a wait."""
+        """Whether a request that was begun is one of at most `limit` in all processes, which no other process has counted instead. After a
+        no `total` gives what is right by then. Always yes where `Cluster.is_exact`."""
+        ...
+
+    def withdraw(self) -> None:
+        """A request that was begun is not sent: it is not confirmed, or nobody knows, because whoever asked was cancelled."""
+        ...
+
+    def end(self) -> None:
+        """A request that was confirmed has ended. This needs no exclusion."""
         ...
 
 
@@ -71,7 +80,8 @@ class SharedLine(Protocol):
         ...
 
     def listen(self, on_wake: Callable[[], None]) -> None:
-        """From now on `on_wake` is called in the running loop when another process sends a wake-up."""
+        """From now on `on_wake` is called in the running loop when another process sends a wake-up, and when it turns out that fewer requests
+        run at an endpoint than were known of."""
         ...
 
     def stop_listening(self) -> None: ...
@@ -128,9 +138,14 @@ class Cluster(Protocol):
         """The requests at the endpoint of this address: the same ones for the same address, in each process."""
         ...
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether `exclusive` keeps all other processes out. Where there is a network between them it cannot, without a wait: then each
+        request that was begun is confirmed (`InFlight.confirm`)."""
+        ...
+
     def exclusive(self) -> AbstractContextManager[None]:
-        """For choosing an endpoint and adding a request to it, which takes microseconds and awaits nothing. Where that can be had without
-        waiting for a network, no other process chooses meanwhile; where not, `InFlight.confirm` finds out afterwards."""
+        """For choosing an endpoint and beginning a request there, which takes microseconds and awaits nothing."""
         ...
 
     # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -65,6 +65,7 @@ def new_folder() -> tempfile.TemporaryDirectory[str]:
 class Workers(Cluster):
     """The workers that share a folder, as one of them sees them. `prepare` makes what is in the folder."""
 
+    is_exact = True
     deletions: SharedDeletions
     line: WorkersLine
 
@@ -184,11 +185,18 @@ class SharedInFlight(InFlight):
     def total(self) -> int:
         return sum(self._requests)
 
-    def add(self, requests: int) -> None:
-        self._requests[self._mine] += requests
+    def begin(self) -> None:
+        self._requests[self._mine] += 1
 
     async def confirm(self, limit: int) -> bool:
         return True
+
+    def withdraw(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        # Without the lock: nobody else writes this number.
+        self._requests[self._mine] -= 1
 
     @property
     def draining(self) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from backends.fleet.pool import Pool, Routing
+from backends.fleet.pool import Pool
+from backends.fleet.routing import Routing
 from core.errors import BackendError, BackendUnreachable, NotFound
 from tests.conftest import running_router
 from tests.fake_backend import CHAT, FakeBackend, http_error, json_answer, say, steps, until
@@ -39,7 +40,7 @@ class TestChoosing:
     async def test_a_lower_one_that_is_down_is_passed_over(self, backends_):
         async with open_pool(*named(backends_, {"priority": 1}, {"priority": 0})) as pool:
             await backends_[1].stop()
-            await pool.look()
+            await pool.endpoints.look()
             assert await taken(pool, 3) == {"a": 3}
 
     async def test_weight_is_a_share(self, backends_):
@@ -128,7 +129,7 @@ class TestChoosing:
             if told == "set right":
                 endpoint.draining = False
                 backend.models = ["test-model", "another"]
-                await pool.look()
+                await pool.endpoints.look()
             else:
                 pool.set_draining(endpoint, False)
             await eventually(lambda: sum(task.done() for task in asked) == 4, "every free slot is taken")
@@ -208,7 +209,7 @@ class TestAffinity:
         async with running_router(endpoints=named(backends_, {"priority": -1}, {})) as running:
             for _ in range(2):
                 await create(running.http, prompt_cache_key="k")
-            assert running.app.state.pool.affinity.get("k", time.monotonic()) == f"{backends_[1].url}/v1"
+            assert running.app.state.pool.slots.affinity.get("k", time.monotonic()) == f"{backends_[1].url}/v1"
 
 
 class TestModels:
@@ -216,7 +217,7 @@ class TestModels:
         backend.models = ["qwen3:4b", "qwen3:8b", "qwen3-embedding", "llama3"]
         models = {"include": ["qwen3*"], "exclude": ["*embedding", "*:8b"]}
         async with open_pool(at(backend, models=models)) as pool:
-            assert list(pool.models()) == ["qwen3:4b"]
+            assert list(pool.endpoints.models()) == ["qwen3:4b"]
             for left_out in ("qwen3:8b", "qwen3-embedding", "llama3"):
                 with pytest.raises(NotFound):
                     await pool.choose(left_out)
@@ -224,7 +225,7 @@ class TestModels:
     async def test_what_the_settings_name_is_there_though_it_lists_nothing(self, backend):
         backend.routes["GET /v1/models"] = http_error(405, "no listing here")
         async with open_pool(at(backend, models={"include": ["a", "b", "c*"]})) as pool:
-            assert list(pool.models()) == ["a", "b"]
+            assert list(pool.endpoints.models()) == ["a", "b"]
 
     async def test_an_alias_is_another_name(self, backends_):
         backends_[1].models = ["big"]
@@ -232,7 +233,7 @@ class TestModels:
             backends_, {"aliases": {"fast": "test-model", "gone": "nowhere"}}, {"aliases": {"fast": "big"}}
         )
         async with open_pool(*endpoints) as pool:
-            assert sorted(pool.models()) == ["big", "fast", "test-model"]
+            assert sorted(pool.endpoints.models()) == ["big", "fast", "test-model"]
             there = {(endpoint.name, name) for endpoint, name in [await pool.choose("fast") for _ in range(8)]}
             assert there == {("a", "test-model"), ("b", "big")}
             with pytest.raises(NotFound):
@@ -240,7 +241,7 @@ class TestModels:
 
     async def test_an_alias_of_what_is_left_out_is_left_out(self, backend):
         async with open_pool(at(backend, aliases={"fast": "test-model"}, models={"exclude": ["test-*"]})) as pool:
-            assert pool.models() == {}
+            assert pool.endpoints.models() == {}
 
     async def test_how_much_runs_at_once_is_what_the_server_says_or_the_settings(self, backends_):
         for backend in backends_:
@@ -269,7 +270,7 @@ class TestModels:
             with pytest.raises(BackendUnreachable):
                 await pool.choose("test-model")
             await backend.start()
-            await eventually(lambda: "test-model" in pool.models(), "it is known")
+            await eventually(lambda: "test-model" in pool.endpoints.models(), "it is known")
             assert await taken(pool) == {backend.url[7:]: 1}
 
 
@@ -302,7 +303,7 @@ class TestFairness:
                 headers = {"Authorization": f"Bearer {key}"}
                 body = turn(input=f"{key} {number}")
                 asked.append(asyncio.create_task(running.http.post(URL, json=body, headers=headers)))
-                await eventually(lambda: len(running.app.state.pool.queue) == len(asked) - 1, "it waits")
+                await eventually(lambda: len(running.app.state.pool.line) == len(asked) - 1, "it waits")
                 await backend.wait_for(lambda b: b.in_flight == 1)
             gate.set()
             await asyncio.gather(*asked)
@@ -322,3 +323,18 @@ class TestFairness:
             assert (await behind)[0] is first
             pool.release(second)
             assert (await retry)[0] is second
+
+    async def test_one_that_waits_for_a_front_door_that_few_have_blocks_nobody_of_its_model(self, backends_):
+        """LM Studio has no rerank: what waits for the other one's may not go there, who is behind it may."""
+        endpoints = [at(backends_[0], "lmstudio", max_concurrent=1), at(backends_[1], max_concurrent=1)]
+        async with open_pool(*endpoints) as pool:
+            lacking, having = pool.endpoints.values()
+            await taken(pool, 2)
+            rerank = asyncio.create_task(pool.choose("test-model", Routing(path="/rerank")))
+            await waiting(pool, 1)
+            behind = asyncio.create_task(pool.choose("test-model"))
+            await waiting(pool, 2)
+            pool.release(lacking)
+            assert (await behind)[0] is lacking
+            pool.release(having)
+            assert (await rerank)[0] is having

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
 async def quiet(running: Running, backend: FakeBackend) -> None:
     """Nobody holds a slot, nobody waits for one, and the backend works for nobody."""
     await eventually(lambda: running.in_flight() == 0, "no slot is taken")
-    assert not running.app.state.pool.queue, "somebody still waits"
+    assert not running.app.state.pool.line, "somebody still waits"
     await backend.wait_for(lambda b: b.in_flight == 0)
     outcomes = Counter(request.outcome for request in backend.turns)
     assert set(outcomes) <= {"answered", "aborted"}, outcomes
@@ -118,7 +118,7 @@ class TestWhereItWaits:
         backend.script(stall())
         endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 1}
         async with running_router(endpoints=[endpoint]) as running:
-            waiting = running.app.state.pool.queue
+            waiting = running.app.state.pool.line
             busy = asyncio.create_task(post(running))
             await backend.wait_for(lambda b: b.in_flight == 1)
             leaves = [asyncio.create_task(post(running, stream=n % 2 == 0)) for n in range(4)]

@@ -404,7 +404,7 @@ async def test_who_waits_sees_its_place(backend: FakeBackend) -> None:
     async with running_router(endpoints=[endpoint]) as running:
         asking = [asyncio.create_task(running.http.post(URL, json=turn())) for _ in range(3)]
         pool = running.app.state.pool
-        await eventually(lambda: len(pool.queue) == 2, "two wait")
+        await eventually(lambda: len(pool.line) == 2, "two wait")
         first, second = (await running.http.get("/api/endpoints")).json()["queue"]["first"]
         assert [first["position"], second["position"]] == [0, 1]
         assert {first["model"], second["model"]} == {"test-model"}

@@ -78,7 +78,7 @@ async def fleet(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Ru
         await eventually(lambda: all(e.healthy for e in pool.endpoints.values()), "every endpoint has been asked")
         yield running
         await eventually(lambda: running.in_flight() == 0, "no slot is taken")
-        assert not len(pool.queue), "somebody still waits"
+        assert not len(pool.line), "somebody still waits"
         for endpoint in pool.endpoints.values():
             await eventually(lambda c=endpoint.client: not c.answering, f"{endpoint.name}: nobody waits for a byte")
 

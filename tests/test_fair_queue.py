@@ -1,48 +1,63 @@
-"""The queue of those who wait: first come, first served within a key, the keys in turn, nobody blocked by who cannot be served."""
+"""The queue of those who wait: first come, first served within a principal, the principals in turn, nobody blocked by who cannot be served."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.fleet.line import Entry, FairQueue
+from backends.fleet.fair_queue import FairQueue
 
 
-def queue_of(*waiting: str) -> FairQueue[str]:
-    """A queue of such entries: `a1` is of key `a`, for model `1`."""
-    queue: FairQueue[str] = FairQueue()
-    for key, model in waiting:
-        queue.push(key, model)
+@dataclass(eq=False)
+class Entry:
+    """A place in the queue: of a principal, for a model."""
+
+    principal: str
+    model: str
+
+
+def push(queue: FairQueue[Entry], principal: str, model: str) -> Entry:
+    entry = Entry(principal, model)
+    queue.push(entry)
+    return entry
+
+
+def queue_of(*waiting: str) -> FairQueue[Entry]:
+    """A queue of such entries: `a1` is of principal `a`, for model `1`."""
+    queue: FairQueue[Entry] = FairQueue()
+    for principal, model in waiting:
+        push(queue, principal, model)
     return queue
 
 
-def serve(queue: FairQueue[str], can: Callable[[str], bool] = lambda model: True) -> str:
+def serve(queue: FairQueue[Entry], can: Callable[[str], bool] = lambda model: True) -> str:
     """Serves the first that can be served, and says who; empty if nobody can."""
     for entry in queue:
-        if can(entry.payload):
+        if can(entry.model):
             queue.remove(entry, served=True)
-            return entry.key + entry.payload
+            return entry.principal + entry.model
     return ""
 
 
-def served(queue: FairQueue[str]) -> list[str]:
+def served(queue: FairQueue[Entry]) -> list[str]:
     return [serve(queue) for _ in range(len(queue))]
 
 
-def test_one_key_is_served_as_it_came() -> None:
+def test_one_principal_is_served_as_it_came() -> None:
     assert served(queue_of("a1", "a2", "a3")) == ["a1", "a2", "a3"]
 
 
-def test_the_keys_are_served_in_turn_however_many_wait_of_each() -> None:
+def test_the_principals_are_served_in_turn_however_many_wait_of_each() -> None:
     assert served(queue_of("a1", "a2", "a3", "a4", "b1", "c1", "b2")) == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
-def test_a_key_that_comes_back_waits_behind_the_others() -> None:
+def test_a_principal_that_comes_back_waits_behind_the_others() -> None:
     queue = queue_of("a1", "b1", "b2")
     assert serve(queue) == "a1"
-    queue.push("a", "2")
+    push(queue, "a", "2")
     assert served(queue) == ["b1", "a2", "b2"]
 
 
@@ -52,19 +67,19 @@ def test_who_cannot_be_served_blocks_nobody_and_keeps_its_place() -> None:
     assert served(queue) == ["a1", "b2"]
 
 
-def test_a_key_whose_first_entry_cannot_be_served_gets_its_turn_with_the_next() -> None:
-    """Another key that always has somebody waiting would starve it."""
+def test_a_principal_whose_first_entry_cannot_be_served_gets_its_turn_with_the_next() -> None:
+    """Another principal that always has somebody waiting would starve it."""
     queue, got = queue_of("b1", "b2", "a2"), []
     for _ in range(3):
-        queue.push("a", "2")
+        push(queue, "a", "2")
         got.append(serve(queue, lambda model: model == "2"))
     assert got == ["b2", "a2", "a2"]
 
 
-def test_who_gives_up_costs_its_key_no_turn() -> None:
+def test_who_gives_up_costs_its_principal_no_turn() -> None:
     queue = queue_of("a1", "b1")
     first = next(iter(queue))
-    second = queue.push("a", "2")
+    second = push(queue, "a", "2")
     queue.remove(first)
     assert queue.position(second) == 0
     assert served(queue) == ["a2", "b1"]
@@ -96,16 +111,16 @@ def test_it_knows_how_many_wait() -> None:
 # ── the laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 WAITING = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")), max_size=30)
-# Who comes (key, model), or which model has a slot now.
+# Who comes (principal, model), or which model has a slot now.
 STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")) | st.sampled_from("12"), max_size=60)
 
 
 @given(WAITING)
 def test_a_position_says_when_it_is_its_turn(waiting: list[tuple[str, str]]) -> None:
-    queue: FairQueue[str] = FairQueue()
-    entries = [queue.push(key, model) for key, model in waiting]
+    queue: FairQueue[Entry] = FairQueue()
+    entries = [push(queue, principal, model) for principal, model in waiting]
     positions = {entry: queue.position(entry) for entry in entries}
-    order: list[Entry[str]] = []
+    order: list[Entry] = []
     while len(queue):
         order.append(first := next(iter(queue)))
         queue.remove(first, served=True)
@@ -114,47 +129,51 @@ def test_a_position_says_when_it_is_its_turn(waiting: list[tuple[str, str]]) -> 
 
 @given(STEPS)
 def test_nobody_is_lost_overtaken_or_starved(steps: list[tuple[str, str] | str]) -> None:
-    queue: FairQueue[str] = FairQueue()
-    waiting: list[Entry[str]] = []
-    # Who could have been served with a model, and the keys that were, since it came or its key was last served.
+    queue: FairQueue[Entry] = FairQueue()
+    waiting: list[Entry] = []
+    # Who could have been served with a model, and the principals that were, since it came or its principal was last served.
     served_since: dict[tuple[str, str], list[str]] = {}
     for step in steps:
         if isinstance(step, tuple):
-            waiting.append(queue.push(*step))
+            waiting.append(push(queue, *step))
             served_since.setdefault(step, [])
         else:
-            first = next((entry for entry in queue if entry.payload == step), None)
-            able = [entry for entry in waiting if entry.payload == step]
+            first = next((entry for entry in queue if entry.model == step), None)
+            able = [entry for entry in waiting if entry.model == step]
             assert (first is None) == (not able), "who can be served is served, whoever waits before it"
             if first is None:
                 continue
-            assert first is next(entry for entry in able if entry.key == first.key), "within a key: as they came"
+            assert first is next(entry for entry in able if entry.principal == first.principal), (
+                "within a principal: as they came"
+            )
             queue.remove(first, served=True)
             waiting.remove(first)
-            for (key, model), others in list(served_since.items()):
-                if key == first.key:
-                    served_since[key, model] = []
+            for (principal, model), others in list(served_since.items()):
+                if principal == first.principal:
+                    served_since[principal, model] = []
                 elif model == step:
-                    others.append(first.key)
-            if not any((entry.key, entry.payload) == (first.key, step) for entry in waiting):
-                del served_since[first.key, step]
+                    others.append(first.principal)
+            if not any((entry.principal, entry.model) == (first.principal, step) for entry in waiting):
+                del served_since[first.principal, step]
         assert len(queue) == len(waiting)
         assert sorted(map(id, queue)) == sorted(map(id, waiting))
-        for (key, model), others in served_since.items():
-            assert len(others) == len(set(others)), f"{key} waits for {model}, and {others} were served before it"
+        for (principal, model), others in served_since.items():
+            assert len(others) == len(set(others)), f"{principal} waits for {model}, and {others} were served before it"
 
 
 @given(WAITING, st.sampled_from("abcd"))
-def test_between_two_turns_of_a_key_every_other_that_waits_has_one(waiting: list[tuple[str, str]], key: str) -> None:
-    queue: FairQueue[str] = FairQueue()
+def test_between_two_turns_of_a_principal_every_other_that_waits_has_one(
+    waiting: list[tuple[str, str]], principal: str
+) -> None:
+    queue: FairQueue[Entry] = FairQueue()
     for one in waiting:
-        queue.push(*one)
+        push(queue, *one)
     can_wait = set(queue.counts())
     since: set[str] = set()
     while len(queue):
         first = next(iter(queue))
-        if first.key == key and since:
-            assert since >= can_wait - {key}, f"{key} again, and {can_wait - since} still wait"
-        since = {key} if first.key == key else since | {first.key} if since else since
+        if first.principal == principal and since:
+            assert since >= can_wait - {principal}, f"{principal} again, and {can_wait - since} still wait"
+        since = {principal} if first.principal == principal else since | {first.principal} if since else since
         queue.remove(first, served=True)
         can_wait = set(queue.counts())

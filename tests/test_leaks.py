@@ -15,7 +15,8 @@ import httpx2
 import pytest
 
 from backends.fleet.failover import Attempts
-from backends.fleet.pool import Pool, Routing
+from backends.fleet.pool import Pool
+from backends.fleet.routing import Routing
 from cluster.alone import Alone
 from core.config import parse_config
 from core.errors import (
@@ -61,7 +62,7 @@ async def nothing_is_left(pool: Pool) -> None:
         lambda: all(endpoint.in_flight == 0 for endpoint in pool.endpoints.values()),
         f"no slot is taken: {[(endpoint.key, endpoint.in_flight) for endpoint in endpoints]}",
     )
-    assert (len(pool.queue), pool.queue.counts()) == (0, {}), "somebody still waits for a slot"
+    assert (len(pool.line), pool.line.counts()) == (0, {}), "somebody still waits for a slot"
     await eventually(lambda: not any(e.leaving for e in pool.endpoints.values()), "what was removed is gone")
     for endpoint in pool.endpoints.values():
         probing = [model for model, breaker in endpoint.breakers.items() if breaker._probing]
@@ -163,7 +164,7 @@ async def all_are_well(pool: Pool, three: list[FakeBackend]) -> None:
     """The servers answer as they should from now on, and the pool knows."""
     for backend in three:
         backend._script.clear()
-    await pool.look()
+    await pool.endpoints.look()
     for endpoint in pool.endpoints.values():
         pool.set_draining(endpoint, False)
 
@@ -238,7 +239,7 @@ async def test_4000_requests_while_endpoints_come_change_drain_and_go(three, see
     pool = Pool(settings(1), Alone())
     await pool.open()
     try:
-        await pool.look()
+        await pool.endpoints.look()
         most = 0
 
         async def request(number: int) -> str:

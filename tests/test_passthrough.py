@@ -101,7 +101,7 @@ async def opened(running: Running) -> AsyncIterator[AsyncIterator[bytes]]:
 async def quiet(running: Running, *backends: FakeBackend) -> None:
     """Nobody holds a slot, and no backend works for anybody."""
     await eventually(lambda: running.in_flight() == 0, "no slot is taken")
-    assert not running.app.state.pool.queue, "somebody still waits"
+    assert not running.app.state.pool.line, "somebody still waits"
     for backend in backends:
         await backend.wait_for(lambda b: all(request.outcome != "open" for request in b.requests))
 

@@ -100,14 +100,14 @@ class TestRequestsThatGoNowhere:
             waiting = [asyncio.create_task(post(running))]
             await backend.wait_for(lambda b: b.in_flight == 1)
             waiting.append(asyncio.create_task(post(running)))
-            await eventually(lambda: len(running.app.state.pool.queue) == 1, "one waits")
+            await eventually(lambda: len(running.app.state.pool.line) == 1, "one waits")
             answer = await post(running)
             assert_error(answer, 429, type="rate_limit_error")
             assert answer.headers["retry-after"] == "1"
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
-            await eventually(lambda: not len(running.app.state.pool.queue), "nobody waits")
+            await eventually(lambda: not len(running.app.state.pool.line), "nobody waits")
             await quiet(running, backend)
 
     async def test_a_slot_that_does_not_come_free(self, backend):
@@ -363,11 +363,11 @@ class TestTheClientLeaves:
             first = asyncio.create_task(post(running))
             await backend.wait_for(lambda b: b.in_flight == 1)
             second = asyncio.create_task(post(running))
-            await eventually(lambda: len(running.app.state.pool.queue) == 1, "the second waits")
+            await eventually(lambda: len(running.app.state.pool.line) == 1, "the second waits")
             for task in (second, first):
                 task.cancel()
             await asyncio.gather(first, second, return_exceptions=True)
-            await eventually(lambda: not len(running.app.state.pool.queue), "nobody waits")
+            await eventually(lambda: not len(running.app.state.pool.line), "nobody waits")
             await quiet(running, backend)
         assert len(backend.turns) == 1
 
@@ -377,7 +377,7 @@ class TestTheClientLeaves:
         async with running_router(endpoints=[endpoint]) as running:
             async with opened(running):
                 waiting = asyncio.create_task(post(running))
-                await eventually(lambda: len(running.app.state.pool.queue) == 1, "the next waits")
+                await eventually(lambda: len(running.app.state.pool.line) == 1, "the next waits")
             next_answer = await waiting
         assert next_answer.status_code == 200
         assert int(next_answer.headers["x-nomyo-wait-ms"]) >= 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import backends.fleet.endpoint
-import backends.fleet.pool
+import backends.fleet.endpoints
 from backends.fleet.pool import Pool, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cluster.alone import Alone
 from core.config import parse_config
@@ -25,9 +25,9 @@ async def open_pool(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterato
     pool = Pool(parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)}), Alone())
     await pool.open()
     try:
-        await pool.look()
+        await pool.endpoints.look()
         yield pool
-        assert not pool.queue, "somebody still waits"
+        assert not pool.line, "somebody still waits"
     finally:
         await pool.close()
 
@@ -47,7 +47,7 @@ def in_flight(pool: Pool) -> list[int]:
 
 
 async def waiting(pool: Pool, number: int) -> None:
-    await eventually(lambda: len(pool.queue) == number, f"{number} requests wait")
+    await eventually(lambda: len(pool.line) == number, f"{number} requests wait")
 
 
 class TestNames:
@@ -112,7 +112,7 @@ class TestNames:
     async def test_a_listing_that_is_none_lists_nothing(self, backend, listing):
         backend.routes["GET /v1/models"] = json_answer(listing)
         async with open_pool(at(backend)) as pool:
-            assert pool.models() == {}
+            assert pool.endpoints.models() == {}
 
 
 class TestSlots:
@@ -290,7 +290,7 @@ class TestLooking:
     async def test_a_model_that_is_pulled_and_one_that_is_removed_are_seen(self, backend):
         async with open_pool(at(backend), models_refresh_s=0.02) as pool:
             backend.models = ["new"]
-            await eventually(lambda: list(pool.models()) == ["new"], "the list is fresh")
+            await eventually(lambda: list(pool.endpoints.models()) == ["new"], "the list is fresh")
             with pytest.raises(NotFound):
                 await choose_endpoint(pool, "test-model")
 
@@ -305,7 +305,7 @@ class TestLooking:
             for _ in range(20):
                 await ask()
             assert looks(backend) == before, "it looked a moment ago"
-            monkeypatch.setattr(backends.fleet.pool, "LOOK_AGAIN_AFTER_S", 0.0)
+            monkeypatch.setattr(backends.fleet.endpoints, "LOOK_AGAIN_AFTER_S", 0.0)
             await asyncio.gather(*(ask() for _ in range(20)))
             assert looks(backend) == before + 1, "20 requests at once share a look"
             backend.models.append("new")
@@ -384,7 +384,7 @@ class TestThroughTheRouter:
             assert running.in_flight() == 0
 
     async def test_a_backend_that_comes_up_late_is_found(self, backend, monkeypatch):
-        monkeypatch.setattr(backends.fleet.pool, "LOOK_AGAIN_AFTER_S", 0.0)
+        monkeypatch.setattr(backends.fleet.endpoints, "LOOK_AGAIN_AFTER_S", 0.0)
         await backend.stop()
         async with running_router(endpoints=[at(backend)]) as running:
             answer = await running.http.post(URL, json=turn())
@@ -399,5 +399,5 @@ class TestThroughTheRouter:
             assert (await running.http.get("/health")).json()["endpoints"]["up"] == 1
 
     async def knows(self, running: Running, *models: str) -> None:
-        known = running.app.state.pool.models
+        known = running.app.state.pool.endpoints.models
         await eventually(lambda: set(models) <= set(known()), f"the router knows {models}")

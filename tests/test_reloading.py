@@ -166,11 +166,11 @@ class TestEndpoints:
             (endpoint,) = pool.endpoints.values()
             listing, backend.routes["GET /v1/models"] = backend.routes["GET /v1/models"], stall()
             backend.models = ["another"]
-            pool._look_at(endpoint)
+            pool.endpoints.look_at(endpoint)
             await backend.wait_for(lambda b: b.requests[-1].outcome == "open")
             backend.routes["GET /v1/models"] = listing
             await settings.change(at(backend, api_key="right"))
-            await eventually(lambda: "another" in pool.models(), "the changed endpoint has been asked")
+            await eventually(lambda: "another" in pool.endpoints.models(), "the changed endpoint has been asked")
 
     async def test_who_waits_gets_the_new_slots(self, settings, backend):
         gate = asyncio.Event()
@@ -194,7 +194,9 @@ class TestEndpoints:
         async with started(settings, {"url": backend.url, "kind": "ollama"}) as running:
             await create(running.http, model="llama3")
             await settings.change({"url": backend.url, "kind": "auto", "max_concurrent": 3})
-            await eventually(lambda: "llama3:latest" in running.app.state.pool.models(), "its models are known")
+            await eventually(
+                lambda: "llama3:latest" in running.app.state.pool.endpoints.models(), "its models are known"
+            )
             await create(running.http, model="llama3:latest")
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from backends.fleet.pool import Pool, Routing, choose_endpoint
+from backends.fleet.pool import Pool, choose_endpoint
+from backends.fleet.routing import Routing
 from core.config import parse_config
 from core.errors import TooManyRequests
 from tests.cluster.in_process import InProcess, Shared
@@ -67,11 +68,11 @@ class Workers:
 
 
 @asynccontextmanager
-async def open_pools(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Workers]:
-    """Two pools that have looked once. At the end nobody waits, and every slot that is taken is counted."""
+async def open_pools(*endpoints: dict[str, Any], far: bool = False, **settings: Any) -> AsyncIterator[Workers]:
+    """Two pools that have looked once, of workers, or of processes that are `far` from each other. At the end nobody waits, and every slot that is taken is counted."""
     config = parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)})
     shared = Shared()
-    clusters = [InProcess(shared) for _ in range(2)]
+    clusters = [InProcess(shared, far=far) for _ in range(2)]
     pools = [Pool(config, cluster) for cluster in clusters]
     async with AsyncExitStack() as stack:
         for cluster in clusters:
@@ -79,10 +80,10 @@ async def open_pools(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterat
         for pool in pools:
             await pool.open()
             stack.push_async_callback(pool.close)
-            await pool.look()
+            await pool.endpoints.look()
         workers = Workers(pools, clusters, shared)
         yield workers
-        assert [len(pool.queue) for pool in pools] == [0, 0], "somebody still waits"
+        assert [len(pool.line) for pool in pools] == [0, 0], "somebody still waits"
         assert workers.waiting() == 0, "it is announced that somebody still waits"
         assert workers.counted() == workers.taken(0) + workers.taken(1), "others are counted than are taken"
 
@@ -184,8 +185,9 @@ class TestTheLine:
 
 
 class TestLimits:
-    async def test_max_concurrent_holds_for_the_sum(self, backend):
-        async with open_pools(at(backend, max_concurrent=3), queue={"max": 0}) as workers:
+    @pytest.mark.parametrize("far", [False, True])
+    async def test_max_concurrent_holds_for_the_sum(self, backend, far):
+        async with open_pools(at(backend, max_concurrent=3), queue={"max": 0}, far=far) as workers:
             for worker in (0, 1, 0):
                 await workers.request(worker)
             for worker in (0, 1):
@@ -233,6 +235,49 @@ class TestLimits:
             await workers.request(1)
 
 
+class TestFar:
+    """Processes with a network between them: a slot is only taken when the others are known to have left it."""
+
+    async def test_a_slot_that_another_process_has_taken_meanwhile_is_waited_for(self, backend):
+        async with open_pools(at(backend, max_concurrent=1), far=True) as workers:
+            both = [asyncio.create_task(workers.request(worker, str(worker))) for worker in (0, 1)]
+            done, waits = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            assert (len(done), workers.counted()) == (1, 1), "both believe that they have it"
+            await eventually(lambda: workers.waiting() == 1, "the other one waits")
+            workers.give_back_any()
+            await asyncio.wait_for(waits.pop(), 2)
+            assert sorted(workers.served) == ["0", "1"]
+
+    async def test_whoever_has_lost_his_slot_to_another_process_is_the_first_to_get_one(self, backend):
+        async with open_pools(at(backend, max_concurrent=2), far=True) as workers:
+            pool = workers.pools[0]
+            for _ in range(2):
+                await workers.request(0)
+            workers.served.clear()
+            tasks = [await workers.waits(0, name) for name in ("first", "second")]
+            # It is handed to the first, and gone when he asks.
+            workers.give_back(0)
+            (elsewhere,) = workers.clusters[1].counts.values()
+            elsewhere.change(1)
+            assert len(pool.line) == 1
+            await eventually(lambda: len(pool.line) == 2, "he waits again")
+            elsewhere.change(-1)
+            workers.give_back(0)
+            await asyncio.gather(*tasks)
+            assert workers.served == ["first", "second"]
+            assert workers.taken(0) == 2
+
+    async def test_one_that_leaves_while_it_asks_has_no_slot(self, backend):
+        async with open_pools(at(backend, max_concurrent=1), far=True) as workers:
+            leaves = asyncio.create_task(workers.request(0))
+            await asyncio.sleep(0)
+            assert workers.taken(0) == 1
+            leaves.cancel()
+            await asyncio.gather(leaves, return_exceptions=True)
+            assert (workers.taken(0), workers.counted()) == (0, 0)
+            await asyncio.wait_for(workers.request(1), 2)
+
+
 class TestNothingIsLost:
     async def test_a_slot_that_comes_back_as_somebody_begins_to_wait_is_his(self, backend):
         """At any moment on his way into the queue: between any two calls of the cluster."""
@@ -253,17 +298,18 @@ class TestNothingIsLost:
             workers.give_back(0)
             await asyncio.wait_for(task, SOON_S)
 
-    async def test_no_slot_is_lost_in_a_thousand_comings_and_goings(self, backend, other_backend):
+    @pytest.mark.parametrize("far", [False, True])
+    async def test_no_slot_is_lost_in_a_thousand_comings_and_goings(self, backend, other_backend, far):
         dice = random.Random(11)
         both = [at(backend, max_concurrent=3), at(other_backend, max_concurrent=2)]
-        async with open_pools(*both, queue={"max": 2000, "timeout_s": 20}) as workers:
+        async with open_pools(*both, queue={"max": 2000, "timeout_s": 20}, far=far) as workers:
             most = Counter[str]()
 
             async def request() -> None:
                 pool = dice.choice(workers.pools)
                 endpoint, _ = await pool.choose(dice.choice(("test-model", "test-model", "other")), Routing())
                 try:
-                    most[endpoint.url] = max(most[endpoint.url], endpoint.busy)
+                    most[endpoint.url] = max(most[endpoint.url], workers.shared.requests[endpoint.url].total())
                     await asyncio.sleep(dice.random() * 0.002)
                 finally:
                     pool.release(endpoint)

@@ -62,7 +62,7 @@ class Site:
     async def is_idle(self, backend: FakeBackend) -> None:
         pool = self.app.state.pool
         await eventually(lambda: not any(e.in_flight for e in pool.endpoints.values()), "no slot is taken")
-        assert not pool.queue, "somebody still waits"
+        assert not pool.line, "somebody still waits"
         await backend.wait_for(lambda b: b.in_flight == 0)
 
 

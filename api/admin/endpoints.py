@@ -95,8 +95,8 @@ def _figures(pool: Any) -> dict[str, Any]:
         "counts": dict(pool.counts),
         "tokens": {model: {way: pool.tokens[model, way] for way in ("input", "output")} for model, _ in pool.tokens},
         "waited_s": pool.waited_s,
-        "waiting": len(pool.queue),
-        "by_key": list(pool.queue.counts().values()),
+        "waiting": len(pool.line),
+        "by_key": list(pool.line.counts().values()),
         "first": pool.first_waiting(SHOWN),
         "longest_wait_s": pool.longest_wait_s(),
     }

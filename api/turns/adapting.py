@@ -43,7 +43,7 @@ def adapted(create: Create, turn: Turn, kind: Kind, state: AppState, attempt: At
     could_change = turn.request.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
     if fetcher is None and not could_change:
         return create
-    context = state.pool.context(attempt.endpoint, attempt.model)
+    context = state.pool.endpoints.context(attempt.endpoint, attempt.model)
     return Adapting(create, turn, allowed, fetcher, context, could_change=could_change)
 
 

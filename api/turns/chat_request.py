@@ -13,7 +13,7 @@ from typing import Any
 from api.turns.backend import Backend
 from api.turns.history import SEALED, opened
 from api.turns.turn import Turn, TurnRequest
-from backends.fleet.pool import printable
+from backends.fleet.routing import printable
 from core.errors import Unsupported
 from requests.messages import responses_input_to_messages, without_superseded
 from requests.params import chat_request

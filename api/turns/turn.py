@@ -14,7 +14,7 @@ from typing import Any
 
 from api.http.replies import Express
 from api.turns.history import resolve_history, resolve_references
-from backends.fleet.pool import Routing
+from backends.fleet.routing import Routing
 from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder

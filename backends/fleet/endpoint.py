@@ -130,14 +130,20 @@ class Endpoint:
     def give_back(self) -> None:
         """A request has ended."""
         self.in_flight -= 1
-        self.running.add(-1)
+        self.running.end()
 
     def take(self, model: str, now: float) -> None:
         """A request is sent there."""
         self.in_flight += 1
-        self.running.add(1)
+        self.running.begin()
         if breaker := self.breakers.get(model):
             breaker.begin(now)
+
+    def not_sent(self, model: str) -> None:
+        """A request is not sent there after all: it has no slot."""
+        self.in_flight -= 1
+        self.running.withdraw()
+        self.abandoned(model)
 
     def succeeded(self, model: str, now: float) -> None:
         """It answered a request."""
@@ -152,6 +158,11 @@ class Endpoint:
         # Not its message: a backend may repeat the prompt in it.
         self.last_error = error.code
         self.breaker(model).failure(now, error.retry_after_s, hung=isinstance(error, BackendTimeout))
+
+    def abandoned(self, model: str) -> None:
+        """A request ended in a way that says nothing of it."""
+        if breaker := self.breakers.get(model):
+            breaker.abandoned()
 
     def set_breaker(self, config: BreakerConfig) -> None:
         """Other settings for its breakers: they begin anew."""

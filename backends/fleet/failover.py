@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from backends.fleet.pool import Pool, Routing, choose_endpoint, decrement_usage
+from backends.fleet.pool import Pool, choose_endpoint, decrement_usage
+from backends.fleet.routing import Routing
 from core.errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
 
 log = logging.getLogger("nomyo.backends")
@@ -90,7 +91,7 @@ class Attempts:
         self._first_error = self._first_error or error
         if self._plan(attempt.endpoint, error):
             self._done = False
-            log.info("%s failed (%s), trying again", self._pool.name(attempt.endpoint), error.code)
+            log.info("%s failed (%s), trying again", self._pool.endpoints.name(attempt.endpoint), error.code)
             return True
         if error is not self._first_error:
             raise self._first_error from None
@@ -102,7 +103,7 @@ class Attempts:
         routing.tried.add(endpoint)
         if routing.attempts > self._pool.max_retries:
             return False
-        if self._pool.has_other(self._models[0], routing) or self._next_model():
+        if self._pool.slots.has_other(self._models[0], routing) or self._next_model():
             self._wait_s = 0.0
             return self._pool.take_retry()
         asked_s = error.retry_after_s
@@ -121,7 +122,7 @@ class Attempts:
         """Goes on to the next fallback that somebody serves."""
         while len(self._models) > 1:
             del self._models[0]
-            if self._pool.has_other(self._models[0], self._routing, must_be_well=must_be_well):
+            if self._pool.slots.has_other(self._models[0], self._routing, must_be_well=must_be_well):
                 return True
         return False
 

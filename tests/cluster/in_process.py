@@ -31,14 +31,16 @@ class Shared:
 
 
 class InProcess(Cluster):
-    """A member. `meanwhile` lets another one act between two of its calls. With `confirms` a slot is only its own when that says so: as
-    where the counts lie behind a network."""
+    """A member. `meanwhile` lets another one act between two of its calls. One that is `far` counts behind a network: what it knows of the
+    others is old, and it has to ask whether a slot is its own."""
 
+    is_exact = True
     line: InProcessLine
 
-    def __init__(self, shared: Shared, confirms: Callable[[str], bool] | None = None) -> None:
+    def __init__(self, shared: Shared, *, far: bool = False) -> None:
         self.shared = shared
-        self.confirms = confirms
+        self.is_exact = not far
+        self.counts: dict[str, FarInFlight] = {}
         self.deletions = shared.deletions
         self.line = InProcessLine(self)
         self.number = -1
@@ -105,6 +107,8 @@ class InProcess(Cluster):
     # ── requests at endpoints ────────────────────────────────────────────────────────────────────────────────────────
 
     def in_flight(self, url: str) -> InFlight:
+        if not self.is_exact:
+            return self.counts.setdefault(url, FarInFlight(self, url))
         return InProcessInFlight(self, url)
 
     @contextlib.contextmanager
@@ -154,16 +158,19 @@ class InProcessInFlight(InFlight):
     def total(self) -> int:
         return self._requests.total()
 
-    def add(self, requests: int) -> None:
-        assert self._member.shared.is_locked, "another process may add at the same time"
-        self._requests[self._member.number] += requests
-        assert self._requests[self._member.number] >= 0, "a slot was given back twice"
+    def begin(self) -> None:
+        self._requests[self._member.number] += 1
+        assert self._member.shared.is_locked, "another process may count at the same time"
 
     async def confirm(self, limit: int) -> bool:
-        if self._member.confirms is None:
-            return True
-        await asyncio.sleep(0)
-        return self._member.confirms(self._url)
+        return True
+
+    def withdraw(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._requests[self._member.number] -= 1
+        assert self._requests[self._member.number] >= 0, "a slot was given back twice"
 
     @property
     def draining(self) -> bool:
@@ -172,6 +179,62 @@ class InProcessInFlight(InFlight):
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._member.shared.draining[self._url] = draining
+
+
+class FarInFlight(InProcessInFlight):
+    """What runs there is known to a server, and here as it was when it was last heard of: at an answer, or a moment after it changed."""
+
+    def __init__(self, member: InProcess, url: str) -> None:
+        super().__init__(member, url)
+        self._begun = self._elsewhere = 0
+
+    def total(self) -> int:
+        return self._begun + self._requests[self._member.number] + self._elsewhere
+
+    def begin(self) -> None:
+        self._begun += 1
+
+    async def confirm(self, limit: int) -> bool:
+        # The question is on its way.
+        await asyncio.sleep(0.0002)
+        if is_ours := self._requests.total() < limit:
+            self._begun -= 1
+            self.change(1)
+        try:
+            # The answer is on its way.
+            await asyncio.sleep(0.0002)
+        except BaseException:
+            if is_ours:  # It will not be heard, and `withdraw` comes.
+                self._begun += 1
+                self.change(-1)
+            raise
+        finally:
+            self.hear()
+        return is_ours
+
+    def withdraw(self) -> None:
+        self._begun -= 1
+        assert self._begun >= 0, "a slot was given back twice"
+
+    def end(self) -> None:
+        self.change(-1)
+
+    def change(self, requests: int) -> None:
+        """At the server. The others hear of it a moment later."""
+        self._requests[self._member.number] += requests
+        assert self._requests[self._member.number] >= 0, "a slot was given back twice"
+        for member in self._member.shared.members.values():
+            if member is not self._member and self._url in member.counts:
+                asyncio.get_running_loop().call_later(0.0005, member.counts[self._url].hear_of_change)
+
+    def hear(self) -> None:
+        self._elsewhere = self._requests.total() - self._requests[self._member.number]
+
+    def hear_of_change(self) -> None:
+        before = self._elsewhere
+        self.hear()
+        if self._elsewhere < before:
+            self._member.line.woken()
 
 
 class InProcessLine(SharedLine):

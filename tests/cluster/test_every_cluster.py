@@ -75,13 +75,23 @@ async def cluster(service: Service) -> AsyncIterator[Cluster]:
         yield cluster
 
 
-def add(cluster: Cluster, url: str, requests: int) -> None:
-    with cluster.exclusive():
-        cluster.in_flight(url).add(requests)
+def begin(cluster: Cluster, url: str, requests: int) -> None:
+    for _ in range(requests):
+        with cluster.exclusive():
+            cluster.in_flight(url).begin()
 
 
-async def add_there(member: Member, url: str, requests: int) -> None:
-    await member.run(f"with cluster.exclusive(): cluster.in_flight({url!r}).add({requests})")
+def end(cluster: Cluster, url: str, requests: int) -> None:
+    for _ in range(requests):
+        cluster.in_flight(url).end()
+
+
+async def begin_there(member: Member, url: str, requests: int) -> None:
+    await member.run(f"for _ in range({requests}):\n    with cluster.exclusive(): cluster.in_flight({url!r}).begin()")
+
+
+async def end_there(member: Member, url: str, requests: int) -> None:
+    await member.run(f"for _ in range({requests}): cluster.in_flight({url!r}).end()")
 
 
 async def deaths(cluster: Cluster) -> int:
@@ -106,24 +116,31 @@ async def deaths(cluster: Cluster) -> int:
 @every
 class TestAProcess:
     async def test_counts_the_requests_at_each_endpoint(self, cluster: Cluster) -> None:
-        add(cluster, HERE, 2)
-        add(cluster, THERE, 5)
-        add(cluster, HERE, -1)
+        begin(cluster, HERE, 2)
+        begin(cluster, THERE, 5)
+        end(cluster, HERE, 1)
         assert [cluster.in_flight(url).total() for url in (HERE, THERE, "http://server:3")] == [1, 5, 0]
 
     async def test_finds_an_endpoint_again_by_its_address(self, cluster: Cluster) -> None:
         urls = [f"{HERE}/{number}" for number in range(20)]
         for number, url in enumerate(urls):
-            add(cluster, url, number)
+            begin(cluster, url, number)
             cluster.in_flight(url).draining = number % 3 == 0
         # In another order, as after a change of the settings.
         for number, url in reversed(list(enumerate(urls))):
             found = cluster.in_flight(url)
             assert (found.total(), found.draining) == (number, number % 3 == 0)
 
-    async def test_confirms_what_it_has_taken_within_the_limit(self, cluster: Cluster) -> None:
-        add(cluster, HERE, 1)
-        assert await cluster.in_flight(HERE).confirm(1) is True
+    async def test_confirms_what_it_has_begun_within_the_limit_and_withdraws_what_it_does_not_send(
+        self, cluster: Cluster
+    ) -> None:
+        for _ in range(2):
+            begin(cluster, HERE, 1)
+            assert await cluster.in_flight(HERE).confirm(1) is True
+            cluster.in_flight(HERE).end()
+            begin(cluster, HERE, 1)
+            cluster.in_flight(HERE).withdraw()
+            assert cluster.in_flight(HERE).total() == 0
 
     async def test_has_nobody_to_wait_for_while_it_is_the_only_one(self, cluster: Cluster) -> None:
         for waiting in (0, 3):
@@ -165,7 +182,7 @@ class TestAProcess:
         for _ in range(2):
             async with opened(service) as cluster:
                 assert cluster.in_flight(HERE).total() == 0
-                add(cluster, HERE, 2)
+                begin(cluster, HERE, 2)
 
 
 # ── several ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,12 +191,12 @@ class TestAProcess:
 @with_others
 class TestProcesses:
     async def test_requests_are_counted_over_all(self, service: Service, cluster: Cluster) -> None:
-        add(cluster, HERE, 2)
+        begin(cluster, HERE, 2)
         async with service.other() as other:
-            await add_there(other, HERE, 3)
+            await begin_there(other, HERE, 3)
             assert cluster.in_flight(HERE).total() == 5
             assert await other.run(f"cluster.in_flight({HERE!r}).total()") == 5
-            add(cluster, HERE, -1)
+            end(cluster, HERE, 1)
             assert await other.run(f"cluster.in_flight({HERE!r}).total()") == 4
 
     async def test_an_endpoint_is_drained_for_all(self, service: Service, cluster: Cluster) -> None:
@@ -199,11 +216,13 @@ class TestProcesses:
                 who, url, n = dice.randrange(2), dice.choice((HERE, THERE)), dice.randrange(1, 4)
                 match dice.randrange(3):
                     case 0:
-                        requests = n if not running[who, url] or dice.random() < 0.6 else -running[who, url]
-                        running[who, url] += requests
-                        await (
-                            add_there(other, url, requests) if who else asyncio.sleep(0, add(cluster, url, requests))
-                        )
+                        begins = not running[who, url] or dice.random() < 0.6
+                        n = n if begins else running[who, url]
+                        running[who, url] += n if begins else -n
+                        if who:
+                            await (begin_there if begins else end_there)(other, url, n)
+                        else:
+                            (begin if begins else end)(cluster, url, n)
                     case 1:
                         # Times differ, as those of a clock do.
                         waiting[who] = (n, round(dice.random() * 100, 6)) if dice.random() < 0.7 else (0, 0.0)
@@ -250,7 +269,7 @@ class TestProcesses:
 
     async def test_one_that_leaves_takes_its_counts_along(self, service: Service, cluster: Cluster) -> None:
         async with service.other() as other:
-            await add_there(other, HERE, 3)
+            await begin_there(other, HERE, 3)
             await other.run("cluster.line.announce(4, 1.0)")
             assert cluster.line.elsewhere() == 4
             await other.leave()
@@ -260,11 +279,11 @@ class TestProcesses:
     async def test_what_a_dead_one_had_is_cleared_for_its_successor_which_inherits_its_work(
         self, service: Service, cluster: Cluster
     ) -> None:
-        add(cluster, HERE, 1)
+        begin(cluster, HERE, 1)
         woken = asyncio.Event()
         cluster.line.listen(woken.set)
         async with service.other() as other:
-            await add_there(other, HERE, 3)
+            await begin_there(other, HERE, 3)
             await other.run("cluster.line.announce(4, 1.0)")
             await other.kill()
         cluster.line.announce(1, 2.0)

@@ -68,6 +68,6 @@ def test_of_more_endpoints_than_there_is_room_for_each_worker_counts_its_own(
     own = here.in_flight(HERE)
     assert any(str(workers.MOST_ENDPOINTS) in line for line in logged), logged
     with here.exclusive():
-        own.add(2)
-    assert (own.total(), own.draining) == (2, False)
+        own.begin()
+    assert (own.total(), own.draining) == (1, False)
     assert here.in_flight(f"{HERE}/0").draining, "those that are there keep their place"

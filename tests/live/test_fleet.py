@@ -51,7 +51,7 @@ async def fleet(servers: dict[str, Child]) -> AsyncIterator[Fleet]:
         endpoints=endpoints, models_refresh_s=1, fallback_models={FIRST: [SECOND]}, breaker={"cooldown_s": 0.5}
     ) as router:
         pool = router.app.state.pool
-        await eventually(lambda: {FIRST, SECOND} <= pool.models().keys(), "both are known", 10)
+        await eventually(lambda: {FIRST, SECOND} <= pool.endpoints.models().keys(), "both are known", 10)
         yield Fleet(router, servers)
 
 

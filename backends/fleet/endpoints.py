@@ -1,0 +1,222 @@
+"""All endpoints: which there are, and what they serve. Each has a task that asks it what it has now and then, so that whoever wants
+to know reads memory alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import logging
+import math
+import time
+from collections.abc import Callable
+
+from backends.fleet.endpoint import Endpoint
+from backends.kinds import UNKNOWN
+from backends.kinds.kind import Kind
+from cluster.protocol import Cluster
+from core.config import Config, EndpointConfig
+from core.errors import APIError, BackendUnreachable, NotFound
+
+log = logging.getLogger("nomyo.backends")
+
+# How often requests for unknown models may make us look again, and how long such a request waits for that.
+LOOK_AGAIN_AFTER_S = 2.0
+LOOK_FOR_S = 0.5
+# At the start: as long as this the first requests wait until somebody has answered.
+FIRST_LOOK_S = 1.0
+# Clients may write a model's name in many ways: so many are remembered.
+MOST_NAMES = 1000
+
+
+class Endpoints(dict[str, Endpoint]):
+    """The endpoints by key, which is the address, or is made of it. `open()` inside the running loop, `close()` at its end. `on_change` is
+    called when other models are served than before."""
+
+    def __init__(self, config: Config, cluster: Cluster, on_change: Callable[[], None]) -> None:
+        super().__init__()
+        self._config = config
+        self._cluster = cluster
+        self._on_change = on_change
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[str, list[tuple[Endpoint, str]]] = {}
+        self._closing: set[asyncio.Future[None]] = set()
+        self._looked_at = -math.inf
+        self._generation = 0
+
+    # ── which there are ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        self.clear()
+        for config in self._config.endpoints:
+            self._add(config)
+        # Whoever comes at once shall find what answers at once.
+        looks = [self.look_at(endpoint) for endpoint in self.values()]
+        await asyncio.wait(looks, timeout=FIRST_LOOK_S)
+
+    async def close(self) -> None:
+        for task in (*self._watches.values(), *self._looks.values()):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        for endpoint in self.values():
+            await endpoint.close()
+        await asyncio.gather(*self._closing)
+
+    async def reconfigure(self, config: Config) -> None:
+        """Takes new settings: endpoints that stay as they are keep all they know, those that go or change answer what they have
+        begun."""
+        self._config = config
+        wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in config.endpoints}
+        before = {endpoint.url: endpoint for endpoint in self.values() if not endpoint.leaving}
+        gone: list[Endpoint] = []
+        for url, endpoint in before.items():
+            if wanted.get(url) == endpoint.config:
+                endpoint.set_breaker(config.breaker)
+                del wanted[url]
+            else:
+                self._remove(endpoint)
+                gone.append(endpoint)
+        for url, settings in wanted.items():
+            added = self._add(settings, before.get(url))
+            if url not in before:
+                added.draining = False  # The cluster may remember it from an earlier time.
+        # Nothing is awaited up to here: no request comes while an endpoint is missing.
+        self._changed()
+        for endpoint in gone:
+            if self.get(endpoint.key) is not endpoint:
+                await endpoint.close()
+
+    def forget_if_done(self, endpoint: Endpoint) -> None:
+        """One that is leaving is gone when all that it had begun is answered."""
+        if not endpoint.in_flight:
+            self._forget(endpoint)
+            closing = asyncio.ensure_future(endpoint.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _add(self, config: EndpointConfig, before: Endpoint | None = None) -> Endpoint:
+        """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
+        # By its address: what another process, or the endpoint that it replaces, sends to the server keeps it busy too.
+        running = self._cluster.in_flight(config.url.rstrip("/"))
+        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost, running)
+        if before is not None:
+            endpoint.take_over(before)
+        if endpoint.key in self:  # The one that it replaces still answers something.
+            self._generation += 1
+            endpoint.key += f"#{self._generation}"
+        self[endpoint.key] = endpoint
+        self._watches[endpoint.key] = asyncio.create_task(self._watch(endpoint), name=f"watch {endpoint.name}")
+        return endpoint
+
+    def _remove(self, endpoint: Endpoint) -> None:
+        """Sends it no more requests. It is gone when those that it has are answered."""
+        endpoint.leaving = True
+        if watch := self._watches.pop(endpoint.key, None):
+            watch.cancel()
+        if look := self._looks.pop(endpoint.key, None):
+            look.cancel()
+        if not endpoint.in_flight:
+            self._forget(endpoint)
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        """Closing it is left to the caller."""
+        del self[endpoint.key]
+        log.info("endpoint %s is gone", endpoint.name)
+
+    # ── what they serve ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def kind(self, key: str) -> Kind:
+        endpoint = self.get(key)
+        return endpoint.kind if endpoint else UNKNOWN
+
+    def name(self, key: str) -> str:
+        """The name of an endpoint in headers and logs."""
+        endpoint = self.get(key)
+        return endpoint.name if endpoint else key
+
+    def context(self, key: str, model: str) -> int | None:
+        """How many tokens an endpoint takes for one of its models, by its own name, if it says."""
+        endpoint = self.get(key)
+        facts = endpoint.facts.get(model) if endpoint else None
+        return facts.context if facts else None
+
+    def models(self) -> dict[str, Endpoint]:
+        """Every model that is served, by name, and one endpoint that does."""
+        return {
+            model: endpoint for endpoint in self.values() if not endpoint.leaving for model in sorted(endpoint.models)
+        }
+
+    def serving(self, model: str) -> list[tuple[Endpoint, str]]:
+        """The endpoints that have a model, and its name there. `openai/` in front is how clients of several providers name the API."""
+        serving = self._serving.get(model)
+        if serving is None:
+            serving = [
+                (endpoint, name)
+                for endpoint in self.values()
+                if not endpoint.leaving and (name := endpoint.name_of(model))
+            ]
+            if not serving and model.startswith("openai/"):
+                return self.serving(model.removeprefix("openai/"))
+            if serving:  # A name that nobody serves is a client's own text: not to be remembered.
+                if len(self._serving) >= MOST_NAMES:
+                    self._serving.clear()
+                self._serving[model] = serving
+        return serving
+
+    async def search(self, model: str) -> None:
+        """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound` if it is not to be
+        found, `BackendUnreachable` while nobody could be asked."""
+        if time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER_S:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_FOR_S):
+                    await self.look(model)
+            self._looked_at = time.monotonic()
+        if not self.serving(model):
+            raise self._unknown(model)
+
+    def _unknown(self, model: str) -> APIError:
+        models = self.models()
+        if not models:
+            return BackendUnreachable("No backend could be asked for its models yet.", retry_after_s=1)
+        near = difflib.get_close_matches(model, models, n=3, cutoff=0.4) or sorted(models)[:3]
+        return NotFound(
+            f"The model '{model}' does not exist. The nearest are: {', '.join(near)}.",
+            param="model",
+            code="model_not_found",
+        )
+
+    # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def look(self, model: str | None = None) -> None:
+        """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than until
+        somebody serves it. Callers at the same time share the looks."""
+        looks = {self.look_at(endpoint) for endpoint in self.values() if not endpoint.leaving}
+        while looks and not (model and self.serving(model)):
+            _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
+        if not looks:
+            self._looked_at = time.monotonic()
+
+    def look_at(self, endpoint: Endpoint) -> asyncio.Task[None]:
+        """Asks an endpoint what it has, unless it is being asked."""
+        look = self._looks.get(endpoint.key)
+        if look is None or look.done():
+            look = self._looks[endpoint.key] = asyncio.create_task(endpoint.look(), name=f"look at {endpoint.name}")
+        return look
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        while True:
+            await self.look_at(endpoint)
+            await asyncio.sleep(endpoint.look_again_in(self._config.models_refresh_s))
+
+    def _changed(self) -> None:
+        self._serving.clear()
+        self._on_change()
+
+    def _lost(self, endpoint: Endpoint) -> None:
+        """An endpoint has not answered for a while: who waits for its first byte goes elsewhere, if there is an elsewhere. It may
+        only be slow."""
+        others = [other for other in self.values() if other is not endpoint and other.healthy]
+        if any(other.name_of(model) for other in others for model in endpoint.models):
+            endpoint.client.give_up()

@@ -1,0 +1,41 @@
+"""A request's way through the fleet: what it depends on, and what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+
+@dataclass(slots=True)
+class Routing:
+    """`principal` is whose place in the line it takes, `affinity` names what may be warm somewhere (a conversation, a prefix), the
+    surest first."""
+
+    principal: str = ""
+    affinity: Sequence[str] = ()
+    # The front door, as a path below /v1, where it is not every endpoint's.
+    path: str = ""
+    # Keys of endpoints that it is not sent to again.
+    tried: set[str] = field(default_factory=set)
+    attempts: int = 0
+    waited_s: float = 0.0
+    endpoint: str = ""
+    model: str = ""
+
+    def headers(self) -> dict[str, str]:
+        """What the client reads of it."""
+        if not self.endpoint:
+            return {}
+        return {
+            "x-nomyo-endpoint": printable(self.endpoint),
+            "x-nomyo-model": printable(self.model),
+            "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
+        }
+
+
+@lru_cache(maxsize=1024)
+def printable(text: str) -> str:
+    """The text as a header may hold it."""
+    return re.sub(r"[^ -~]", "?", text)

@@ -1,0 +1,86 @@
+"""The slots of all endpoints: which one a request gets, if there is one for it. Choosing reads memory alone; the rules are in choice.py."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+
+from backends.fleet.choice import Affinity, choose
+from backends.fleet.endpoint import Endpoint
+from backends.fleet.endpoints import Endpoints
+from backends.fleet.routing import Routing
+from cluster.protocol import Cluster
+
+# How long a conversation's last endpoint is worth going back to: servers keep a prompt about as long.
+WARM_S = 1800.0
+
+# An endpoint of which a slot is taken, and the name of the model there.
+Slot = tuple[Endpoint, str]
+
+
+class Slots:
+    """The slots of `endpoints`, in all processes of a `cluster`."""
+
+    def __init__(self, endpoints: Endpoints, cluster: Cluster) -> None:
+        self._endpoints = endpoints
+        self._cluster = cluster
+        self.affinity = Affinity(max_entries=10_000, max_age_s=WARM_S)
+
+    def take(self, model: str, routing: Routing) -> Slot | None:
+        """The best free slot for a request, taken; None if there is none. No other process takes it at the same time, or `InFlight.confirm`
+        finds out that one did."""
+        with self._cluster.exclusive():
+            return self._take(model, routing)
+
+    def _take(self, model: str, routing: Routing) -> Slot | None:
+        serving = self._endpoints.serving(model)
+        now = time.monotonic()
+        if len(serving) == 1:  # There is nothing to choose.
+            endpoint, name = serving[0]
+            if not _may_take(endpoint, routing) or endpoint.busy >= endpoint.max_concurrent:
+                return None
+            endpoint.take(name, now)
+            return endpoint, name
+        slots = [slot for slot in serving if _may_take(slot[0], routing)]
+        candidates = [endpoint.candidate(name, now) for endpoint, name in slots]
+        here = {candidate.endpoint for candidate in candidates if candidate.is_well}
+        warm = next((key for name in routing.affinity if (key := self.affinity.get(name, now)) in here), None)
+        chosen = choose(candidates, warm, random)
+        if chosen is None:
+            return None
+        endpoint = self._endpoints[chosen.endpoint]
+        endpoint.take(chosen.model, now)
+        return endpoint, chosen.model
+
+    def give_back(self, endpoint: Endpoint) -> None:
+        """A request has ended."""
+        endpoint.give_back()
+        if endpoint.leaving:
+            self._endpoints.forget_if_done(endpoint)
+
+    def withdraw(self, slot: Slot) -> None:
+        """No request is sent for a slot that was taken."""
+        endpoint, name = slot
+        endpoint.not_sent(name)
+        if endpoint.leaving:
+            self._endpoints.forget_if_done(endpoint)
+
+    def remember(self, affinity: Iterable[str], key: str) -> None:
+        """What is warm at an endpoint."""
+        now = time.monotonic()
+        for name in affinity:
+            self.affinity.put(name, key, now)
+
+    def has_other(self, model: str, routing: Routing, *, must_be_well: bool = True) -> bool:
+        """Whether an endpoint that was not tried yet serves the model, and, if it must, is not known to be down."""
+        now = time.monotonic()
+        return any(
+            _may_take(endpoint, routing) and (not must_be_well or endpoint.candidate(name, now).is_well)
+            for endpoint, name in self._endpoints.serving(model)
+        )
+
+
+def _may_take(endpoint: Endpoint, routing: Routing) -> bool:
+    """Whether a request may be sent to an endpoint at all."""
+    return endpoint.key not in routing.tried and not endpoint.draining and routing.path not in endpoint.kind.lacks
