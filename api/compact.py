@@ -1,7 +1,7 @@
 """Compaction: a long conversation becomes a summary that the client carries for us, sealed.
 
     POST /v1/responses/compact          a window of items to go on with
-    input item `compaction_trigger`     likewise, as the one output item of an ordinary response (Codex)
+    input item `compaction_trigger`     the same summary as the one output item of an ordinary response (Codex)
 
 The summary is made by the model of the request. Sent back, it is opened and given to the model in the place where it stands.
 """

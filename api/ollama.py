@@ -3,7 +3,7 @@
     POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, translated for other servers
     POST /api/show, GET /api/tags, /api/ps, /api/version          what the fleet has
 
-A translated chat is a turn like any other (`api/answers.py`), told in Ollama's lines. Nothing is stored. Errors have Ollama's form,
+A translated chat is a turn like any other (`api/turns/`), encoded as Ollama's lines. Nothing is stored. Errors have Ollama's form,
 `{"error": "…"}`.
 """
 
@@ -93,7 +93,7 @@ async def chat(request: Request) -> Response:
 
 @routes.post("/generate")
 async def generate(request: Request) -> Response:
-    """The answer to a prompt, likewise. `suffix`, `template`, `raw` and `context` need an Ollama, and are a 400 elsewhere."""
+    """The answer to a prompt, in lines of JSON; with `stream: false` as one. `suffix`, `template`, `raw` and `context` need an Ollama, and are a 400 elsewhere."""
     return await _answered(request, Generating)
 
 
@@ -157,7 +157,7 @@ class Asking(Passing, ABC):
     def headers(self) -> dict[str, str]:
         return {**super().headers(), **self._headers}
 
-    def told(self, error: APIError) -> bytes | None:
+    def error_piece(self, error: APIError) -> bytes | None:
         if not self.content_type.startswith(NDJSON):
             return None
         line = _line({"error": error.message})
@@ -260,15 +260,15 @@ class Embedding(Asking):
             answer = await client.post_json("/embeddings", embed_ollama_to_openai(asked, attempt.model))
             vectors, tokens = embeddings_openai_to_ollama(answer, len(texts))
         self._used_elsewhere = Used(tokens)
-        yield orjson.dumps(self._told_vectors(vectors, tokens, time.monotonic_ns() - began_ns))
+        yield orjson.dumps(self._as_ollama(vectors, tokens, time.monotonic_ns() - began_ns))
 
-    def _told_vectors(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
+    def _as_ollama(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
         counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": tokens}
         return {"model": self._model, "embeddings": vectors, **counts}
 
 
 class EmbeddingOne(Embedding):
-    def _told_vectors(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
+    def _as_ollama(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
         return {"embedding": vectors[0] if vectors else []}
 
 

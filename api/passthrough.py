@@ -184,8 +184,8 @@ class Passing:
             self.express.close()
         return True
 
-    def told(self, error: APIError) -> bytes | None:
-        """An error in the middle of the answer, as its client reads one. None: only a connection that breaks says it."""
+    def error_piece(self, error: APIError) -> bytes | None:
+        """An error in the middle of the answer, as its client reads one. None: only a connection that breaks can show it."""
         if not self.content_type.startswith("text/event-stream"):
             return None
         # What broke off may be half a frame.
@@ -238,9 +238,9 @@ class PassedOn(StreamedReply):
             async for received in self._answer:
                 await outlet.write(received)
         except APIError as error:
-            told = self._passing.told(error)
-            if told is None:
+            piece = self._passing.error_piece(error)
+            if piece is None:
                 log.warning("an answer that was passed on broke off: %s", error.code)
                 return  # The server closes the connection: half a body must not look like a whole one.
-            await outlet.write(told)
+            await outlet.write(piece)
         await outlet.end()

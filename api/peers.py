@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from api.http.keys import KEY_HEADERS
 from cluster.protocol import FROM_PEER, PeerAnswer
 from core.state import AppState
 
@@ -21,9 +22,8 @@ def is_from_peer(request: Request) -> bool:
 
 
 def key_of(request: Request) -> dict[str, str]:
-    """The header by which a peer knows whoever asks."""
-    given = request.headers.get("authorization")
-    return {} if given is None else {"authorization": given}
+    """The headers by which a peer knows whoever asks."""
+    return {name: request.headers[name] for name in KEY_HEADERS if name in request.headers}
 
 
 async def answer_of_peer(request: Request) -> Response | None:

@@ -1,6 +1,6 @@
 """The error tree, and the one spelling of OpenAI's error object.
 
-    APIError                     what a client is told: status, message, type, param, code
+    APIError                     what a client reads: status, message, type, param, code
     ├── InvalidRequest      400  the request is wrong; names the parameter
     │   ├── Unsupported     400  the request is right, but no chat-completions backend can carry this part of it
     │   ├── MethodNotAllowed 405
@@ -15,7 +15,7 @@
         ├── BackendUnreachable   no connection, or it broke before the first byte of an answer
         ├── BackendCut           the answer broke off in the middle
         ├── BackendTimeout  504
-        └── BackendRefused  its own 4xx, kept because it tells the client something
+        └── BackendRefused  its own 4xx, kept because the client can act on it
 
     ConfigError                  a setting is wrong: one line for whoever starts the router; no client sees it
 
@@ -154,7 +154,7 @@ class BackendError(APIError):
 
 
 class ModelFailed(APIError):
-    """The model did not do what it was told, on a backend that is well."""
+    """The model did not do what was asked of it, on a backend that is well."""
 
     status = 502
     code = "invalid_structured_output"

@@ -15,6 +15,8 @@ from core.errors import Unauthorized
 from core.keys import Principal
 from core.state import AppState
 
+# Where a client sends its key; the second is what Azure's clients know.
+KEY_HEADERS = ("authorization", "api-key")
 # Whoever looks whether the router is there needs no key.
 OPEN_PATHS = frozenset({"/", "/health"})
 
@@ -43,7 +45,7 @@ def principal_of(request: HTTPConnection) -> Principal:
 
 
 def _key_in(scope: Scope) -> bytes:
-    """What a client sends as its key; empty if it sends none. Azure's clients have a header of their own for it."""
+    """What a client sends as its key; empty if it sends none."""
     headers = headers_of(scope)
     if (given := headers.get(b"authorization")) is None:
         return headers.get(b"api-key", b"")

@@ -170,7 +170,7 @@ class Wire:
 
 def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
     """Gives a request its wire, if the server under us has one, and these are the server's own: nobody else wants to see what comes and
-    goes. `take_wire` must follow: the wire knows the request and the request its wire, a circle, which would be garbage."""
+    goes. `take_wire` must follow: the wire refers to the request and the request to its wire, and only the collector would free the two."""
     protocol = (scope.get("extensions") or {}).get(EXTENSION)
     cycle = getattr(send, "__self__", None)
     if protocol is not None and isinstance(cycle, RequestResponseCycle) and cycle.receive == receive:

@@ -107,7 +107,7 @@ class Outlet:
 
 
 class WireOutlet(Outlet):
-    """Likewise, by the wire. While it is open, `express` leads here."""
+    """The body of a streamed answer, on its way to the client by the wire. While it is open, `express` leads here."""
 
     def __init__(self, send: Send, wire: Wire, express: Express, encode: Callable[[Any], bytes]) -> None:
         self._wire = wire
