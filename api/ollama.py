@@ -17,7 +17,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import Request
 from starlette.responses import Response
 
@@ -35,8 +34,10 @@ from backends.fleet.failover import Attempt
 from backends.fleet.routing import Routing
 from backends.wire.client import create_chat_with_retries
 from core.errors import APIError, InvalidRequest, NotFound, Unsupported
+from core.json import encode_json
 from core.keys import Principal
 from core.state import AppState
+from requests.bounded_json import check_depth
 from requests.ollama import (
     VERSION,
     ChatAsked,
@@ -54,7 +55,6 @@ from requests.ollama import (
     running_model,
     shown_model,
 )
-from requests.request_json import check_depth
 
 NDJSON = "application/x-ndjson"
 
@@ -260,7 +260,7 @@ class Embedding(Asking):
             answer = await client.post_json("/embeddings", embed_ollama_to_openai(asked, attempt.model))
             vectors, tokens = embeddings_openai_to_ollama(answer, len(texts))
         self._used_elsewhere = Used(tokens)
-        yield orjson.dumps(self._as_ollama(vectors, tokens, time.monotonic_ns() - began_ns))
+        yield encode_json(self._as_ollama(vectors, tokens, time.monotonic_ns() - began_ns))
 
     def _as_ollama(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
         counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": tokens}
@@ -273,7 +273,7 @@ class EmbeddingOne(Embedding):
 
 
 def _line(said: Json) -> bytes:
-    return orjson.dumps(said) + b"\n"
+    return encode_json(said) + b"\n"
 
 
 # ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────────

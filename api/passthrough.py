@@ -31,8 +31,8 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from core.errors import APIError, BackendRefused, InvalidRequest
 from core.state import AppState
+from requests.bounded_json import BOM, TooDeep
 from requests.chat import DecodeError
-from requests.request_json import BOM, TooDeep
 
 log = logging.getLogger("nomyo.backends")
 

@@ -40,6 +40,7 @@ from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
 from core.errors import APIError, NotFound, ServerError
+from core.json import encode_json
 from core.state import AppState
 from requests.open_items import Event
 from requests.responses import with_output_text
@@ -167,7 +168,7 @@ async def record(state: AppState, turn: Turn) -> None:
     if turn.request.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)
         if cache is not None and (turn.request.stored or not cache.persistent):
-            await cache.set_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request), orjson.dumps(response))
+            await cache.set_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request), encode_json(response))
 
 
 def _count(state: AppState, turn: Turn) -> None:

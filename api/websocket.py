@@ -20,7 +20,6 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
@@ -29,9 +28,10 @@ from api.http.routes import Routes
 from api.responses import record, run_turn
 from api.turns.turn import Turn, begin_turn
 from core.errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests, UpgradeRefused
+from core.json import encode_json
 from core.state import AppState
+from requests.bounded_json import decode_bounded
 from requests.open_items import Event
-from requests.request_json import decode_request
 from requests.tools import Item
 
 log = logging.getLogger("nomyo.websocket")
@@ -119,7 +119,7 @@ class Socket:
             raise WebSocketDisconnect
         if stream_id is not None:
             event = {**event, "stream_id": stream_id}
-        await self._websocket.send_text(orjson.dumps(event).decode())
+        await self._websocket.send_text(encode_json(event).decode())
 
     def _take(self, data: str | bytes) -> None:
         """Puts a message into its lane. So is an error, which must not come between the events of a turn before it."""
@@ -204,7 +204,7 @@ async def _warmed_up(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]
 def _decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
     if len(data) > max_mb * 1024 * 1024:
         raise TooLarge(f"The message is larger than {max_mb:g} MB.")
-    message = decode_request(data.encode() if isinstance(data, str) else data, "message")
+    message = decode_bounded(data.encode() if isinstance(data, str) else data, "message")
     if not isinstance(message, dict):
         raise InvalidRequest("A message must be a JSON object.")
     return message

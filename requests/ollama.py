@@ -20,12 +20,12 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
-import orjson
 
 from core.errors import BackendError, InvalidRequest, Unsupported
+from core.json import encode_json
+from requests.bounded_json import TooDeep, mend
 from requests.chat import DecodeError
 from requests.open_items import Event
-from requests.request_json import TooDeep, mend
 from requests.tools import Item, arguments_of
 
 Json = dict[str, Any]
@@ -244,7 +244,7 @@ def _items(messages: Sequence[Message]) -> list[Item]:
             call_id = call.id if call.id and call.id not in used else next(made)
             used.add(call_id)
             open_calls[call_id] = call.function.name
-            arguments = orjson.dumps(call.function.arguments or {}).decode()
+            arguments = encode_json(call.function.arguments or {}).decode()
             items.append(
                 {"type": "function_call", "call_id": call_id, "name": call.function.name, "arguments": arguments}
             )

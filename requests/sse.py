@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from core.json import encode_json
 from requests.reads import NOTHING_LIKE_IT
 
 KEEPALIVE = b": ping\n\n"
@@ -19,7 +20,7 @@ KEEPALIVE = b": ping\n\n"
 
 def frame(event: dict[str, Any]) -> bytes:
     """One event as one frame. `event:` is the body's `type`, line ends are LF: strict clients need both."""
-    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
+    return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), encode_json(event))
 
 
 def frames(events: list[Any]) -> bytes:

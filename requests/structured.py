@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from core.errors import InvalidRequest
+from core.json import encode_json
 from requests.messages import Message
 
 Format = dict[str, Any]
@@ -29,7 +30,7 @@ _decoder = json.JSONDecoder()
 def format_prompt(messages: list[Message], format: Format) -> list[Message]:
     """The messages, with the format at the end of their leading system text."""
     if format["type"] == "json_schema":
-        schema = orjson.dumps(format["schema"]).decode()
+        schema = encode_json(format["schema"]).decode()
         described = f" {format['description']}" if format.get("description") else ""
         told = f"Answer with JSON that this JSON Schema allows, and with nothing else.{described}\n{schema}"
     else:

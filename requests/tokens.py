@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
+from core.json import encode_json
 
 # What a token is in English and in code, roughly; and what a message costs beside its text.
 BYTES_PER_TOKEN = 4
@@ -18,14 +18,14 @@ def message_tokens(message: dict[str, Any]) -> int:
     """About how many tokens a chat message has."""
     content = message.get("content")
     if not isinstance(content, list):
-        return len(orjson.dumps(message)) // BYTES_PER_TOKEN
+        return len(encode_json(message)) // BYTES_PER_TOKEN
     images = len([part for part in content if part.get("type") == "image_url"])
     texts = [part for part in content if part.get("type") != "image_url"]
-    text_bytes = len(orjson.dumps({**message, "content": texts}))
+    text_bytes = len(encode_json({**message, "content": texts}))
     return text_bytes // BYTES_PER_TOKEN + IMAGE_TOKENS * images
 
 
 def estimated_tokens(params: dict[str, Any]) -> int:
     """About how many input tokens a chat request has."""
     said = {key: params[key] for key in ("tools", "response_format") if key in params}
-    return len(orjson.dumps(said)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])
+    return len(encode_json(said)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import orjson
 
 from core.errors import InvalidRequest, Unsupported
+from requests.bounded_json import decode_bounded
 
 Tool = dict[str, Any]
 Item = dict[str, Any]
@@ -389,10 +390,10 @@ def _shell_output(output: Any) -> str:
 
 
 def arguments_of(arguments: str) -> dict[str, Any] | None:
-    """Arguments as an object; None for what is none."""
+    """Arguments as an object; None for anything else, and for what is nested too deeply."""
     try:
-        given = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
+        given = decode_bounded(arguments.encode(errors="surrogatepass") or b"{}", "arguments")
+    except InvalidRequest:
         return None
     return given if isinstance(given, dict) else None
 

@@ -22,10 +22,10 @@ from websockets.asyncio.client import connect
 
 from api.http.codings import DECODERS, BrokenBody, UnsupportedCoding, decoded
 from core.errors import InvalidRequest, TooLarge
-from requests.request_json import BOM, decode_request, mend
+from requests.bounded_json import BOM, decode_bounded, mend
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, doors_of, every_door, message_of
-from tests.fake_backend import FakeBackend
+from tests.fake_backend import FakeBackend, call, chat
 from tests.turns import URL, assert_error
 
 Json = dict[str, Any]
@@ -275,13 +275,13 @@ class TestHalvesOfCharacters:
         body = f'{{"a": "{spelled}", "{spelled}": 1}}'.encode()
         # Python joins pairs, and leaves halves as they are.
         whole = json.loads(f'"{spelled}"').encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        assert decode_request(body) == {"a": whole, whole: 1} or whole == "a"
+        assert decode_bounded(body) == {"a": whole, whole: 1} or whole == "a"
 
     @given(st.lists(st.sampled_from(["x", "\ud83e", "\udd99", "é", "🦙"])).map("".join))
     def test_also_where_they_are_spelled_as_bytes(self, text: str) -> None:
         body = f'"{text}"'.encode("utf-8", "surrogatepass")
         whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        assert decode_request(body) == whole
+        assert decode_bounded(body) == whole
 
     @given(st.binary(max_size=60))
     def test_what_was_mended_needs_no_mending(self, body: bytes) -> None:
@@ -350,6 +350,23 @@ async def test_a_seed_that_would_become_another_number_is_a_400(seed: float, ser
     assert_error(await served.http.post(URL, content=body), 400, param="seed")
 
 
+async def test_integers_of_any_size_stay_integers_at_ollamas_door() -> None:
+    large = 2**70
+    asked = {
+        **DOORS["/api/chat"],
+        "options": {"seed": large},
+        "format": {"type": "object", "maximum": large},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"maximum": large}}}],
+    }
+    async with every_door() as (running, backend):
+        answer = await running.http.post("/api/chat", content=json.dumps(asked))
+        assert answer.status_code == 200, answer.text
+        sent = backend.turns[-1].json
+        assert sent["seed"] == large
+        assert sent["response_format"]["json_schema"]["schema"]["maximum"] == large
+        assert sent["tools"][0]["function"]["parameters"]["maximum"] == large
+
+
 # ── depth ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -395,19 +412,19 @@ class TestDepth:
         deep = nested(levels, brackets)
         body = b'{"a": %b, "text": "%b"}' % (deep, b"x" * 10_000 if long else text.encode())
         if levels + 1 <= 200:
-            assert decode_request(body) == json.loads(body)
+            assert decode_bounded(body) == json.loads(body)
         else:
             with pytest.raises(InvalidRequest, match="200 levels are the limit"):
-                decode_request(body)
+                decode_bounded(body)
 
     def test_brackets_that_lie_side_by_side_are_not_deep(self) -> None:
         wide = [[{"a": [text]}] for text in ["[[{{", "]]}}"] * 2000]
-        assert decode_request(orjson.dumps(wide)) == wide
+        assert decode_bounded(orjson.dumps(wide)) == wide
 
     def test_what_is_wrong_is_said_of_the_body_as_it_came(self) -> None:
         wrong = b'[{"a": [[1]]}, %b 2 3]' % (b"[1]," * 3000)
         with pytest.raises(InvalidRequest) as raised:
-            decode_request(wrong)
+            decode_bounded(wrong)
         assert "char 12" in raised.value.message
 
     @pytest.mark.parametrize("kind", ["openai-chat", "openai", "ollama"])
@@ -437,6 +454,20 @@ class TestDepth:
                     assert (await running.http.get(f"{URL}/{response_id}{again}")).status_code == 200
                 more = {"model": "test-model", "input": "Go on.", "previous_response_id": response_id}
                 assert (await running.http.post(URL, json=more)).status_code == 200
+
+    @pytest.mark.parametrize("levels", [150, 201, 251, 300, 1020, 5000])
+    async def test_of_the_arguments_that_a_model_makes_is_bounded_too(self, levels: int) -> None:
+        search = {"type": "tool_search", "execution": "client", "description": "x", "parameters": {}}
+        function = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        deep = nested(levels, "{}").decode()
+        async with every_door() as (running, backend):
+            for stream in (False, True):
+                backend.script(chat(call("tool_search", deep)), chat(call("f", deep)))
+                searched = await running.http.post(URL, json={**DOORS[URL], "tools": [search], "stream": stream})
+                assert searched.status_code == 200, searched.text[:300]
+                chatting = {**DOORS["/api/chat"], "tools": [function], "stream": stream}
+                answer = await running.http.post("/api/chat", json=chatting)
+                assert answer.status_code == (200 if levels <= 200 else 502), answer.text[:300]
 
     async def test_of_a_message_on_a_socket_is_bounded_too(self, served: Running) -> None:
         async with connect(served.url.replace("http", "ws") + URL, proxy=None) as socket:

@@ -10,7 +10,7 @@ from api.http.replies import json_response
 from api.http.routes import Routes
 from cache import get_llm_cache
 from core.errors import InvalidRequest
-from requests.request_json import decode_request
+from requests.bounded_json import decode_bounded
 
 routes = Routes(prefix="/api/cache", tags=["cache"])
 
@@ -26,7 +26,7 @@ async def cache_stats(request: Request) -> Response:
 async def invalidate_cache(request: Request) -> Response:
     """Forgets all entries, or with the body `{"model": name}` those of one model. Answers `{invalidated: number}`."""
     given = await read_body(request)
-    body = decode_request(given) if given else {}
+    body = decode_bounded(given) if given else {}
     model = body.get("model") if isinstance(body, dict) else body
     if not isinstance(body, dict) or not (model is None or isinstance(model, str)):
         raise InvalidRequest("The body is empty, or an object with a 'model'.", param="model")

@@ -15,7 +15,7 @@ from api.http.codings import decoded
 from api.http.headers import headers_of
 from api.http.protocol import wire_of
 from core.errors import InvalidRequest, TooLarge
-from requests.request_json import TooDeep, decode_request
+from requests.bounded_json import TooDeep, decode_bounded
 
 FORM = b"application/x-www-form-urlencoded"
 MAX_FIELDS = 200
@@ -23,7 +23,7 @@ MAX_FIELDS = 200
 
 async def read_json(request: Request) -> Any:
     """The body as JSON. Raises what `read_body` does, and `InvalidRequest` for anything else than JSON."""
-    return decode_request(await read_body(request))
+    return decode_bounded(await read_body(request))
 
 
 async def read_body(request: Request) -> bytes:
@@ -71,7 +71,7 @@ def _form_as_json(body: bytes) -> bytes:
         if name in form:
             raise InvalidRequest(f"The form names '{name[:100]}' twice.", param=name[:100], code="invalid_form")
         try:
-            form[name] = decode_request(text.encode())
+            form[name] = decode_bounded(text.encode())
         except TooDeep:
             raise
         except InvalidRequest:

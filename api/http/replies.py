@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.leaving import ClientLeft, ClientWatch, Closable
 from api.http.protocol import Wire, wire_of
+from core.json import encode_json
 from requests.sse import KEEPALIVE, frames, obfuscated
 
 KEEPALIVE_S = 15.0
@@ -44,7 +44,7 @@ class JSONReply(Response):
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONReply(orjson.dumps(body), status, headers or {})
+    return JSONReply(encode_json(body), status, headers or {})
 
 
 # Events that arrived together.

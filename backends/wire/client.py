@@ -23,6 +23,7 @@ from backends.wire.errors import Named, ServerErrors, json_or_none, raise_named
 from backends.wire.http1 import Answer, Origin
 from backends.wire.streams import ChatStream, EventStream, RawAnswer
 from core.errors import BackendError
+from core.json import encode_json
 from requests.chat import ChatCompletion, DecodeError, Dumped, decode_completion
 
 MAX_ERROR_BODY = 64 * 1024
@@ -125,7 +126,7 @@ class BackendClient:
         return RawAnswer(await self._send("POST", (self._root_path if below_root else self._base_path) + path, body))
 
     def _post(self, path: str, params: dict[str, Any]) -> Awaitable[Answer]:
-        return self._send("POST", self._base_path + path, orjson.dumps(params))
+        return self._send("POST", self._base_path + path, encode_json(params))
 
     async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
         try:

@@ -1,4 +1,4 @@
-"""JSON that clients send: strictly JSON, bounded in depth, and read where only half a character is wrong with it."""
+"""JSON that clients and models write: strictly JSON, bounded in depth, and read where only half a character is wrong with it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class TooDeep(InvalidRequest):
         super().__init__(f"The {what} is nested too deeply: {MAX_DEPTH} levels are the limit.")
 
 
-def decode_request(text: bytes, what: str = "body") -> Any:
+def decode_bounded(text: bytes, what: str = "body") -> Any:
     """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `InvalidRequest` for what is no JSON; `what` it is, for
     the message."""
     try:
         return _decode(text, what)
     except orjson.JSONDecodeError as error:
         if (mended := mend(text)) is not None:
-            return decode_request(mended, what)
+            return decode_bounded(mended, what)
         problem = f"is not JSON: {error}" if text.strip() else "is empty"
         raise InvalidRequest(f"The {what} {problem}.", code="invalid_json") from None
 
