@@ -122,7 +122,7 @@ class SocketAnswer(PeerAnswer):
             return cls(response, stack.pop_all())
 
     async def json(self) -> Any:
-        """The body as JSON. Raises `ValueError` for what is none, `ConnectionError` where it breaks off."""
+        """The body as JSON. Raises `ValueError` for what is invalid, `ConnectionError` where it breaks off."""
         with named_errors():
             return orjson.loads(await self._response.aread())
 

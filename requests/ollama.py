@@ -64,7 +64,7 @@ class ToolCall(msgspec.Struct):
     id: str | None = None
 
 
-class Message(msgspec.Struct):
+class OllamaMessage(msgspec.Struct):
     role: str
     content: str | None = None
     thinking: str | None = None
@@ -98,7 +98,7 @@ class Asked(msgspec.Struct, kw_only=True):
 
 
 class ChatAsked(Asked, kw_only=True):
-    messages: list[Message] | None = None
+    messages: list[OllamaMessage] | None = None
     tools: list[dict[str, Any]] | None = None
 
     @property
@@ -164,9 +164,9 @@ def generate_ollama_to_responses(asked: GenerateAsked, names: Mapping[str, str] 
     for key in ("suffix", "template", "raw", "context"):
         if getattr(asked, key):
             raise Unsupported(f"'{key}' cannot be given to the server of this model, which takes chats only", param=key)
-    messages = [Message("user", asked.prompt, images=asked.images)]
+    messages = [OllamaMessage("user", asked.prompt, images=asked.images)]
     if asked.system:
-        messages.insert(0, Message("system", asked.system))
+        messages.insert(0, OllamaMessage("system", asked.system))
     return {**_common(asked, names), "input": _items(messages)}
 
 
@@ -214,7 +214,7 @@ def _effort(think: bool | str | None) -> str | None:
     return {True: "medium", False: "none"}.get(think) if isinstance(think, bool) else think
 
 
-def _items(messages: Sequence[Message]) -> list[Item]:
+def _items(messages: Sequence[OllamaMessage]) -> list[Item]:
     """The input items of a chat. Calls get ids, which Ollama's have not always; a call that was never answered gets an output,
     because chat servers insist on one."""
     items: list[Item] = []
@@ -253,7 +253,7 @@ def _items(messages: Sequence[Message]) -> list[Item]:
     return items
 
 
-def _answered_call(message: Message, open_calls: Mapping[str, str], index: int) -> str:
+def _answered_call(message: OllamaMessage, open_calls: Mapping[str, str], index: int) -> str:
     """The call that a tool message answers: by its id, else the first of its name, else the first."""
     if message.tool_call_id and message.tool_call_id in open_calls:
         return message.tool_call_id
@@ -263,7 +263,7 @@ def _answered_call(message: Message, open_calls: Mapping[str, str], index: int) 
     raise InvalidRequest(f"messages[{index}]: the assistant has made no call that this tool message answers")
 
 
-def _content(message: Message, where: str) -> str | list[Json]:
+def _content(message: OllamaMessage, where: str) -> str | list[Json]:
     text = message.content or ""
     if not message.images:
         return text
@@ -384,7 +384,7 @@ def _now() -> str:
 # ── embeddings ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Embedding(msgspec.Struct):
+class Vector(msgspec.Struct):
     embedding: list[float]
     index: int = 0
 
@@ -396,7 +396,7 @@ class EmbeddingUsage(msgspec.Struct):
 class Embeddings(msgspec.Struct):
     """What POST /v1/embeddings answers."""
 
-    data: list[Embedding]
+    data: list[Vector]
     usage: EmbeddingUsage | None = None
 
     @property

@@ -19,9 +19,9 @@ from requests.responses import HAS_STATUS, ID_PREFIXES, new_id
 from requests.tools import (
     CALLS,
     OUTPUTS,
-    Choice,
     Item,
     ToolBook,
+    ToolChoice,
     call_id_of,
     check_tool_choice,
     check_tools,
@@ -304,7 +304,7 @@ def chat_request(
     *,
     model: str,
     stream: bool,
-    choice: Choice | None = None,
+    choice: ToolChoice | None = None,
     efforts: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The parameters of POST /v1/chat/completions for a Responses request and its translated messages. `choice` holds the

@@ -443,7 +443,7 @@ def check_tool_choice(choice: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ToolChoice:
     """A tool choice for a chat backend. `allowed` are the only names it may call, None if any: it is we who hold it to that,
     for hardly a chat server knows such a list."""
 
@@ -452,16 +452,16 @@ class Choice:
     allowed: frozenset[str] | None = None
 
 
-NO_TOOLS = Choice(None, [])
+NO_TOOLS = ToolChoice(None, [])
 
 
-def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> Choice:
+def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> ToolChoice:
     """The chat form of a checked `tool_choice`. Raises `InvalidRequest` for a tool that is not there, `Unsupported` for one that
     the backend cannot be made to use."""
     if choice is None or isinstance(choice, str):
         if choice == "required" and not book.chat:
             raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
-        return Choice(choice, book.chat) if choice or book.chat else NO_TOOLS
+        return ToolChoice(choice, book.chat) if choice or book.chat else NO_TOOLS
     if choice["type"] == "allowed_tools":
         return _allowed_tools(choice, book)
     names = book.names_of(choice)
@@ -471,10 +471,10 @@ def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> Choice:
         raise Unsupported(
             f"The backend cannot be made to use '{choice['type']}'.", param="tool_choice", code="unsupported_tool"
         )
-    return Choice({"type": "function", "function": {"name": names[0]}}, book.chat)
+    return ToolChoice({"type": "function", "function": {"name": names[0]}}, book.chat)
 
 
-def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> Choice:
+def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> ToolChoice:
     """All tools stay visible, as Responses wants it, and calls of others are suppressed. Only where one of several must be
     called can the backend be shown no more than these."""
     allowed: list[str] = []
@@ -484,13 +484,13 @@ def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> Choice:
             raise InvalidRequest("A tool is allowed that is not in 'tools'.", param=f"tool_choice.tools[{index}]")
         allowed += names
     if choice.get("mode") != "required":
-        return Choice("auto" if allowed else "none", book.chat, frozenset(allowed))
+        return ToolChoice("auto" if allowed else "none", book.chat, frozenset(allowed))
     if not allowed:
         raise Unsupported("There is no allowed tool that this backend could be required to call.", param="tool_choice")
     if len(allowed) == 1:
-        return Choice({"type": "function", "function": {"name": allowed[0]}}, book.chat, frozenset(allowed))
+        return ToolChoice({"type": "function", "function": {"name": allowed[0]}}, book.chat, frozenset(allowed))
     tools = [tool for tool in book.chat if tool["function"]["name"] in allowed]
-    return Choice("required", tools, frozenset(allowed))
+    return ToolChoice("required", tools, frozenset(allowed))
 
 
 def _name_of(tool: dict[str, Any]) -> Any:

@@ -96,6 +96,24 @@ def test_imports_go_one_way(part: str) -> None:
         assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
+def test_no_two_classes_have_one_name() -> None:
+    where: dict[str, list[str]] = {}
+    for part in MAY_IMPORT:
+        for file in sources(part):
+            for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    where.pop("Connection")  # Until the store stands on aiosqlite: it has one of its own.
+    assert not {name: files for name, files in where.items() if len(files) > 1}
+
+
+def test_memory_and_locks_are_shared_in_the_cluster_alone() -> None:
+    shares = {"fcntl", "mmap", "multiprocessing"}
+    for part in MAY_IMPORT.keys() - {"cluster"}:
+        for file in sources(part):
+            assert not imported(file) & shares, f"{file.relative_to(ROOT)} imports {sorted(imported(file) & shares)}"
+
+
 def test_the_pure_half_does_nothing_to_the_world() -> None:
     world = {
         "aiosqlite",

@@ -102,7 +102,7 @@ class TestChoosing:
             clock.advance(61)
             assert await taken(pool, 3) == {"a": 1, "b": 2}
             pool.abandoned(first.key, "test-model")
-            assert await taken(pool, 3) == {"a": 1, "b": 2}, "a probe that told nothing is made again"
+            assert await taken(pool, 3) == {"a": 1, "b": 2}, "a probe without a result is made again"
             pool.succeeded(first.key, "test-model", Routing())
             assert await taken(pool, 3) == {"a": 3}
 
@@ -119,14 +119,14 @@ class TestChoosing:
             async with soon():
                 assert await waits == {"a": 1}
 
-    @pytest.mark.parametrize("told", ["drained", "set right"])
-    async def test_all_who_can_be_served_are(self, backend, told):
+    @pytest.mark.parametrize("why", ["drained", "set right"])
+    async def test_all_who_can_be_served_are(self, backend, why):
         async with open_pool(at(backend, max_concurrent=4), breaker={"cooldown_s": 30}) as pool:
             (endpoint,) = pool.endpoints.values()
             pool.set_draining(endpoint, True)
             asked = [asyncio.create_task(pool.choose("test-model")) for _ in range(6)]
             await waiting(pool, 6)
-            if told == "set right":
+            if why == "set right":
                 endpoint.draining = False
                 backend.models = ["test-model", "another"]
                 await pool.endpoints.look()

@@ -352,7 +352,7 @@ async def test_a_worker_that_is_killed_takes_along_no_more_than_it_had(backend: 
 
 
 async def read_to_the_end(events: Events) -> bool:
-    """Whether the stream was broken off. One that ends has told how the response has ended."""
+    """Whether the stream was broken off. One that ends has described how the response has ended."""
     try:
         check_stream(await events.rest())
     except (httpx2.ReadError, httpx2.RemoteProtocolError):
@@ -401,7 +401,7 @@ async def test_when_a_worker_dies_its_streams_break_off_and_what_the_other_one_r
     for response_id in ids:
         events = [await rejoin(both.http, response_id) for _ in range(4)]
         check_stream(events[0])
-        assert events.count(events[0]) == 4, "the workers tell it differently"
+        assert events.count(events[0]) == 4, "the workers give it differently"
 
 
 @in_module

@@ -21,7 +21,7 @@ from tests.turns import URL, assert_error, create, eventually, soon, turn
 
 @asynccontextmanager
 async def open_pool(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Pool]:
-    """A pool that has looked once, and looks again only when it is told to."""
+    """A pool that has looked once, and looks again only when a test wants it."""
     pool = Pool(parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)}), Alone())
     await pool.open()
     try:

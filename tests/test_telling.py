@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.turns.native_answer import adopted
-from backends.wire.streams import EventStream, NativeRun
+from backends.wire.streams import NativeRun, NativeStream
 from core.errors import BackendCut
 from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
@@ -405,7 +405,7 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
     quick.telling = telling
     slow.begin()
     quick.begin()
-    pieces, failure = EventStream(cast(Any, None))._pieces_in(read)
+    pieces, failure = NativeStream(cast(Any, None))._pieces_in(read)
     assert failure is None
     made = [event for piece in pieces for event in adopted(quick, piece)]
     assert told(made) == told([told for event in events for told in slow.adopt(event)])
@@ -420,7 +420,7 @@ def test_a_burst_of_relayed_events_is_not_read_one_by_one(monkeypatch: pytest.Mo
     quick.telling = "frames"
     quick.begin()
     monkeypatch.setattr("requests.events.renumbered", None)
-    [run], _ = EventStream(cast(Any, None))._pieces_in(read)
+    [run], _ = NativeStream(cast(Any, None))._pieces_in(read)
     assert isinstance(run, NativeRun)
     assert adopted(quick, run) == [read]
 

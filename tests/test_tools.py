@@ -10,8 +10,8 @@ import pytest
 from core.errors import InvalidRequest, Unsupported
 from requests.tools import (
     Call,
-    Choice,
     ToolBook,
+    ToolChoice,
     check_tool_choice,
     check_tools,
     tool_choice_responses_to_chat,
@@ -302,7 +302,7 @@ def test_a_tool_choice_becomes_its_chat_form(
     choice: Any, told: Any, only: set[str] | None, offered: list[Json]
 ) -> None:
     check_tool_choice(choice)
-    expected = Choice(told, offered, None if only is None else frozenset(only))
+    expected = ToolChoice(told, offered, None if only is None else frozenset(only))
     assert tool_choice_responses_to_chat(choice, ToolBook(TOOLS)) == expected
 
 
@@ -366,4 +366,4 @@ def test_a_backend_without_functions_cannot_be_required_to_call_one(tools: list[
     with pytest.raises(Unsupported) as raised:
         tool_choice_responses_to_chat("required", ToolBook(tools))
     assert raised.value.param == "tool_choice"
-    assert tool_choice_responses_to_chat("auto", ToolBook(tools)) == Choice("auto", []), "auto asks for nothing"
+    assert tool_choice_responses_to_chat("auto", ToolBook(tools)) == ToolChoice("auto", []), "auto asks for nothing"

@@ -17,7 +17,7 @@ from backends.fleet.routing import printable
 from core.errors import Unsupported
 from requests.messages import responses_input_to_messages, without_superseded
 from requests.params import chat_request
-from requests.tools import NO_TOOLS, OPENAI_TOOLS, Choice, Item, ToolBook, tool_choice_responses_to_chat
+from requests.tools import NO_TOOLS, OPENAI_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
 
 log = logging.getLogger("nomyo.responses")
 
@@ -29,7 +29,7 @@ class ChatRequest:
 
     params: dict[str, Any]
     book: ToolBook
-    choice: Choice
+    choice: ToolChoice
     one_call: bool
 
 

@@ -1,4 +1,4 @@
-"""Who gets a request. Pure: it is told how everybody stands, and reads no clock.
+"""Who gets a request. Pure: it is given how everybody stands, and reads no clock.
 
 answers, and does not fail → lowest priority number → is to be tried again after failures → model in memory
     → warm (the conversation was there), unless clearly busier → least busy for its size → any

@@ -27,7 +27,7 @@ LISTING_TIMEOUT_S = 5.0
 DEFAULT_SLOTS = 16
 # How often an endpoint that does not answer is asked again.
 PROBE_S = 2.0
-# Looks in a row that fail before those who wait for its first byte are told to go elsewhere.
+# Looks in a row that fail before those who wait for its first byte go elsewhere.
 LOST_AFTER = 2
 
 

@@ -67,7 +67,7 @@ class Attempts:
             try:
                 endpoint, model = await self._choose(self._pool, self._models[0], self._routing)
             except (NotFound, TooManyRequests, BackendUnreachable) as error:
-                # Of a name that nobody serves the fallback is the only place there is, and its errors tell more.
+                # Of a name that nobody serves the fallback is the only place there is, and its errors are of more use.
                 unknown = isinstance(error, NotFound)
                 if not self._next_model(must_be_well=not unknown):
                     raise self._first_error or error from None

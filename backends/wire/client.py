@@ -1,7 +1,7 @@
 """One thin client an endpoint: the SDK's surface over raw bytes (`backends/http1.py`) and msgspec.
 
     client.chat.completions.create(**params)   ChatCompletion, or a ChatStream to iterate over
-    client.responses.create(**params)          a dict, or an EventStream
+    client.responses.create(**params)          a dict, or a NativeStream
     client.forward(path, body)                 an answer as it comes, byte by byte
     client.get_json(path)                      for listing models
 
@@ -21,7 +21,7 @@ import orjson
 
 from backends.wire.errors import Named, ServerErrors, json_or_none, raise_named
 from backends.wire.http1 import Answer, Origin
-from backends.wire.streams import ChatStream, EventStream, RawAnswer
+from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
 from core.json import encode_json
 from requests.chat import ChatCompletion, DecodeError, Dumped, decode_completion
@@ -111,10 +111,10 @@ class BackendClient:
         except DecodeError:
             raise self._errors.not_an_answer(body) from None
 
-    async def _create_response(self, **params: Any) -> Dumped | EventStream:
+    async def _create_response(self, **params: Any) -> Dumped | NativeStream:
         answer = await self._post("/responses", params)
         if _is_stream(answer):
-            return EventStream(answer, self._errors)
+            return NativeStream(answer, self._errors)
         body = await _read(answer)
         response = json_or_none(body)
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):

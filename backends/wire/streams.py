@@ -1,7 +1,7 @@
 """Streamed answers of backends: what each network read held, in one go where that can be.
 
 ChatStream     chat chunks, and runs of them
-EventStream    events of a server that speaks Responses, and runs of them
+NativeStream    events of a server that speaks Responses, and runs of them
 RawAnswer      bytes, as they come
 """
 
@@ -227,7 +227,7 @@ class NativeRun:
         return [NativeEvent(self.type, number, data) for number, data in enumerate(self.datas, self.number)]
 
 
-class EventStream(BackendStream[NativeEvent | NativeRun]):
+class NativeStream(BackendStream[NativeEvent | NativeRun]):
     """The events of a native Responses stream."""
 
     _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
