@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test clients contract bench gateways lint format clean
+.PHONY: help setup demo serve test clients contract bench opcodes gateways lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
 
 bench: $(SYNCED) ## what the router costs, beside others (`make gateways`) and a commit (BASE=COMMIT ARGS="--rounds 5")
 	@$(VENV_PYTHON) -m benchmarks.bench $(if $(BASE),--base $(BASE)) $(ARGS)
+
+opcodes: $(SYNCED) ## the same in opcodes, which no busy machine changes (BASE=COMMIT ARGS="--top 10")
+	@$(VENV_PYTHON) -m benchmarks.opcodes $(if $(BASE),--base $(BASE)) $(ARGS)
 
 # Pinned, so that figures can be compared. OGX needs Python 3.12 or newer; LiteLLM asks for a certifi that not every registry has
 # yet: any will do.

@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
             body = bytes(self._received[len(self._head) : self._end])
             del self._received[: self._end]
             self._end = 0
-            self._answer(self._head, body)
+            self.answer(self._head, body)
 
     def _read_head(self) -> bool:
         """Whether one is there; then `_end` is known."""
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         self._end = end + 4 + (int(self._head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0)
         return True
 
-    def _answer(self, head: bytes, body: bytes) -> None:
+    def answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get"):
             self._transport.write(MODELS)
             return
@@ -159,16 +159,16 @@ class Connection(asyncio.Protocol):
             self._transport.write(NATIVE_JSON if native else JSON)
         elif b"slowly" in body:
             self._transport.write(STREAM_HEAD)
-            self._trickle(iter(NATIVE_PIECES if native else PIECES))
+            self.trickle(iter(NATIVE_PIECES if native else PIECES))
         elif b"briefly" in body:
             self._transport.write(NATIVE_BRIEF if native else BRIEF)
         else:
             self._transport.write(NATIVE_BURST if native else BURST)
 
-    def _trickle(self, pieces: Iterator[bytes]) -> None:
+    def trickle(self, pieces: Iterator[bytes]) -> None:
         if (piece := next(pieces, None)) is not None and not self._transport.is_closing():
             self._transport.write(piece)
-            asyncio.get_running_loop().call_later(EVERY_S, self._trickle, pieces)
+            asyncio.get_running_loop().call_later(EVERY_S, self.trickle, pieces)
 
 
 async def main(port: int) -> None:
