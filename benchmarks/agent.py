@@ -1,6 +1,7 @@
 """What a coding agent sends late in its session: the whole conversation and all its tools, again with every turn.
 
-Nine tasks, in each of which it thought, called and read 13 times: 361 items, 22 tools, about 427 KB of JSON. Every run makes the same bytes.
+Nine tasks, in each of which it thought, called and read 13 times: 361 items, 22 tools, about 427 KB of JSON. Every run
+makes the same bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ TOOLS = 22
 # Of what a call printed, in words: of these a session mostly consists.
 PRINTED = 446
 _WORDS = """
-    the build result index cache path value return import module class self error line queue socket token request response
-    header buffer parser state event loop future await async yield raise except finally while test assert config default
-    limit size count offset name type list dict tuple string bytes int float none true false
+    the build result index cache path value return import module class self error line queue socket token request
+    response header buffer parser state event loop future await async yield raise except finally while test assert
+    config default limit size count offset name type list dict tuple string bytes int float none true false
 """
 
 

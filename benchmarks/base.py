@@ -32,8 +32,8 @@ class Base:
 
 
 def base_of(commit: str) -> Base:
-    """A commit, a branch or a tag; its environment is what its own uv.lock names, on the Python that runs this. Exits with the reason
-    if there is none."""
+    """A commit, a branch or a tag; its environment is what its own uv.lock names, on the Python that runs this. Exits
+    with the reason if there is none."""
     found = _run(["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"], ROOT).strip()
     if not found:
         raise SystemExit(f"{commit!r} is no commit of this repository.")

@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench [--rounds 3] [--scale 1.0] [--only ours codex-relay] [--python PATH] [--base COMMIT]
 
-All gateways run at once, before one mock backend, and are loaded one after the other, round after round, each round in another order;
-a figure is the median of its rounds. CPU is what the operating system has accounted to the gateway's processes, per request. `direct` is
-the backend without a gateway: what a gateway adds to a time is the difference to it. Other gateways are taken from
-`benchmarks/.gateways` (`make gateways` installs them there); one that is missing or does not start is named and left out.
+All gateways run at once, before one mock backend, and are loaded one after the other, round after round, each round in
+another order; a figure is the median of its rounds. CPU is what the operating system has accounted to the gateway's
+processes, per request. `direct` is the backend without a gateway: what a gateway adds to a time is the difference to
+it. Other gateways are taken from `benchmarks/.gateways` (`make gateways` installs them there); one that is missing or
+does not start is named and left out.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def arguments() -> argparse.Namespace:
 
 
 def measured(only: list[str], pythons: list[str], base: Base | None, twins: dict[str, str]) -> list[Gateway]:
-    """The gateways of a run; `twins` gets the names of ours and of the same at the base. Each is followed by its twin."""
+    """The gateways of a run; `twins` gets the names of ours and of the same at the base. Each is followed by its
+    twin."""
     gateways: list[Gateway] = []
     for gateway in (*OURS, *OTHERS, DIRECT):
         if only and gateway.name not in (*only, DIRECT.name):

@@ -22,7 +22,8 @@ BOTH = (RESPONSES, CHAT)
 
 @dataclass(frozen=True)
 class Gateway:
-    """A gateway and how it is started: `command(port, backend, folder)`. `paths` are the front doors that it is measured at."""
+    """A gateway and how it is started: `command(port, backend, folder)`. `paths` are the front doors that it is
+    measured at."""
 
     name: str
     command: Callable[..., list[str]]
@@ -102,7 +103,8 @@ http {{
   upstream backend {{ server 127.0.0.1:{backend}; keepalive 512; keepalive_requests 1000000; }}
   server {{
     listen 127.0.0.1:{port};
-    location / {{ proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
+    location / {{ proxy_pass http://backend; proxy_http_version 1.1; proxy_buffering off;
+      proxy_set_header Connection ""; }}
   }}
 }}
 """

@@ -5,8 +5,8 @@
     start      from the command to the first answer of /health, and what is imported on the way
     workers    requests a second with one worker and with more, on all cores
 
-The router has the first core to itself, its workers have all. The model server and the clients are in this process, on the last; those
-of `workers` in processes of their own.
+The router has the first core to itself, its workers have all. The model server and the clients are in this process, on
+the last; those of `workers` in processes of their own.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def http(method: str, path: str, body: Any = None) -> bytes:
 
 @dataclass(frozen=True)
 class Window:
-    """The time while all streams were open: how long the tokens were on their way, in ns; and the CPU in ms of the router, and of
-    all else that ran on its core."""
+    """The time while all streams were open: how long the tokens were on their way, in ns; and the CPU in ms of the
+    router, and of all else that ran on its core."""
 
     delays: list[int]
     router: float
@@ -116,7 +116,8 @@ async def streams(at_once: int, rates: list[float]) -> None:
     translated = http("POST", RESPONSES, {"model": "mock", "stream": True, "store": False, "input": HELLO})
     passed = http("POST", CHAT, {"model": "mock", "stream": True, "messages": [{"role": "user", "content": HELLO}]})
     print(
-        f"\nA token's way from the model server to the client in ms, while {at_once} streams are open; the core's CPU.\n"
+        f"\nA token's way from the model server to the client in ms, while {at_once} streams are open; the core's "
+        f"CPU.\n"
     )
     print("| tokens/s a stream | tokens/s | router | others | µs a token | p50 | p99 | max | direct: p50 | p99 | max |")
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -128,7 +129,8 @@ async def streams(at_once: int, rates: list[float]) -> None:
             ours = await measured(paces[-1], running.port, translated, running)
             tokens = len(ours.delays)
             print(
-                f"| {rate:g} | {tokens / RUN_S:.0f} | {ours.router / RUN_S / 10:.0f}% | {ours.others / RUN_S / 10:.0f}% "
+                f"| {rate:g} | {tokens / RUN_S:.0f} "
+                f"| {ours.router / RUN_S / 10:.0f}% | {ours.others / RUN_S / 10:.0f}% "
                 f"| {ours.router * 1000 / tokens:.1f} | {in_ms(ours.delays)} | {in_ms(direct.delays)} |",
                 flush=True,
             )
@@ -295,7 +297,8 @@ async def start() -> None:
 
 
 def imported() -> tuple[Counter[str], float]:
-    """What `import router` takes: the µs of each package's own modules, and the seconds of all, each of them measured."""
+    """What `import router` takes: the µs of each package's own modules, and the seconds of all, each of them
+    measured."""
     with tempfile.TemporaryDirectory(prefix="nomyo-limits-") as folder:
         ours(9, 9, Path(folder))  # for its settings
         environment = {**os.environ, "ROUTER_CONFIG": f"{folder}/config.yaml"}

@@ -2,8 +2,8 @@
 
     python -m benchmarks.load PORT PATH --clients 32 --requests 1000 < BODY     prints one line of JSON, times in ms
 
-With `--expected TEXT` an answer without that text is a failure. With `--token TEXT`, which is the first token's, it is timed when that
-comes.
+With `--expected TEXT` an answer without that text is a failure. With `--token TEXT`, which is the first token's, it is
+timed when that comes.
 """
 
 from __future__ import annotations

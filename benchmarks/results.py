@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 
 def order_of(rows: Sequence[T], number: int) -> list[T]:
-    """The rows in the order of a round. Of two rounds that follow each other one goes backwards, so that each of two rows is once
-    before the other; every second round begins with another row, since who comes first finds everything else asleep."""
+    """The rows in the order of a round. Of two rounds that follow each other one goes backwards, so that each of two
+    rows is once before the other; every second round begins with another row, since who comes first finds everything
+    else asleep."""
     first = number // 2 % len(rows)
     turned = [*rows[first:], *rows[:first]]
     return turned[::-1] if number % 2 else turned
@@ -86,8 +87,8 @@ class Results:
         return median(ratios) if (ratios := self.ratios(row, base, column)) else None
 
     def worse(self, pairs: dict[str, str], percent: float, stored_percent: float) -> Iterator[Worse]:
-        """Where a row is worse than its base by more than so many percent; columns of what is stored have a limit of their own,
-        since they wait for a disk."""
+        """Where a row is worse than its base by more than so many percent; columns of what is stored have a limit of
+        their own, since they wait for a disk."""
         for row, base in pairs.items():
             for column in COLUMNS:
                 if not (ratios := self.ratios(row, base, column)):

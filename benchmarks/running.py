@@ -27,7 +27,8 @@ class Failed(Exception):
 
 @dataclass
 class Running:
-    """A gateway's processes. `chains` holds the id of the last response of each chain that was begun there, by its length."""
+    """A gateway's processes. `chains` holds the id of the last response of each chain that was begun there, by its
+    length."""
 
     gateway: Gateway
     port: int
@@ -73,7 +74,8 @@ def started(
     output: Path | None = None,
     cwd: Path = ROOT,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all below it, in the background, until the end; its output goes to the file `output`, or nowhere."""
+    """A process and all below it, in the background, until the end; its output goes to the file `output`, or
+    nowhere."""
     known = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml"), "NO_PROXY": "127.0.0.1", **(environment or {})}
     with open(output or os.devnull, "wb") as file:
         process = subprocess.Popen(command, cwd=cwd, env=known, stdout=file, stderr=file, start_new_session=True)
@@ -131,7 +133,8 @@ def post(port: int, path: str, body: bytes, timeout_s: float = 10) -> tuple[int,
 
 
 def measure(running: Running, path: str, scenario: Scenario, scale: float) -> dict[str, float]:
-    """What `benchmarks.load` prints, and CPU ms a request (`cpu`) and resident MB (`memory`) of the gateway. Raises `Failed`."""
+    """What `benchmarks.load` prints, and CPU ms a request (`cpu`) and resident MB (`memory`) of the gateway. Raises
+    `Failed`."""
     requests = max(scenario.clients, int(scenario.requests * scale * running.gateway.share))
     body = scenario.body(path, running.gateway.model, previous_of(running, path, scenario))
     command = [sys.executable, "-m", "benchmarks.load", str(running.port), path, "--expected", scenario.expected]

@@ -2,10 +2,11 @@
 
     python -m benchmarks.simulate [--seeds 5]     prints the table of benchmarks/README.md
 
-A fleet of endpoints serves conversations. Each endpoint keeps one model in memory and swaps it for seconds, reads a prompt at its
-own speed unless it has read its beginning before (it remembers as many conversations as it has slots), and writes at its own speed.
-Some endpoints fail for a while: they refuse at once, hang, or die with what they run. All policies try a failed request at
-other endpoints, three times at most; only ours knows who fails. Ours without affinity shows what affinity is worth.
+A fleet of endpoints serves conversations. Each endpoint keeps one model in memory and swaps it for seconds, reads a
+prompt at its own speed unless it has read its beginning before (it remembers as many conversations as it has slots),
+and writes at its own speed. Some endpoints fail for a while: they refuse at once, hang, or die with what they run. All
+policies try a failed request at other endpoints, three times at most; only ours knows who fails. Ours without affinity
+shows what affinity is worth.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class Request:
 
 @dataclass
 class Result:
-    """What came of a run. Waits are seconds until a request's first token. `cut` are answers that broke off in the middle: no
-    policy can prevent those."""
+    """What came of a run. Waits are seconds until a request's first token. `cut` are answers that broke off in the
+    middle: no policy can prevent those."""
 
     waits: list[float] = field(default_factory=list)
     errors: int = 0

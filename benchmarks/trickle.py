@@ -1,7 +1,8 @@
-"""Many slow streams at once, and how long each token was on its way: the model server and the clients, in one event loop.
+"""Many slow streams at once, and how long each token was on its way: the model server and the clients, in one event
+loop.
 
-Each token is the time at which it was sent, in ns of this machine's monotonic clock. The client reads it out of the delta, whoever
-stands between the two.
+Each token is the time at which it was sent, in ns of this machine's monotonic clock. The client reads it out of the
+delta, whoever stands between the two.
 """
 
 from __future__ import annotations

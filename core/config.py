@@ -109,7 +109,8 @@ class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdaptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`adapt`: what may be changed in a request so that a backend takes it. Each change is named in `x-nomyo-adapted`."""
+    """`adapt`: what may be changed in a request so that a backend takes it. Each change is named in
+    `x-nomyo-adapted`."""
 
     truncation: bool = True
     fetch_images: bool = True
@@ -127,7 +128,8 @@ class ImagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade with 426."""
+    """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
+    with 426."""
 
     endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
     api_key: str = ""
@@ -180,8 +182,8 @@ def config_file(environ: Mapping[str, str] = os.environ) -> Path:
 def load_config(
     path: str | Path | None = None, environ: Mapping[str, str] = os.environ, kinds: Collection[str] = ()
 ) -> Config:
-    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. `kinds` are the kinds of server
-    that there are; without them an endpoint's is not checked. Raises `ConfigError`."""
+    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. `kinds` are the
+    kinds of server that there are; without them an endpoint's is not checked. Raises `ConfigError`."""
     file = Path(path) if path else config_file(environ)
     try:
         data = yaml.safe_load(file.read_text("utf-8"))

@@ -1,4 +1,5 @@
-"""Extras: packages that only some settings need. `make setup` and the image install all of them, and nothing imports them unused."""
+"""Extras: packages that only some settings need. `make setup` and the image install all of them, and nothing imports
+them unused."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ EXTRAS = {
 
 
 def need(extra: str, *, setting: str) -> None:
-    """Checks that the packages of `extra`, which `setting` (`cluster.url`) needs, are installed; imports none of them. Raises
-    `ConfigError`, with the command that installs them."""
+    """Checks that the packages of `extra`, which `setting` (`cluster.url`) needs, are installed; imports none of them.
+    Raises `ConfigError`, with the command that installs them."""
     for module in EXTRAS[extra]:
         if not _is_installed(module):
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Settings that change while the router runs: its file is read again when it changes, or on SIGHUP.
 
-Endpoints come, change and go without a lost request. What only a start can change is named in the log. A broken file changes
-nothing: the log and /api/endpoints say what is wrong with it.
+Endpoints come, change and go without a lost request. What only a start can change is named in the log. A broken file
+changes nothing: the log and /api/endpoints say what is wrong with it.
 """
 
 from __future__ import annotations

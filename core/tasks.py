@@ -19,8 +19,8 @@ log = logging.getLogger("nomyo.tasks")
 
 
 class Job(Protocol):
-    """Something to run. `run` is cancelled to stop it; `stop` is called when it will not run (on), and says so to the world:
-    with the error that interrupted it, or None if somebody cancelled it."""
+    """Something to run. `run` is cancelled to stop it; `stop` is called when it will not run (on), and says so to the
+    world: with the error that interrupted it, or None if somebody cancelled it."""
 
     @property
     def id(self) -> str: ...
@@ -54,8 +54,8 @@ class TaskRunner(Generic[J]):
         return entry.job if entry else None
 
     def submit(self, job: J) -> None:
-        """Queues a job; it takes its first step when the caller next awaits something. Raises `TooManyRequests` when no more
-        may wait."""
+        """Queues a job; it takes its first step when the caller next awaits something. Raises `TooManyRequests` when no
+        more may wait."""
         if self._draining or len(self._queued) >= self._max_queued:
             raise TooManyRequests("Too many background responses are queued.", retry_after_s=5)
         entry = self._entries[job.id] = _Entry(job)
@@ -63,7 +63,8 @@ class TaskRunner(Generic[J]):
         self._start()
 
     async def cancel(self, job_id: str, reason: APIError | None = None) -> bool:
-        """Stops a job, once, and returns when it has stopped, to everybody who asks. False if there is none such (any more)."""
+        """Stops a job, once, and returns when it has stopped, to everybody who asks. False if there is none such (any
+        more)."""
         entry = self._entries.get(job_id)
         if entry is None:
             return False

@@ -1,7 +1,7 @@
 """What `make demo` runs: a model server, the router in front of it, and OpenAI's own SDK as the client of the router.
 
-Three turns, and then it stays up for you to try more, until Ctrl-C. With `--once` it ends there, with status 0 only if all
-of them worked.
+Three turns, and then it stays up for you to try more, until Ctrl-C. With `--once` it ends there, with status 0 only if
+all of them worked.
 """
 
 import argparse

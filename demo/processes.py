@@ -58,8 +58,8 @@ class Child:
 
 @contextmanager
 def running(name: str, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Child]:
-    """Runs `python -m module arguments` beside us, in the project's folder, until the block is left. `environment` replaces
-    ours."""
+    """Runs `python -m module arguments` beside us, in the project's folder, until the block is left. `environment`
+    replaces ours."""
     with tempfile.TemporaryDirectory(prefix="nomyo-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:

@@ -1,4 +1,5 @@
-"""Ollama's API, for backends that are none: its requests as Responses requests, and the events of the answer as its lines.
+"""Ollama's API, for backends that are none: its requests as Responses requests, and the events of the answer as its
+lines.
 
     chat_ollama_to_responses, generate_ollama_to_responses    request → Responses request
     OllamaAnswer                                              events → NDJSON lines, or the one JSON answer
@@ -154,7 +155,8 @@ def read_ollama(body: bytes, kind: type[T]) -> T:
 
 
 def chat_ollama_to_responses(asked: ChatAsked, names: Mapping[str, str] = NO_NAMES) -> Json:
-    """The Responses request for one of /api/chat. `names` are the server's own names for options. Raises `InvalidRequest`."""
+    """The Responses request for one of /api/chat. `names` are the server's own names for options. Raises
+    `InvalidRequest`."""
     tools = [{**(tool.get("function") or {}), "type": tool.get("type") or "function"} for tool in asked.tools or ()]
     return {**_common(asked, names), "input": _items(asked.messages or []), **({"tools": tools} if tools else {})}
 
@@ -290,8 +292,9 @@ IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"
 
 
 class OllamaAnswer:
-    """What a backend says, in Ollama's words: `feed` it the events, and take a `line` of what came since the last one; `last` is
-    the end, and the whole answer where no lines were taken. `is_chat`: of /api/chat, else of /api/generate."""
+    """What a backend says, in Ollama's words: `feed` it the events, and take a `line` of what came since the last
+    one; `last` is the end, and the whole answer where no lines were taken. `is_chat`: of /api/chat, else of
+    /api/generate."""
 
     def __init__(self, model: str, *, is_chat: bool) -> None:
         self._model = model
@@ -429,7 +432,8 @@ NEVER = "9999-12-31T23:59:59Z"
 
 
 def listed_model(name: str) -> Json:
-    """A row of /api/tags. What we do not know is empty; the digest is one of the name, because clients cut it without a look."""
+    """A row of /api/tags. What we do not know is empty; the digest is one of the name, because clients cut it without a
+    look."""
     return {
         "name": name,
         "model": name,

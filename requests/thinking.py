@@ -8,8 +8,8 @@ OPENING, CLOSING = "<think>", "</think>"
 
 
 class ThinkSplitter:
-    """Tells thought from text while it is still arriving, however the tags are cut. Only a text that begins with the tag has
-    thoughts; later tags are text. `feed` and `flush` give `(is_thought, text)` pairs."""
+    """Tells thought from text while it is still arriving, however the tags are cut. Only a text that begins with the
+    tag has thoughts; later tags are text. `feed` and `flush` give `(is_thought, text)` pairs."""
 
     __slots__ = ("_held", "_state")
 

@@ -1,8 +1,8 @@
 """Conversations that are too long for a backend: the oldest turns go.
 
-A turn is a user message and all that follows it up to the next; a tool round is an assistant message with calls, its outputs, and the
-message that shows the attachments of these. Whole turns go, or whole rounds of the last turn. What stays is in an order that
-strict chat servers take.
+A turn is a user message and all that follows it up to the next; a tool round is an assistant message with calls, its
+outputs, and the message that shows the attachments of these. Whole turns go, or whole rounds of the last turn. What
+stays is in an order that strict chat servers take.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Block = list[int]
 def truncated(
     messages: list[Message], *, excess_tokens: int, tokens_of: Callable[[Message], int] = message_tokens
 ) -> list[Message] | None:
-    """The messages without the oldest turns, at least `excess_tokens` shorter; then without the oldest tool rounds of the last
-    turn. System texts, the last user message and the last round stay. None if that is not enough."""
+    """The messages without the oldest turns, at least `excess_tokens` shorter; then without the oldest tool rounds of
+    the last turn. System texts, the last user message and the last round stay. None if that is not enough."""
     dropped: set[int] = set()
     left = excess_tokens
     for block in _droppable(messages):
@@ -44,8 +44,8 @@ def _droppable(messages: list[Message]) -> list[Block]:
 
 
 def _turns(messages: list[Message]) -> list[list[Block]]:
-    """The turns, each as its user message, then its rounds and texts. Answers before the first user message are a turn that has
-    none. System texts are in no turn."""
+    """The turns, each as its user message, then its rounds and texts. Answers before the first user message are a turn
+    that has none. System texts are in no turn."""
     turns: list[list[Block]] = []
     shows = False
     for place, message in enumerate(messages):

@@ -1,4 +1,5 @@
-"""Shared fixtures. The application under test is `router.app`, with settings of the tests' own: set before it is imported."""
+"""Shared fixtures. The application under test is `router.app`, with settings of the tests' own: set before it is
+imported."""
 
 from __future__ import annotations
 
@@ -148,8 +149,8 @@ class Server(uvicorn.Server):
 
 @asynccontextmanager
 async def running_router(**settings: Any) -> AsyncIterator[Running]:
-    """uvicorn on a free port, in this event loop, with `settings` as config.yaml would have them. The store is in memory
-    unless they say otherwise."""
+    """uvicorn on a free port, in this event loop, with `settings` as config.yaml would have them. The store is in
+    memory unless they say otherwise."""
     settings.setdefault("database", {"url": "sqlite://"})
     settings.setdefault("background", {"drain_s": 0.2})
     # Not in the middle of a test, nor because its clock has jumped.

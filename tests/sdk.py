@@ -18,7 +18,10 @@ from tests.stream_grammar import check_stream, parse_sse
 from tests.turns import soon
 
 MODEL = "test-model"
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 ENDED = ("completed", "incomplete", "failed", "cancelled")
 
 WEATHER_TOOL: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""Requests that a backend refuses, changed so that it takes them: what is changed, what is told of it, and what is left alone."""
+"""Requests that a backend refuses, changed so that it takes them: what is changed, what is told of it, and what is left
+alone."""
 
 import base64
 import logging
@@ -85,7 +86,8 @@ def llama_cpp(prompt: int, limit: int) -> Answer:
 
 def vllm(prompt: int, limit: int) -> Answer:
     message = (
-        f"This model's maximum context length is {limit} tokens. However, your request has {prompt} input tokens. Please "
+        f"This model's maximum context length is {limit} tokens. However, your request has {prompt} input tokens. "
+        f"Please "
         "reduce the length of the input messages."
     )
     body = {"object": "error", "message": message, "type": "BadRequestError", "param": None, "code": 400}

@@ -538,8 +538,8 @@ class TestThroughTheRouter:
 
 
 class TestNotFound:
-    """A model that the backend does not have is the client's to choose again; a path that it does not have is our settings'
-    fault: a wrong `url`, or a `kind` that the server is not."""
+    """A model that the backend does not have is the client's to choose again; a path that it does not have is our
+    settings' fault: a wrong `url`, or a `kind` that the server is not."""
 
     UNKNOWN_MODEL = (
         {"error": {"message": "model 'x' not found", "type": "not_found_error", "param": None, "code": None}},

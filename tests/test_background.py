@@ -1,4 +1,5 @@
-"""Turns that run without a client: how they live, how they are cancelled, followed, deleted, and what a shutdown does."""
+"""Turns that run without a client: how they live, how they are cancelled, followed, deleted, and what a shutdown
+does."""
 
 import asyncio
 import sqlite3
@@ -272,7 +273,8 @@ class TestCancel:
         assert_error(await served.http.post(f"{URL}/resp_unknown/cancel"), 404, type="invalid_request_error")
 
     async def test_at_any_moment_of_its_life(self, backend, tmp_path):
-        """Cancels come later and later: before it runs, before the backend answers, between tokens, at the end, after it."""
+        """Cancels come later and later: before it runs, before the backend answers, between tokens, at the end, after
+        it."""
         backend.script(stall())  # The first does not end by itself, whatever the machine's speed; the last ones have.
         backend.default = chat(reasoning("Hm."), "a b c d", call("f"), delay_s=0.001)
         statuses = set()

@@ -1,4 +1,5 @@
-"""The parts of the benchmark that run nothing: the order of its rounds, its ratios, its requests, and the backend that answers them."""
+"""The parts of the benchmark that run nothing: the order of its rounds, its ratios, its requests, and the backend that
+answers them."""
 
 from __future__ import annotations
 

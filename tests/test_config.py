@@ -1,4 +1,5 @@
-"""The settings: what is shipped loads, what is wrong stops the start with one clear line, and the environment has its say."""
+"""The settings: what is shipped loads, what is wrong stops the start with one clear line, and the environment has its
+say."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ OLLAMA = {"url": "http://localhost:11434", "kind": "ollama"}
 
 @pytest.fixture
 def load(tmp_path: Path) -> Any:
-    """`load(text, VARIABLE=…)`: the settings from a file with that text, and from these variables alone, as the service loads them."""
+    """`load(text, VARIABLE=…)`: the settings from a file with that text, and from these variables alone, as the service
+    loads them."""
 
     def load(text: str, **environ: str) -> Config:
         file = tmp_path / "config.yaml"

@@ -283,7 +283,8 @@ def copy(source: Path, destination: Path) -> None:
 
 
 def image_environment(app: Path) -> dict[str, str]:
-    """The last stage's ENV, moved to `app`, and nothing of this process's: no ROUTER_ variable of yours decides here."""
+    """The last stage's ENV, moved to `app`, and nothing of this process's: no ROUTER_ variable of yours decides
+    here."""
     environment = dict(word.split("=", 1) for word in last("ENV").words)
     for name, value in environment.items():
         environment[name] = value.replace(str(workdir()), str(app)).replace("$PATH", os.defpath)

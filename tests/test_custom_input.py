@@ -1,4 +1,5 @@
-"""The text of a custom tool, out of the arguments of the function that stands for it: while they arrive, and at the end."""
+"""The text of a custom tool, out of the arguments of the function that stands for it: while they arrive, and at the
+end."""
 
 from __future__ import annotations
 

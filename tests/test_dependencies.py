@@ -1,5 +1,5 @@
-"""What we depend on: declared, installed, and with no way to PyPI's `requests`, which ours hides. Extras are packages that only some
-settings need."""
+"""What we depend on: declared, installed, and with no way to PyPI's `requests`, which ours hides. Extras are packages
+that only some settings need."""
 
 from __future__ import annotations
 
@@ -127,11 +127,12 @@ def test_requests_is_ours_from_this_folder() -> None:
     assert Path(found.stdout.strip()) == ROOT / "requests" / "__init__.py"
 
 
-# Where something that we depend on imports PyPI's `requests`, and why we never come there. A file alone: the file is never
-# imported; with a function: it is never called.
+# Where something that we depend on imports PyPI's `requests`, and why we never come there. A file alone: the file is
+# never imported; with a function: it is never called.
 NEVER_REACHED = {
     "truststore/_api.py: inject_into_ssl": "replaces the TLS contexts of the whole process; ours are our own",
-    "jsonschema/validators.py: _RefResolver.resolve_remote": "of RefResolver, which jsonschema keeps for who names it; mcp does not",
+    "jsonschema/validators.py: _RefResolver.resolve_remote": "of RefResolver, which jsonschema keeps for who names it; "
+    "mcp does not",
     "redis/ocsp.py": "for `ssl_validate_ocsp`, which is off, and an extra of redis that we do not install",
 }
 
@@ -207,8 +208,8 @@ IN_USE = {
     "": ["httpx2", "httpcore2", "truststore"],
 }
 
-# Imports the modules that it is given, and prints who looked for `requests` meanwhile. It runs outside this folder, where that name
-# stands for nothing: ours would answer the second import before any finder is asked.
+# Imports the modules that it is given, and prints who looked for `requests` meanwhile. It runs outside this folder,
+# where that name stands for nothing: ours would answer the second import before any finder is asked.
 LOOK = """
 import importlib, json, sys, traceback
 

@@ -33,7 +33,8 @@ async def probe(get_json: Any, url: str = "") -> str:
 
 
 class Server:
-    """Answers `get_json`: what is not listed is a 404, or `otherwise`; an exception is raised, a callable is awaited."""
+    """Answers `get_json`: what is not listed is a 404, or `otherwise`; an exception is raised, a callable is
+    awaited."""
 
     def __init__(self, answers: dict[str, Any], otherwise: Any = MISSING) -> None:
         self.answers = answers

@@ -1,4 +1,5 @@
-"""One way for every request: its key is looked at, its endpoint found, its errors put in the words of its front door."""
+"""One way for every request: its key is looked at, its endpoint found, its errors put in the words of its front
+door."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ async def client_of(app: Application, stack: AsyncExitStack) -> httpx2.AsyncClie
 
 @pytest.fixture
 async def ways(backend: FakeBackend, stack: AsyncExitStack) -> list[Any]:
-    """Ways to send one request that must not differ: its path as it is, spelled otherwise, and with a middleware before it."""
+    """Ways to send one request that must not differ: its path as it is, spelled otherwise, and with a middleware before
+    it."""
     app, behind = application(backend, api_key="secret"), application(backend, api_key="secret")
     behind.add_middleware(Listener, seen=[])
     plain, listened = await client_of(app, stack), await client_of(behind, stack)

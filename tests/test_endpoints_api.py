@@ -244,8 +244,8 @@ _ESCAPES = {"n": "\n", '"': '"', "\\": "\\"}
 
 
 def read_metrics(text: str) -> Samples:
-    """The samples of Prometheus' text format 0.0.4, read as strictly as its specification is written: each family has its HELP and
-    TYPE once and before its samples, its samples stand together, and no series is there twice."""
+    """The samples of Prometheus' text format 0.0.4, read as strictly as its specification is written: each family has
+    its HELP and TYPE once and before its samples, its samples stand together, and no series is there twice."""
     assert text.endswith("\n"), "the last line does not end"
     samples: Samples = {}
     helped: set[str] = set()

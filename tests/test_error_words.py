@@ -26,18 +26,18 @@ OVERFLOWS = {
         Overflow(4096, 4500),
     ),
     "vLLM 0.9, messages": (
-        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens in the messages, Please "
-        "reduce the length of the messages.",
+        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens in the messages, "
+        "Please reduce the length of the messages.",
         Overflow(8192, 9000),
     ),
     "vLLM 0.11": (
-        "This model's maximum context length is 8192 tokens. However, your request has 9000 input tokens. Please reduce "
-        "the length of the input messages.",
+        "This model's maximum context length is 8192 tokens. However, your request has 9000 input tokens. Please "
+        "reduce the length of the input messages.",
         Overflow(8192, 9000),
     ),
     "vLLM 0.11, max_tokens": (
-        "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 4096 tokens "
-        "and your request has 13 input tokens (5000 > 4096 - 13).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 5000. This model's maximum context length is 4096 "
+        "tokens and your request has 13 input tokens (5000 > 4096 - 13).",
         Overflow(4096, 13),
     ),
     "vLLM 0.16": (
@@ -76,8 +76,8 @@ OVERFLOWS = {
         Overflow(4096, 5000),
     ),
     "vLLM, output": (
-        "max_completion_tokens=131072 cannot be greater than max_model_len=max_total_tokens=65536. Please request fewer "
-        "output tokens.",
+        "max_completion_tokens=131072 cannot be greater than max_model_len=max_total_tokens=65536. Please request "
+        "fewer output tokens.",
         Overflow(65536, None),
     ),
     "vLLM 0.4": ("max_tokens must be at least 1, got -186.", Overflow()),
@@ -87,13 +87,13 @@ OVERFLOWS = {
         Overflow(32768, 111490),
     ),
     "LM Studio 0.4": (
-        "The number of tokens to keep from the initial prompt is greater than the context length (n_keep: 13055>= n_ctx: "
-        "4096). Try to load the model with a larger context length, or provide a shorter input.",
+        "The number of tokens to keep from the initial prompt is greater than the context length (n_keep: 13055>= "
+        "n_ctx: 4096). Try to load the model with a larger context length, or provide a shorter input.",
         Overflow(4096, 13055),
     ),
     "LM Studio, answering": (
-        "Reached context length of 4096 tokens with this model, but this model does not currently support mid-generation "
-        "context overflow.",
+        "Reached context length of 4096 tokens with this model, but this model does not currently support "
+        "mid-generation context overflow.",
         Overflow(4096, None),
     ),
     "Ollama 0.12": ("the input length exceeds the context length", Overflow()),
@@ -111,8 +111,8 @@ OVERFLOWS = {
         Overflow(40960, 61709),
     ),
     "SGLang, total": (
-        "Requested token count exceeds the model's maximum context length of 64000 tokens. You requested a total of 71897 "
-        "tokens: 7897 tokens from the input messages and 64000 tokens for the completion.",
+        "Requested token count exceeds the model's maximum context length of 64000 tokens. You requested a total of "
+        "71897 tokens: 7897 tokens from the input messages and 64000 tokens for the completion.",
         Overflow(64000, 7897),
     ),
     "SGLang, length": (
@@ -124,8 +124,8 @@ OVERFLOWS = {
         Overflow(262144, 265330),
     ),
     "TGI": (
-        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 1512. Given: 1000 `inputs` tokens and 1024 "
-        "`max_new_tokens`",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 1512. Given: 1000 `inputs` tokens and "
+        "1024 `max_new_tokens`",
         Overflow(1512, 1000),
     ),
     "TGI, input": (
@@ -133,8 +133,8 @@ OVERFLOWS = {
         Overflow(1024, 1872),
     ),
     "OpenAI": (
-        "This model's maximum context length is 128000 tokens. However, your messages resulted in 202868 tokens (202767 in "
-        "the messages, 101 in the functions). Please reduce the length of the messages or functions.",
+        "This model's maximum context length is 128000 tokens. However, your messages resulted in 202868 tokens "
+        "(202767 in the messages, 101 in the functions). Please reduce the length of the messages or functions.",
         Overflow(128000, 202868),
     ),
     "OpenAI, Responses": (
@@ -142,18 +142,18 @@ OVERFLOWS = {
         Overflow(),
     ),
     "OpenAI, embeddings": (
-        "This model's maximum context length is 8192 tokens, however you requested 25701 tokens (25701 in your prompt; 0 "
-        "for the completion). Please reduce your prompt; or completion length.",
+        "This model's maximum context length is 8192 tokens, however you requested 25701 tokens (25701 in your prompt; "
+        "0 for the completion). Please reduce your prompt; or completion length.",
         Overflow(8192, 25701),
     ),
     "OpenRouter": (
-        "This endpoint's maximum context length is 32768 tokens. However, you requested about 42832 tokens (42832 of text "
-        "input). Please reduce the length of either one",
+        "This endpoint's maximum context length is 32768 tokens. However, you requested about 42832 tokens (42832 of "
+        "text input). Please reduce the length of either one",
         Overflow(32768, 42832),
     ),
     "LiteLLM": (
-        "litellm.ContextWindowExceededError: litellm.BadRequestError: Hosted_vllmException - This model's maximum context "
-        "length is 65536 tokens. However, your request has 70000 input tokens.",
+        "litellm.ContextWindowExceededError: litellm.BadRequestError: Hosted_vllmException - This model's maximum "
+        "context length is 65536 tokens. However, your request has 70000 input tokens.",
         Overflow(65536, 70000),
     ),
     "LiteLLM, alone": ("litellm.ContextWindowExceededError: the request is too long", Overflow()),
@@ -351,7 +351,8 @@ UNSUPPORTED = {
     "LM Studio, format": ("'response_format.type' must be 'json_schema' or 'text'", "response_format"),
     "OpenAI": ("Unsupported parameter: 'temperature' is not supported with this model.", "temperature"),
     "OpenAI, value": (
-        "Unsupported value: 'temperature' does not support 0.1 with this model. Only the default (1) value is supported.",
+        "Unsupported value: 'temperature' does not support 0.1 with this model. Only the default (1) value is "
+        "supported.",
         "temperature",
     ),
     "OpenAI, reasoning": ("Unsupported parameter: 'reasoning.effort' is not supported with this model.", "thinking"),

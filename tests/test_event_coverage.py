@@ -133,8 +133,8 @@ async def test_the_router_makes(
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """Why no chat backend can make the router tell these events; and the item that they belong to, as it is done, with the
-    keys that were different when it was added."""
+    """Why no chat backend can make the router tell these events; and the item that they belong to, as it is done, with
+    the keys that were different when it was added."""
 
     reason: str
     item: Json

@@ -1,5 +1,5 @@
-"""The stream state machine: what a chat backend says, and the events that a client reads. Each row is a stream, and each
-stream is judged by the grammar, by folding it, and by the official SDK."""
+"""The stream state machine: what a chat backend says, and the events that a client reads. Each row is a stream, and
+each stream is judged by the grammar, by folding it, and by the official SDK."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A fleet with a bad backend in it, on real sockets: what the clients see of it is nothing, as long as somebody can answer."""
+"""A fleet with a bad backend in it, on real sockets: what the clients see of it is nothing, as long as somebody can
+answer."""
 
 import asyncio
 import re
@@ -72,7 +73,8 @@ async def started(stack: AsyncExitStack) -> FakeBackend:
 
 @asynccontextmanager
 async def fleet(*endpoints: dict[str, Any], **settings: Any) -> AsyncIterator[Running]:
-    """A router that knows all its endpoints. At the end nobody holds a slot, waits for one, or waits for a first byte."""
+    """A router that knows all its endpoints. At the end nobody holds a slot, waits for one, or waits for a first
+    byte."""
     async with running_router(endpoints=list(endpoints), **settings) as running:
         pool = running.app.state.pool
         await eventually(lambda: all(e.healthy for e in pool.endpoints.values()), "every endpoint has been asked")
@@ -161,7 +163,8 @@ class TestOneOfTwoIsBad:
         endpoints = [at(good), at(bad, first_byte_timeout_s=0.25)]
         async with fleet(*endpoints, breaker=FOR_LONG) as running:
             all_fine(await storm(running, requests, at_once=16), requests)
-            # About half of those at once are there when its breaker opens; a kept connection that breaks is tried twice.
+            # About half of those at once are there when its breaker opens; a kept connection that breaks is tried
+            # twice.
             assert len(bad.turns) <= 2 * 16, f"it was asked {len(bad.turns)} times"
             assert running.app.state.pool.counts["queued"] == 0, "somebody had to wait for the other one"
 

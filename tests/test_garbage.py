@@ -1,5 +1,5 @@
-"""What a request leaves behind is freed with it. Objects that know each other in a circle would wait for the garbage collector, which
-then looks at all that there is: it was a twentieth of a plain request."""
+"""What a request leaves behind is freed with it. Objects that know each other in a circle would wait for the garbage
+collector, which then looks at all that there is: it was a twentieth of a plain request."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What every kind of server must do, whichever it is: a new one is a file in backends/kinds/, its answers among the samples of
-tests/test_discovery.py, and passes this."""
+"""What every kind of server must do, whichever it is: a new one is a file in backends/kinds/, its answers among the
+samples of tests/test_discovery.py, and passes this."""
 
 import asyncio
 import re
@@ -54,7 +54,8 @@ SAID = {"reasoning_efforts": ["low"], "reasoning_replay": "none", "structured_ou
 
 @each_kind
 class TestSettings:
-    """What the settings say of an endpoint comes before what is usual for its kind, also where that was found by asking."""
+    """What the settings say of an endpoint comes before what is usual for its kind, also where that was found by
+    asking."""
 
     def test_they_come_first(self, kind):
         (config,) = parse_config({"endpoints": [{"url": "http://x", "kind": kind, **SAID}]}).endpoints
@@ -182,7 +183,8 @@ class TestDiscovery:
 
 
 class TestWords:
-    """What a kind knows of errors is in words that one of its servers has used: `tests/test_error_words.py` has them."""
+    """What a kind knows of errors is in words that one of its servers has used: `tests/test_error_words.py` has
+    them."""
 
     @pytest.mark.parametrize("kind", [*KINDS, "common"])
     def test_every_word_has_been_seen(self, kind):

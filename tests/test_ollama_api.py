@@ -1,4 +1,5 @@
-"""Ollama's API on real sockets, with the official Ollama client as judge: in front of a chat server, and of an Ollama."""
+"""Ollama's API on real sockets, with the official Ollama client as judge: in front of a chat server, and of an
+Ollama."""
 
 import asyncio
 import base64

@@ -1,4 +1,5 @@
-"""The front doors that hand on: `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/rerank`, on real sockets."""
+"""The front doors that hand on: `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings` and `/v1/rerank`, on real
+sockets."""
 
 import asyncio
 import json
@@ -48,11 +49,15 @@ DOORS = {
 }
 # What a parser would not give back as it came: spaces, spellings, sizes, order, things that are there twice.
 ODD = (
-    b'{ "stream_options" :null,\r\n\t"seed": 123456789012345678901234567890, "temperature":1.00, "top_k":1e2, "top_p":-0.0,'
-    b'"model":"%b" ,"logit_bias":{"50256":-100},"x_unknown":["\\u00e9\xc3\xa9 \\ud83d\\ude00\xf0\x9f\x98\x80\\/ \\u0000 '
-    b'\xe2\x80\xa8",{},[]],"twice":1,"twice":2,"messages":[{"role":"user","content":"caf\\u00e9"}]}\n'
+    b'{ "stream_options" :null,\r\n\t"seed": 123456789012345678901234567890, '
+    b'"temperature":1.00, "top_k":1e2, "top_p":-0.0,'
+    b'"model":"%b" ,"logit_bias":{"50256":-100},"x_unknown":["\\u00e9\xc3\xa9 \\ud83d\\ude00\xf0\x9f\x98\x80\\/ '
+    b'\\u0000 \xe2\x80\xa8",{},[]],"twice":1,"twice":2,"messages":[{"role":"user","content":"caf\\u00e9"}]}\n'
 )
-ANSWER = b'{"id":"x", "n":18446744073709551617,  "t":"\\ud83d\\ude00 \xe2\x80\xa8", "model":"as the backend says", "twice":1,"twice":2}\n'
+ANSWER = (
+    b'{"id":"x", "n":18446744073709551617,  "t":"\\ud83d\\ude00 \xe2\x80\xa8", "model":"as the backend says", '
+    b'"twice":1,"twice":2}\n'
+)
 
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -91,7 +96,8 @@ async def post_bytes(running: Running, body: bytes, path: str = CHAT) -> httpx2.
 
 @asynccontextmanager
 async def opened(running: Running) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The rest of an answer whose first piece has come. Leaving the block closes the connection, as a client that goes away."""
+    """The rest of an answer whose first piece has come. Leaving the block closes the connection, as a client that goes
+    away."""
     async with running.http.stream("POST", CHAT, json={"model": MODEL, **DOORS[CHAT], "stream": True}) as answer:
         received = answer.aiter_raw()
         await anext(received)

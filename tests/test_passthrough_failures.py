@@ -1,4 +1,5 @@
-"""What is passed on and goes wrong: requests that go nowhere, refusals, backends that break off, and clients that leave."""
+"""What is passed on and goes wrong: requests that go nowhere, refusals, backends that break off, and clients that
+leave."""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -1,4 +1,5 @@
-"""The response object: a chat message becomes output items, and a response that strict clients of both APIs can read."""
+"""The response object: a chat message becomes output items, and a response that strict clients of both APIs can
+read."""
 
 from __future__ import annotations
 

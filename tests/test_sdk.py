@@ -1,4 +1,5 @@
-"""The official SDK reads every answer: as JSON, event by event, through its accumulating helper, and with strict types."""
+"""The official SDK reads every answer: as JSON, event by event, through its accumulating helper, and with strict
+types."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,5 @@
-"""A backend that speaks the Responses API itself: the request goes out as it came, and the answer comes back under our id."""
+"""A backend that speaks the Responses API itself: the request goes out as it came, and the answer comes back under our
+id."""
 
 from typing import Any
 

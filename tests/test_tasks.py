@@ -1,4 +1,5 @@
-"""The task runner: what runs, in which order, and how it is stopped. No sockets: a job is a gate that the test opens."""
+"""The task runner: what runs, in which order, and how it is stopped. No sockets: a job is a gate that the test
+opens."""
 
 import asyncio
 

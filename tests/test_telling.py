@@ -1,4 +1,5 @@
-"""What becomes of events: made as dicts, made as the frames of an SSE stream, or not made at all. It is the same story each time."""
+"""What becomes of events: made as dicts, made as the frames of an SSE stream, or not made at all. It is the same story
+each time."""
 
 from __future__ import annotations
 

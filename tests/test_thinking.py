@@ -1,4 +1,5 @@
-"""`<think>…</think>` at the start of a text is told apart from it, however the tags are cut. What backends are told of thoughts."""
+"""`<think>…</think>` at the start of a text is told apart from it, however the tags are cut. What backends are told of
+thoughts."""
 
 from __future__ import annotations
 

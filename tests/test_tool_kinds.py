@@ -1,5 +1,5 @@
-"""Every kind of tool that clients run themselves, over HTTP: offered to a chat backend as a function, told to the client as the
-item of its own kind, and given back with its output, by input and by previous_response_id."""
+"""Every kind of tool that clients run themselves, over HTTP: offered to a chat backend as a function, told to the
+client as the item of its own kind, and given back with its output, by input and by previous_response_id."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def function(name: str) -> Json:
 
 @dataclass(frozen=True)
 class Kind:
-    """A tool, what the backend is offered and calls it with, the item that the client gets, and what the client answers."""
+    """A tool, what the backend is offered and calls it with, the item that the client gets, and what the client
+    answers."""
 
     tool: Json
     wire: str

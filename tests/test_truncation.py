@@ -1,4 +1,5 @@
-"""What goes when a conversation is too long: whole turns from the oldest on, whole tool rounds, and never what must stay."""
+"""What goes when a conversation is too long: whole turns from the oldest on, whole tool rounds, and never what must
+stay."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What comes whole, or from a backend that speaks Responses, has the events of a stream too: completions, native answers,
-replays."""
+"""What comes whole, or from a backend that speaks Responses, has the events of a stream too: completions, native
+answers, replays."""
 
 from __future__ import annotations
 

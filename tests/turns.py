@@ -146,7 +146,8 @@ def assert_error(
     code: Any = ANYTHING,
     says: str = "",
 ) -> Json:
-    """The one envelope: `{"error": {message, type, param, code}}`, nothing more and nothing less. Gives the object in it."""
+    """The one envelope: `{"error": {message, type, param, code}}`, nothing more and nothing less. Gives the object in
+    it."""
     at = f"{answer.request.method} {answer.request.url.path} answered {answer.status_code} {answer.text[:500]!r}"
     assert answer.status_code == status, f"not {status}: {at}"
     assert answer.headers["content-type"] == "application/json", f"it is {answer.headers['content-type']}: {at}"

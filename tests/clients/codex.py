@@ -50,7 +50,8 @@ def codex_binary() -> Path:
 
 @dataclass(frozen=True)
 class Way:
-    """How Codex reaches the model: whether it tries a WebSocket, whether the router has them, and what the backend speaks."""
+    """How Codex reaches the model: whether it tries a WebSocket, whether the router has them, and what the backend
+    speaks."""
 
     asks: bool
     offered: bool = True
@@ -161,7 +162,8 @@ class Ran:
 
 
 class Codex:
-    """Codex with a home and a project of its own. It can reach the router; what else it tries to reach is `strangers`."""
+    """Codex with a home and a project of its own. It can reach the router; what else it tries to reach is
+    `strangers`."""
 
     def __init__(self, home: Path, way: Way, backend: FakeBackend, served: Running, heard: Heard, proxy: str) -> None:
         self.home = home

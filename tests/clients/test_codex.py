@@ -1,5 +1,5 @@
-"""Codex itself (`codex exec`), with the router before a backend that says what the test scripts: what Codex does to the files,
-what it reports, and what the model was sent.
+"""Codex itself (`codex exec`), with the router before a backend that says what the test scripts: what Codex does to the
+files, what it reports, and what the model was sent.
 
     codex exec ──HTTP or WebSocket──▶ router ──chat completions──▶ FakeBackend(strict=True)
 
@@ -271,7 +271,8 @@ async def test_a_tool_of_an_mcp_server_is_called(codex: Codex) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 async def test_a_sub_agent_does_its_task(codex: Codex, version: str) -> None:
-    """The model starts an agent, which asks the same model; v2 brings what agents tell each other as items of its own."""
+    """The model starts an agent, which asks the same model; v2 brings what agents tell each other as items of its
+    own."""
     codex.knows_the_model(multi_agent_version=version)
     codex.settings.append("features.multi_agent_v2=" + json.dumps(version == "v2"))
 
@@ -337,7 +338,8 @@ async def test_a_backend_that_speaks_responses_itself_is_reached(codex: Codex) -
 
 @pytest.mark.parametrize("place", ["local", "remote"])
 async def test_codex_compacts_and_goes_on(codex: Codex, place: str) -> None:
-    """Codex asks the model for a summary itself, or, of a provider that it takes for OpenAI, the server for a sealed one."""
+    """Codex asks the model for a summary itself, or, of a provider that it takes for OpenAI, the server for a sealed
+    one."""
     codex.settings.append("model_auto_compact_token_limit=20000")
     codex.provider = "OpenAI" if place == "remote" else "router"
     codex.backend.script(

@@ -1,9 +1,10 @@
-"""The clients that people use, with the router before a strict chat backend: what each gave its user, and what the model was sent.
+"""The clients that people use, with the router before a strict chat backend: what each gave its user, and what the
+model was sent.
 
     script ──the client's own API──▶ client ──Responses──▶ router ──chat completions──▶ FakeBackend(strict=True)
 
-A script runs all scenarios of its client in one process. The name of a scenario is its model, and the backend answers by it.
-What a scenario gives and sends is the same for all clients. `make clients` installs them.
+A script runs all scenarios of its client in one process. The name of a scenario is its model, and the backend answers
+by it. What a scenario gives and sends is the same for all clients. `make clients` installs them.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ NODE_MODULES = HERE / "node" / "node_modules"
 TIMEOUT_S = 50
 
 
-# ── what the model says, what the client makes of it, what the model was sent ────────────────────────────────────────────
+# ── what the model says, what the client makes of it, what the model was sent ────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """`says` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript of each
-    turn, and `asks` what the first one holds besides."""
+    """`says` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript of
+    each turn, and `asks` what the first one holds besides."""
 
     says: tuple[Answer, ...]
     gives: Json
@@ -219,12 +220,13 @@ SCENARIOS = {
 }
 
 
-# ── the clients ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the clients ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class Client:
-    """`scenarios` in the order in which they run; `otherwise` is what this client gives or sends in words of its own."""
+    """`scenarios` in the order in which they run; `otherwise` is what this client gives or sends in words of its
+    own."""
 
     script: str
     scenarios: str
@@ -257,53 +259,55 @@ AI_SDK = {"refused": {"error": "AI_APICallError"}, "broken": {"error": "AI_Strea
 CLIENTS = {
     "openai-python": Client(
         "openai_python.py",
-        "text stream reasoning tools tools_stream structured chain image length refused broken stored background compact "
-        "custom_tool websocket",
+        "text stream reasoning tools tools_stream structured chain image length refused broken stored background "
+        "compact custom_tool websocket",
         {"length": INCOMPLETE},
     ),
     "openai-agents": Client(
         "agents_python.py",
-        "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain compact_session "
-        "handoff hosted_tool custom_tool shell apply_patch websocket_tools",
+        "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain "
+        "compact_session handoff hosted_tool custom_tool shell apply_patch websocket_tools",
     ),
     "langchain-openai": Client(
         "langchain_python.py",
-        "text stream summary sealed tools tools_stream structured structured_by_function json_mode chain history image length "
-        "refused broken custom_tool",
+        "text stream summary sealed tools tools_stream structured structured_by_function json_mode chain history image "
+        "length refused broken custom_tool",
         {"length": INCOMPLETE, "refused": {"error": "OpenAIInvalidRequestError"}},
     ),
     "pydantic-ai": Client(
         "pydantic_ai_python.py",
-        "text stream reasoning tools tools_stream structured structured_by_function chain history image length refused broken "
-        "polled websocket_tools",
+        "text stream reasoning tools tools_stream structured structured_by_function chain history image length refused "
+        "broken polled websocket_tools",
         {"refused": {"error": "ModelContextWindowExceededError"}, "broken": {"error": "ModelServerError"}},
     ),
     "openai-node": Client(
         "openai_node.mjs",
-        "text stream reasoning tools tools_stream structured chain image length refused broken stored background compact "
-        "custom_tool tool_runner websocket",
+        "text stream reasoning tools tools_stream structured chain image length refused broken stored background "
+        "compact custom_tool tool_runner websocket",
         {"length": INCOMPLETE},
     ),
     "ai-sdk-openai": Client(
         "ai_sdk_openai.mjs",
-        "text stream summary sealed referred tools tools_stream structured structured_stream chain history image length refused "
-        "broken tool_choice hosted_tool custom_tool shell apply_patch",
+        "text stream summary sealed referred tools tools_stream structured structured_stream chain history image "
+        "length refused broken tool_choice hosted_tool custom_tool shell apply_patch",
         AI_SDK,
     ),
     "ai-sdk-open-responses": Client(
         "ai_sdk_open_responses.mjs",
-        "text stream reasoning tools tools_stream structured structured_stream history image length refused broken tool_choice",
+        "text stream reasoning tools tools_stream structured structured_stream history image length refused broken "
+        "tool_choice",
         AI_SDK,
     ),
 }
 
 
-# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass
 class Ran:
-    """What came of all scenarios of a client: by scenario, what it printed, what the backend was sent, what it still had to say."""
+    """What came of all scenarios of a client: by scenario, what it printed, what the backend was sent, what it still
+    had to say."""
 
     printed: dict[str, Json]
     sent: dict[str, list[Json]]

@@ -1,4 +1,5 @@
-"""Two real llama.cpp servers with models of different names: requests land where the model is, and one server may die."""
+"""Two real llama.cpp servers with models of different names: requests land where the model is, and one server may
+die."""
 
 from __future__ import annotations
 

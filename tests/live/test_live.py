@@ -1,5 +1,5 @@
-"""A real model behind the router, the official SDK in front of it. The model is too small to be clever: what is asserted is
-the shape of what it says, never its wit."""
+"""A real model behind the router, the official SDK in front of it. The model is too small to be clever: what is
+asserted is the shape of what it says, never its wit."""
 
 import asyncio
 from typing import Any

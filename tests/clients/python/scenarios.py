@@ -1,4 +1,5 @@
-"""What the scripts of this folder share: how they are called, and what they do with it. The same as ../node/scenarios.mjs.
+"""What the scripts of this folder share: how they are called, and what they do with it. The same as
+../node/scenarios.mjs.
 
 python openai_python.py http://127.0.0.1:8000/v1 text stream …
 """
@@ -14,7 +15,10 @@ Json = dict[str, Any]
 
 BASE_URL = sys.argv[1]
 WEATHER = {"Paris": "sunny", "Oslo": "rain"}
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 LIMIT_S = 20
 
 
