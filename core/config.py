@@ -46,7 +46,7 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     api_key: str = ""
     headers: dict[str, str] = {}
-    # None: what the server says that it runs at once, else 16.
+    # None: as many as the server reports that it runs at once, else 16.
     max_concurrent: Count | None = None
     weight: Positive = 1.0
     priority: int = 0

@@ -12,7 +12,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever asks. `id` tells principals apart, in the fair queue and in the cache; where no key is asked for it is a
+    """Whoever asks. `id` keeps principals apart in the fair queue and in the cache; where no key is asked for it is a
     label, made of what the client sent as one. Everything that is stored or runs belongs to `owner`."""
 
     id: str

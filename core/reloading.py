@@ -1,7 +1,7 @@
 """Settings that change while the router runs: its file is read again when it changes, or on SIGHUP.
 
 Endpoints come, change and go without a lost request. What only a start can change is named in the log. A broken file
-changes nothing: the log and /api/endpoints say what is wrong with it.
+changes nothing: the log and /api/endpoints name what is wrong with it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ async def keep_config(state: AppState) -> None:
 
 
 async def reload(state: AppState) -> None:
-    """Reads the file again, and takes what it says."""
+    """Reads the file again, and takes its settings. One that is invalid changes nothing: `state.config_error` names
+    what is wrong."""
     try:
         config = load_config(state.config_file, kinds=state.pool.kinds)
     except ConfigError as error:

@@ -19,8 +19,8 @@ log = logging.getLogger("nomyo.tasks")
 
 
 class Job(Protocol):
-    """Something to run. `run` is cancelled to stop it; `stop` is called when it will not run (on), and says so to the
-    world: with the error that interrupted it, or None if somebody cancelled it."""
+    """Something to run. `run` is cancelled to stop it; `stop` is called when it will not run (on), and makes that
+    known: with the error that interrupted it, or None if somebody cancelled it."""
 
     @property
     def id(self) -> str: ...

@@ -1,8 +1,8 @@
-"""JSON formats for backends that cannot hold their model to one: told in words, checked afterwards.
+"""JSON formats for backends that cannot hold their model to one: described in the prompt, checked afterwards.
 
-format_prompt   the messages, with the format told to the model
+format_prompt   the messages, with the format described to the model
 checked_json    the JSON in an answer, and what is wrong with it
-repair_prompt   what the model is told then
+repair_prompt   the messages that ask it again
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def format_prompt(messages: list[Message], format: Format) -> list[Message]:
     if format["type"] == "json_schema":
         schema = encode_json(format["schema"]).decode()
         described = f" {format['description']}" if format.get("description") else ""
-        told = f"Answer with JSON that this JSON Schema allows, and with nothing else.{described}\n{schema}"
+        prompt = f"Answer with JSON that this JSON Schema allows, and with nothing else.{described}\n{schema}"
     else:
-        told = "Answer with one JSON object, and with nothing else."
+        prompt = "Answer with one JSON object, and with nothing else."
     first = messages[0] if messages else {}
     if first.get("role") == "system" and isinstance(first["content"], str):
-        return [{**first, "content": f"{first['content']}\n\n{told}"}, *messages[1:]]
-    return [{"role": "system", "content": told}, *messages]
+        return [{**first, "content": f"{first['content']}\n\n{prompt}"}, *messages[1:]]
+    return [{"role": "system", "content": prompt}, *messages]
 
 
-def repair_prompt(said: str, problem: str) -> list[Message]:
-    """What follows an answer that does not fit."""
+def repair_prompt(answer: str, problem: str) -> list[Message]:
+    """The messages that follow an answer that does not fit: the answer itself, and a request to mend the problem."""
     return [
-        {"role": "assistant", "content": said},
+        {"role": "assistant", "content": answer},
         {
             "role": "user",
             "content": f"This is not what was asked for: {problem} Answer again, with the right JSON alone.",
@@ -53,7 +53,7 @@ def repair_prompt(said: str, problem: str) -> list[Message]:
 
 
 class Checker:
-    """Checks answers against a format. Raises `InvalidRequest` for a JSON Schema that is none."""
+    """Checks answers against a format. Raises `InvalidRequest` for an invalid JSON Schema."""
 
     def __init__(self, format: Format) -> None:
         self._validator: Any = None
@@ -67,9 +67,9 @@ class Checker:
             problem = getattr(error, "message", str(error))[:500]
             raise InvalidRequest(f"The schema is no JSON Schema: {problem}.", param="text.format.schema") from None
 
-    def check(self, said: str) -> tuple[str, str | None]:
+    def check(self, answer: str) -> tuple[str, str | None]:
         """The JSON in an answer, and in a sentence what is wrong with it, or None if it fits."""
-        text = _json_in(said)
+        text = _json_in(answer)
         try:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
@@ -89,7 +89,7 @@ def _retrieve_nothing(uri: str) -> Any:
 
 
 def _json_in(text: str) -> str:
-    """The JSON in what a model said: all of it, what is in a fence, or the longest value in brackets."""
+    """The JSON in an answer's text: all of it, what is in a fence, or the longest value in brackets."""
     text = text.strip()
     if _is_json(text):
         return text

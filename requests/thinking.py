@@ -1,4 +1,4 @@
-"""`<think>…</think>` at the start of a text: how models say what they think when their server does not take it out."""
+"""`<think>…</think>` at the start of a text: a model's thought, where its server does not take it out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ OPENING, CLOSING = "<think>", "</think>"
 
 
 class ThinkSplitter:
-    """Tells thought from text while it is still arriving, however the tags are cut. Only a text that begins with the
+    """Parts thought from text while they are still arriving, however the tags are cut. Only a text that begins with the
     tag has thoughts; later tags are text. `feed` and `flush` give `(is_thought, text)` pairs."""
 
     __slots__ = ("_held", "_state")
@@ -23,6 +23,7 @@ class ThinkSplitter:
         return self._state == "text"
 
     def feed(self, text: str) -> list[tuple[bool, str]]:
+        """The pieces that are certain now; a tag that may be cut is held back."""
         if self._state == "text":
             return [(False, text)]
         self._held += text
@@ -91,5 +92,5 @@ def with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
     if not content.lstrip().startswith(OPENING):
         return message
     thought, text = split_thinking(content)
-    told = message.get("reasoning_content") or message.get("reasoning") or ""
-    return {**message, "reasoning_content": told + thought, "content": text}
+    thought_before = message.get("reasoning_content") or message.get("reasoning") or ""
+    return {**message, "reasoning_content": thought_before + thought, "content": text}

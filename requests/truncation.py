@@ -65,6 +65,6 @@ def _turns(messages: list[Message]) -> list[list[Block]]:
 
 
 def _is_attached(content: object) -> bool:
-    """Whether an output says that attachments follow. One that only quotes those words says more."""
+    """Whether an output announces that attachments follow. One that only quotes those words is longer."""
     last = content[-1].get("text") if isinstance(content, list) and content else content
     return last == ATTACHED

@@ -1,0 +1,108 @@
+"""One word, one meaning: the words that the service's code does without, that each class has a name of its own, and
+that what is public is described. Folders and files come into the lists as they get clean."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SERVICE = ("api", "backends", "cache.py", "cluster", "core", "db.py", "requests", "router.py", "serve.py", "stores")
+
+# Each hides several: an event is emitted or encoded, a line logged, a row marked, a waiter notified, a client replied
+# to, a problem described. And a metaphor has a name of the field: shared counters, a wake-up, a peer.
+FORBIDDEN = {"tell", "tells", "telling", "told", "say", "says", "saying", "said"}
+FORBIDDEN |= {"bell", "board", "likewise", "sibling", "siblings"}
+PHRASES = ("what is none", "a circle")
+CLEAN_WORDS = (
+    "core/config.py",
+    "core/errors.py",
+    "core/extras.py",
+    "core/keys.py",
+    "core/reloading.py",
+    "core/seals.py",
+    "core/tasks.py",
+    "requests/structured.py",
+    "requests/thinking.py",
+    "requests/tokens.py",
+    "requests/truncation.py",
+)
+DESCRIBED = (
+    "core",
+    "requests/structured.py",
+    "requests/thinking.py",
+    "requests/tokens.py",
+    "requests/truncation.py",
+)
+# Those of today: none comes, and each that goes leaves the list.
+NAMED_TWICE = {"Board", "Choice", "Connection", "Count", "Embedding", "EventStream", "Message"}
+
+
+def files(*parts: str) -> list[Path]:
+    paths = [ROOT / part for part in parts]
+    assert all(path.exists() for path in paths), f"gone: {[path for path in paths if not path.exists()]}"
+    return sorted(file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]))
+
+
+def words(text: str) -> set[str]:
+    """All words of a source, those within names too: `is_told`, `NotTold`."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
+
+
+@pytest.mark.parametrize("part", CLEAN_WORDS)
+def test_no_word_hides_several_meanings(part: str) -> None:
+    for file in files(part):
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            found = words(line) & FORBIDDEN | {phrase for phrase in PHRASES if phrase in line}
+            assert not found, f"{file.relative_to(ROOT)}:{number}: {sorted(found)}"
+
+
+def test_the_words_within_names_are_found() -> None:
+    assert words("    self._is_told(NotTold, BOARD_SIZE)  # Likewise.") >= {"told", "board", "likewise", "not", "size"}
+    assert not words("    saidst = retold, boards, stelling") & FORBIDDEN
+
+
+def test_no_two_classes_of_the_service_have_one_name() -> None:
+    where: dict[str, list[str]] = defaultdict(list)
+    for file in files(*SERVICE):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ClassDef):
+                where[node.name].append(str(file.relative_to(ROOT)))
+    twice = {name: found for name, found in where.items() if len(found) > 1}
+    assert twice.keys() <= NAMED_TWICE, {name: twice[name] for name in twice.keys() - NAMED_TWICE}
+
+
+def undescribed(file: Path) -> Iterator[str]:
+    """The public functions and methods of a module that have no docstring, of their own or of what they override. Those
+    of a `Protocol` are described with their class."""
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    for name, thing in vars(module).items():
+        if name.startswith("_") or getattr(thing, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(thing) and not inspect.getdoc(thing):
+            yield name
+        if inspect.isclass(thing):
+            yield from (f"{name}.{method}" for method in undescribed_methods(thing))
+
+
+def undescribed_methods(owner: type) -> Iterator[str]:
+    for name, method in vars(owner).items():
+        is_method = inspect.isfunction(method) or isinstance(method, (staticmethod, classmethod, property))
+        if is_method and not name.startswith("_") and not getattr(owner, "_is_protocol", False):
+            overridden = [vars(base)[name] for base in owner.__mro__ if name in vars(base)]
+            if not any(map(inspect.getdoc, overridden)):
+                yield name
+
+
+@pytest.mark.parametrize("part", DESCRIBED)
+def test_what_is_public_is_described(part: str) -> None:
+    for file in files(part):
+        missing = list(undescribed(file))
+        assert not missing, f"{file.relative_to(ROOT)}: {missing}"
