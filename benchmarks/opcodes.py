@@ -2,11 +2,11 @@
 
     python -m benchmarks.opcodes [--base COMMIT] [--top 10]
 
-The service runs in this process, behind uvicorn's protocol and in front of the mock backend, and memory stands for all sockets. What its
-thread executes is counted one opcode after the other (`sys.settrace`), ours and the libraries', but neither this folder's nor C: the
-same code gives the same numbers, and 1% more is 1% more. They say nothing of what an opcode does; `make bench` times that. Numbers of
-different Pythons cannot be compared. With `--base` the same is run in a checkout of that commit, with its environment, if the HTTP client
-of that commit is ours already.
+The service runs in this process, behind uvicorn's protocol and in front of the mock backend, and memory stands for all
+sockets. What its thread executes is counted one opcode after the other (`sys.settrace`), ours and the libraries', but
+neither this folder's nor C: the same code gives the same numbers, and 1% more is 1% more. They say nothing of what an
+opcode does; `make bench` times that. Numbers of different Pythons cannot be compared. With `--base` the same is run in
+a checkout of that commit, with its environment, if the HTTP client of that commit is ours already.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ class Backend(Connection):
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, whose connections lead to the mock backend; `backends` holds it by port, as it was connected to last."""
+    """uvloop's, whose connections lead to the mock backend; `backends` holds it by port, as it was connected to
+    last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +199,8 @@ class Client:
     def send(self, path: str, body: bytes) -> None:
         self.received.clear()
         self.whole = asyncio.get_running_loop().create_future()
-        head = f"POST {path} HTTP/1.1\r\nHost: router\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: router\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         self.protocol.data_received(head.encode() + body)
 
 

@@ -1,4 +1,5 @@
-"""What a request and a token cost in opcodes: a number that no busy machine changes, and that nobody should raise without knowing."""
+"""What a request and a token cost in opcodes: a number that no busy machine changes, and that nobody should raise
+without knowing."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import pytest
 from benchmarks.gateways import ROOT
 from benchmarks.opcodes import counted
 
-# About a tenth above what was counted in 2026-11 (benchmarks/README.md): a new feature may cost who uses it, and nobody else.
+# About a tenth above what was counted in 2026-11 (benchmarks/README.md): a new feature may cost who uses it, and nobody
+# else.
 MOST = {
     "a plain request": 6200,
     "a burst of 64 tokens": 9300,
