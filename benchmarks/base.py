@@ -40,7 +40,7 @@ def base_of(commit: str) -> Base:
     name, subject = _run(["git", "show", "--no-patch", "--format=%h%n%s", found], ROOT).splitlines()
     base = Base(name, subject, BASES / found)
     if not (base.checkout / "pyproject.toml").exists():
-        # --force: it may have been removed without telling git.
+        # --force: it may have been removed without git.
         _run(["git", "worktree", "add", "--quiet", "--force", "--detach", str(base.checkout), found], ROOT)
     # Of what is there already nothing is installed again.
     _run([str(UV), "sync", "--quiet", "--frozen", "--no-default-groups"], base.checkout)

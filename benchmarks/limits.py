@@ -203,8 +203,8 @@ class Client:
         await self._answer("POST", RESPONSES, 200, asked(stream=True))
 
     async def passed(self) -> None:
-        said = {"model": "mock", "stream": True, "messages": [{"role": "user", "content": HELLO}]}
-        await self._answer("POST", CHAT, 200, said)
+        body = {"model": "mock", "stream": True, "messages": [{"role": "user", "content": HELLO}]}
+        await self._answer("POST", CHAT, 200, body)
 
     async def stored(self) -> None:
         response = json.loads(await self._answer("POST", RESPONSES, 200, asked(store=True)))
@@ -213,8 +213,8 @@ class Client:
             self._turns = 1
 
     async def chained(self) -> None:
-        said = asked(store=True, previous_response_id=self._previous)
-        self._previous = json.loads(await self._answer("POST", RESPONSES, 200, said))["id"]
+        body = asked(store=True, previous_response_id=self._previous)
+        self._previous = json.loads(await self._answer("POST", RESPONSES, 200, body))["id"]
         self._turns += 1
 
     async def missing(self) -> None:
@@ -247,8 +247,8 @@ class Client:
             self._writer.close()
 
 
-def asked(**said: Any) -> dict[str, Any]:
-    return {"model": "mock", "input": HELLO, "store": False} | said
+def asked(**body: Any) -> dict[str, Any]:
+    return {"model": "mock", "input": HELLO, "store": False} | body
 
 
 async def memory(requests: int) -> None:
@@ -325,7 +325,7 @@ async def workers(most: int) -> None:
     with started(["taskset", "-c", ALL_CORES, *direct(backend, backend, ROOT)], ROOT):
         for number in range(1, most + 1):
             async with router(backend, 1, number, CORES) as running:
-                cells = [await asyncio.to_thread(throughput, running, asked(input=said)) for said in bodies.values()]
+                cells = [await asyncio.to_thread(throughput, running, asked(input=body)) for body in bodies.values()]
             print(f"| {number} | {' | '.join(cells)} |", flush=True)
 
 

@@ -4,7 +4,7 @@
 
 The service runs in this process, behind uvicorn's protocol and in front of the mock backend, and memory stands for all
 sockets. What its thread executes is counted one opcode after the other (`sys.settrace`), ours and the libraries', but
-neither this folder's nor C: the same code gives the same numbers, and 1% more is 1% more. They say nothing of what an
+neither this folder's nor C: the same code gives the same numbers, and 1% more is 1% more. They show nothing of what an
 opcode does; `make bench` times that. Numbers of different Pythons cannot be compared. With `--base` the same is run in
 a checkout of that commit, with its environment, if the HTTP client of that commit is ours already.
 """

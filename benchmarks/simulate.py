@@ -301,7 +301,7 @@ def fleet(count: int, rng: random.Random, *, outages: bool) -> list[Server]:
 
 
 def work(servers: list[Server], rng: random.Random, *, seconds: float, load: float) -> list[Request]:
-    """Conversations that keep the fleet about as busy as `load` says."""
+    """Conversations that keep the fleet as busy as `load`, about."""
     models = sorted(frozenset().union(*(server.models for server in servers)))
     answer, turns, pause = 200, 5, 20.0
     # A request takes a server of speed 1 about this long, warm or cold.

@@ -113,7 +113,7 @@ def show_memory(client: openai.OpenAI, first: Response) -> None:
 
 
 def show_tool(client: openai.OpenAI) -> None:
-    heading("3. A function tool", "the model calls it, it runs here, the model tells the result")
+    heading("3. A function tool", "the model calls it, it runs here, the model reads its result")
     question = "What is the weather in Paris?"
     asked(question)
     turn = client.responses.create(model=MODEL, input=question, tools=[GET_WEATHER])

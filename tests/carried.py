@@ -1,4 +1,4 @@
-"""What is said in the tests of what clients carry for us, what the backend is told of it, and a summary of it."""
+"""Conversations for the tests of what clients carry for us: how the backend reads them, and a summary of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def messages(backend: FakeBackend) -> list[Json]:
 
 
 def summary_in(backend: FakeBackend, at: int) -> str:
-    """What the backend is told in place of the conversation."""
+    """What the backend reads in place of the conversation."""
     message = messages(backend)[at]
     assert message["role"] == "user"
     assert message["content"].startswith(SUMMARY)

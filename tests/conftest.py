@@ -246,9 +246,9 @@ async def nothing_is_left_behind(
     this = asyncio.current_task()
     await eventually(lambda: asyncio.all_tasks() - {this} <= before, "every task of the router has ended")
     records += caplog.get_records("call")
-    said = [f"{record.name}: {record.getMessage()}" for record in records if record.levelno > logging.INFO]
+    lines = [f"{record.name}: {record.getMessage()}" for record in records if record.levelno > logging.INFO]
     for mark in request.node.iter_markers("logs"):
-        expected = [line for line in said if mark.args[0] in line]
-        assert expected, f"{mark.args[0]!r} is not in the log: {said}"
-        said = [line for line in said if line not in expected]
-    assert not said, f"in the log: {said}"
+        expected = [line for line in lines if mark.args[0] in line]
+        assert expected, f"{mark.args[0]!r} is not in the log: {lines}"
+        lines = [line for line in lines if line not in expected]
+    assert not lines, f"in the log: {lines}"

@@ -122,9 +122,9 @@ def fold(events: list[Json]) -> Json:
                 if "status" in event["item"]:
                     items[index]["status"] = "incomplete"
             case "output_item.done":
-                told = ("content", "summary", "arguments", "input")
-                _same_keys(items[index], event["item"], told)
-                items[index] |= {key: value for key, value in event["item"].items() if key not in told}
+                streamed = ("content", "summary", "arguments", "input")
+                _same_keys(items[index], event["item"], streamed)
+                items[index] |= {key: value for key, value in event["item"].items() if key not in streamed}
             case "content_part.added":
                 items[index].setdefault("content", []).append(dict(event["part"]))
             case "reasoning_summary_part.added":
@@ -156,13 +156,13 @@ def fold(events: list[Json]) -> Json:
     return response
 
 
-def _same_keys(told: Json, done: Json, keys: tuple[str, ...]) -> None:
-    """An empty value may be written down or left out: `told` does as `done`."""
+def _same_keys(folded: Json, done: Json, keys: tuple[str, ...]) -> None:
+    """An empty value may be written down or left out: `folded` does as `done`."""
     for key in keys:
         if key in done:
-            told.setdefault(key, type(done[key])())
-        elif not told.get(key):
-            told.pop(key, None)
+            folded.setdefault(key, type(done[key])())
+        elif not folded.get(key):
+            folded.pop(key, None)
 
 
 def _output_text(output: list[Json]) -> str:
@@ -190,8 +190,8 @@ def check_stream(events: list[Json], *, prefixes: bool = True) -> None:
 
 
 @dataclass(slots=True)
-class _Told:
-    """What its events have told of a thing so far."""
+class _Open:
+    """What the events of a thing hold so far."""
 
     added: Json
     fragments: list[str] = field(default_factory=list)
@@ -204,7 +204,7 @@ class _Told:
 
 
 @dataclass(slots=True)
-class _Part(_Told):
+class _Part(_Open):
     """A content or summary part."""
 
     logprobs: list[Json] = field(default_factory=list)
@@ -216,7 +216,7 @@ class _Part(_Told):
 
 
 @dataclass(slots=True)
-class _Item(_Told):
+class _Item(_Open):
     content: list[_Part] = field(default_factory=list)
     summary: list[_Part] = field(default_factory=list)
 
@@ -420,8 +420,8 @@ class _Checker:
             for index, part in enumerate(parts):
                 assert part.done is not None, f"{name} part {index} is still open"
             if kind in PARTS_OF:
-                told = [part.done for part in parts]
-                assert done.get(name, []) == told, f"{name}: {_difference(done.get(name), told)}"
+                ended = [part.done for part in parts]
+                assert done.get(name, []) == ended, f"{name}: {_difference(done.get(name), ended)}"
         if kind in TEXTS:
             events, key = TEXTS[kind]
             assert item.text is not None, f"{events}.done did not come"

@@ -1,4 +1,4 @@
-"""Requests that a backend refuses, changed so that it takes them: what is changed, what is told of it, and what is left
+"""Requests that a backend refuses, changed so that it takes them: what is changed, where that is named, and what is left
 alone."""
 
 import base64
@@ -108,8 +108,8 @@ def ollama_without_numbers(prompt: int, limit: int) -> Answer:
     return http_error(400, "the input length exceeds the context length", type="api_error")
 
 
-TELLING = [llama_cpp, vllm, ollama]
-ALL_SERVERS = [*TELLING, vllm_without_a_count, ollama_without_numbers]
+COUNTING = [llama_cpp, vllm, ollama]
+ALL_SERVERS = [*COUNTING, vllm_without_a_count, ollama_without_numbers]
 NAMED = {"ids": lambda value: value.__name__}
 
 
@@ -170,14 +170,14 @@ class TestTooLong:
         assert last[0] == {"role": "system", "content": "Be terse."}
         assert last[1:] == first[-len(last) + 1 :], "what is left is not the end of the conversation"
         assert last[1]["role"] == "user", "half a turn is left"
-        told = answer.headers[ADAPTED]
-        dropped = [int(part.removeprefix("truncated=")) for part in told.split(", ")]
-        assert sum(dropped) == len(first) - len(last), told
+        named = answer.headers[ADAPTED]
+        dropped = [int(part.removeprefix("truncated=")) for part in named.split(", ")]
+        assert sum(dropped) == len(first) - len(last), named
         assert len(dropped) == len(backend.turns) - 1
         lines = [record.getMessage() for record in caplog.records if "adapted" in record.getMessage()]
-        assert [line.rpartition(": ")[2] for line in lines] == told.split(", ")
+        assert [line.rpartition(": ")[2] for line in lines] == named.split(", ")
 
-    @pytest.mark.parametrize("words", TELLING, **NAMED)
+    @pytest.mark.parametrize("words", COUNTING, **NAMED)
     @pytest.mark.parametrize("answer_tokens", [None, 100, 400])
     async def test_as_many_as_must_and_at_once(self, backend, words, answer_tokens):
         """With the backend's own numbers one more request is enough, and no turn goes that could have stayed."""
@@ -230,8 +230,8 @@ class TestTooLong:
         assert said(answer) == "Fine."
         sizes = [len(messages_of(request)) for request in backend.turns]
         assert sizes == sorted(set(sizes), reverse=True), f"a request was no shorter than the one before it: {sizes}"
-        told = [f"truncated={before - after}" for before, after in pairwise(sizes)]
-        assert answer.headers[ADAPTED] == ", ".join(told)
+        named = [f"truncated={before - after}" for before, after in pairwise(sizes)]
+        assert answer.headers[ADAPTED] == ", ".join(named)
 
     @STREAMING
     async def test_but_not_for_ever(self, backend, streaming):
@@ -462,7 +462,7 @@ class TestRefusedMoreThanOnce:
             backend.default = chat("Hello.")
             assert said(await ask(running)) == "Hello."
 
-    async def test_what_an_endpoint_before_was_spared_is_not_told_of_the_next(self):
+    async def test_what_an_endpoint_before_was_spared_is_not_named_for_the_next(self):
         """The first refuses tools, then fails; the second takes all."""
         async with FakeBackend() as first, FakeBackend() as second:
             first.script(http_error(400, REFUSED["tools"][0]), http_error(503))
@@ -519,8 +519,8 @@ class TestRemoteImages:
         assert said(answer) == "Hello from the fake backend."
         assert images_in(backend.turns[0]) == [PIXEL] * 3
         assert [request.path for request in site.requests] == ["/a.png"], "it was not fetched once"
-        assert "images" in answer.headers.get(ADAPTED, ""), "the client is not told"
-        assert [record for record in caplog.records if "adapted" in record.getMessage()], "the log is not told"
+        assert "images" in answer.headers.get(ADAPTED, ""), "the client cannot see it"
+        assert [record for record in caplog.records if "adapted" in record.getMessage()], "it is not in the log"
 
     @pytest.mark.parametrize("kind", ["llama.cpp", "llama-swap", "vllm", "openai-chat"])
     async def test_are_left_to_servers_that_can(self, backend, site, kind):

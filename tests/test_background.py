@@ -116,7 +116,7 @@ class TestLife:
         ]
 
     @pytest.mark.parametrize(
-        ("answer", "says", "code"),
+        ("answer", "reason", "code"),
         [
             (http_error(400, "temperature must be positive"), "temperature must be positive", "invalid_prompt"),
             (http_error(400, "too long", code="context_length_exceeded"), "too long", "context_length_exceeded"),
@@ -126,11 +126,11 @@ class TestLife:
             (chat("Hel", then=cut()), "broke off", "server_error"),
         ],
     )
-    async def test_a_failure_is_stored_with_its_reason(self, served, backend, answer, says, code):
+    async def test_a_failure_is_stored_with_its_reason(self, served, backend, answer, reason, code):
         backend.script(answer)
         response = await ended(served.http, await start(served))
         assert response["status"] == "failed"
-        assert says in response["error"]["message"]
+        assert reason in response["error"]["message"]
         assert response["error"]["code"] == code
         assert response["completed_at"] is None
         await all_is_quiet(served, backend)

@@ -57,11 +57,11 @@ def test_what_the_shipped_settings_only_show_is_right_too(load: Any) -> None:
     assert [endpoint.kind for endpoint in config.endpoints] == ["ollama", "llama.cpp", "openai"]
 
 
-def test_the_shipped_settings_say_the_defaults() -> None:
-    said = load_config(SHIPPED, {})
+def test_the_shipped_settings_are_the_defaults() -> None:
+    shipped = load_config(SHIPPED, {})
     defaults = parse_config({"endpoints": [OLLAMA]})
     for section in ("api_key", "database", "cache", "background"):
-        assert getattr(said, section) == getattr(defaults, section), f"{section} is shipped with another value"
+        assert getattr(shipped, section) == getattr(defaults, section), f"{section} is shipped with another value"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +81,7 @@ def settings(**more: Any) -> dict[str, Any]:
     return {"endpoints": [OLLAMA], **more}
 
 
-# The settings, and all that the line must say: the key, and the nearest that is known.
+# The settings, and all that the line must hold: the key, and the nearest that is known.
 WRONG: dict[str, tuple[Any, list[str]]] = {
     "no endpoints": ({}, ["missing", "'endpoints'"]),
     "an empty list of them": ({"endpoints": []}, ["endpoints:", "1"]),
@@ -143,16 +143,18 @@ def test_a_wrong_setting_is_one_line_that_names_the_key_and_the_nearest(data: An
     line = str(raised.value)
     assert "\n" not in line, "more than one line"
     missing = [word for word in words if word not in line]
-    assert not missing, f"{line!r} does not say {missing}"
+    assert not missing, f"{line!r} does not hold {missing}"
 
 
 @pytest.mark.parametrize(("data", "words"), WRONG.values(), ids=WRONG)
-def test_a_wrong_setting_in_a_file_is_said_with_the_name_of_the_file(data: Any, words: list[str], load: Any) -> None:
+def test_a_wrong_setting_in_a_file_is_reported_with_the_name_of_the_file(
+    data: Any, words: list[str], load: Any
+) -> None:
     with pytest.raises(ConfigError) as raised:
         load(yaml.safe_dump(data))
     line = str(raised.value)
     assert "config.yaml: " in line
-    assert all(word in line for word in words), f"{line!r} does not say {words}"
+    assert all(word in line for word in words), f"{line!r} does not hold {words}"
 
 
 NO_SETTINGS: dict[str, str] = {
@@ -303,7 +305,7 @@ def test_a_wrong_variable_is_one_line_that_names_it(environ: dict[str, str], wor
         load(MINIMAL, **environ)
     line = str(raised.value)
     assert "\n" not in line
-    assert all(word in line for word in words), f"{line!r} does not say {words}"
+    assert all(word in line for word in words), f"{line!r} does not hold {words}"
 
 
 def test_a_section_that_is_no_section_is_named_also_when_a_variable_sets_it(load: Any) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("strict_backend")
 
 LONG = "All that we know of airships. " * 40  # about 300 tokens
 TALK = [user("Hi"), said(LONG), user("Go on.")]
-# What the backend is told of it, once it is compacted.
+# What the backend reads of it, once it is compacted.
 SHRUNK = [("system", "Be brief."), ("user", "Hi"), ("user", "Go on."), ("user", f"{SUMMARY}\n\n{SECRET}")]
 
 
@@ -91,7 +91,7 @@ async def test_a_context_that_grows_again_is_compacted_again(served: Running, ba
     assert contents(backend, 3) == [*SHRUNK[:-1], ("user", "And?"), again], "one summary stands for all"
 
 
-async def test_a_stream_tells_of_the_summary_and_then_of_the_answer(served: Running, backend: FakeBackend) -> None:
+async def test_a_stream_holds_the_summary_and_then_the_answer(served: Running, backend: FakeBackend) -> None:
     backend.script(chat(reasoning("Hm."), SECRET), chat(reasoning("So."), "On."))
     events = await wire_events(served, input=TALK, context_management=over())
     judged(events)
@@ -111,7 +111,7 @@ async def test_a_stream_tells_of_the_summary_and_then_of_the_answer(served: Runn
     assert "response.compaction.compacting" in replayed.text
 
 
-async def test_a_summary_is_told_before_the_answer_begins(served: Running, backend: FakeBackend) -> None:
+async def test_a_summary_is_emitted_before_the_answer_begins(served: Running, backend: FakeBackend) -> None:
     backend.script(chat(SECRET), stall())
     async with open_stream(served.http, input=TALK, context_management=over()) as events:
         await events.until("response.compaction.compacting")
@@ -127,7 +127,7 @@ async def test_a_background_turn_is_compacted_too(served: Running, backend: Fake
 
 @pytest.mark.parametrize("stored", [True, False], ids=["previous_response_id", "the client's own history"])
 async def test_a_round_of_tools_goes_on_behind_a_summary(stored: bool, served: Running, backend: FakeBackend) -> None:
-    """The calls before it are told in the summary, those behind it as they are."""
+    """The calls before it are in the summary, those behind it as they are."""
     backend.script(
         chat(call("f", id="c"), call("f", id="d")), chat(SECRET), chat("Hm.", call("f", id="e")), chat("Done.")
     )

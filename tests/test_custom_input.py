@@ -103,7 +103,7 @@ def test_anything_at_all_is_read_the_same_whatever_the_split(text: str, cuts: li
 
 
 @given(objects(characters, raw))
-def test_what_can_be_read_of_a_beginning_has_been_told_by_then(pair: tuple[str, str]) -> None:
+def test_what_can_be_read_of_a_beginning_has_been_emitted_by_then(pair: tuple[str, str]) -> None:
     _, json = pair
     reader = TextOfJSON()
     for end, fragment in enumerate(json, 1):

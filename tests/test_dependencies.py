@@ -113,7 +113,7 @@ def test_setup_and_the_image_install_every_extra() -> None:
 
 
 @pytest.mark.parametrize("name", ["get", "post", "Session", "exceptions"])
-def test_who_takes_ours_for_pypis_requests_is_told(name: str) -> None:
+def test_who_takes_ours_for_pypis_requests_gets_an_error_that_names_it(name: str) -> None:
     import requests
 
     with pytest.raises(AttributeError, match=rf"requests\.{name}.*not PyPI's.*httpx2"):

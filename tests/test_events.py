@@ -460,7 +460,7 @@ def test_a_response_that_cannot_be_stored_fails_although_it_was_finished() -> No
     assert response["usage"] == COUNTED
 
 
-# What a client is told: the error, its code in the error event, and its code in the response, which is one of OpenAI's.
+# What a client reads: the error, its code in the error event, and its code in the response, which is one of OpenAI's.
 FAILURES: dict[str, tuple[APIError, str | None, str]] = {
     "a backend that broke off": (BackendCut("x"), "backend_disconnected", "server_error"),
     "a backend that was silent": (BackendTimeout("x"), "backend_timeout", "server_error"),
@@ -477,16 +477,16 @@ FAILURES: dict[str, tuple[APIError, str | None, str]] = {
 
 
 @pytest.mark.parametrize(("error", "code", "response_code"), FAILURES.values(), ids=FAILURES)
-def test_an_error_is_told_flat_and_nested_and_in_the_response(
+def test_an_error_is_encoded_flat_and_nested_and_in_the_response(
     error: APIError, code: str | None, response_code: str
 ) -> None:
     made = builder()
     events = [*made.start(), *made.fail(error), made.end()]
     # The SDK's types do not know the one code that Codex acts on.
     check_stream(events) if response_code == "context_length_exceeded" else judged(events)
-    told = events[-2]
+    event = events[-2]
     flat = {"code": code, "message": "x", "param": error.param}
-    assert told == {"type": "error", "sequence_number": 2, **flat, "error": {**flat, "type": error.type}}
+    assert event == {"type": "error", "sequence_number": 2, **flat, "error": {**flat, "type": error.type}}
     expected = {"code": response_code, "message": "x", "type": error.type, "param": error.param}
     assert events[-1]["response"]["error"] == expected
 
@@ -532,7 +532,7 @@ def test_the_pieces_of_a_call_are_one(deltas: list[Json]) -> None:
     assert [item["arguments"] for item in events[-1]["response"]["output"]] == [A]
 
 
-def test_a_call_that_was_never_named_is_not_told() -> None:
+def test_a_call_that_was_never_named_is_not_emitted() -> None:
     """No client could run it, and servers refuse it in the history."""
     nameless = [calls(call(0, "c1", None, A)), calls(call(1, "c2", "", B)), calls(call(2, "c3"))]
     events = judged(streamed(says("Look:"), *nameless, ends("tool_calls")))
@@ -541,7 +541,7 @@ def test_a_call_that_was_never_named_is_not_told() -> None:
     assert bare(events[-1]["response"]["output"]) == [called("c4", "g", B, status="incomplete")]
 
 
-def test_a_call_without_a_name_in_a_whole_answer_is_not_told() -> None:
+def test_a_call_without_a_name_in_a_whole_answer_is_not_emitted() -> None:
     made = builder()
     items = [
         {"type": "function_call", "call_id": "c1", "name": "", "arguments": A},

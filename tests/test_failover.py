@@ -562,8 +562,8 @@ class TestOtherWays:
             assert len(bad.turns) == 1
             await bad.stop()
             await create(running.http, input="Two.", previous_response_id=first["id"])
-            said = [message["content"] for message in good.turns[-1].json["messages"]]
-            assert said == ["One.", "Hello", "Two."]
+            fields = [message["content"] for message in good.turns[-1].json["messages"]]
+            assert fields == ["One.", "Hello", "Two."]
 
     @pytest.mark.parametrize("kinds", [("openai", "openai-chat"), ("openai-chat", "openai")])
     async def test_from_one_kind_to_the_other(self, good, bad, kinds):
@@ -595,5 +595,5 @@ async def endpoints(running: Running) -> list[dict[str, Any]]:
 
 def asking(path: str, text: str = "Hi", **params: Any) -> dict[str, Any]:
     """The body of a request to either front door."""
-    said = {"input": text, "store": False} if path == URL else {"messages": [{"role": "user", "content": text}]}
-    return {"model": "test-model", **said, **params}
+    fields = {"input": text, "store": False} if path == URL else {"messages": [{"role": "user", "content": text}]}
+    return {"model": "test-model", **fields, **params}

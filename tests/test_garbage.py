@@ -1,4 +1,4 @@
-"""What a request leaves behind is freed with it. Objects that know each other in a circle would wait for the garbage
+"""What a request leaves behind is freed with it. Objects that refer to each other in a cycle would wait for the garbage
 collector, which then looks at all that there is: it was a twentieth of a plain request."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS.values(), ids=REQUESTS)
-async def test_a_request_leaves_no_circle(path: str, body: Any, served: Running, backend: FakeBackend) -> None:
+async def test_a_request_leaves_no_cycle(path: str, body: Any, served: Running, backend: FakeBackend) -> None:
     backend.default = chat("Hello there, and more than one word of it.", delay_s=0.001)
     for _ in range(3):  # The first ones make what stays.
         assert (await served.http.post(path, json=body)).status_code == 200
@@ -40,4 +40,4 @@ async def test_a_request_leaves_no_circle(path: str, body: Any, served: Running,
         gc.set_debug(0)
         gc.garbage.clear()
     left = {kind: count for kind, count in kinds.items() if kind.startswith(OURS)}
-    assert not left, f"these knew each other in a circle: {left}"
+    assert not left, f"these referred to each other in a cycle: {left}"

@@ -47,10 +47,10 @@ class Server:
 @asynccontextmanager
 async def serving(handler: Handler | bytes) -> AsyncIterator[Server]:
     if isinstance(handler, bytes):
-        said = handler
+        sent = handler
 
         async def handler(request: bytes, writer: asyncio.StreamWriter) -> None:
-            writer.write(said)
+            writer.write(sent)
 
     server = Server(handler)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
@@ -93,12 +93,12 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("said", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("sent", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("size", [1, 7, 1000])
-async def test_an_answer_is_read_however_it_comes(said: bytes, size: int) -> None:
+async def test_an_answer_is_read_however_it_comes(sent: bytes, size: int) -> None:
     async def in_pieces(request: bytes, writer: asyncio.StreamWriter) -> None:
-        for start in range(0, len(said), size):
-            writer.write(said[start : start + size])
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
             await asyncio.sleep(0)
 
     async with serving(in_pieces) as server, origin_of(server) as origin:
@@ -130,8 +130,8 @@ async def test_an_answer_without_a_length_ends_with_its_connection() -> None:
 
 
 async def test_connection_close_is_not_kept() -> None:
-    said = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
-    async with serving(said) as server, origin_of(server) as origin:
+    sent = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
+    async with serving(sent) as server, origin_of(server) as origin:
         assert [await read(origin), await read(origin)] == [b"hello", b"hello"]
         assert server.connections == 2
 
@@ -147,10 +147,10 @@ BROKEN: dict[str, tuple[bytes, type[Exception]]] = {
 }
 
 
-@pytest.mark.parametrize(("said", "error"), BROKEN.values(), ids=BROKEN)
-async def test_what_breaks_off_or_is_none_is_an_error(said: bytes, error: type[Exception]) -> None:
+@pytest.mark.parametrize(("sent", "error"), BROKEN.values(), ids=BROKEN)
+async def test_what_breaks_off_or_is_none_is_an_error(sent: bytes, error: type[Exception]) -> None:
     async def broken(request: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(sent)
         writer.close()
 
     async with serving(broken) as server, origin_of(server) as origin:
@@ -179,10 +179,10 @@ async def test_nobody_there_is_an_error_at_once() -> None:
     await origin.close()
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", OK[:-2]])
-async def test_a_server_that_falls_silent_is_given_up(said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", OK[:-2]])
+async def test_a_server_that_falls_silent_is_given_up(sent: bytes) -> None:
     async def silent(request: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
+        writer.write(sent)
 
     async with (
         serving(silent) as server,
@@ -192,7 +192,7 @@ async def test_a_server_that_falls_silent_is_given_up(said: bytes) -> None:
             await read(origin)
 
 
-async def test_who_has_no_byte_yet_can_be_told_to_give_up() -> None:
+async def test_who_has_no_byte_yet_can_be_made_to_give_up() -> None:
     async def silent(request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(OK[:-2] if b"begun" in request else b"")
 
@@ -269,7 +269,7 @@ def test_a_header_cannot_smuggle_in_another() -> None:
         Origin("http://x/v1", {"X-Two": "2\r\nX-Three: 3"})
 
 
-async def test_who_still_reads_when_all_is_closed_is_told() -> None:
+async def test_who_still_reads_when_all_is_closed_gets_an_error() -> None:
     async def silent(request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nhel")
 

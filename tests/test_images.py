@@ -79,7 +79,7 @@ async def test_redirects_are_followed(site: Site, fetcher: ImageFetcher, path: s
     assert (await fetcher.fetch(site.url + path)).startswith("data:image/png")
 
 
-async def test_sites_are_told_nothing_of_us(
+async def test_sites_learn_nothing_of_us(
     site: Site, fetcher: ImageFetcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "netrc").write_text("default login me password secret")
@@ -168,7 +168,7 @@ async def test_what_is_not_public_is_not_asked(site: Site, host: str, address: s
     fetcher = ImageFetcher(resolve=names)
     message = await refused(fetcher, f"http://{host}:{site.port}/png")
     await fetcher.close()
-    assert message == "The image cannot be used: it could not be fetched.", "it tells what there is inside"
+    assert message == "The image cannot be used: it could not be fetched.", "it shows what there is inside"
     assert site.asked == [], "the site inside was asked"
 
 

@@ -148,7 +148,7 @@ class TestChat:
         assert (sent["max_tokens"], sent["top_k"], sent["stop"], sent["reasoning_effort"]) == (9, 3, ["x"], "low")
         assert not sent.keys() & {"num_ctx", "keep_alive", "options", "format", "think", "store", "input"}
 
-    async def test_options_that_the_server_is_not_told_are_named(self, served):
+    async def test_options_that_the_server_does_not_get_are_named(self, served):
         options = {"num_ctx": 512, "temperature": 0, "numa": True}
         answer = await served.http.post("/api/chat", json={"model": MODEL, "messages": [USER], "options": options})
         assert answer.headers["x-nomyo-omitted-options"] == "num_ctx, numa"
@@ -185,9 +185,7 @@ class TestChat:
         assert answer.message.content == "Hello you."
         assert (backend.turns[0].path, backend.turns[0].json["seed"]) == ("/v1/chat/completions", 1)
 
-    async def test_a_server_that_cannot_hold_a_format_is_told_it_in_words(
-        self, stack: AsyncExitStack, backend, client_of
-    ):
+    async def test_a_server_that_cannot_hold_a_format_gets_it_in_words(self, stack: AsyncExitStack, backend, client_of):
         endpoint = {"url": backend.url, "kind": "lmstudio", "structured_outputs": "prompt"}
         running = await stack.enter_async_context(running_router(endpoints=[endpoint]))
         backend.script(chat("Sure: 1"), chat('{"a": 1}'))

@@ -80,16 +80,16 @@ def test_a_recorded_stream_becomes_a_whole_stream_that_says_the_same(name: str) 
     output = judged(streamed(name))[-1]["response"]["output"]
     assert texts(output, "message") == joined(name, "content")
     assert texts(output, "reasoning") == joined(name, "reasoning_content")
-    told = Counter[int]()
+    deltas = Counter[int]()
     arguments: dict[int, str] = {}
     for call in call_deltas(name):
-        told[call["index"]] += 1
+        deltas[call["index"]] += 1
         arguments[call["index"]] = arguments.get(call["index"], "") + call["function"].get("arguments", "")
     made = [item for item in output if item["type"] == "function_call"]
     assert [item["arguments"] for item in made] == [*arguments.values()]
     first = {call["index"]: call for call in reversed(call_deltas(name))}
     assert [(item["call_id"], item["name"]) for item in made] == [
-        (first[index]["id"], first[index]["function"]["name"]) for index in told
+        (first[index]["id"], first[index]["function"]["name"]) for index in deltas
     ]
 
 
@@ -311,7 +311,7 @@ def test_a_native_response_becomes_a_whole_stream(name: str) -> None:
 CONTEXT = (BackendRefused, 400, "context_length_exceeded", "input")
 WRONG_KEY = (BackendError, 502, "backend_authentication_failed", None)
 LOADING = (BackendUnreachable, 502, "backend_unreachable", None)
-# By the status that the backend gave: what the client is told.
+# By the status that the backend gave: what the client gets.
 BY_STATUS = {
     400: (BackendRefused, 400, None, None),
     401: WRONG_KEY,
@@ -337,7 +337,7 @@ def refusal(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_recorded_error_is_told_in_our_words_and_statuses(name: str) -> None:
+def test_a_recorded_error_is_passed_on_in_our_words_and_statuses(name: str) -> None:
     error = refusal(name)
     expected = (
         CONTEXT

@@ -155,12 +155,12 @@ async def test_cancels_at_any_moment_leave_no_response_without_an_end(served: Ru
         else:
             response_id = created.id
         await asyncio.sleep(moment / 1000)
-        told = (await responses.cancel(response_id)).status
-        return told, (await responses.retrieve(response_id)).status
+        answered = (await responses.cancel(response_id)).status
+        return answered, (await responses.retrieve(response_id)).status
 
-    for told, kept in await asyncio.gather(*map(cancelled_at, range(30))):
-        assert told == kept
-        assert told in ("cancelled", "completed")
+    for answered, kept in await asyncio.gather(*map(cancelled_at, range(30))):
+        assert answered == kept
+        assert answered in ("cancelled", "completed")
     assert served.in_flight() == 0
     await backend.wait_for(lambda b: b.in_flight == 0)
 

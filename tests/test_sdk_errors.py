@@ -275,7 +275,9 @@ async def test_an_error_in_mid_stream_is_raised_by_raw_iteration_and_the_respons
     created = await anext(aiter(stream))
     with pytest.raises(openai.APIError) as raised:
         await collected(stream)
-    assert not isinstance(raised.value, openai.APIConnectionError), "our stream broke off instead of telling"
+    assert not isinstance(raised.value, openai.APIConnectionError), (
+        "our stream broke off instead of failing in its events"
+    )
     assert raised.value.code == code
     assert raised.value.message
     failed = await served.openai.responses.retrieve(created.response.id)

@@ -234,11 +234,11 @@ async def test_our_id_is_in_every_event_and_in_the_body(
 async def test_the_events_are_upstreams_but_for_our_id_and_numbers(
     served_natively: Running, backend: FakeBackend
 ) -> None:
-    told = native_events(reasoning("Hm."), with_logprobs("Hello."), call("now", "{}"))
-    backend.script(event_stream(told))
+    sent = native_events(reasoning("Hm."), with_logprobs("Hello."), call("now", "{}"))
+    backend.script(event_stream(sent))
     given = await wire_events(served_natively)
-    assert [event["type"] for event in given] == [event["type"] for event in told]
-    for ours, event in zip(given, told, strict=True):
+    assert [event["type"] for event in given] == [event["type"] for event in sent]
+    for ours, event in zip(given, sent, strict=True):
         if "response" in event:
             assert theirs(event["response"]).items() <= theirs(ours["response"]).items(), event["type"]
         else:
@@ -248,8 +248,8 @@ async def test_the_events_are_upstreams_but_for_our_id_and_numbers(
 async def test_what_nobody_knows_passes_untouched(served_natively: Running, backend: FakeBackend) -> None:
     search = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search"}}
     vendor = {"type": "acme:telemetry", "id": "x_1", "deep": {"list": [1, None, "ü"]}, "nothing": None}
-    told = native_events("Hello.", response_id="resp_native")
-    created, in_progress, *ladder, end = told
+    sent = native_events("Hello.", response_id="resp_native")
+    created, in_progress, *ladder, end = sent
     strange = [
         {"type": "response.output_item.added", "output_index": 0, "item": search | {"status": "in_progress"}},
         {"type": "response.web_search_call.searching", "output_index": 0, "item_id": "ws_1"},
@@ -293,12 +293,12 @@ async def test_unknown_items_pass_untouched_in_a_json_body(served_natively: Runn
 
 
 async def test_what_a_sparse_upstream_leaves_out_is_filled_in(served_natively: Running, backend: FakeBackend) -> None:
-    told = native_events("Hello.", usage=None)
-    for event in told:
+    sent = native_events("Hello.", usage=None)
+    for event in sent:
         event["sequence_number"] = 0
         if "response" in event:
             event["response"] = {key: event["response"][key] for key in ("id", "object", "status", "output")}
-    backend.script(event_stream(told), json_answer(told[-1]["response"]), event_stream(told))
+    backend.script(event_stream(sent), json_answer(sent[-1]["response"]), event_stream(sent))
     check_stream(await wire_events(served_natively), prefixes=False)
     strict = strict_client(served_natively)
     body = await strict.responses.create(model=MODEL, input="Hi", temperature=0.5)
@@ -363,7 +363,7 @@ async def test_a_cached_answer_is_a_response_of_its_own(served_natively: Running
     second = await create(**ask)
     third = await wire_events(served_natively, nomyo={"cache": True})
     assert len(backend.turns) == 1, "upstream was asked again"
-    assert "nomyo" not in backend.turns[0].json, "upstream was told of our option"
+    assert "nomyo" not in backend.turns[0].json, "upstream got our option"
     check_stream(third, prefixes=False)
     assert len({first.id, second.id, third[-1]["response"]["id"]}) == 3
     assert bare(second.output) == bare(first.output)

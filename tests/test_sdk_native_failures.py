@@ -1,4 +1,4 @@
-"""A backend that speaks the Responses API itself fails, and the official SDK is told."""
+"""A backend that speaks the Responses API itself fails, and the official SDK raises what it should."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""JSON formats for backends that cannot hold their model to one: the model is told, its answer is checked and repaired
+"""JSON formats for backends that cannot hold their model to one: the format is described to the model, its answer is checked and repaired
 once."""
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def checked(said: str, format: Json = FORMAT) -> tuple[str, str | None]:
     return Checker(format).check(said)
 
 
-# ── what the model is told ───────────────────────────────────────────────────────────────────────────────────────────
+# ── what the model reads ───────────────────────────────────────────────────────────────────────────────────────────
 
 USER: Json = {"role": "user", "content": "Who?"}
 
 
-def test_a_schema_is_told_behind_the_leading_system_text() -> None:
+def test_a_schema_is_described_behind_the_leading_system_text() -> None:
     given = [{"role": "system", "content": "Be brief."}, USER]
     first, *others = format_prompt(given, {**FORMAT, "description": "A person of note."})
     before, _, after = first["content"].partition("\n\n")
@@ -86,15 +86,15 @@ def test_a_format_is_a_message_of_its_own_where_no_text_leads(messages: list[Jso
     assert orjson.dumps(SCHEMA).decode() in first["content"]
 
 
-def test_json_without_a_schema_is_told_in_words_alone() -> None:
-    (told, _) = format_prompt([USER], OBJECT)
-    assert "JSON object" in told["content"]
-    assert "{" not in told["content"]
+def test_json_without_a_schema_is_described_in_words_alone() -> None:
+    (system, _) = format_prompt([USER], OBJECT)
+    assert "JSON object" in system["content"]
+    assert "{" not in system["content"]
 
 
 def test_a_repair_shows_the_answer_and_what_is_wrong_with_it() -> None:
-    said, asked = repair_prompt("Nope", "it is not JSON.")
-    assert said == {"role": "assistant", "content": "Nope"}
+    answer, asked = repair_prompt("Nope", "it is not JSON.")
+    assert answer == {"role": "assistant", "content": "Nope"}
     assert asked["role"] == "user"
     assert "it is not JSON." in asked["content"]
     assert strict_error({"messages": [USER, *repair_prompt("", "it is not JSON.")]}) is None
@@ -210,14 +210,14 @@ NESTED = schema(
         (f'{{"people": [{FITS}, {{"name": 5, "age": 1}}]}}', NESTED, ["string", "['people'][1]['name']"]),
     ],
 )
-def test_a_misfit_is_told_with_its_place(said: str, format: Json, words: list[str]) -> None:
+def test_a_misfit_is_described_with_its_place(said: str, format: Json, words: list[str]) -> None:
     _, problem = checked(said, format)
     assert problem is not None, f"{said!r} was taken"
     for word in words:
         assert word in problem, f"it does not say {word!r}: {problem}"
 
 
-def test_a_long_misfit_is_told_in_few_words() -> None:
+def test_a_long_misfit_is_described_in_few_words() -> None:
     _, problem = checked('{"name": "Ada", "age": "%s"}' % ("x" * 100_000), FORMAT)
     assert problem
     assert len(problem) < 1000
@@ -264,7 +264,7 @@ def test_a_schema_that_means_itself_comes_to_an_end(schema_: Json) -> None:
 
 @pytest.fixture(params=["openai-chat", "llama.cpp"])
 async def prompted(request: pytest.FixtureRequest, backend: FakeBackend) -> AsyncIterator[Running]:
-    """A router in front of a backend whose model must be told. llama.cpp's is asked for a stream, whatever the client
+    """A router in front of a backend whose model must read the format. llama.cpp's is asked for a stream, whatever the client
     wants."""
     backend.strict = True
     endpoint = {"url": f"{backend.url}/v1", "kind": request.param, "structured_outputs": "prompt"}
@@ -301,7 +301,7 @@ async def test_an_answer_that_fits_is_taken_at_once(said: str, prompted: Running
     assert question == USER
 
 
-async def test_json_objects_are_told_and_checked_too(prompted: Running, backend: FakeBackend) -> None:
+async def test_json_objects_are_described_and_checked_too(prompted: Running, backend: FakeBackend) -> None:
     backend.script(chat("[]"), chat("{}"))
     response = await create(prompted.http, **asked(text={"format": OBJECT}))
     assert text_of(response) == "{}"
@@ -321,7 +321,7 @@ async def test_a_misfit_is_repaired_once(prompted: Running, backend: FakeBackend
     usages = [chat_usage(20, 5, cached=4, reasoning=1), chat_usage(30, 6, cached=20)]
     backend.script(chat(reasoning("Hm."), MISFIT, usage=usages[0]), chat(FITS, usage=usages[1]))
     response = await create(prompted.http, **asked())
-    assert output_types(response) == ["message"], "only the answer that fits is told"
+    assert output_types(response) == ["message"], "only the answer that fits is passed on"
     assert text_of(response) == FITS
     assert response["usage"] == {
         "input_tokens": 50,
@@ -377,7 +377,7 @@ async def test_another_server_is_not_asked_for_what_a_model_could_not_say(backen
     assert len(backend.turns) == 2
 
 
-async def test_a_stream_is_told_when_the_answer_fits(prompted: Running, backend: FakeBackend) -> None:
+async def test_a_stream_is_emitted_when_the_answer_fits(prompted: Running, backend: FakeBackend) -> None:
     backend.script(chat(MISFIT), chat(reasoning("Hm."), f"```\n{FITS}\n```"))
     events = await wire_events(prompted, **asked())
     judged(events)
@@ -446,7 +446,7 @@ async def test_tools_and_a_schema_go_together(prompted: Running, backend: FakeBa
     assert roles == ["system", "user", "assistant", "tool", "tool", "assistant", "user"]
 
 
-async def test_log_probabilities_are_those_of_what_is_told(prompted: Running, backend: FakeBackend) -> None:
+async def test_log_probabilities_are_those_of_what_is_passed_on(prompted: Running, backend: FakeBackend) -> None:
     backend.script(chat(with_logprobs(FITS)), chat(with_logprobs(f"Sure: {FITS}")))
     for tokens in (4, 0):
         response = await create(prompted.http, **asked(include=["message.output_text.logprobs"]))

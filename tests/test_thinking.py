@@ -1,4 +1,4 @@
-"""`<think>…</think>` at the start of a text is told apart from it, however the tags are cut. What backends are told of
+"""`<think>…</think>` at the start of a text is parted from it, however the tags are cut. What backends read of
 thoughts."""
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def split_at(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in pairwise(borders)]
 
 
-def told(fragments: list[str]) -> tuple[str, str]:
+def split(fragments: list[str]) -> tuple[str, str]:
     splitter = ThinkSplitter()
-    said = [piece for fragment in fragments for piece in splitter.feed(fragment)] + splitter.flush()
-    assert all(text for _, text in said), f"an empty piece: {said}"
-    kinds = [is_thought for is_thought, _ in said]
+    pieces = [piece for fragment in fragments for piece in splitter.feed(fragment)] + splitter.flush()
+    assert all(text for _, text in pieces), f"an empty piece: {pieces}"
+    kinds = [is_thought for is_thought, _ in pieces]
     assert kinds == sorted(kinds, reverse=True), "a thought behind the text"
-    return "".join(text for is_thought, text in said if is_thought), "".join(
-        text for is_thought, text in said if not is_thought
+    return "".join(text for is_thought, text in pieces if is_thought), "".join(
+        text for is_thought, text in pieces if not is_thought
     )
 
 
 @given(texts, st.lists(st.integers(0, 99), max_size=9))
 @example("<think>a</think>b", [])
-def test_any_split_tells_the_same(text: str, cuts: list[int]) -> None:
-    assert told(split_at(text, cuts)) == told([text]) == split_thinking(text)
+def test_any_cut_gives_the_same(text: str, cuts: list[int]) -> None:
+    assert split(split_at(text, cuts)) == split([text]) == split_thinking(text)
 
 
 @given(texts)
-def test_single_characters_tell_the_same(text: str) -> None:
-    assert told(list(text)) == told([text])
+def test_single_characters_give_the_same(text: str) -> None:
+    assert split(list(text)) == split([text])
 
 
 @given(texts)
@@ -86,7 +86,7 @@ SPLIT: dict[str, tuple[str, tuple[str, str]]] = {
 @pytest.mark.parametrize(("text", "expected"), SPLIT.values(), ids=SPLIT)
 def test_tags_at_the_start_alone_hold_a_thought(text: str, expected: tuple[str, str]) -> None:
     assert split_thinking(text) == expected
-    assert told(list(text)) == expected
+    assert split(list(text)) == expected
 
 
 def test_text_is_not_held_back_longer_than_it_may_be_a_tag() -> None:
@@ -137,7 +137,7 @@ def test_half_a_call_is_not_whole_because_white_space_was_held_back() -> None:
         assert last == called("c1", arguments='{"cmd": "rm', status="incomplete")
 
 
-def test_a_thought_is_told_from_a_text_in_a_stream() -> None:
+def test_a_thought_is_parted_from_a_text_in_a_stream() -> None:
     assert streamed(*map(says, "<think>\nHm.</think>\n\nHello"), ends()) == [thought("Hm."), said("Hello")]
     assert streamed(says("<think>Hm."), ends("length")) == [thought("Hm.")]
     assert streamed(says("<think>\n\n</think>\n\nHello"), ends()) == [said("Hello")]
@@ -151,7 +151,7 @@ def test_a_thought_of_its_own_and_one_in_the_text_are_both_thoughts() -> None:
     assert output[1] == said("Hello")
 
 
-# ── what a backend is told: earlier thoughts, and how much to think ──────────────────────────────────────────────────
+# ── what a backend reads: earlier thoughts, and how much to think ──────────────────────────────────────────────────
 
 REPLAYED: dict[str, dict[str, Any]] = {
     "reasoning_content": {"reasoning_content": "Hm."},
@@ -191,15 +191,15 @@ async def test_earlier_thoughts_are_where_the_backend_reads_them(
     texts, others = ("Yo", None), REPLAYED[replay]
     if replay == "think_tags":
         texts = ("<think>\nHm.\n</think>\n\nYo", "<think>\nHm.\n</think>")
-    asked, answered, again, called_, told = backend.turns[-1].json["messages"]
-    assert [asked["content"], again["content"], told["content"]] == ["Hi", "Well?", "1"]
+    asked, answered, again, called_, output_ = backend.turns[-1].json["messages"]
+    assert [asked["content"], again["content"], output_["content"]] == ["Hi", "Well?", "1"]
     assert answered == {"role": "assistant", "content": texts[0], **others}
     function = {"name": "f", "arguments": "{}"}
     assert called_.pop("tool_calls") == [{"id": "c", "type": "function", "function": function}]
     assert called_ == {"role": "assistant", "content": texts[1], **others}
 
 
-EFFORTS_TOLD: list[tuple[dict[str, Any], dict[str, str | None]]] = [
+EFFORTS_SENT: list[tuple[dict[str, Any], dict[str, str | None]]] = [
     ({"kind": "ollama"}, {"xhigh": "high", "max": "high", "minimal": "low", "medium": "medium", "none": "none"}),
     ({"kind": "openai-chat"}, {"xhigh": "xhigh", "minimal": "minimal", "none": "none"}),
     ({"kind": "ollama", "reasoning_efforts": []}, {"xhigh": None, "none": None, "low": None}),
@@ -207,12 +207,12 @@ EFFORTS_TOLD: list[tuple[dict[str, Any], dict[str, str | None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "told"), EFFORTS_TOLD)
-async def test_an_effort_is_told_in_the_words_of_the_backend_and_echoed_in_the_clients(
-    settings: dict[str, Any], told: dict[str, str | None], backend: FakeBackend
+@pytest.mark.parametrize(("settings", "sent"), EFFORTS_SENT)
+async def test_an_effort_is_sent_in_the_words_of_the_backend_and_echoed_in_the_clients(
+    settings: dict[str, Any], sent: dict[str, str | None], backend: FakeBackend
 ) -> None:
     async with running_router(endpoints=[{"url": f"{backend.url}/v1", **settings}]) as running:
-        for effort, word in told.items():
+        for effort, word in sent.items():
             response = await create(running.http, reasoning={"effort": effort})
             assert backend.turns[-1].json.get("reasoning_effort") == word, f"for {effort}"
             assert response["reasoning"]["effort"] == effort

@@ -1,4 +1,4 @@
-"""Every kind of tool that clients run themselves, over HTTP: offered to a chat backend as a function, told to the
+"""Every kind of tool that clients run themselves, over HTTP: offered to a chat backend as a function, emitted to the
 client as the item of its own kind, and given back with its output, by input and by previous_response_id."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Kind:
     item: Json
     output: Json
     said: str
-    # What the backend is told of the call afterwards, where that is not `arguments`.
+    # What the backend reads of the call afterwards, where that is not `arguments`.
     replayed: Json | None = None
 
 
@@ -255,17 +255,17 @@ async def test_calls_of_several_kinds_at_the_same_time_do_not_mix(served: Runnin
     wanted = {(kind.item["type"], orjson.dumps(kind.item, option=orjson.OPT_SORT_KEYS)) for kind in kinds}
     for response in (streamed, at_once):
         items = [bare(item) for item in response["output"]]
-        told = [{key: value for key, value in item.items() if key not in ("call_id", "status")} for item in items]
-        told = [item if item["type"] != "shell_call" else KINDS["shell"].item for item in told]
-        assert {(item["type"], orjson.dumps(item, option=orjson.OPT_SORT_KEYS)) for item in told} == wanted
+        given = [{key: value for key, value in item.items() if key not in ("call_id", "status")} for item in items]
+        given = [item if item["type"] != "shell_call" else KINDS["shell"].item for item in given]
+        assert {(item["type"], orjson.dumps(item, option=orjson.OPT_SORT_KEYS)) for item in given} == wanted
         assert len({item["call_id"] for item in items}) == len(kinds)
 
 
 # ── the way back ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def told_back(backend: FakeBackend) -> tuple[str, Any, Any]:
-    """The name and arguments of the one call that the last request tells of, and what its tool message says."""
+def replayed_call(backend: FakeBackend) -> tuple[str, Any, Any]:
+    """The name and arguments of the one call that the last request holds, and the content of its tool message."""
     messages = backend.turns[-1].json["messages"]
     (caller,) = [message for message in messages if message.get("tool_calls")]
     (answer,) = [message for message in messages if message["role"] == "tool"]
@@ -275,7 +275,7 @@ def told_back(backend: FakeBackend) -> tuple[str, Any, Any]:
     return made["function"]["name"], orjson.loads(made["function"]["arguments"]), answer["content"]
 
 
-def told(kind: Kind) -> tuple[str, Any, Any]:
+def expected_call(kind: Kind) -> tuple[str, Any, Any]:
     return kind.wire, kind.arguments if kind.replayed is None else kind.replayed, kind.said
 
 
@@ -291,11 +291,11 @@ async def test_a_call_and_its_output_go_back_by_input(
     again = [asked, *(item.to_dict() for item in first.output), output]
     second = await strict.responses.create(input=again, **request)
     assert second.output_text == "Done."
-    assert told_back(backend) == told(kind)
+    assert replayed_call(backend) == expected_call(kind)
     # What clients leave out: the ids of items, and the status.
     short = [asked, {key: value for key, value in first.output[0].to_dict().items() if key not in ("id", "status")}]
     response_of(await wire_events(served, input=[*short, output], **request))
-    assert told_back(backend) == told(kind)
+    assert replayed_call(backend) == expected_call(kind)
 
 
 @each_kind
@@ -312,14 +312,14 @@ async def test_an_output_alone_goes_on_from_its_call(kind: Kind, served: Running
             served.http, input=[output], previous_response_id=first["id"], tools=[kind.tool], instructions="Go on."
         )
         assert second["status"] == "completed"
-        assert told_back(backend) == told(kind)
+        assert replayed_call(backend) == expected_call(kind)
         listed = (await served.http.get(f"{URL}/{second['id']}/input_items")).json()["data"]
         assert listed[0].items() >= output.items()
         assert listed[0]["id"]
 
 
 @each_kind
-async def test_a_call_whose_tool_is_not_given_any_more_is_told_all_the_same(
+async def test_a_call_whose_tool_is_not_given_any_more_is_emitted_all_the_same(
     kind: Kind, served: Running, backend: FakeBackend
 ) -> None:
     items = [
@@ -328,8 +328,8 @@ async def test_a_call_whose_tool_is_not_given_any_more_is_told_all_the_same(
         {**kind.output, "call_id": "call_x"},
     ]
     await create(served.http, input=items)
-    name, arguments, _ = told_back(backend)
-    assert (name, arguments) == told(kind)[:2]
+    name, arguments, _ = replayed_call(backend)
+    assert (name, arguments) == expected_call(kind)[:2]
 
 
 @each_kind
@@ -352,7 +352,7 @@ async def test_the_output_of_a_local_shell_may_name_its_call_by_id(served: Runni
     kind = KINDS["local_shell"]
     items = [{**kind.item, "id": "lsh_1", "call_id": "call_x"}, {**kind.output, "id": "call_x"}]
     await create(served.http, input=items, tools=[kind.tool])
-    assert told_back(backend) == told(kind)
+    assert replayed_call(backend) == expected_call(kind)
 
 
 async def test_a_picture_in_the_output_of_a_custom_tool_is_shown(served: Running, backend: FakeBackend) -> None:
@@ -459,7 +459,7 @@ F, PATCHES = {"type": "function", "name": "f"}, {"type": "custom", "name": "patc
 
 
 @pytest.mark.parametrize(
-    ("choice", "names", "told"),
+    ("choice", "names", "sent"),
     [
         (allowed("auto", F), ["f"], "auto"),
         (allowed("auto", PATCHES, {"type": "shell"}), ["patch", "shell"], "auto"),
@@ -469,10 +469,10 @@ F, PATCHES = {"type": "function", "name": "f"}, {"type": "custom", "name": "patc
     ],
     ids=["auto", "auto, two", "required", "required, two", "none"],
 )
-async def test_only_allowed_tools_are_told_to_the_client(
-    choice: Json, names: list[str], told: Any, served: Running, backend: FakeBackend
+async def test_only_calls_of_allowed_tools_reach_the_client(
+    choice: Json, names: list[str], sent: Any, served: Running, backend: FakeBackend
 ) -> None:
-    """The backend calls all that there are, whatever it was told."""
+    """The backend calls all that there are, whatever it was sent."""
     calls = [call("f"), call("patch", {"input": "x"}), call("shell", {"commands": ["ls"]}), call("made_up")]
     for answer in (chat("Well.", *calls), chat("Well.", interleaved(*calls))):
         backend.script(answer, answer)
@@ -482,12 +482,12 @@ async def test_only_allowed_tools_are_told_to_the_client(
         for response in (streamed, at_once):
             assert [item["type"] for item in response["output"]] == ["message", *(kinds[name] for name in names)]
             assert response["tool_choice"] == choice
-        assert backend.turns[-1].json["tool_choice"] == told
-    if told != "required":
+        assert backend.turns[-1].json["tool_choice"] == sent
+    if sent != "required":
         assert offered(backend) == ["f", "patch", "shell"], "all stay visible"
 
 
-async def test_a_forbidden_call_is_not_told_whatever_form_its_deltas_have(
+async def test_a_forbidden_call_is_not_emitted_whatever_form_its_deltas_have(
     served: Running, backend: FakeBackend
 ) -> None:
     def delta(index: int | None, id: str | None = None, name: str | None = None, arguments: str = "") -> bytes:
@@ -515,7 +515,7 @@ async def test_a_forbidden_call_is_not_told_whatever_form_its_deltas_have(
         assert made == [("f", "{}")], f"{form}: {made}"
 
 
-async def test_one_call_alone_is_told_without_parallel_calls(served: Running, backend: FakeBackend) -> None:
+async def test_one_call_alone_is_emitted_without_parallel_calls(served: Running, backend: FakeBackend) -> None:
     calls = [call("patch", {"input": "x"}, fragments=2), call("f", fragments=2), call("shell", {"commands": ["ls"]})]
     for answer in (chat(*calls), chat(interleaved(*calls))):
         backend.script(answer, answer)

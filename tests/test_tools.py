@@ -1,4 +1,4 @@
-"""Tools and tool choices, Responses to chat: what a backend is offered, and what a client is told instead."""
+"""Tools and tool choices, Responses to chat: what a backend is offered, and what a client gets instead."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def namespace(name: str, *tools: Json) -> Json:
     return {"type": "namespace", "name": name, "description": "", "tools": [*tools]}
 
 
-# A tool, the name that the backend is offered, and what the client is told when it is called.
+# A tool, the name that the backend is offered, and what the client gets when it is called.
 KINDS: dict[str, tuple[Json, str, Call]] = {
     "a function": (function("f"), "f", Call("function_call", "f")),
     "a custom tool": (CUSTOM, "apply_patch", Call("custom_tool_call", "apply_patch")),
@@ -253,7 +253,7 @@ TOOLS = [F, G, WEB_SEARCH, CUSTOM, SHELL, namespace("n", F, G)]
 ALL = ToolBook(TOOLS).chat
 OFFERED = {tool["function"]["name"]: tool for tool in ALL}
 
-# The choice, what a chat backend is told, the only names that it may call, and the tools that it is offered with it.
+# The choice, what a chat backend is sent, the only names that it may call, and the tools that it is offered with it.
 CHOICES: dict[str, tuple[Any, Any, set[str] | None, list[Json]]] = {
     "none given": (None, None, None, ALL),
     "auto": ("auto", "auto", None, ALL),
@@ -297,9 +297,9 @@ CHOICES: dict[str, tuple[Any, Any, set[str] | None, list[Json]]] = {
 }
 
 
-@pytest.mark.parametrize(("choice", "told", "only", "offered"), CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize(("choice", "sent", "only", "offered"), CHOICES.values(), ids=CHOICES)
 def test_a_tool_choice_becomes_its_chat_form(
-    choice: Any, told: Any, only: set[str] | None, offered: list[Json]
+    choice: Any, sent: Any, only: set[str] | None, offered: list[Json]
 ) -> None:
     check_tool_choice(choice)
     expected = ToolChoice(told, offered, None if only is None else frozenset(only))

@@ -79,13 +79,13 @@ class Heard:
         """The input items of one type, over all requests."""
         return [item for body in self.bodies for item in body["input"] if item["type"] == type]
 
-    def told(self, type: str) -> list[Json]:
+    def answered(self, type: str) -> list[Json]:
         """The finished output items of one type, over all answers."""
         return [item for item in self.output if item["type"] == type]
 
 
 class Listener:
-    """ASGI middleware that tells `heard` what passes."""
+    """ASGI middleware that keeps what passes in `heard`."""
 
     def __init__(self, app: Any, heard: Heard) -> None:
         self.app = app
@@ -134,7 +134,7 @@ class Listener:
 
 @dataclass
 class Ran:
-    """What one run of Codex said."""
+    """What one run of Codex printed."""
 
     code: int
     events: list[Json]
@@ -148,17 +148,17 @@ class Ran:
 
     @property
     def answer(self) -> str | None:
-        """What the model said last, if nothing came after it."""
+        """The model's last message, if nothing came after it."""
         last = self.items[-1]
         return last["text"] if last["type"] == "agent_message" else None
 
     @property
     def errors(self) -> list[str]:
         """What went wrong. That a model is unknown to Codex is no error."""
-        said = [item["message"] for item in self.of_type("error")]
-        said += [event["message"] for event in self.events if event["type"] == "error"]
-        said += [event["error"]["message"] for event in self.events if event["type"] == "turn.failed"]
-        return [message for message in said if not message.startswith("Model metadata for")]
+        messages = [item["message"] for item in self.of_type("error")]
+        messages += [event["message"] for event in self.events if event["type"] == "error"]
+        messages += [event["error"]["message"] for event in self.events if event["type"] == "turn.failed"]
+        return [message for message in messages if not message.startswith("Model metadata for")]
 
 
 class Codex:
@@ -218,7 +218,7 @@ class Codex:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         lines = out.decode().splitlines()
-        assert lines, f"Codex said nothing, and this on stderr:\n{err.decode()}"
+        assert lines, f"Codex printed nothing, and this on stderr:\n{err.decode()}"
         assert not self.strangers, f"Codex called somebody else: {self.strangers}"
         return Ran(process.returncode or 0, [json.loads(line) for line in lines])
 

@@ -1,4 +1,4 @@
-"""An MCP server over stdio with one tool: `forecast` tells the weather of a city. Codex starts it as a process."""
+"""An MCP server over stdio with one tool: `forecast` gives the weather of a city. Codex starts it as a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 FORECAST = {
     "name": "forecast",
-    "description": "Tells the weather of a city.",
+    "description": "Gives the weather of a city.",
     "inputSchema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
 

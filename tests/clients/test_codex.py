@@ -146,18 +146,18 @@ async def test_a_patch_in_a_shell_command_edits_the_file(codex: Codex) -> None:
 async def test_a_command_that_waits_is_talked_to(codex: Codex) -> None:
     waiting = {"cmd": "read name; echo hello $name > name.txt", "tty": True, "yield_time_ms": 250}
 
-    def tell_it(turn: Json) -> Answer:
+    def repeat_it(turn: Json) -> Answer:
         session = re.search(r"session ID (\d+)", last_tool_answer(turn))
         assert session, last_tool_answer(turn)
         return chat(call("write_stdin", {"session_id": int(session[1]), "chars": "Ada\n", "yield_time_ms": 5000}))
 
-    codex.backend.script(chat(call("exec_command", waiting)), answering(tell_it), chat("Told."))
+    codex.backend.script(chat(call("exec_command", waiting)), answering(repeat_it), chat("Done."))
     ran = await codex.succeeds("Say hello to Ada.")
     assert (codex.project / "name.txt").read_text() == "hello Ada\n"
-    assert ran.answer == "Told."
+    assert ran.answer == "Done."
 
 
-async def test_a_call_that_is_not_json_is_told_to_the_model(codex: Codex) -> None:
+async def test_a_call_that_is_not_json_is_reported_to_the_model(codex: Codex) -> None:
     codex.backend.script(chat(call("exec_command", '{"cmd": "echo')), chat("I was wrong."))
     ran = await codex.succeeds("Do something.")
     assert ran.answer == "I was wrong."
@@ -190,7 +190,7 @@ async def test_thoughts_come_back_to_the_model(codex: Codex) -> None:
     ran = await codex.succeeds("Do nothing.")
     assert ran.answer == "Done."
     assert codex.backend.turns[1].json["messages"][-2]["reasoning_content"] == "A plan."
-    for thought in codex.heard.told("reasoning"):
+    for thought in codex.heard.answered("reasoning"):
         assert "plan" not in thought["encrypted_content"]
 
 
@@ -210,11 +210,11 @@ async def test_a_patch_through_the_custom_tool_edits_the_file(codex: Codex) -> N
         tool["function"] for tool in codex.backend.turns[0].json["tools"] if tool["function"]["name"] == "apply_patch"
     ]
     assert apply_patch["format"]["definition"] in offered["description"]
-    assert [item["input"] for item in codex.heard.told("custom_tool_call")] == [PATCH]
+    assert [item["input"] for item in codex.heard.answered("custom_tool_call")] == [PATCH]
     assert "Success" in last_tool_answer(codex.backend.turns[1].json)
 
 
-async def test_a_patch_that_does_not_fit_is_told_to_the_model(codex: Codex) -> None:
+async def test_a_patch_that_does_not_fit_is_reported_to_the_model(codex: Codex) -> None:
     codex.knows_the_model(apply_patch_tool_type="freeform")
     (codex.project / "greeting.txt").write_text("something else\n")
     codex.backend.script(chat(call("apply_patch", {"input": PATCH})), chat("It does not fit."))
@@ -237,7 +237,7 @@ async def test_code_mode_runs_a_command(codex: Codex, lite: bool) -> None:
     assert ran.answer == "Made."
     assert bool(codex.heard.sent("additional_tools")) is lite
     assert name in tools_offered(codex.backend.turns[0].json)
-    assert codex.heard.told("custom_tool_call")[0]["input"] == code
+    assert codex.heard.answered("custom_tool_call")[0]["input"] == code
     assert last_tool_answer(codex.backend.turns[1].json).endswith("made\n")
 
 
@@ -257,7 +257,7 @@ async def test_tool_search_finds_a_tool_that_is_then_called(codex: Codex) -> Non
     assert "mcp__weather__forecast" not in tools_offered(before)
     assert "mcp__weather__forecast" in tools_offered(found)
     assert last_tool_answer(after).endswith("Rain in Oslo.")
-    assert codex.heard.told("tool_search_call")[0]["arguments"] == {"query": "weather forecast", "limit": 3}
+    assert codex.heard.answered("tool_search_call")[0]["arguments"] == {"query": "weather forecast", "limit": 3}
 
 
 async def test_a_tool_of_an_mcp_server_is_called(codex: Codex) -> None:
@@ -271,17 +271,17 @@ async def test_a_tool_of_an_mcp_server_is_called(codex: Codex) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 async def test_a_sub_agent_does_its_task(codex: Codex, version: str) -> None:
-    """The model starts an agent, which asks the same model; v2 brings what agents tell each other as items of its
+    """The model starts an agent, which asks the same model; v2 brings what agents write to each other as items of its
     own."""
     codex.knows_the_model(multi_agent_version=version)
     codex.settings.append("features.multi_agent_v2=" + json.dumps(version == "v2"))
 
     def as_parent_or_child(turn: Json) -> Answer:
-        last, said = turn["messages"][-1], json.dumps(turn["messages"])
+        last, talk = turn["messages"][-1], json.dumps(turn["messages"])
         tools = {name.split("__")[-1]: name for name in tools_offered(turn)}
         if last.get("tool_call_id") == "call_write":
             return chat("It is written.")
-        if "It is written." in said:
+        if "It is written." in talk:
             return chat("My agent has written it.")
         if last.get("tool_call_id") in ("call_start", "call_wait"):
             targets = {"targets": [json.loads(last["content"])["agent_id"]]} if version == "v1" else {}
@@ -296,7 +296,7 @@ async def test_a_sub_agent_does_its_task(codex: Codex, version: str) -> None:
     assert ran.answer == "My agent has written it."
     assert (codex.project / "it.txt").read_text() == "it\n"
     asked_by = {turn.json["messages"][-1]["role"] for turn in codex.backend.turns}
-    assert asked_by == {"user", "tool"}, "what an agent is told must not look as if it had said it"
+    assert asked_by == {"user", "tool"}, "what an agent is asked must not look as if it had answered it"
     assert bool(codex.heard.sent("agent_message")) is (version == "v2")
 
 
@@ -356,10 +356,10 @@ async def test_codex_compacts_and_goes_on(codex: Codex, place: str) -> None:
     assert "call_one" in json.dumps(summing_up["messages"])
     assert tools_offered(shortened) == tools_offered(whole)
     for turn in (shortened, last):
-        said = json.dumps(turn["messages"])
-        assert "SUMMARY: one.txt is there." in said
-        assert "Make two files." in said
-        assert "call_one" not in said
+        talk = json.dumps(turn["messages"])
+        assert "SUMMARY: one.txt is there." in talk
+        assert "Make two files." in talk
+        assert "call_one" not in talk
     assert bool(codex.heard.sent("compaction_trigger")) is (place == "remote")
     if place == "remote":
         assert "SUMMARY" not in json.dumps(codex.heard.bodies), "a sealed summary is not for the client to read"
@@ -409,7 +409,7 @@ async def test_an_answer_fits_the_schema(codex: Codex) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told", "is_final"),
+    ("answer", "message", "is_final"),
     [
         (http_error(400, "the prompt is odd"), "the prompt is odd", True),
         (http_error(400, "too long", code="context_length_exceeded"), "ran out of room", True),
@@ -419,14 +419,14 @@ async def test_an_answer_fits_the_schema(codex: Codex) -> None:
     ],
     ids=["refused", "too long", "cut off", "broken", "breaks later"],
 )
-async def test_a_failed_turn_says_why(codex: Codex, answer: Answer, told: str, is_final: bool) -> None:
+async def test_a_failed_turn_names_its_reason(codex: Codex, answer: Answer, message: str, is_final: bool) -> None:
     """What is not final Codex tries once more, over HTTP, when it had come over a WebSocket."""
     tries = 1 if is_final or codex.way.transport == "http" else 2
     codex.backend.script(*[answer] * tries)
     ran = await codex.run("Say something.")
     assert ran.code == 1, ran.events
     assert ran.events[-1]["type"] == "turn.failed"
-    assert told in ran.errors[-1]
+    assert message in ran.errors[-1]
     assert len(codex.backend.turns) == tries
 
 

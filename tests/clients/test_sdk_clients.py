@@ -40,10 +40,10 @@ TIMEOUT_S = 50
 
 @dataclass(frozen=True)
 class Scenario:
-    """`says` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript of
+    """`answers` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript of
     each turn, and `asks` what the first one holds besides."""
 
-    says: tuple[Answer, ...]
+    answers: tuple[Answer, ...]
     gives: Json
     sent: tuple[tuple[str, ...], ...]
     asks: Json = field(default_factory=dict)
@@ -64,11 +64,11 @@ BRIEF = Scenario(
 )
 WEATHER_TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": given(city="string")}}
 BOTH = ("user: The weather in Paris and Oslo?",)
-BOTH_TOLD = (*BOTH, "assistant: get_weather(city=Paris) get_weather(city=Oslo)", "tool: sunny", "tool: rain")
+BOTH_CALLED = (*BOTH, "assistant: get_weather(city=Paris) get_weather(city=Oslo)", "tool: sunny", "tool: rain")
 TOOLS = Scenario(
     (chat(PARIS, OSLO), chat("Sun and rain.")),
     {"calls": [["get_weather", {"city": "Paris"}], ["get_weather", {"city": "Oslo"}]], "text": "Sun and rain."},
-    (BOTH, BOTH_TOLD),
+    (BOTH, BOTH_CALLED),
     {"tools": [WEATHER_TOOL]},
 )
 THOUGHT = Scenario(
@@ -99,15 +99,15 @@ SUMMED_UP = f"user: {SUMMARY}\n\nShe is Ada."
 
 SCENARIOS = {
     "text": BRIEF,
-    "stream": Scenario(BRIEF.says, BRIEF.gives | {"deltas": ["Hello", " there."]}, BRIEF.sent, {"stream": True}),
+    "stream": Scenario(BRIEF.answers, BRIEF.gives | {"deltas": ["Hello", " there."]}, BRIEF.sent, {"stream": True}),
     "reasoning": THOUGHT,
-    "summary": Scenario(THOUGHT.says, THOUGHT.gives, THOUGHT.sent, {"stream": True}),
-    "sealed": Scenario(THOUGHT.says, {"text": "Sun."}, THOUGHT.sent),
-    "referred": Scenario(THOUGHT.says, {"text": "Sun."}, THOUGHT.sent),
+    "summary": Scenario(THOUGHT.answers, THOUGHT.gives, THOUGHT.sent, {"stream": True}),
+    "sealed": Scenario(THOUGHT.answers, {"text": "Sun."}, THOUGHT.sent),
+    "referred": Scenario(THOUGHT.answers, {"text": "Sun."}, THOUGHT.sent),
     "tools": TOOLS,
-    "tools_stream": Scenario(TOOLS.says, TOOLS.gives, TOOLS.sent, TOOLS.asks | {"stream": True}),
+    "tools_stream": Scenario(TOOLS.answers, TOOLS.gives, TOOLS.sent, TOOLS.asks | {"stream": True}),
     "auto_chain": TOOLS,
-    "tool_runner": Scenario(TOOLS.says, {"text": "Sun and rain."}, TOOLS.sent, TOOLS.asks),
+    "tool_runner": Scenario(TOOLS.answers, {"text": "Sun and rain."}, TOOLS.sent, TOOLS.asks),
     "tool_choice": Scenario(
         (chat(call("find", {"city": "Paris"})),),
         {"calls": [["find", {"city": "Paris"}]]},
@@ -115,7 +115,7 @@ SCENARIOS = {
         {"tool_choice": {"type": "function", "function": {"name": "find"}}},
     ),
     "structured": TYPED,
-    "structured_stream": Scenario(TYPED.says, TYPED.gives, TYPED.sent, TYPED.asks | {"stream": True}),
+    "structured_stream": Scenario(TYPED.answers, TYPED.gives, TYPED.sent, TYPED.asks | {"stream": True}),
     "structured_by_function": Scenario(
         (chat(call("Person", ADA)),),
         TYPED.gives,
@@ -123,16 +123,16 @@ SCENARIOS = {
         {"tools": [{"type": "function", "function": {"name": "Person", "parameters": PERSON}}]},
     ),
     "json_mode": Scenario(
-        TYPED.says, TYPED.gives, (("user: Who was Ada, in JSON?",),), {"response_format": {"type": "json_object"}}
+        TYPED.answers, TYPED.gives, (("user: Who was Ada, in JSON?",),), {"response_format": {"type": "json_object"}}
     ),
     "chain": CAPITALS,
     "history": CAPITALS,
     "session": CAPITALS,
     "websocket": CAPITALS,
     "websocket_tools": Scenario(
-        (*TOOLS.says, chat("Any time.")),
+        (*TOOLS.answers, chat("Any time.")),
         {"calls": TOOLS.gives["calls"], "texts": ["Sun and rain.", "Any time."]},
-        (*TOOLS.sent, (*BOTH_TOLD, "assistant: Sun and rain.", "user: Thanks.")),
+        (*TOOLS.sent, (*BOTH_CALLED, "assistant: Sun and rain.", "user: Thanks.")),
         TOOLS.asks,
     ),
     "image": Scenario((chat("A pixel."),), {"text": "A pixel."}, (("user: What is this? [image_url]",),)),
@@ -149,11 +149,11 @@ SCENARIOS = {
     ),
     "broken": Scenario(
         (chat("One two", then=sse_error("the model broke")),),
-        {"deltas": ["One", " two"], "error": "APIError", "says": "The backend failed: the model broke"},
+        {"deltas": ["One", " two"], "error": "APIError", "message": "The backend failed: the model broke"},
         (("user: Go on.",),),
     ),
     "stored": Scenario(
-        GREETING.says,
+        GREETING.answers,
         {
             "text": HELLO,
             "input": [{"type": "input_text", "text": "Say hello."}],
@@ -162,7 +162,7 @@ SCENARIOS = {
         },
         GREETING.sent,
     ),
-    "background": Scenario(GREETING.says, {"begun": True, "status": "completed", "text": HELLO}, GREETING.sent),
+    "background": Scenario(GREETING.answers, {"begun": True, "status": "completed", "text": HELLO}, GREETING.sent),
     "polled": GREETING,
     "compact": Scenario(
         (chat("She is Ada."), chat("Ada.")),
@@ -322,7 +322,7 @@ def ran(name: str) -> Ran:
 
 
 async def _run(client: Client) -> Ran:
-    answers = {name: deque(SCENARIOS[name].says) for name in client.scenarios.split()}
+    answers = {name: deque(SCENARIOS[name].answers) for name in client.scenarios.split()}
     sent = defaultdict(list)
 
     async def by_model(reply: Reply) -> None:
@@ -372,12 +372,12 @@ def _line(message: Json) -> str:
     thought = message.get("reasoning_content") or message.get("reasoning")
     content = message.get("content") or ""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    said = [f"({thought})"] if thought else []
-    said += [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in parts]
+    pieces = [f"({thought})"] if thought else []
+    pieces += [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in parts]
     for tool_call in message.get("tool_calls", ()):
         arguments = orjson.loads(tool_call["function"]["arguments"])
-        said.append(f"{tool_call['function']['name']}({', '.join(f'{k}={v}' for k, v in sorted(arguments.items()))})")
-    return f"{message['role']}: {' '.join(filter(None, said))}"
+        pieces.append(f"{tool_call['function']['name']}({', '.join(f'{k}={v}' for k, v in sorted(arguments.items()))})")
+    return f"{message['role']}: {' '.join(filter(None, pieces))}"
 
 
 def holds(whole: Any, part: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A model backend on a real socket that answers exactly what a test tells it to, byte for byte.
+"""A model backend on a real socket that answers exactly what a test scripts, byte for byte.
 
     async with FakeBackend() as backend:
         backend.script(http_error(503), chat(reasoning("Hm."), "Hello"))   # one answer a turn, in this order

@@ -113,7 +113,7 @@ export const scenarios = (of) => ({
   async broken(name) {
     const { deltas, part } = await raised(streamed({ model: of(name), prompt: "Go on." }));
     const { error } = part;
-    return { deltas, error: error.name ?? typeof error, says: error.message ?? JSON.stringify(error) };
+    return { deltas, error: error.name ?? typeof error, message: error.message ?? JSON.stringify(error) };
   },
 
   // A tool with a schema of its own, which the model has to call.

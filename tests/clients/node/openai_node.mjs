@@ -116,7 +116,7 @@ const scenarios = {
     const stream = responses.stream({ model, input: "Go on." });
     stream.on("response.output_text.delta", (event) => deltas.push(event.delta));
     const error = await raised(stream.done());
-    return { deltas, error: error.constructor.name, says: error.message };
+    return { deltas, error: error.constructor.name, message: error.message };
   },
 
   // Retrieve, list its input, replay, delete.

@@ -60,9 +60,9 @@ def usage_of(result: RunResultBase) -> Json:
     }
 
 
-async def streamed(agent: Agent, said: Any, type: str, **options: Any) -> tuple[list[str], RunResultBase]:
+async def streamed(agent: Agent, prompt: Any, type: str, **options: Any) -> tuple[list[str], RunResultBase]:
     """The deltas of one type, and the result."""
-    result = Runner.run_streamed(agent, said, **options)
+    result = Runner.run_streamed(agent, prompt, **options)
     deltas = [
         event.data.delta
         async for event in result.stream_events()
@@ -142,7 +142,7 @@ async def broken(model: str) -> Json:
             if isinstance(event, RawResponsesStreamEvent) and event.data.type == "response.output_text.delta":
                 deltas.append(event.data.delta)  # noqa: PERF401  # those before the error count
     except APIError as error:
-        return {"deltas": deltas, "error": type(error).__name__, "says": error.message}
+        return {"deltas": deltas, "error": type(error).__name__, "message": error.message}
     raise AssertionError("it raised nothing")
 
 

@@ -166,7 +166,7 @@ async def broken(model: str) -> Json:
         async for chunk in chat(model).astream("Go on."):
             deltas += [chunk.text] if chunk.text else []
     except APIError as error:
-        return {"deltas": deltas, "error": type(error).__name__, "says": error.message}
+        return {"deltas": deltas, "error": type(error).__name__, "message": error.message}
     raise AssertionError("it raised nothing")
 
 

@@ -140,7 +140,7 @@ async def broken(model: str) -> Json:
             async for event in events:
                 deltas += [event.delta] if event.type == "response.output_text.delta" else []
     except APIError as error:
-        return {"deltas": deltas, "error": type(error).__name__, "says": error.message}
+        return {"deltas": deltas, "error": type(error).__name__, "message": error.message}
     raise AssertionError("it raised nothing")
 
 
@@ -154,8 +154,8 @@ async def stored(model: str) -> Json:
     try:
         await responses.retrieve(first.id)
     except NotFoundError as error:
-        said = item.to_dict()["content"]
-        return {"text": again.output_text, "input": said, "ends": [types[0], types[-1]], "gone": error.status_code}
+        content = item.to_dict()["content"]
+        return {"text": again.output_text, "input": content, "ends": [types[0], types[-1]], "gone": error.status_code}
     raise AssertionError("it is still there")
 
 
@@ -189,8 +189,8 @@ async def websocket(model: str) -> Json:
     texts: list[str] = []
     previous: str | None = None
     async with responses.connect() as connection:
-        for said in ("The capital of France?", "And of Norway?"):
-            await connection.response.create(model=model, input=said, store=False, previous_response_id=previous)
+        for prompt in ("The capital of France?", "And of Norway?"):
+            await connection.response.create(model=model, input=prompt, store=False, previous_response_id=previous)
             async for event in connection:
                 if event.type == "response.completed":
                     previous = event.response.id

@@ -73,12 +73,12 @@ async def reasoning(model: str) -> Json:
     settings = {"store": False, "send_reasoning_ids": True}
     result = await _run_streamed(agent(model, settings=settings, tools=[get_weather]), "The weather in Paris?")
     (thought,) = parts_of(result, ThinkingPart)
-    said = thought.content or "".join((thought.provider_details or {}).get("raw_content", []))
-    return {"reasoning": said, "text": result.output}
+    reasoning = thought.content or "".join((thought.provider_details or {}).get("raw_content", []))
+    return {"reasoning": reasoning, "text": result.output}
 
 
-async def _run_streamed(agent: Agent[None, Any], said: Any) -> Any:
-    async with agent.iter(said) as steps:
+async def _run_streamed(agent: Agent[None, Any], prompt: Any) -> Any:
+    async with agent.iter(prompt) as steps:
         async for step in steps:
             if Agent.is_model_request_node(step):
                 async with step.stream(steps.ctx) as events:
@@ -156,7 +156,7 @@ async def broken(model: str) -> Json:
         return {
             "deltas": [delta for delta in deltas if delta],
             "error": type(error).__name__,
-            "says": error.body["message"],
+            "message": error.body["message"],
         }
     raise AssertionError("it raised nothing")
 
