@@ -46,12 +46,14 @@ COLUMNS = (*COSTS, *TIMES, GAP, RATE, MEMORY)
 
 @dataclass(frozen=True)
 class Worse:
-    """A row that got worse in a column: by so many percent, and its ratio in each round."""
+    """A row that got worse in a column: by so many percent, its ratio in each round, and that of the best rounds of the
+    two. What disturbs a round makes it worse only: where the best are alike, it was the machine."""
 
     row: str
     column: Column
     percent: float
     ratios: list[float]
+    best: float
 
 
 @dataclass
@@ -77,6 +79,10 @@ class Results:
     def middle(self, row: str, column: Column) -> float | None:
         return median(rounds) if (rounds := self.rounds(row, column)) else None
 
+    def best(self, row: str, column: Column) -> float:
+        """The best round of a row that has figures."""
+        return (max if column.more_is_better else min)(self.rounds(row, column))
+
     def ratios(self, row: str, base: str, column: Column) -> list[float]:
         """Of one row to another, round by round: a machine that drifts is the same for both within a round."""
         mine, others = self.rounds(row, column), self.rounds(base, column)
@@ -97,4 +103,4 @@ class Results:
                 lost = 100 * ((1 / ratio if column.more_is_better else ratio) - 1)
                 is_stored = column.scenario is not None and column.scenario.store
                 if lost > (stored_percent if is_stored else percent):
-                    yield Worse(row, column, lost, ratios)
+                    yield Worse(row, column, lost, ratios, self.best(row, column) / self.best(base, column))

@@ -103,6 +103,7 @@ def show_base(results: Results, pairs: dict[str, str], base: str, percent: float
     worse = list(results.worse(pairs, percent, stored_percent))
     for found in worse:
         rounds = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
-        print(f"WORSE by {found.percent:.1f}%: {found.row}, {found.column.name} ({found.column.key}); rounds: {rounds}")
+        what = f"{found.row}, {found.column.name} ({found.column.key})"
+        print(f"WORSE by {found.percent:.1f}%: {what}; rounds: {rounds}; the best rounds: {found.best:.3f}")
     if not worse:
         print(f"No row is worse by more than {percent:g}%, stored {stored_percent:g}%.")

@@ -72,6 +72,7 @@ def test_what_got_slower_is_named_with_its_rounds() -> None:
     found = {worse.column: worse for worse in results.worse({"ours": "base"}, 3, 3)}
     assert found[COSTS[0]].percent == pytest.approx(10)
     assert found[COSTS[0]].ratios == pytest.approx([1, 1.1, 1.3])
+    assert found[COSTS[0]].best == 1, "each at its best was as good as the other"
     assert found.keys() == {COSTS[0], MEMORY}, "more answers a second is not worse"
     assert {worse.column for worse in results.worse({"base": "ours"}, 3, 3)} == {RATE}, "fewer is"
     assert not list(results.worse({"ours": "base"}, 11, 0))
