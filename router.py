@@ -1,7 +1,7 @@
 """The service: `uvicorn router:app`.
 
-What has a lifetime is made here, opened in `lifespan`, closed in reverse, and reached through `app.state`: config, db, cache,
-pool, tasks. `db` is the store of `app`, for tests and tools (so nothing here may `import db`).
+What has a lifetime is made here, opened in `lifespan`, closed in reverse, and reached through `app.state`: config, db,
+cache, pool, tasks. `db` is the store of `app`, for tests and tools (so nothing here may `import db`).
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ DOORS = (
 
 
 def create_app(config: Config, file: Path | None = None, cluster: Cluster | None = None) -> Application:
-    """The application for some settings. `file` is where they came from: what changes there is taken while it runs. `cluster` is
-    what it shares with the other processes of the service, if there are any. Several can live in one process: nothing here is global."""
+    """The application for some settings. `file` is where they came from: what changes there is taken while it runs.
+    `cluster` is what it shares with the other processes of the service, if there are any. Several can live in one
+    process: nothing here is global."""
     state = AppState()
     state.config = config
     state.config_file = file
@@ -122,8 +123,8 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
 
 
 async def _fail_orphans(state: AppState) -> None:
-    """Marks as failed what ran in a process that has died, where that is this one's to do: what is unfinished, and no process is working
-    on. If one of them does not answer, it is asked again: better late than one that goes on."""
+    """Marks as failed what ran in a process that has died, where that is this one's to do: what is unfinished, and no
+    process is working on. If one of them does not answer, it is asked again: better late than one that goes on."""
     async for _ in state.cluster.deaths():
         while True:
             if await _has_failed_orphans(state):
@@ -149,8 +150,8 @@ async def _has_failed_orphans(state: AppState) -> bool:
 
 
 def _collect_rarely() -> None:
-    """What is there now stays, and requests leave hardly any cycles behind. To look for them after every 700 new objects, as Python
-    does, is a tenth of the work of a stream."""
+    """What is there now stays, and requests leave hardly any cycles behind. To look for them after every 700 new
+    objects, as Python does, is a tenth of the work of a stream."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 50)
@@ -186,7 +187,8 @@ def log_to_stderr() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole, and when we break off an answer."""
+    """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole, and when we break off
+    an answer."""
     return not str(record.msg).startswith("ASGI callable returned without completing")
 
 

@@ -1,7 +1,8 @@
 """Starts the service: `python serve.py [--host H] [--port P]`.
 
-With `workers: 1` it runs in this process. With more, this process binds the socket, starts the workers, and starts anew those that
-die; what they share lies in a folder (`cluster/workers.py`). `uvicorn router:app` runs a single worker too, by plain ASGI.
+With `workers: 1` it runs in this process. With more, this process binds the socket, starts the workers, and starts anew
+those that die; what they share lies in a folder (`cluster/workers.py`). `uvicorn router:app` runs a single worker too,
+by plain ASGI.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ OPTIONS: dict[str, Any] = {
 
 
 class SharedPort(socket.socket):
-    """A bound port that nobody listens at. On its way to a worker it becomes a socket of the worker's own at the same port: Linux
-    spreads connections evenly over these, while of one socket for all the quickest worker takes what it can."""
+    """A bound port that nobody listens at. On its way to a worker it becomes a socket of the worker's own at the same
+    port: Linux spreads connections evenly over these, while of one socket for all the quickest worker takes what it
+    can."""
 
     @classmethod
     def of(cls, address: Any, family: int) -> SharedPort:
+        """A port, bound to `address` as `getsockname` gives it. Raises `OSError` if it is taken."""
         shared = cls(family, socket.SOCK_STREAM)
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -51,27 +54,31 @@ class SharedPort(socket.socket):
 
 
 class Supervisor(Multiprocess):
-    """uvicorn's, but that SIGHUP has the workers read their settings again, which loses no request, and that a service which could
-    not start says so with its exit status."""
+    """uvicorn's, but that SIGHUP has the workers read their settings again, which loses no request, and that a service
+    which could not start ends with an exit status of its own."""
 
     def run(self) -> None:
+        """Runs until the service is stopped."""
         super().run()
         if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
             sys.exit(STARTUP_FAILURE)
 
     def terminate_all(self) -> None:
+        """Ends the workers."""
         # Else who comes while the workers end is let in, and waits for nobody.
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
 
     def handle_hup(self) -> None:
+        """Sends SIGHUP on to the workers that live."""
         for process in self.processes:
             if process.pid is not None and process.process.is_alive():
                 os.kill(process.pid, signal.SIGHUP)
 
 
 def main() -> None:
+    """Runs the service until it is stopped. Exits with the reason if it cannot start."""
     parser = argparse.ArgumentParser(
         description="Starts nomyo-router. Its settings: config.yaml, or what ROUTER_CONFIG names."
     )

@@ -20,8 +20,8 @@ NOTHING_TO_EXCLUDE: AbstractContextManager[None] = nullcontext()
 
 
 class Alone(Cluster):
-    """The cluster of a single process. `workers` is how many the settings ask for: more than one takes serve.py, and the log
-    says so."""
+    """The cluster of a single process. `workers` is how many the settings ask for: more than one takes serve.py, which
+    the log names."""
 
     leads = True
     is_exact = True

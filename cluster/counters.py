@@ -1,7 +1,7 @@
 """Shared counters: a file of 64-bit numbers that several processes have in memory, and a file of locks, a byte each.
 
-The kernel gives back the locks of a process that ends, however it ends. They are the process's, not a thread's: one thread alone may
-take them.
+The kernel gives back the locks of a process that ends, however it ends. They are the process's, not a thread's: one
+thread alone may take them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Asking the other processes of the service, over HTTP at a Unix socket that each of them has.
 
-A client's request that this process cannot answer, because another one runs what it asks for, is asked there (`find`); what concerns
-all of them is asked of all (`ask`). Who can open the sockets is one of us: what comes in there was let in where it came from.
+A client's request that this process cannot answer, because another one runs what it asks for, is asked there (`find`);
+what concerns all of them is asked of all (`ask`). Who can open the sockets is one of us: what comes in there was let in
+where it came from.
 """
 
 from __future__ import annotations

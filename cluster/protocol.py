@@ -6,8 +6,9 @@
     peers         a question to the other processes, over HTTP
     life          who starts, who does what one of all has to do, whose unfinished work is inherited
 
-Implementations: `Alone` (alone.py, one process), `Workers` (workers.py, several on one machine). tests/cluster holds the suite that
-each must pass. What decides whether a request may run is exact, all else may lag behind by a moment: see each method.
+Implementations: `Alone` (alone.py, one process), `Workers` (workers.py, several on one machine). tests/cluster holds
+the suite that each must pass. What decides whether a request may run is exact, all else may lag behind by a moment: see
+each method.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from starlette.types import ASGIApp
 
 from core.deletions import Deletions
 
-# In the scope of a request that a peer has handed on: its key was checked where it came in, and it is never handed on again.
+# In the scope of a request that a peer has handed on: its key was checked where it came in, and it is never handed on
+# again.
 FROM_PEER = "nomyo.from_peer"
 
 
@@ -55,11 +57,11 @@ class InFlight(Protocol):
 
 
 class SharedLine(Protocol):
-    """Who waits for a slot, over all processes: how many, since when. Times are those of `time.monotonic`, which processes on one machine
-    have in common."""
+    """Who waits for a slot, over all processes: how many, since when. Times are those of `time.monotonic`, which
+    processes on one machine have in common."""
 
-    # How long, in seconds, a slot that came free is left to whoever has waited longer in another process. 0 where there is no other one:
-    # then everybody who waits hears of a free slot at once.
+    # How long, in seconds, a slot that came free is left to whoever has waited longer in another process. 0 where there
+    # is no other one: then everybody who waits hears of a free slot at once.
     give_way_s: float
 
     def announce(self, waiting: int, since_s: float) -> None:
@@ -71,12 +73,13 @@ class SharedLine(Protocol):
         ...
 
     def is_first(self) -> bool:
-        """Whether nobody in another process has waited longer than the first who waits here. Where nobody waits here: whether nobody
-        waits anywhere."""
+        """Whether nobody in another process has waited longer than the first who waits here. Where nobody waits here:
+        whether nobody waits anywhere."""
         ...
 
     def wake(self) -> None:
-        """A wake-up to the other processes in which somebody waits: a slot may be free. One that is lost delays, and loses nothing."""
+        """A wake-up to the other processes in which somebody waits: a slot may be free. One that is lost delays, and
+        loses nothing."""
         ...
 
     def listen(self, on_wake: Callable[[], None]) -> None:
@@ -84,7 +87,9 @@ class SharedLine(Protocol):
         run at an endpoint than were known of."""
         ...
 
-    def stop_listening(self) -> None: ...
+    def stop_listening(self) -> None:
+        """Calls nobody any more when woken."""
+        ...
 
 
 class PeerAnswer(Protocol):
@@ -97,11 +102,14 @@ class PeerAnswer(Protocol):
         """The body, as it comes. Raises `ConnectionError` where it breaks off."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Gives up what has not come yet."""
+        ...
 
 
 class Cluster(Protocol):
-    """What a process shares with the others. `open` comes before everything else, inside the running loop, and `close` after it."""
+    """What a process shares with the others. `open` comes before everything else, inside the running loop, and `close`
+    after it."""
 
     deletions: Deletions
     line: SharedLine
@@ -117,19 +125,19 @@ class Cluster(Protocol):
         ...
 
     def starting(self) -> AbstractAsyncContextManager[bool]:
-        """In here no other process starts; those that serve do not wait for it. Gives whether none serves yet, so that what is
-        unfinished in the store can be nobody's. One that fails in here has not started."""
+        """In here no other process starts; those that serve do not wait for it. Gives whether none serves yet, so that
+        what is unfinished in the store can be nobody's. One that fails in here has not started."""
         ...
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that does what one of all has to do. At any time it is at most one, and it may change: ask
-        each time."""
+        """Whether this process is the one that does what one of all has to do. At any time it is at most one, and it
+        may change: ask each time."""
         ...
 
     def deaths(self) -> AsyncIterator[None]:
-        """Gives one each time that a process has died whose unfinished work is this one's to mark as failed: each death is
-        given to somebody. Ends where there will be none."""
+        """Gives one each time that a process has died whose unfinished work is this one's to mark as failed: each death
+        is given to somebody. Ends where there will be none."""
         ...
 
     # ── requests at endpoints ────────────────────────────────────────────────────────────────────────────────────────
@@ -151,8 +159,8 @@ class Cluster(Protocol):
     # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def answering(self, app: ASGIApp, http: type[asyncio.Protocol]) -> AbstractAsyncContextManager[None]:
-        """In here this process answers its peers: with the ASGI application `app`, by the uvicorn protocol `http`. Their requests have
-        `FROM_PEER` in the scope."""
+        """In here this process answers its peers: with the ASGI application `app`, by the uvicorn protocol `http`.
+        Their requests have `FROM_PEER` in the scope."""
         ...
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:

@@ -1,11 +1,12 @@
-"""Several workers of one service on one machine (`workers` in the settings). What they share lies in a folder of its own:
+"""Several workers of one service on one machine (`workers` in the settings). What they share lies in a folder of its
+own:
 
     counters, locks    shared memory: requests at each endpoint and who waits, by worker; deletions (counters.py)
     wake-N.sock        the wake-ups of worker N, datagrams: a slot may be free
     worker-N.sock      the peer socket of worker N: HTTP, for questions of the others (peers.py)
 
-`serve.py` makes the folder and names it in the environment; each worker takes a number in it, which the kernel gives back when the
-worker dies, however it dies. Its supervisor starts another one then, which takes the first free number.
+`serve.py` makes the folder and names it in the environment; each worker takes a number in it, which the kernel gives
+back when the worker dies, however it dies. Its supervisor starts another one then, which takes the first free number.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ FOLDER = "NOMYO_WORKERS_DIR"
 MOST_WORKERS = 64
 MOST_ENDPOINTS = 256
 
-# The counters. A worker writes its own ones alone, but for those that only change under the lock. First what is there once:
+# The counters. A worker writes its own ones alone, but for those that only change under the lock. First what is there
+# once:
 DELETIONS, STARTED = 0, 1
-# Then one for each worker: whether its number was ever taken, how many wait in it, and since when the first of them does, in ns.
+# Then one for each worker: whether its number was ever taken, how many wait in it, and since when the first of them
+# does, in ns.
 USED, WAITING, SINCE, ROWS = 8, 8 + MOST_WORKERS, 8 + 2 * MOST_WORKERS, 8 + 3 * MOST_WORKERS
 # Then a row for each endpoint: its address, hashed; whether it is drained; and its requests, for each worker.
 ROW = 2 + MOST_WORKERS
@@ -56,7 +59,8 @@ LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
 
 def new_folder() -> tempfile.TemporaryDirectory[str]:
-    """One for the workers of a service, until its end: in TMPDIR, or in /tmp where TMPDIR leaves no room for the path of a socket."""
+    """One for the workers of a service, until its end: in TMPDIR, or in /tmp where TMPDIR leaves no room for the path
+    of a socket."""
     longest = f"{tempfile.gettempdir()}/nomyo-12345678/worker-{MOST_WORKERS}.sock"
     fits = len(fsencode(longest)) <= LONGEST_SOCKET_PATH
     return tempfile.TemporaryDirectory(prefix="nomyo-", dir=None if fits else "/tmp")
@@ -81,6 +85,7 @@ class Workers(Cluster):
 
     @staticmethod
     def prepare(folder: Path) -> None:
+        """Makes the shared counters of a service in its folder, all zero."""
         Counters.make(folder, CELLS)
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -107,6 +112,7 @@ class Workers(Cluster):
             self.line.wake()  # The slots of the one that died are free.
 
     def leave(self) -> None:
+        """Gives its number back, and what it holds."""
         self._clear()
         self.line.close()
         self._counters.close()
@@ -220,6 +226,7 @@ class WorkersLine(SharedLine):
         self._wake_up: socket.socket | None = None
 
     def open(self, number: int) -> None:
+        """Makes the socket at which worker `number` is woken."""
         self._number = number
         self._wake_up = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._wake_up.setblocking(False)
@@ -227,6 +234,7 @@ class WorkersLine(SharedLine):
         self._wake_up.bind(str(self.wake_up_socket(number)))
 
     def close(self) -> None:
+        """Takes that socket away."""
         if self._wake_up is not None:
             self._wake_up.close()
             self.wake_up_socket(self._number).unlink(missing_ok=True)
@@ -286,7 +294,8 @@ class SharedDeletions(Deletions):
 
 
 def end_with_supervisor() -> None:
-    """Ends this process, as SIGTERM does, when the supervisor is no more: nobody else would, and it would keep the port."""
+    """Ends this process, as SIGTERM does, when the supervisor is no more: nobody else would, and it would keep the
+    port."""
     supervisor = multiprocessing.parent_process()
     if supervisor is None:
         return

@@ -18,8 +18,8 @@ from db import Store
 
 
 class AppState(State):
-    """`app.state`. `config_file` is where the settings came from, `config_error` why its last change was not taken, `cluster` what it
-    shares with the other processes of the service."""
+    """`app.state`. `config_file` is where the settings came from, `config_error` why its last change was not taken,
+    `cluster` what it shares with the other processes of the service."""
 
     config: Config
     config_file: Path | None
@@ -34,6 +34,6 @@ class AppState(State):
     tasks: TaskRunner[Any]
 
     def __init__(self) -> None:
-        # Starlette looks each name up in a dict of its own, by a function that is called when all else has failed: a twentieth of
-        # a plain request. With this one it is an attribute like any other.
+        # Starlette looks each name up in a dict of its own, by a function that is called when all else has failed: a
+        # twentieth of a plain request. With this one it is an attribute like any other.
         super().__init__(vars(self))
