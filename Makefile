@@ -8,7 +8,7 @@ ARGS =
 CONTRACT = ../shared/seed/test_responses.py
 
 UV_VERSION = 0.13.9
-# Behind a company's own certificates pip is told of them; uv has another name for it.
+# Behind a company's own certificates pip is given them by this; uv has another name for it.
 ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
