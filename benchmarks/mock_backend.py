@@ -2,8 +2,8 @@
 
     python -m benchmarks.mock_backend PORT
 
-The request decides how it is answered: without `stream` by JSON; with `slowly` in its prompt by a token every 20 ms; with
-`briefly` by the words of the JSON; else by all tokens in one write. Any GET is answered by its models, whatever a
+The request decides how it is answered: without `stream` by JSON; with `slowly` in its prompt by a token every 20 ms;
+with `briefly` by the words of the JSON; else by all tokens in one write. Any GET is answered by its models, whatever a
 gateway wants to know.
 """
 

@@ -22,12 +22,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import uvloop
 
@@ -51,19 +51,21 @@ COLUMNS = ("opcodes", "ours", "calls", "functions")
 
 
 class Count:
-    """What a thread executes within `running`: opcodes by function, and calls."""
+    """What the thread of a loop executes within `with`: opcodes by function, and calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
         self.opcodes: Counter[CodeType] = Counter()
         self.calls = 0
 
-    @contextmanager
-    def running(self) -> Iterator[Count]:
+    def __enter__(self) -> Self:
+        self._loop.hold_timers()
         sys.settrace(self._on_call)
-        try:
-            yield self
-        finally:
-            sys.settrace(None)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+        self._loop.release_timers()
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         if frame.f_code.co_filename in OWN:
@@ -159,12 +161,42 @@ class Backend(Connection):
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, whose connections lead to the mock backend; `backends` holds it by port, as it was connected to
-    last."""
+    """uvloop's, whose connections lead to the mock backend; `backends` holds it by port, as it was connected to last. A
+    timer that is due while something is counted runs afterwards: which ones are due is a matter of time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backends: dict[int, Backend] = {}
+        self._holds = False
+        self._due: list[tuple[asyncio.TimerHandle, Callable[[], object]]] = []
+
+    def hold_timers(self) -> None:
+        """Nothing is called by its time until `release_timers`."""
+        self._holds = True
+
+    def release_timers(self) -> None:
+        self._holds = False
+        due, self._due = self._due, []
+        for handle, call in due:
+            if not handle.cancelled():
+                call()
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: object, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        def call() -> None:
+            if self._holds:
+                self._due.append((handle, call))
+            else:
+                callback(*args)
+
+        handle = super().call_later(delay, call, context=context)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: object, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_later(max(0.0, when - self.time()), callback, *args, context=context)
 
     async def create_connection(  # type: ignore[override]
         self, factory: Callable[[], asyncio.Protocol], host: str, port: int, **given: object
@@ -220,7 +252,7 @@ class Service:
         body = scenario.body(path, model)
         counts = []
         for _ in range(WARM_UP + COUNTED):
-            with Count().running() as count:
+            with Count(self.loop) as count:
                 client.send(path, body)
                 await client.whole
                 await settled()
@@ -236,7 +268,7 @@ class Service:
         backend = self.loop.backends[NATIVE_PORT if model == NATIVE_MODEL else CHAT_PORT]
         counts = []
         for _ in range(TOKENS // 2):
-            with Count().running() as count:
+            with Count(self.loop) as count:
                 backend.send_piece()
             counts.append(count)
             await settled()
@@ -248,7 +280,7 @@ class Service:
 
 
 def least(counts: list[Count]) -> Count:
-    """The one that nothing else came into: a timer of the service's may."""
+    """The one that nothing else came into, as what another thread has done may."""
     return min(counts, key=lambda count: count.opcodes.total())
 
 
@@ -325,7 +357,7 @@ def counted(root: Path, python: str, top: int = 0) -> dict[str, dict[str, int]]:
         except subprocess.TimeoutExpired:
             raise SystemExit(f"the service of {root} did not answer: its HTTP client needs sockets") from None
         if done.returncode:
-            raise SystemExit(f"the service of {root} could not be counted: {done.stderr}")
+            raise SystemExit(f"the service of {root} could not be counted: {done.stderr.strip().splitlines()[-1]}")
         figures: dict[str, dict[str, int]] = json.loads(output.read_bytes())
         return figures
 
