@@ -14,7 +14,7 @@ from typing import Any
 TASKS, STEPS = 9, 12
 TOOLS = 22
 # Of what a call printed, in words: of these a session mostly consists.
-PRINTED = 446
+PRINTED = 441
 _WORDS = """
     the build result index cache path value return import module class self error line queue socket token request
     response header buffer parser state event loop future await async yield raise except finally while test assert
@@ -57,7 +57,9 @@ def _items() -> Iterator[dict[str, Any]]:
         yield _message("user", f"Task {task}: {_text(60, f'task {task}')}")
         for step in range(STEPS):
             seed = f"step {task}.{step}"
-            yield {"type": "reasoning", "summary": [{"type": "summary_text", "text": _text(25, f"thought of {seed}")}]}
+            summary = [{"type": "summary_text", "text": _text(25, f"thought of {seed}")}]
+            # OGX takes no thought without an id.
+            yield {"id": _id("rs", seed), "type": "reasoning", "summary": summary}
             yield from _call(seed)
         # One more call, which was not thought about.
         yield from _call(f"last step {task}")
@@ -65,8 +67,12 @@ def _items() -> Iterator[dict[str, Any]]:
     yield _message("user", "Say what is left to do.")
 
 
+def _id(prefix: str, seed: str) -> str:
+    return f"{prefix}_{random.Random(seed).randbytes(12).hex()}"
+
+
 def _call(seed: str) -> Iterator[dict[str, Any]]:
-    call_id = "call_" + random.Random(seed).randbytes(12).hex()
+    call_id = _id("call", seed)
     arguments = encoded({"command": ["bash", "-lc", f"grep -n {_text(4, seed)!r} *.py"], "workdir": "/src"}).decode()
     printed = f"exit status 0\n{_text(PRINTED, f'printed by {seed}')}"
     yield {"type": "function_call", "call_id": call_id, "name": "tool_0", "arguments": arguments}
