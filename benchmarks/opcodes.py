@@ -256,6 +256,7 @@ class Service:
                 client.send(path, body)
                 await client.whole
                 await settled()
+            await settled()  # What the timers have begun that were held.
             assert scenario.expected.encode() in client.received, client.received[:1000]
             counts.append(count)
         return least(counts[WARM_UP:])
