@@ -5,8 +5,8 @@
     the store        a turn stored (32 at once), read and deleted, and conversations, in files of several sizes
     a whole turn     through the router, in front of a mock backend: with its history in memory, and out of the database
 
-Files are filled by SQL, in a temporary folder (TMPDIR), with about 5 KB a row. CPU is this process's, of all threads. `--ids
-random` gives the rows the ids of earlier versions, which did not sort by time.
+Files are filled by SQL, in a temporary folder (TMPDIR), with about 5 KB a row. CPU is this process's, of all threads.
+`--ids random` gives the rows the ids of earlier versions, which did not sort by time.
 """
 
 from __future__ import annotations

@@ -139,7 +139,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     websockets: bool = True
     hosted_tools: HostedTools = "omit"
-    # Pages of these origins may ask too, besides those of this machine and of apps: `https://chat.example`, `*` for any text.
+    # Pages of these origins may ask too, besides those of this machine and of apps: `https://chat.example`, `*` for any
+    # text.
     cors_origins: tuple[str, ...] = ()
     database: DatabaseConfig = DatabaseConfig()
     cache: CacheConfig = CacheConfig()

@@ -19,8 +19,8 @@
 
     ConfigError                  a setting is wrong: one line for whoever starts the router; no client sees it
 
-Foreign errors (httpx2's, openai's, a server's own) get one of these names at the border, in `backends/wire/errors.py`. Specification: OpenAI's
-`{"error": {message, type, param, code}}`, which Open Responses shares.
+Foreign errors (httpx2's, openai's, a server's own) get one of these names at the border, in `backends/wire/errors.py`.
+Specification: OpenAI's `{"error": {message, type, param, code}}`, which Open Responses shares.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class APIError(Exception):
     status = 500
     type = "server_error"
     code: str | None = None
-    # The error object of a server that speaks to our clients in their own words, and what its headers say to them.
+    # The error object of a server that speaks to our clients in their own words, and the headers that it has for them.
     original: Mapping[str, Any] | None = None
     passed_on_headers: Mapping[str, str] = MappingProxyType({})
 
@@ -70,8 +70,8 @@ class APIError(Exception):
         return ours if self.original is None else {**self.original, **ours}
 
     def to_response_error(self) -> dict[str, Any]:
-        """The `error` of a failed response. Its `code` is one of OpenAI's few, because strict clients know no other; the
-        exceptions are those that Codex acts on, and what a server that speaks Responses says itself."""
+        """The `error` of a failed response. Its `code` is one of OpenAI's few, because strict clients know no other;
+        the exceptions are those that Codex acts on, and those that a server that speaks Responses has given itself."""
         if self.code and (self.original is not None or self.code in CODES_OF_CODEX):
             code = self.code
         elif self.status == 429:
