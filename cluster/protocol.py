@@ -33,22 +33,23 @@ class InFlight(Protocol):
     draining: bool
 
     def total(self) -> int:
-        """How many run there, as far as is known here without waiting. Where that lags behind, `SharedLine.listen` hears when it turns out
-        to be less."""
+        """How many run there, as far as is known here without waiting. Where that lags behind, `SharedLine.listen`
+        hears when it turns out to be less."""
         ...
 
     def begin(self) -> None:
-        """One more runs there, of this process. It is counted in `Cluster.exclusive`, together with the look at `total` that this follows
-        from: no other process counts one meanwhile."""
+        """One more runs there, of this process. It is counted in `Cluster.exclusive`, together with the look at `total`
+        that this follows from: no other process counts one meanwhile."""
         ...
 
     async def confirm(self, limit: int) -> bool:
-        """Whether a request that was begun is one of at most `limit` in all processes, which no other process has counted instead. After a
-        no `total` gives what is right by then. Always yes where `Cluster.is_exact`."""
+        """Whether a request that was begun is one of at most `limit` in all processes, which no other process has
+        counted instead. After a no `total` gives what is right by then. Always yes where `Cluster.is_exact`."""
         ...
 
     def withdraw(self) -> None:
-        """A request that was begun is not sent: it is not confirmed, or nobody knows, because whoever asked was cancelled."""
+        """A request that was begun is not sent: it is not confirmed, or nobody knows, because whoever asked was
+        cancelled."""
         ...
 
     def end(self) -> None:
@@ -83,8 +84,8 @@ class SharedLine(Protocol):
         ...
 
     def listen(self, on_wake: Callable[[], None]) -> None:
-        """From now on `on_wake` is called in the running loop when another process sends a wake-up, and when it turns out that fewer requests
-        run at an endpoint than were known of."""
+        """From now on `on_wake` is called in the running loop when another process sends a wake-up, and when it turns
+        out that fewer requests run at an endpoint than were known of."""
         ...
 
     def stop_listening(self) -> None:
@@ -148,8 +149,8 @@ class Cluster(Protocol):
 
     @property
     def is_exact(self) -> bool:
-        """Whether `exclusive` keeps all other processes out. Where there is a network between them it cannot, without a wait: then each
-        request that was begun is confirmed (`InFlight.confirm`)."""
+        """Whether `exclusive` keeps all other processes out. Where there is a network between them it cannot, without a
+        wait: then each request that was begun is confirmed (`InFlight.confirm`)."""
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:

@@ -5,8 +5,8 @@
     whole_text(text)    characters whose halves are side by side are joined, other halves become U+FFFD
     Halves              the same for a text that arrives in pieces
 
-RFC 8259 leaves it open what becomes of large numbers and of half a surrogate pair: integers stay integers here, and no half of a
-character reaches anybody.
+RFC 8259 leaves it open what becomes of large numbers and of half a surrogate pair: integers stay integers here, and no
+half of a character reaches anybody.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _BEGUN = re.compile(
 
 
 def decode_json(data: bytes | str) -> Any:
-    """The value in `data`. Python's NaN and infinities, and numbers too large for a float, are None; a byte order mark, bytes that are
-    no UTF-8 and control characters in a text are forgiven. Raises `ValueError` for what is not JSON, and for what is nested too deep."""
+    """The value in `data`. Python's NaN and infinities, and numbers too large for a float, are None; a byte order mark,
+    bytes that are no UTF-8 and control characters in a text are forgiven. Raises `ValueError` for what is not JSON, and
+    for what is nested too deep."""
     try:
         return _decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -92,7 +93,8 @@ def whole_text(text: str) -> str:
 
 
 class Halves:
-    """Joins the characters of a text that is cut within them: `feed` gives what is whole, `flush` what never became so."""
+    """Joins the characters of a text that is cut within them: `feed` gives what is whole, `flush` what never became
+    so."""
 
     __slots__ = ("held",)
 
@@ -100,6 +102,7 @@ class Halves:
         self.held = ""
 
     def feed(self, text: str) -> str:
+        """The text as far as its characters are whole; what has only begun is held."""
         text = self.held + text
         begun = _BEGUN.search(text)
         end = begun.start() if begun else len(text)
@@ -107,6 +110,7 @@ class Halves:
         return whole_text(text[:end])
 
     def flush(self) -> str:
+        """What is held, when no more comes: U+FFFD for what is no character by itself."""
         held, self.held = self.held, ""
         return whole_text(held)
 

@@ -27,5 +27,5 @@ def message_tokens(message: dict[str, Any]) -> int:
 
 def estimated_tokens(params: dict[str, Any]) -> int:
     """About how many input tokens a chat request has."""
-    said = {key: params[key] for key in ("tools", "response_format") if key in params}
-    return len(encode_json(said)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])
+    counted = {key: params[key] for key in ("tools", "response_format") if key in params}
+    return len(encode_json(counted)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])

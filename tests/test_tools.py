@@ -302,7 +302,7 @@ def test_a_tool_choice_becomes_its_chat_form(
     choice: Any, sent: Any, only: set[str] | None, offered: list[Json]
 ) -> None:
     check_tool_choice(choice)
-    expected = ToolChoice(told, offered, None if only is None else frozenset(only))
+    expected = ToolChoice(sent, offered, None if only is None else frozenset(only))
     assert tool_choice_responses_to_chat(choice, ToolBook(TOOLS)) == expected
 
 
