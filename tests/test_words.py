@@ -1,20 +1,17 @@
-"""One word, one meaning: the words that the service's code does without, that each class has a name of its own, and
-that what is public is described. Folders and files come into the lists as they get clean."""
+"""One word, one meaning: the words that the service's code does without; and what is public is described. Folders and
+files come into the lists as they get clean."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SERVICE = ("api", "backends", "cache.py", "cluster", "core", "db.py", "requests", "router.py", "serve.py", "stores")
 
 # Each hides several: an event is emitted or encoded, a line logged, a row marked, a waiter notified, a client replied
 # to, a problem described. And a metaphor has a name of the field: shared counters, a wake-up, a peer.
@@ -41,8 +38,6 @@ DESCRIBED = (
     "router.py",
     "serve.py",
 )
-# Those of today: none comes, and each that goes leaves the list.
-NAMED_TWICE = {"Choice", "Connection", "Embedding", "EventStream", "Message"}
 
 
 def files(*parts: str) -> list[Path]:
@@ -67,16 +62,6 @@ def test_no_word_hides_several_meanings(part: str) -> None:
 def test_the_words_within_names_are_found() -> None:
     assert words("    self._is_told(NotTold, BOARD_SIZE)  # Likewise.") >= {"told", "board", "likewise", "not", "size"}
     assert not words("    saidst = retold, boards, stelling") & FORBIDDEN
-
-
-def test_no_two_classes_of_the_service_have_one_name() -> None:
-    where: dict[str, list[str]] = defaultdict(list)
-    for file in files(*SERVICE):
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.ClassDef):
-                where[node.name].append(str(file.relative_to(ROOT)))
-    twice = {name: found for name, found in where.items() if len(found) > 1}
-    assert twice.keys() <= NAMED_TWICE, {name: twice[name] for name in twice.keys() - NAMED_TWICE}
 
 
 def undescribed(file: Path) -> Iterator[str]:
