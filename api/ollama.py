@@ -112,8 +112,7 @@ async def embeddings(request: Request) -> Response:
 async def _answered(request: Request, kind: type[Asking]) -> Response:
     head, body = await _read(request)
     asking = kind(request.app.state, principal_of(request), request.url.path, head, body)
-    if head.nomyo:
-        asking.ignored = "nomyo"
+    asking.ignores_nomyo = bool(head.nomyo)
     answer = Primed(asking.run())
     try:
         async with ClientWatch(request.scope, request.receive):

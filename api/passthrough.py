@@ -83,12 +83,14 @@ async def pass_through(request: Request) -> Response:
     too. Errors: 400 without a model, 404 `model_not_found`, 429, 502 and 504 for a backend's failures; an endpoint's own refusals
     keep their words."""
     state: AppState = request.app.state
-    head, body = read_head(await read_body(request))
+    body = (await read_body(request)).removeprefix(BOM)
+    head = head_of(body)
+    if head.nomyo:
+        body = without(body, "nomyo")
     path = request.scope["path"].removeprefix("/v1")
     routing = Routing(principal=principal_of(request).id, affinity=head.affinity(), path=path)
     passing = Passing(state.pool, head.model, body, routing)
-    if head.nomyo:
-        passing.ignored = "nomyo"
+    passing.ignores_nomyo = bool(head.nomyo)
     answer = Primed(passing.run())
     try:
         async with ClientWatch(request.scope, request.receive):
@@ -106,12 +108,11 @@ async def pass_through(request: Request) -> Response:
 SURROGATES = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-def read_head(body: bytes) -> tuple[Head, bytes]:
-    """What a body says of where it wants to go, and what of it is passed on. Raises `InvalidRequest`."""
-    body = body.removeprefix(BOM)
+def head_of(body: bytes) -> Head:
+    """What a body says of where it wants to go. Raises `InvalidRequest`."""
     try:
         # Half a surrogate pair is what is left of a text that was cut in the middle of an emoji. It is not ours to refuse.
-        head = _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
+        return _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"Invalid value for 'model': {error}.", param="model", code="invalid_value") from None
     except RecursionError:
@@ -119,7 +120,6 @@ def read_head(body: bytes) -> tuple[Head, bytes]:
     except DecodeError as error:
         problem = f"is not JSON: {error}" if body.strip() else "is empty"
         raise InvalidRequest(f"The body {problem}.", code="invalid_json") from None
-    return head, without(body, "nomyo") if head.nomyo else body
 
 
 def with_model(body: bytes, model: str) -> bytes:
@@ -145,6 +145,9 @@ def _edited(body: bytes, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> by
 class Passing:
     """One request on its way through. `run()` gives the answer as it comes; `content_type` is known with its first bytes."""
 
+    # Whether the request had a parameter that is for us, and that only responses have.
+    ignores_nomyo = False
+
     def __init__(self, pool: Any, model: str, body: bytes, routing: Routing) -> None:
         self._pool = pool
         self._model = model
@@ -153,12 +156,12 @@ class Passing:
         self._start = self._tail = b""
         self.express = Express()
         self.content_type = "application/json"
-        # The parameters that no server was given.
-        self.ignored = ""
 
     def headers(self) -> dict[str, str]:
-        ignored = {"x-nomyo-ignored": self.ignored} if self.ignored else {}
-        return {"Content-Type": self.content_type, **self._routing.headers(), **ignored}
+        headers = {"Content-Type": self.content_type, **self._routing.headers()}
+        if self.ignores_nomyo:
+            headers["x-nomyo-ignored"] = "nomyo"
+        return headers
 
     async def run(self) -> AsyncGenerator[bytes]:
         async for attempt in Attempts(self._pool, self._model, self._routing):

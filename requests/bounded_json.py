@@ -12,6 +12,8 @@ from core.errors import InvalidRequest
 # orjson writes 254 levels and reads 1024. What comes in is put into other JSON here, which makes it a few levels deeper.
 MAX_DEPTH = 200
 READ_DEPTH = 1024
+# What is no longer has no room for brackets enough.
+SHALLOW = 2 * MAX_DEPTH
 # To count the brackets of a short text costs next to nothing, of a long one more than to wrap it.
 SHORT = 8192
 # Inside so many levels more, orjson itself refuses what is too deep.
@@ -36,7 +38,7 @@ def decode_bounded(text: bytes, what: str = "body") -> Any:
     """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `InvalidRequest` for what is no JSON; `what` it is, for
     the message."""
     try:
-        return _decode(text, what)
+        return orjson.loads(text) if len(text) <= SHALLOW else _decode(text, what)
     except orjson.JSONDecodeError as error:
         if (mended := mend(text)) is not None:
             return decode_bounded(mended, what)
@@ -65,16 +67,14 @@ def _decode(text: bytes, what: str) -> Any:
             if "depth limit" not in error.msg:
                 raise
         raise TooDeep(what) from None
-    for _ in _OPEN:
-        (value,) = value
+    for _ in range(len(_OPEN) // 8):
+        ((((((((value,),),),),),),),) = value
     return value
 
 
 def _may_be_deep(text: bytes) -> bool:
     """Whether a text has brackets enough to be too deep."""
-    if len(text) > SHORT:
-        return True
-    return len(text) > 2 * MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH
+    return len(text) > SHORT or text.count(b"[") + text.count(b"{") > MAX_DEPTH
 
 
 def mend(text: bytes) -> bytes | None:

@@ -134,7 +134,9 @@ def check_request(body: Any) -> CreateParams:
         raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")
     if params.background and params.store is False:
         raise InvalidRequest("Background responses are stored: 'store' cannot be false.", param="store")
-    if type(body.get("seed")) is float:  # An integer of more than 64 bits is read as one, and is another number then.
+    if (
+        "seed" in body and type(body["seed"]) is float
+    ):  # An integer of more than 64 bits is read as one, and is another number then.
         raise InvalidRequest("A seed is an integer of at most 64 bits.", param="seed", code="invalid_value")
     if params.metadata:
         _check_metadata(params.metadata)

@@ -12,11 +12,12 @@ import orjson
 from starlette.requests import Request
 
 from api.http.codings import decoded
-from api.http.headers import headers_of
+from api.http.headers import HEADERS
 from api.http.protocol import wire_of
 from core.errors import InvalidRequest, TooLarge
 from requests.bounded_json import TooDeep, decode_bounded
 
+JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
 MAX_FIELDS = 200
 
@@ -29,15 +30,19 @@ async def read_json(request: Request) -> Any:
 async def read_body(request: Request) -> bytes:
     """The body, uncompressed; of a form, the object that it stands for, as JSON. Raises `TooLarge` past `max_body_mb` of either,
     `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no form."""
-    headers = headers_of(request.scope)
+    headers = request.scope[HEADERS]
     limit = request.app.state.config.max_body_mb * 1024 * 1024
     if (wire := wire_of(request.scope)) is None or (body := wire.body) is None or len(body) > limit:
         body = await _received(request, headers, limit)
     if b"content-encoding" in headers:
         body = await decoded(body, ",".join(request.headers.getlist("content-encoding")), limit, _too_large(limit))
-    if headers.get(b"content-type", b"")[: len(FORM)].lower() == FORM:
+    if headers.get(b"content-type") != JSON and _is_form(headers):
         body = _form_as_json(body)
     return body
+
+
+def _is_form(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"content-type", b"")[: len(FORM)].lower() == FORM
 
 
 async def _received(request: Request, headers: dict[bytes, bytes], limit: float) -> bytes:

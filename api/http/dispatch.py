@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api.http.errors import error_reply, reply_to_error
-from api.http.headers import headers_of
+from api.http.headers import HEADERS
 from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
@@ -51,25 +51,16 @@ class Application(FastAPI):
         return RouteTable(self._doors, self.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self
-        if self.user_middleware or scope["type"] == "lifespan":
-            await super().__call__(scope, receive, send)
-        else:
-            await self.dispatch(scope, receive, send)
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """What somebody has added stands before the dispatch and sees every request. Nothing of FastAPI's own does."""
-        app: ASGIApp = self.dispatch
-        for middleware, args, kwargs in reversed(self.user_middleware):
-            app = middleware(app, *args, **kwargs)
-        return app
-
-    async def dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, or serves one WebSocket."""
+        if self.user_middleware and scope.get("app") is not self:
+            await super().__call__(scope, receive, send)  # By the middlewares, and back.
+            return
+        scope["app"] = self
         if scope["type"] != "http":
-            serve = self._serve_socket if scope["type"] == "websocket" else self.router
+            serve = self._serve_socket if scope["type"] == "websocket" else super().__call__
             await serve(scope, receive, send)
             return
+        headers = scope[HEADERS] = dict(scope["headers"])
         endpoint = self.table.endpoints.get((scope["method"], scope["path"]))
         if endpoint is None:
             if scope["method"] == "HEAD":
@@ -78,11 +69,21 @@ class Application(FastAPI):
         give_wire(scope, receive, send)
         try:
             reply = await self._reply(endpoint, scope, receive)
-            if b"origin" in headers_of(scope):
+            if b"origin" in headers:
                 share(reply, scope, self.state.config)
             await reply(scope, receive, send)
         finally:
             take_wire(scope)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What somebody has added stands before the dispatch and sees every request. Nothing of FastAPI's own does."""
+        app: ASGIApp = self._behind_middleware
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app
+
+    async def _behind_middleware(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.router if scope["type"] == "lifespan" else self)(scope, receive, send)
 
     async def _reply(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> Response:
         """The reply of an endpoint. Its errors end here, whichever it is."""
@@ -94,6 +95,7 @@ class Application(FastAPI):
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply that says why."""
+        scope[HEADERS] = dict(scope["headers"])
         scope["path"] = self.table.spelled(scope["path"])
         try:
             check_key(self.state, scope)

@@ -1,16 +1,13 @@
-"""The headers of a request, by name."""
+"""The headers of a request by name, once a request: Starlette's `Headers` looks through the whole list for each name."""
 
 from __future__ import annotations
 
 from starlette.types import Scope
 
+# Where the dispatch puts them: names in small letters, of several of one name the last.
 HEADERS = "nomyo.headers"
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
-    """The headers of a request: names in small letters, of several of one name the last. Made once a request: Starlette's looks
-    through the whole list for each name."""
-    headers: dict[bytes, bytes] | None = scope.get(HEADERS)
-    if headers is None:
-        headers = scope[HEADERS] = dict(scope["headers"])
+    headers: dict[bytes, bytes] = scope[HEADERS]
     return headers

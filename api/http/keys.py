@@ -9,7 +9,7 @@ from functools import lru_cache
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from api.http.headers import headers_of
+from api.http.headers import HEADERS, headers_of
 from api.http.origins import is_preflight, may_ask
 from core.errors import Unauthorized
 from core.keys import Principal
@@ -46,7 +46,7 @@ def principal_of(request: HTTPConnection) -> Principal:
 
 def _key_in(scope: Scope) -> bytes:
     """What a client sends as its key; empty if it sends none."""
-    headers = headers_of(scope)
+    headers: dict[bytes, bytes] = scope[HEADERS]
     if (given := headers.get(b"authorization")) is None:
         return headers.get(b"api-key", b"")
     scheme, _, key = given.partition(b" ")
