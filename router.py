@@ -43,7 +43,7 @@ from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
 from core.tasks import TaskRunner
-from db import INTERRUPTED, Store
+from db import INTERRUPTED, make_store
 
 log = logging.getLogger("nomyo")
 
@@ -72,10 +72,9 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.config = config
     state.config_file = file
     state.config_error = None
-    state.db = Store(config.database.url)
-    state.cache = make_cache(config.cache)
     state.cluster = cluster or Alone(config.workers)
-    state.db.deletions = state.cluster.deletions
+    state.db = make_store(config.database.url, state.cluster.deletions)
+    state.cache = make_cache(config.cache)
     state.pool = Pool(config, state.cluster)
     return Application(state, DOORS, lifespan)
 

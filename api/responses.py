@@ -95,7 +95,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
         # The client left, or somebody cancelled us: no time to wait for the store, but it will know.
         if turn.row_begun and not turn.request.background:
             builder.cancel()
-            state.db.update_response(turn.id, builder.response)
+            state.db.update_response(turn.id, builder.response, owner=turn.owner)
         raise
     yield [*ending, builder.end()]
 
@@ -155,6 +155,7 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         created_at=response["created_at"],
         input_messages=turn.request.input,
         response=response,
+        owner=turn.owner,
     )
     return written
 
@@ -164,7 +165,10 @@ async def record(state: AppState, turn: Turn) -> None:
     nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
     if turn.request.stored:
-        await (state.db.update_response(turn.id, response) if turn.row_begun else _store(state, turn))
+        if turn.row_begun:
+            await state.db.update_response(turn.id, response, owner=turn.owner)
+        else:
+            await _store(state, turn)
     if turn.request.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)
         if cache is not None and (turn.request.stored or not cache.persistent):
@@ -253,7 +257,7 @@ async def create_response(request: Request) -> Response:
 
 
 async def _create_in_background(state: AppState, turn: Turn) -> Response:
-    job = Background(turn, state.db, lambda: run_turn(state, turn))
+    job = Background(turn, state, lambda: run_turn(state, turn))
     job.begin()
     answer = (
         EventStream(job.follow(), obfuscate=turn.request.obfuscated)

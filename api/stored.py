@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from api.http.keys import principal_of
 from api.http.replies import EventStream, json_response
 from api.http.routes import Routes
 from api.peers import answer_of_peer, is_from_peer, key_of
@@ -31,9 +32,10 @@ async def retrieve_response(
     """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a
     background response as they come, those of a finished one again. 404 if there is none."""
     state: AppState = request.app.state
-    if stream and (job := state.tasks.get(response_id)):
+    owner = principal_of(request).owner
+    if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
         return EventStream(job.follow(starting_after), obfuscate=include_obfuscation)
-    row = await _row(state, response_id)
+    row = await _row(state, response_id, owner)
     if not stream:
         return json_response(with_output_text(row["response"]))
     if row["status"] in ("queued", "in_progress"):
@@ -42,7 +44,7 @@ async def retrieve_response(
         if is_from_peer(request):
             raise _not_found(response_id)
         raise InvalidRequest("Only a background response can be joined while it runs.", param="stream")
-    events = await state.db.get_events(response_id)
+    events = await state.db.get_events(response_id, owner=owner)
     if events is None:
         builder = ResponseBuilder(unfinished(row["response"]))
         events = [*replay(builder, row["response"]), builder.end()]
@@ -54,11 +56,12 @@ async def retrieve_response(
 async def delete_response(request: Request, response_id: str) -> Response:
     """Deletes a stored response; one that still runs in the background is cancelled first. 404 if there is none."""
     state: AppState = request.app.state
-    if not await state.tasks.cancel(response_id):
-        row = await _row(state, response_id)
-        if row["status"] in ("queued", "in_progress"):
+    owner = principal_of(request).owner
+    if not await _cancelled(state, response_id, owner):
+        row = await state.db.get_response(response_id, owner=owner)
+        if row is not None and row["status"] in ("queued", "in_progress"):
             await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", key_of(request))
-    if not await state.db.delete_response(response_id):
+    if not await state.db.delete_response(response_id, owner=owner):
         raise _not_found(response_id)
     return json_response({"id": response_id, "object": "response.deleted", "deleted": True})
 
@@ -68,16 +71,17 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     """Cancels a background response, also while it is queued: the backend's work is aborted. One that has ended is answered as
     it is. 404 if there is none, 400 for one that is not in the background."""
     state: AppState = request.app.state
-    row = await _row(state, response_id)
+    owner = principal_of(request).owner
+    row = await _row(state, response_id, owner)
     if not row["response"]["background"]:
         raise InvalidRequest("Cannot cancel a synchronous response: only those in the background.", param="response_id")
     if row["status"] in ("queued", "in_progress"):
-        if not await state.tasks.cancel(response_id):
+        if not await _cancelled(state, response_id, owner):
             if answer := await answer_of_peer(request):
                 return answer
             if is_from_peer(request):
                 raise _not_found(response_id)
-        row = await _row(state, response_id)
+        row = await _row(state, response_id, owner)
     return json_response(with_output_text(row["response"]))
 
 
@@ -91,7 +95,7 @@ async def list_input_items(
 ) -> Response:
     """The input items of a response's own turn, `limit` of them behind the item `after`. `include` is accepted; everything
     that it could ask for is given. 404 if there is no such response, 400 if `after` is none of its items."""
-    items = (await _row(request.app.state, response_id))["input"]
+    items = (await _row(request.app.state, response_id, principal_of(request).owner))["input"]
     if order == "desc":
         items = items[::-1]
     if after is not None:
@@ -111,11 +115,18 @@ async def list_input_items(
     )
 
 
-async def _row(state: AppState, response_id: str) -> dict[str, Any]:
-    row: dict[str, Any] | None = await state.db.get_response(response_id)
-    if row is None:
+async def _row(state: AppState, response_id: str, owner: str) -> Mapping[str, Any]:
+    """What is kept of a response (`db.StoredResponse`), the object among it."""
+    row = await state.db.get_response(response_id, owner=owner)
+    if row is None or row["response"] is None:
         raise _not_found(response_id)
     return row
+
+
+async def _cancelled(state: AppState, response_id: str, owner: str) -> bool:
+    """Stops a background response that runs here. False if none of that owner's does."""
+    job = state.tasks.get(response_id)
+    return job is not None and job.owner == owner and await state.tasks.cancel(response_id)
 
 
 def _not_found(response_id: str) -> NotFound:

@@ -33,9 +33,10 @@ import uvloop
 
 from benchmarks.gateways import free_port
 from benchmarks.running import started
-from db import SCHEMA, Store
+from db import Store, make_store
 from requests.params import input_items
 from requests.responses import new_id, response_resource, whole_item
+from stores.migrations.sqlite import migrate
 
 AT_ONCE = 32
 # Chains to read, and how many of each: (turns, copies).
@@ -93,6 +94,13 @@ def a_turn(id: str, previous: str | None) -> tuple[list[dict[str, Any]], dict[st
     return input_items(ASKED), {**response, "output": [whole_item(said)]}
 
 
+INSERT = """INSERT INTO responses (id, previous_response_id, model, status, created_at, input, output, response)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+INSERT_ITEM = (
+    "INSERT INTO response_items (item_id, response) SELECT ?, number FROM responses WHERE owner = '' AND id = ?"
+)
+
+
 def fill(path: Path, rows: int, make_id: Callable[[str, int], str]) -> Kept:
     """A file of `rows` responses, made in the last month, and the chains, each spread over all of it."""
     templates = Templates()
@@ -106,12 +114,14 @@ def fill(path: Path, rows: int, make_id: Callable[[str, int], str]) -> Kept:
             yield templates.row(id, previous, at, asked, answered), [(asked, id), (answered, id)]
 
     file = sqlite3.connect(path, isolation_level=None)
-    for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA cache_size = -1000000", *SCHEMA):
+    file.row_factory = sqlite3.Row
+    migrate(file)
+    for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA cache_size = -1000000"):
         file.execute(statement)
     file.execute("BEGIN")
     for some in _chunks(made(), 1000):
-        file.executemany("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [row for row, _ in some])
-        file.executemany("INSERT INTO response_items VALUES (?, ?)", [item for _, items in some for item in items])
+        file.executemany(INSERT, [row for row, _ in some])
+        file.executemany(INSERT_ITEM, [item for _, items in some for item in items])
     file.execute("COMMIT")
     file.close()
     return kept
@@ -210,7 +220,7 @@ async def read_history(store: Store, id: str) -> None:
 async def measure_store(path: Path, kept: Kept, make_id: Callable[[str, int], str]) -> dict[str, Cost]:
     """Every operation on a file that `fill` has made."""
     chance = random.Random(1)
-    store = Store(f"sqlite:///{path}")
+    store = make_store(f"sqlite:///{path}")
     await store.open()
     costs: dict[str, Cost] = {}
 

@@ -1,191 +1,288 @@
-"""The store's connector to SQLite: SQL in, rows out. It knows no table.
+"""The store in SQLite.
 
-Each connection has a thread of its own. SQLite is in WAL mode, so that readers never wait for writers.
+    responses         a row a response: the items of its own turn, its output, and the rest of the response object
+    response_items    the responses that have an item, for clients that send a reference to it
+    response_events   the events of a background stream, kept for clients that join later
+    settings          what all routers on this database share
+
+A conversation is a chain of rows, read in one query; those that went on lately stay in memory. Writes are queued and committed
+together. Ids begin with a time, so that new rows lie side by side at the end of each index: what a write costs does not depend on how
+many rows there are. How the tables came to be is in `migrations/`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
 import sqlite3
-import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import cache, partial
-from itertools import chain, groupby
-from operator import itemgetter
-from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from functools import partial
 
-Row = dict[str, Any]
-# A statement, and the values for its question marks.
-Write = tuple[str, tuple[Any, ...]]
-T = TypeVar("T")
+import orjson
+
+from core.deletions import Deletions, OwnDeletions
+from stores.migrations.sqlite import migrate
+from stores.rows import (
+    UNFINISHED,
+    Event,
+    History,
+    Item,
+    Response,
+    StoredResponse,
+    UnfinishedResponse,
+    ids_of,
+    interrupted,
+    items_of,
+    output_and_rest,
+    response_of,
+    turn_of,
+)
+from stores.sqlite_connection import SQLite
+from stores.warm_chains import Begun, Key, WarmChains
+from stores.writing import Write, WriteQueue, Written
+
+STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation, model, status, created_at,
+        input, output, response, request)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (owner, id) DO UPDATE SET status = excluded.status, output = excluded.output,
+        response = excluded.response, request = excluded.request"""
+# Not an upsert: a response that was deleted while it ran stays deleted. What has ended will not run again.
+UPDATE = """UPDATE responses SET status = ?, output = ?, response = ?,
+        request = CASE WHEN ? IN ('queued', 'in_progress') THEN request END
+    WHERE owner = ? AND id = ?"""
+# What has ended meanwhile was no orphan.
+FAIL = f"{UPDATE} AND status IN ('queued', 'in_progress')"
+STORED = "id, owner, previous_response_id, conversation, model, status, created_at, input, output, response"
+GET = f"SELECT {STORED} FROM responses WHERE owner = ? AND id = ?"
+EXISTS = "SELECT 1 FROM responses WHERE owner = ? AND id = ?"
+UNFINISHED_ROWS = f"SELECT {STORED}, request FROM responses WHERE status IN ('queued', 'in_progress') ORDER BY number"
+# Youngest first: a chain has one row at a time to go on from.
+GET_HISTORY = """WITH RECURSIVE chain (previous_response_id, status, input, output) AS (
+        SELECT previous_response_id, status, input, output FROM responses WHERE owner = ? AND id = ?
+        UNION ALL
+        SELECT r.previous_response_id, r.status, r.input, r.output
+        FROM chain JOIN responses r ON r.owner = ? AND r.id = chain.previous_response_id
+    )
+    SELECT * FROM chain"""
+DELETE = "DELETE FROM responses WHERE owner = ? AND id = ?"
+DELETE_EVENTS = """DELETE FROM response_events
+    WHERE response = (SELECT number FROM responses WHERE owner = ? AND id = ?)"""
+# An item may be anything, and so may its id.
+ITEM_ID = """CASE item.type WHEN 'object' THEN
+    CASE json_type(item.value, '$.id') WHEN 'text' THEN json_extract(item.value, '$.id') END END"""
+# The ids are in the row, so no index leads from a response to its items.
+ITEMS_OF_ROW = f"""WITH kept AS (
+        SELECT number, owner, status, CAST(input AS TEXT) AS input, CAST(output AS TEXT) AS output
+        FROM responses WHERE owner = ? AND id = ?
+    ), items (owner, item_id, response, status) AS (
+        SELECT owner, {ITEM_ID}, number, status FROM kept, json_each(kept.input) item
+        UNION ALL SELECT owner, {ITEM_ID}, number, status FROM kept, json_each(kept.output) item
+    )"""
+DELETE_ITEMS = f"""{ITEMS_OF_ROW} DELETE FROM response_items
+    WHERE (owner, item_id, response) IN (SELECT owner, item_id, response FROM items)"""
+STORE_ITEMS_OF_ROW = f"""{ITEMS_OF_ROW} INSERT OR IGNORE INTO response_items (owner, item_id, response)
+    SELECT owner, item_id, response FROM items WHERE item_id <> '' AND status NOT IN ('queued', 'in_progress')"""
+# The response may have been deleted meanwhile.
+STORE_ITEM = """INSERT OR IGNORE INTO response_items (owner, item_id, response)
+    SELECT item.column1, item.column3, r.number FROM (VALUES (?, ?, ?)) item
+    CROSS JOIN responses r ON r.owner = item.column1 AND r.id = item.column2"""
+# Whoever wrote an item first keeps its id.
+GET_OF_ITEMS = """SELECT json_group_array(wanted.value) AS item_ids, r.input, r.output
+    FROM json_each(?) wanted JOIN responses r ON r.number =
+        (SELECT MIN(i.response) FROM response_items i JOIN responses ON number = i.response
+        WHERE i.owner = ? AND i.item_id = wanted.value)
+    GROUP BY r.number"""
+STORE_SETTING = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING"
+GET_SETTING = "SELECT value FROM settings WHERE name = ?"
+STORE_EVENTS = """INSERT OR IGNORE INTO response_events (response, events)
+    SELECT number, ? FROM responses WHERE owner = ? AND id = ?"""
+GET_EVENTS = """SELECT events FROM response_events
+    WHERE response = (SELECT number FROM responses WHERE owner = ? AND id = ?)"""
+# The end of a chain goes first: a turn that a younger one still builds on is kept.
+GET_EXPIRED = """SELECT owner, id FROM responses r
+    WHERE created_at < ? AND status NOT IN ('queued', 'in_progress')
+    AND NOT EXISTS (SELECT 1 FROM responses c WHERE c.owner = r.owner AND c.previous_response_id = r.id)
+    LIMIT 500"""
+
+# A response is stored before it is updated, so within a batch what is stored may go first.
+RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2}
 
 
-class SQLite:
-    """Runs SQL in the database at `path` (`:memory:` is none on a disk): one connection writes, another reads beside it.
+class SQLiteStore:
+    """`db.Store` in the file at `path`, or in memory (`:memory:`)."""
 
-    `open` makes what is missing of the `schema`, statements; of the columns that tables have got since, as table, name and type; and runs
-    the statements that drop what tables have had."""
-
-    def __init__(
-        self, path: str, schema: Sequence[str], added_columns: Sequence[tuple[str, str, str]], dropped: Sequence[str]
-    ) -> None:
-        self._path = path
-        self._schema = schema
-        self._added_columns = added_columns
-        self._dropped = dropped
-        self._writer: Connection | None = None
-        self._reader: Connection | None = None
+    def __init__(self, path: str, deletions: Deletions | None = None) -> None:
+        self.deletions: Deletions = deletions if deletions is not None else OwnDeletions()
+        self._connector = SQLite(path, migrate)
+        self._queue = WriteQueue(self._run)
+        self._warm = WarmChains(self.deletions)
+        self._running: dict[Key, Begun] = {}
 
     async def open(self) -> None:
-        in_memory = self._path == ":memory:"
-        if not in_memory:
-            Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-        self._writer = await Connection.open(self._path)
-        await self._writer.run(self._make_schema)
-        self._reader = self._writer if in_memory else await Connection.open(self._path)
+        await self._connector.open()
+        self._warm, self._running = WarmChains(self.deletions), {}
+        self._queue.open()
 
     async def close(self) -> None:
-        for connection in {self._reader, self._writer} - {None}:
-            assert connection is not None
-            await connection.close()
-        self._reader = self._writer = None
+        await self._queue.close()
+        await self._connector.close()
 
-    async def read(self, sql: str, *values: Any, each: Callable[[Row], Any] = dict) -> list[Any]:
-        """The rows, `each` made of in the reader's thread."""
-        assert self._reader is not None, "the store is not open"
-        return await self._reader.run(
-            lambda connection: [each(dict(row)) for row in connection.execute(sql, values).fetchall()]
+    async def _run(self, writes: list[Write]) -> None:
+        """Commits a batch, with the writes of the same SQL together where they do not stand in each other's way."""
+        if all(sql in RANKS for sql, _ in writes):
+            writes.sort(key=lambda write: RANKS[write[0]])
+        await self._connector.write(writes)
+
+    # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def store_response(
+        self,
+        response_id: str,
+        *,
+        previous_response_id: str | None,
+        model: str,
+        status: str,
+        created_at: int,
+        input_messages: list[Item],
+        response: Response | None = None,
+        conversation: str | None = None,
+        request: bytes | None = None,
+        owner: str = "",
+    ) -> Written:
+        given, (output, rest) = orjson.dumps(input_messages), output_and_rest(response)
+        row = (
+            *(owner, response_id, previous_response_id, conversation, model, status, created_at),
+            *(given, output, rest, request if status in UNFINISHED else None),
+        )
+        key, previous = (owner, response_id), (owner, previous_response_id) if previous_response_id else None
+        begun = Begun(key, previous, given, ids_of(input_messages), self.deletions.value)
+        if response is None or status in UNFINISHED:
+            self._running[key] = begun
+            return self._queue.write((STORE, row), then=begun.commit)
+        begun.commit()
+        return self._end(begun, (STORE, row), response, output)
+
+    def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
+        key, status = (owner, response_id), response["status"]
+        output, rest = output_and_rest(response)
+        update = (UPDATE, (status, output, rest, status, *key))
+        if status in UNFINISHED:
+            return self._queue.write(update)
+        if (begun := self._running.pop(key, None)) is None:
+            # Not begun here, or ended already: its items may be others now.
+            drop = partial(self._warm.drop, key)
+            return self._queue.write((DELETE_ITEMS, key), update, (STORE_ITEMS_OF_ROW, key), then=drop)
+        return self._end(begun, update, response, output)
+
+    def _end(self, begun: Begun, write: Write, response: Response, output: bytes | None) -> Written:
+        """Writes how a response has ended. `output` is the JSON of its output."""
+        item_ids = begun.item_ids + ids_of(response.get("output") or ())
+        items = [(STORE_ITEM, (*begun.key, item_id)) for item_id in item_ids]
+        return self._queue.write(write, *items, then=partial(self._warm.end, begun, output))
+
+    async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None:
+        rows = await self._connector.read_each(_stored, GET, owner, response_id)
+        return rows[0] if rows else None
+
+    async def delete_response(self, response_id: str, *, owner: str = "") -> bool:
+        if not await self._connector.read(EXISTS, owner, response_id):
+            return False
+        await self._delete([(owner, response_id)])
+        return True
+
+    def _delete(self, keys: Sequence[Key]) -> Written:
+        for key in keys:
+            self._running.pop(key, None)
+        # Behind the commit: what was read before it is not good for the time after it.
+        counted = partial(self.deletions.add, len(keys))
+        return self._queue.write(
+            *((sql, key) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE) for key in keys), then=counted
         )
 
-    async def write(self, writes: Iterable[Write]) -> None:
-        """All of it in one transaction, in order; neighbours with the same SQL in one call."""
-        assert self._writer is not None, "the store is not open"
-        await self._writer.run(partial(_write_all, writes))
+    async def unfinished(self) -> list[UnfinishedResponse]:
+        return await self._connector.read_each(_unfinished, UNFINISHED_ROWS)
 
-    def _make_schema(self, connection: sqlite3.Connection) -> None:
-        with _transaction(connection):
-            for statement in self._schema:
-                connection.execute(statement)
-            for table, column, kind in self._added_columns:
-                if column not in {row["name"] for row in connection.execute(f"PRAGMA table_info({table})")}:
-                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-            for statement in self._dropped:
-                connection.execute(statement)
+    def running_ids(self) -> list[str]:
+        return [response_id for _, response_id in self._running]
 
+    async def fail_orphaned_responses(self) -> int:
+        return await self.fail_orphans(await self.unfinished())
 
-def _write_all(writes: Iterable[Write], connection: sqlite3.Connection) -> None:
-    # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs more
-    # than the writing.
-    with _transaction(connection):
-        for sql, group in groupby(writes, key=itemgetter(0)):
-            rows = [values for _, values in group]
-            if " VALUES " not in sql:
-                connection.executemany(sql, rows)
-                continue
-            for start in range(0, len(rows), ROWS_AT_ONCE):
-                some = rows[start : start + ROWS_AT_ONCE]
-                connection.execute(_of_rows(sql, len(some)), [*chain.from_iterable(some)])
+    async def fail_orphans(self, orphans: Iterable[UnfinishedResponse]) -> int:
+        failed = 0
+        for row in orphans:
+            output, rest = output_and_rest(interrupted(row["response"]))
+            key = (row["owner"], row["id"])
+            await self._queue.write((FAIL, ("failed", output, rest, "failed", *key)), (STORE_ITEMS_OF_ROW, key))
+            failed += 1
+        return failed
 
+    async def delete_older_than(self, created_at: int) -> int:
+        deleted = 0
+        while expired := await self._connector.read_each(_key, GET_EXPIRED, created_at):
+            await self._delete(expired)
+            deleted += len(expired)
+        return deleted
 
-ROWS_AT_ONCE = 32
+    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def get_history(self, response_id: str, *, owner: str = "") -> History:
+        key = (owner, response_id)
+        if (warm := self._warm.get(key)) is not None:
+            return History(items_of(warm))
+        as_of = self.deletions.value
+        rows = await self._connector.read(GET_HISTORY, *key, owner)
+        if not rows:
+            return History([], missing=response_id)
+        turns = [turn_of(row["input"], row["output"]) for row in reversed(rows)]
+        status = rows[0]["status"]
+        missing, unfinished = rows[-1]["previous_response_id"], status if status in UNFINISHED else None
+        if not missing and not unfinished:
+            self._warm.put(key, turns, as_of)
+        return History(items_of(turns), missing, unfinished)
 
-@cache
-def _of_rows(sql: str, rows: int) -> str:
-    """An INSERT of one row as one of several."""
-    return re.sub(r"VALUES (\(.*?\))", lambda found: "VALUES " + ", ".join([found[1]] * rows), sql)
+    async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
+        found: dict[str, Item] = {}
+        for row in await self._connector.read(GET_OF_ITEMS, orjson.dumps(item_ids).decode(), owner):
+            of_row: dict[str, Item] = {}
+            for item in items_of([turn_of(row["input"], row["output"])]):
+                for item_id in ids_of([item]):
+                    of_row.setdefault(item_id, item)
+            found |= {item_id: of_row[item_id] for item_id in orjson.loads(row["item_ids"]) if item_id in of_row}
+        return found
 
+    # ── events of background streams ─────────────────────────────────────────────────────────────────────────────────
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # SQLite itself may have rolled back, if the disk is full.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+    def store_events(self, response_id: str, events: list[Event], *, owner: str = "") -> Written:
+        return self._queue.write((STORE_EVENTS, (orjson.dumps(events), owner, response_id)))
 
+    async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
+        rows = await self._connector.read(GET_EVENTS, owner, response_id)
+        return orjson.loads(rows[0]["events"]) if rows else None
 
-class Connection:
-    """A connection to SQLite in a thread of its own, which runs one function after the other."""
+    # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    _connection: sqlite3.Connection
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
-        self._thread = Thread(target=self._work, name="sqlite", daemon=True)
-        self._thread.start()
-
-    @classmethod
-    async def open(cls, path: str) -> Connection:
-        self = cls()
-        try:
-            self._connection = await self._call(partial(_connected, path))
-        except BaseException:
-            self._calls.put(None)
-            raise
-        return self
-
-    async def close(self) -> None:
-        await self._call(self._connection.close)
-        self._calls.put(None)
-
-    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """What `function` makes of the connection."""
-        return await self._call(partial(function, self._connection))
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put((function, ended))
-        return await ended
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, ended = call
-            result, error = None, None
-            try:
-                result = function()
-            except BaseException as raised:
-                error = raised
-            ended.get_loop().call_soon_threadsafe(_settle, ended, result, error)
+    async def get_setting(self, name: str, default: str) -> str:
+        await self._queue.write((STORE_SETTING, (name, default)))
+        value: str = (await self._connector.read(GET_SETTING, name))[0]["value"]
+        return value
 
 
-def _settle(ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if ended.done():
-        return  # cancelled: nobody waits any more
-    if error is not None:
-        ended.set_exception(error)
-    else:
-        ended.set_result(result)
+def _stored(row: sqlite3.Row) -> StoredResponse:
+    return {
+        "id": row["id"],
+        "owner": row["owner"],
+        "previous_response_id": row["previous_response_id"],
+        "conversation": row["conversation"],
+        "model": row["model"],
+        "status": row["status"],
+        "created_at": row["created_at"],
+        "input": orjson.loads(row["input"]),
+        "response": response_of(row["output"], row["response"]),
+    }
 
 
-def _connected(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    _write_ahead(connection)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
+def _unfinished(row: sqlite3.Row) -> UnfinishedResponse:
+    return {**_stored(row), "request": row["request"]}
 
 
-BUSY_S = 5.0
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Sets WAL mode. SQLite does not wait by itself for another process that does the same to a new file."""
-    until = time.monotonic() + BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        time.sleep(0.01)
+def _key(row: sqlite3.Row) -> Key:
+    return row["owner"], row["id"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+import db
 import router
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +180,50 @@ def test_none_outside_of_the_kinds_asks_which_kind_it_is() -> None:
 )
 def test_who_asks_for_a_kind_is_found(source: str) -> None:
     assert asks_for_kinds(source)
+
+
+# ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SQL = re.compile(
+    r"(SELECT|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|(CREATE|DROP|ALTER) (UNIQUE )?(TABLE|INDEX)"
+    r"|WITH( RECURSIVE)? \w+ (\(.*\) )?AS|PRAGMA|BEGIN|VACUUM)\b"
+)
+DRIVERS = {"aiosqlite", "asyncpg", "psycopg", "redis", "sqlite3", "valkey"}
+
+
+def test_no_module_outside_stores_holds_sql() -> None:
+    found = {file: sorted(_sql_in(file)) for part in MAY_IMPORT if part != "stores" for file in sources(part)}
+    assert len(list(_sql_in(ROOT / "stores" / "sqlite.py"))) > 10, "this test sees no SQL"
+    assert not {str(file.relative_to(ROOT)): sql for file, sql in found.items() if sql}
+
+
+def _sql_in(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.match(node.value.strip()):
+            yield node.value
+
+
+def test_no_module_outside_stores_knows_a_database() -> None:
+    for part in MAY_IMPORT.keys() - {"stores"}:
+        for file in sources(part):
+            known = imported(file) & DRIVERS
+            # Workers and replicas of one service are no database.
+            assert not known or part == "cluster", f"{file.relative_to(ROOT)} imports {sorted(known)}"
+
+
+def test_every_verb_of_the_store_is_given_an_owner() -> None:
+    """The default is for those who have one owner: a route that leaves it out would answer one owner with what is another's."""
+    verbs = {name for name, verb in vars(db.Store).items() if callable(verb) and "owner" in signature(verb).parameters}
+    assert {"store_response", "get_response", "get_history", "get_items", "delete_response"} <= verbs
+    calls = 0
+    for part in ("api", "router", "core", "core.state"):
+        for file in sources(part):
+            for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in verbs:
+                    calls += 1
+                    given = {keyword.arg for keyword in node.keywords}
+                    assert "owner" in given, f"{file.relative_to(ROOT)}:{node.lineno} gives no owner"
+    assert calls > 5, "this test sees no calls"
 
 
 # ── one store ────────────────────────────────────────────────────────────────────────────────────────────────────────

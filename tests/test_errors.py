@@ -13,7 +13,6 @@ import orjson
 import pytest
 
 import api.responses
-from db import SCHEMA
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
     Answer,
@@ -358,7 +357,7 @@ class TestFaultsOfOurs:
 
     async def test_what_cannot_be_stored_is_an_error_and_holds_no_slot(self, served, backend, caplog):
         connector = served.app.state.db._connector
-        await connector.write([("DROP TABLE responses", ())])
+        await connector.write([("ALTER TABLE responses RENAME TO hidden", ())])
         answer = await served.http.post(URL, json=turn())
         assert_error(answer, 500, type="server_error", code="storage_error")
         answer = await served.http.post(URL, json=turn(background=True))
@@ -370,7 +369,7 @@ class TestFaultsOfOurs:
         assert events[-2]["code"] == "storage_error"
         assert (await create(served.http, store=False))["status"] == "completed"
         assert served.in_flight() == 0
-        await connector.write([(statement, ()) for statement in SCHEMA])
+        await connector.write([("ALTER TABLE hidden RENAME TO responses", ())])
         await create(served.http)
 
 
@@ -434,8 +433,10 @@ async def test_neither_keys_nor_prompts_reach_the_log(backend, tmp_path, caplog)
             await _ask_wrongly(running.http)
             async with open_stream(running.http, **secret) as events:
                 await events.next()
-            await running.app.state.db._connector.write([("DROP TABLE responses", ())])
+            connector = running.app.state.db._connector
+            await connector.write([("ALTER TABLE responses RENAME TO hidden", ())])
             await running.http.post(URL, json=turn(**secret))
+            await connector.write([("ALTER TABLE hidden RENAME TO responses", ())])
         await backend.stop()
         async with running_router(**settings) as running:
             await running.http.post(URL, json=turn(**secret))

@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from db import Store
+from db import make_store
 from tests.carried import TRIGGER, user
 from tests.conftest import short_folder
 from tests.fake_backend import FakeBackend, Reply, chat, pause, stall, steps, until
@@ -465,7 +465,7 @@ async def test_sigterm_lets_requests_end_and_leaves_nothing_behind(backend: Fake
         assert await asyncio.wait_for(running.process.wait(), SOON_S) == 0
         assert not [pid for pid in pids if command_of(pid)], "a worker is left"
         assert list(running.temporary.iterdir()) == [], "a folder is left"
-    store = Store(f"sqlite:///{short_path}/router.db")
+    store = make_store(f"sqlite:///{short_path}/router.db")
     await store.open()
     try:
         row = await store.get_response(forever)

@@ -11,7 +11,6 @@ ROOT = Path(__file__).parents[1]
 
 # What costs memory or time, and what it is for.
 HEAVY = {
-    "aiosqlite": "the cache on a disk",
     "cryptography": "sealing",
     "jsonschema_rs": "checking answers against a schema",
     "httpx": "tests",

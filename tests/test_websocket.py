@@ -587,10 +587,10 @@ async def test_a_turn_that_is_being_stored_ends_after_the_hour_and_no_other_begi
 ) -> None:
     update = served.app.state.db.update_response
 
-    async def slowly(*args: Any) -> None:
+    async def slowly(*args: Any, **more: Any) -> None:
         clock.advance(api.websocket.CONNECTION_LIMIT_S)
         await asyncio.sleep(0.01)  # The loop looks at its timers.
-        await update(*args)
+        await update(*args, **more)
 
     monkeypatch.setattr(served.app.state.db, "update_response", slowly)
     async with connected(served) as lane:

@@ -469,10 +469,10 @@ async def test_who_left_before_anybody_looked_is_missed(
     asked, gate = asyncio.Event(), asyncio.Event()
     get_history = app.state.db.get_history
 
-    async def slow(*given: Any) -> Any:
+    async def slow(*given: Any, **more: Any) -> Any:
         asked.set()
         await gate.wait()
-        return await get_history(*given)
+        return await get_history(*given, **more)
 
     backend.script(chat("Hello there"), stall())
     async with served(app, way) as site:

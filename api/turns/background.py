@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import APIError, ServerError
 
 if TYPE_CHECKING:
     from api.turns.turn import Turn
+    from core.state import AppState
     from requests.open_items import Event
 
 log = logging.getLogger("nomyo.background")
@@ -25,9 +26,9 @@ class Background:
     """A background turn as a job of the task runner (`tasks.Job`). Its events are kept while it runs, so that a client can
     join at any moment and from any event on; those of a stream are stored at the end, to be the same for ever."""
 
-    def __init__(self, turn: Turn, db: Any, run: Callable[[], AsyncGenerator[list[Event]]]) -> None:
+    def __init__(self, turn: Turn, state: AppState, run: Callable[[], AsyncGenerator[list[Event]]]) -> None:
         self._turn = turn
-        self._db = db
+        self._db = state.db
         self._run = run
         self._events: list[Event] = []
         self._ended = False
@@ -37,12 +38,16 @@ class Background:
     def id(self) -> str:
         return self._turn.id
 
+    @property
+    def owner(self) -> str:
+        return self._turn.owner
+
     def begin(self) -> None:
         self._add(self._turn.builder.start())
 
     async def run(self) -> None:
         self._add(self._turn.builder.progress())
-        self._db.update_response(self.id, self._turn.builder.response)
+        self._db.update_response(self.id, self._turn.builder.response, owner=self.owner)
         async with aclosing(self._run()) as batches:
             async for events in batches:
                 self._add(events)
@@ -59,7 +64,7 @@ class Background:
             else:
                 self._add(builder.fail(reason))
             try:
-                await self._db.update_response(self.id, builder.response)
+                await self._db.update_response(self.id, builder.response, owner=self.owner)
             except ServerError:
                 log.error("%s: its end could not be stored", self.id)
         self._add([builder.end()])
@@ -86,7 +91,7 @@ class Background:
     async def _end(self) -> None:
         try:
             if self._turn.request.stream:
-                await self._db.store_events(self.id, self._events)
+                await self._db.store_events(self.id, self._events, owner=self.owner)
         finally:
             self._ended = True
             self._wake()

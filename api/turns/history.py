@@ -14,13 +14,13 @@ from requests.tools import Item
 SEALED = frozenset({"reasoning", "compaction"})
 
 
-async def resolve_references(state: AppState, items: list[Item]) -> list[Item]:
-    """The items, and for each reference among them the stored item that it means. Raises `InvalidRequest` for one that is not
-    there."""
+async def resolve_references(state: AppState, items: list[Item], owner: str) -> list[Item]:
+    """The items, and for each reference among them the stored item that it means, of that owner. Raises `InvalidRequest` for
+    one that is not there."""
     meant = [item["id"] for item in items if item["type"] == "item_reference"]
     if not meant:
         return items
-    stored = await state.db.get_items(meant)
+    stored = await state.db.get_items(meant, owner=owner)
     resolved: list[Item] = []
     for index, item in enumerate(items):
         if item["type"] != "item_reference":
@@ -33,13 +33,13 @@ async def resolve_references(state: AppState, items: list[Item]) -> list[Item]:
 
 
 async def resolve_history(
-    state: AppState, previous_response_id: str, remembered: Mapping[str, list[Item]]
+    state: AppState, previous_response_id: str, remembered: Mapping[str, list[Item]], owner: str
 ) -> list[Item]:
-    """The items of all turns before this one, oldest first. Instructions are not among them: each turn gives its own.
+    """The items of all turns before this one, which are that owner's, oldest first. Instructions are not among them: each turn gives its own.
     `remembered` are conversations that the store need not know. Raises `InvalidRequest` where there is none to go on with."""
     if (items := remembered.get(previous_response_id)) is not None:
         return without_cut_calls(items)
-    history = await state.db.get_history(previous_response_id)
+    history = await state.db.get_history(previous_response_id, owner=owner)
     if history.missing:
         raise InvalidRequest(
             f"Previous response with id '{history.missing}' not found.",

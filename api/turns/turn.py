@@ -95,6 +95,11 @@ class Turn:
         response_id: str = self.builder.response["id"]
         return response_id
 
+    @property
+    def owner(self) -> str:
+        """Whom all that is kept of it belongs to."""
+        return self.request.principal.owner
+
 
 async def begin_turn(
     state: AppState, body: Any, principal: Principal, remembered: Mapping[str, list[Item]] = MappingProxyType({})
@@ -103,9 +108,9 @@ async def begin_turn(
     of their last response. Raises `InvalidRequest`."""
     params = check_request(body)
     before = params.previous_response_id
-    history = await resolve_history(state, before, remembered) if before else []
+    history = await resolve_history(state, before, remembered, principal.owner) if before else []
     given = input_items(params.input)
-    new_items = given if isinstance(params.input, str) else await resolve_references(state, given)
+    new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
     request = TurnRequest(body, params, history, new_items, principal, has_references=new_items != given)
     items = request.items
     check_input(items, len(history))

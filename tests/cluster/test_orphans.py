@@ -51,7 +51,8 @@ async def test_the_heir_of_a_dead_process_fails_what_that_one_ran_also_where_the
         await backend.wait_for(lambda b: b.in_flight == 2)
         doomed.die()
         tries = 0
-        unfinished = router.Store.unfinished
+        store_type = type(here.app.state.db)
+        unfinished = store_type.unfinished
 
         async def fails_twice(store: Any) -> Any:
             nonlocal tries
@@ -60,7 +61,7 @@ async def test_the_heir_of_a_dead_process_fails_what_that_one_ran_also_where_the
                 raise OSError("disk I/O error")
             return await unfinished(store)
 
-        monkeypatch.setattr(router.Store, "unfinished", fails_twice)
+        monkeypatch.setattr(store_type, "unfinished", fails_twice)
         async with process(settings, heir):
             await has_status(here.http, lost, "failed")
             assert (await retrieve(here.http, kept))["status"] == "in_progress"

@@ -1,0 +1,44 @@
+"""What every cache does in the same way: the key of an answer, and the figures."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypedDict
+
+import orjson
+
+from core.config import CacheConfig
+
+
+class CacheStats(TypedDict):
+    """The figures of a cache; hits and misses since it was made."""
+
+    backend: str
+    entries: int
+    max_entries: int
+    max_age_s: float
+    hits: int
+    misses: int
+
+
+def key_of(route: str, model: str, messages: list[Any]) -> str:
+    return hashlib.sha256(orjson.dumps([route, model, messages], option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class Lookups:
+    """How often an answer was found, and how often not."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self._config = config
+        self.hits = 0
+        self.misses = 0
+
+    def stats(self, entries: int) -> CacheStats:
+        return {
+            "backend": self._config.backend,
+            "entries": entries,
+            "max_entries": self._config.max_entries,
+            "max_age_s": self._config.max_age_s,
+            "hits": self.hits,
+            "misses": self.misses,
+        }

@@ -1,0 +1,93 @@
+"""What a store gives back, and how a response is cut into what a row holds.
+
+a row     input: JSON of the items of its own turn │ output: JSON of its output items │ response: JSON of the rest
+a turn    JSON of the items of input and output, without brackets: a history is its turns, joined
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import orjson
+
+from core.errors import ServerError
+
+Item = dict[str, Any]
+# The response object, as far as it has come.
+Response = dict[str, Any]
+Event = dict[str, Any]
+
+UNFINISHED = frozenset({"queued", "in_progress"})
+INTERRUPTED = ServerError("The router stopped while this response was running.", code="interrupted")
+NO_ITEMS = b"[]"
+
+
+class StoredResponse(TypedDict):
+    """A response as it is kept. `input` are the items of its own turn; `response` is the object, or None where there was none yet."""
+
+    id: str
+    owner: str
+    previous_response_id: str | None
+    conversation: str | None
+    model: str
+    status: str
+    created_at: int
+    input: list[Item]
+    response: Response | None
+
+
+class UnfinishedResponse(StoredResponse):
+    """One that has not ended. `request` is what `store_response` was given to run it again."""
+
+    request: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The items of a response and of all before it, oldest first. `missing` is the id of the one that is not there, `unfinished` the
+    status of a response that has not ended."""
+
+    items: list[Item]
+    missing: str | None = None
+    unfinished: str | None = None
+
+
+def output_and_rest(response: Response | None) -> tuple[bytes | None, bytes | None]:
+    """The JSON of a response's output, and of the response without it."""
+    if response is None:
+        return None, None
+    if "output" not in response:
+        return None, orjson.dumps(response)
+    return orjson.dumps(response["output"]), orjson.dumps({**response, "output": None})
+
+
+def response_of(output: bytes | None, rest: bytes | None) -> Response | None:
+    """The response that `output_and_rest` has taken apart."""
+    if rest is None:
+        return None
+    response: Response = orjson.loads(rest)
+    return response if output is None else {**response, "output": orjson.loads(output)}
+
+
+def interrupted(response: Response | None) -> Response:
+    """A response that was running when its process stopped, as failed."""
+    return {**(response or {}), "status": "failed", "error": INTERRUPTED.to_response_error()}
+
+
+def turn_of(given: bytes, output: bytes | None) -> bytes:
+    """A turn, of the JSON of its input and of its output. It takes as much memory as it is long: what orjson has made is a piece of
+    more, and to keep many of those leaves holes between them."""
+    return b",".join([array[1:-1] for array in (given, output or NO_ITEMS) if array != NO_ITEMS])
+
+
+def items_of(turns: Iterable[bytes]) -> list[Item]:
+    """The items of turns."""
+    items: list[Item] = orjson.loads(b"[%b]" % b",".join(filter(None, turns)))
+    return items
+
+
+def ids_of(items: Iterable[Item]) -> list[str]:
+    """The ids of those items that have one. A backend's may be anything, and no database takes a NUL."""
+    return [id_ for item in items if isinstance(id_ := item.get("id"), str) and id_ and "\0" not in id_]

@@ -1,0 +1,169 @@
+"""The connector to SQLite: SQL in, rows out. It knows no table.
+
+    event loop ──run(function)──▶ the thread of an aiosqlite connection ──▶ SQLite
+
+SQLite is in WAL mode, so that readers never wait for writers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Generator, Iterable
+from functools import cache, partial
+from itertools import chain, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from stores.writing import Write
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+# It logs every call with its values, which are answers.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
+
+IN_MEMORY = ":memory:"
+BUSY_S = 5.0
+ROWS_AT_ONCE = 32
+
+
+class SQLiteConnection:
+    """A connection to the database at a path, open until `close`."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, path: str, prepare: Callable[[sqlite3.Connection], object] | None = None) -> SQLiteConnection:
+        """Opens the file at `path`, and makes it and its folder where they are not there (`:memory:` is none on a disk). `prepare`
+        makes the tables that are missing, in the connection's thread. Raises `sqlite3.Error`, or what `prepare` raises."""
+        if path != IN_MEMORY:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        connection = aiosqlite.Connection(partial(_connected, path, prepare), iter_chunk_size=64)
+        # Whoever ends without closing it, as after a failed start, must not wait for its thread.
+        connection._thread.daemon = True
+        try:
+            return cls(await connection)
+        except Exception:
+            connection._thread.join()  # It is on its way out, and has a last word for this loop.
+            raise
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` makes of the connection, in its thread: one call, however many statements that is."""
+        result: T = await self._connection._execute(function, self._connection._conn)  # type: ignore[no-untyped-call]
+        return result
+
+
+class SQLite:
+    """Runs SQL in the database at `path`: one connection writes, another one reads beside it. `prepare` makes what is missing in it."""
+
+    def __init__(self, path: str, prepare: Callable[[sqlite3.Connection], object]) -> None:
+        self.path = path
+        self._prepare = prepare
+        self._writer: SQLiteConnection | None = None
+        self._reader: SQLiteConnection | None = None
+
+    async def open(self) -> None:
+        self._writer = await SQLiteConnection.open(self.path, self._prepare)
+        try:
+            self._reader = self._writer if self.path == IN_MEMORY else await SQLiteConnection.open(self.path)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        for connection in {self._reader, self._writer} - {None}:
+            assert connection is not None
+            await connection.close()
+        self._reader = self._writer = None
+
+    async def read(self, sql: str, *values: Any) -> list[Row]:
+        """The rows, by the names of their columns."""
+        return await self.read_each(dict, sql, *values)
+
+    async def read_each(self, make: Callable[[sqlite3.Row], T], sql: str, *values: Any) -> list[T]:
+        """What `make` makes of each row, in the reader's thread."""
+        assert self._reader is not None, "the store is not open"
+        return await self._reader.run(partial(_read_all, sql, values, make))
+
+    async def write(self, writes: Iterable[Write]) -> None:
+        """All of it in one transaction, in order; neighbours with the same SQL in one call."""
+        assert self._writer is not None, "the store is not open"
+        await self._writer.run(partial(_write_all, writes))
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Generator[None]:
+    """All that is written in here, or nothing of it. Nobody else writes meanwhile."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # SQLite itself may have rolled back, if the disk is full.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _read_all(
+    sql: str, values: tuple[Any, ...], make: Callable[[sqlite3.Row], T], connection: sqlite3.Connection
+) -> list[T]:
+    return [make(row) for row in connection.execute(sql, values).fetchall()]
+
+
+def _write_all(writes: Iterable[Write], connection: sqlite3.Connection) -> None:
+    # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs more
+    # than the writing.
+    with transaction(connection):
+        for sql, group in groupby(writes, key=itemgetter(0)):
+            rows = [values for _, values in group]
+            if "VALUES (" not in sql:
+                connection.executemany(sql, rows)
+                continue
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                some = rows[start : start + ROWS_AT_ONCE]
+                connection.execute(_of_rows(sql, len(some)), [*chain.from_iterable(some)])
+
+
+@cache
+def _of_rows(sql: str, rows: int) -> str:
+    """A statement for the `VALUES` of one row as one for several."""
+    return re.sub(r"VALUES (\(.*?\))", lambda found: "VALUES " + ", ".join([found[1]] * rows), sql)
+
+
+def _connected(path: str, prepare: Callable[[sqlite3.Connection], object] | None) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        connection.row_factory = sqlite3.Row
+        _write_ahead(connection)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if prepare is not None:
+            prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Sets WAL mode. SQLite does not wait by itself for another process that does the same to a new file."""
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)

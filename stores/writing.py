@@ -1,0 +1,110 @@
+"""Writes are queued when they are asked for, and committed together: one transaction for all turns that end at the same time.
+
+write() ──▶ queue ──▶ batch ──run──▶ committed ──▶ then(), and whoever awaits it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any
+
+from core.errors import ServerError
+
+log = logging.getLogger("nomyo.db")
+
+# A statement, and its values.
+Write = tuple[str, tuple[Any, ...]]
+
+
+class Written:
+    """Queued writes, which are committed together or not at all; `then` is called behind the commit. Awaiting it waits for that, and
+    raises `ServerError` if it failed. Whoever stops waiting does not stop the write, and nobody has to wait at all."""
+
+    __slots__ = ("_failure", "_is_done", "_then", "_waiting", "writes")
+
+    def __init__(self, writes: Sequence[Write], then: Callable[[], object] | None = None) -> None:
+        self.writes = writes
+        self._then = then
+        self._waiting: list[asyncio.Future[None]] = []
+        self._is_done = False
+        self._failure: ServerError | None = None
+
+    def done(self) -> bool:
+        return self._is_done
+
+    def end(self, failure: ServerError | None) -> None:
+        self._is_done, self._failure = True, failure
+        if failure is None and self._then is not None:
+            self._then()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self._is_done:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            yield from waiter
+        if self._failure is not None:
+            raise self._failure
+
+
+class WriteQueue:
+    """Runs what is written, a batch at a time: `run` commits a list of writes in one transaction, or raises and has changed nothing.
+    `open()` inside the running loop, `close()` at its end: what is queued is written first."""
+
+    def __init__(self, run: Callable[[list[Write]], Awaitable[None]]) -> None:
+        self._run = run
+        self._queue: list[Written] = []
+        self._queued = asyncio.Event()
+        self._is_open = False
+        self._writer: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        self._queue, self._queued, self._is_open = [], asyncio.Event(), True
+        self._writer = asyncio.create_task(self._write_batches(), name="store writer")
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            self._is_open = False
+            self._queued.set()
+            await self._writer
+
+    def write(self, *writes: Write, then: Callable[[], object] | None = None) -> Written:
+        """Queues writes that belong together. Raises `ServerError` where nothing is written any more."""
+        if not self._is_open:
+            raise not_stored()
+        written = Written(writes, then)
+        self._queue.append(written)
+        self._queued.set()
+        return written
+
+    async def _write_batches(self) -> None:
+        while self._is_open or self._queue:
+            await self._queued.wait()
+            self._queued.clear()
+            batch, self._queue = self._queue, []
+            if batch and not await self._wrote(batch) and len(batch) > 1:
+                # One of them is bad. Alone, it takes nobody else down.
+                for one in batch:
+                    await self._wrote([one])
+
+    async def _wrote(self, batch: list[Written]) -> bool:
+        try:
+            await self._run([write for written in batch for write in written.writes])
+        except Exception as error:
+            if len(batch) == 1:
+                log.exception("a write failed")
+                batch[0].end(not_stored(error))
+            return False
+        for written in batch:
+            written.end(None)
+        return True
+
+
+def not_stored(cause: Exception | None = None) -> ServerError:
+    failure = ServerError("The response could not be stored.", code="storage_error")
+    failure.__cause__ = cause
+    return failure

@@ -1,0 +1,95 @@
+"""The databases that a store can have, as its tests see them: a new one needs a class here and a line in `DATABASES`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from db import Store
+
+
+class Database(Protocol):
+    """One that is empty when a test begins."""
+
+    url: str
+    is_shared: bool
+    """Whether several stores can have it open, and what was stored is there when it is opened again."""
+
+    async def reads(self, store: Store) -> list[str]:
+        """A list that gets the SQL of each query that the store sends from now on."""
+        ...
+
+    async def commits(self, store: Store) -> list[str]:
+        """A list that gets the SQL of each commit of the store from now on."""
+        ...
+
+    def overtake(self, store: Store, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[object]]) -> None:
+        """Lets `act` happen between the store's next query and what it makes of the rows."""
+        ...
+
+    async def requests(self, store: Store) -> list[bytes]:
+        """The requests that are kept."""
+        ...
+
+    async def indexed_items(self, store: Store) -> set[str]:
+        """The ids under which items could be found."""
+        ...
+
+
+class SQLiteFile:
+    is_shared = True
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"sqlite:///{folder}/deep/router.db"
+
+    async def reads(self, store: Any) -> list[str]:
+        return await sqlite_reads(store)
+
+    async def commits(self, store: Any) -> list[str]:
+        return await _traced(store._connector._writer, lambda sql: sql.startswith("COMMIT"))
+
+    def overtake(self, store: Any, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[object]]) -> None:
+        read = store._connector.read
+
+        async def overtaken(*args: Any) -> Any:
+            rows = await read(*args)
+            monkeypatch.undo()
+            await act()
+            return rows
+
+        monkeypatch.setattr(store._connector, "read", overtaken)
+
+    async def requests(self, store: Any) -> list[bytes]:
+        rows = await store._connector.read("SELECT request FROM responses WHERE request IS NOT NULL")
+        return [row["request"] for row in rows]
+
+    async def indexed_items(self, store: Any) -> set[str]:
+        return {row["item_id"] for row in await store._connector.read("SELECT item_id FROM response_items")}
+
+
+class SQLiteMemory(SQLiteFile):
+    is_shared = False
+
+    def __init__(self, folder: Path) -> None:
+        self.url = "sqlite://"
+
+
+async def sqlite_reads(store: Any) -> list[str]:
+    return await _traced(store._connector._reader, lambda sql: sql.startswith(("SELECT", "WITH RECURSIVE")))
+
+
+async def _traced(connection: Any, is_wanted: Callable[[str], bool]) -> list[str]:
+    statements: list[str] = []
+    await connection.run(
+        lambda sqlite: sqlite.set_trace_callback(lambda sql: statements.append(sql) if is_wanted(sql) else None)
+    )
+    return statements
+
+
+DATABASES: dict[str, type[SQLiteFile]] = {"sqlite-file": SQLiteFile, "sqlite-memory": SQLiteMemory}
+SHARED = [name for name, database in DATABASES.items() if database.is_shared]
+# For tests in which several stores have one database.
+shared = pytest.mark.parametrize("database", SHARED, indirect=True)
