@@ -42,6 +42,7 @@ from cache import get_llm_cache
 from core.errors import APIError, NotFound, ServerError
 from core.json import encode_json
 from core.state import AppState
+from requests.kept import kept_request
 from requests.open_items import Event
 from requests.responses import with_output_text
 
@@ -155,6 +156,8 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         created_at=response["created_at"],
         input_messages=turn.request.input,
         response=response,
+        # Whoever is not here any more when it is its turn must be able to run it.
+        request=kept_request(turn.request.body, state.sealer.seal) if turn.request.background else None,
         owner=turn.owner,
     )
     return written

@@ -22,6 +22,7 @@ import orjson
 
 from core.errors import APIError
 from requests.chat import ChatChunk, DecodeError, ToolCallDelta, is_error, parse_chunk, parse_head
+from requests.credentials import shown
 from requests.open_items import (
     NO_ARGUMENTS,
     STREAMED_CALLS,
@@ -525,6 +526,8 @@ class ResponseBuilder:
 
     def _adopt_response(self, response: dict[str, Any]) -> None:
         ours = {key: self.response[key] for key in OURS}
+        if tools := response.get("tools"):
+            ours["tools"] = shown(tools)
         self.response = {**self.response, **response, **ours}
 
     # ── what the items are made with ─────────────────────────────────────────────────────────────────────────────────

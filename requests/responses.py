@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from secrets import token_hex
 from typing import Any
 
+from requests.credentials import without_credentials
 from requests.messages import messages_to_responses_input, responses_input_to_messages, whole_arguments
 from requests.tools import CALLS, OUTPUTS, Item, tools_responses_to_chat
 
@@ -205,7 +206,7 @@ ECHOED = SILENT_RESOURCE.keys() - {
 
 def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
-        return tool
+        return without_credentials(tool)
     return {"description": None, "parameters": None, "strict": None} | tool
 
 

@@ -130,3 +130,10 @@ async def test_an_item_id_belongs_to_an_owner(store: Store) -> None:
     assert await store.get_items(["in"]) == {}
     await store.delete_response("r", owner="alice")
     assert set(await store.get_items(["in"], owner="bob")) == {"in"}
+
+
+async def test_a_turn_of_another_owner_keeps_nothing_from_getting_old(store: Store) -> None:
+    await store.store_response("old", **row(at=1), owner="alice")
+    await store.store_response("young", **row(after="old", at=200), owner="bob")
+    assert await store.delete_older_than(100) == 1
+    assert await store.get_response("old", owner="alice") is None
