@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import ServerError
 from tests.stores.rows import row
-from tests.turns import eventually
+from tests.turns import eventually, soon
 
 
 async def test_many_turns_that_finish_together_are_committed_together(store, database):
@@ -75,5 +75,5 @@ async def test_a_failed_write_that_nobody_waits_for_is_logged(store, caplog):
 async def test_a_write_after_the_end_is_an_error_and_not_a_wait_for_ever(store):
     await store.close()
     with pytest.raises(ServerError):
-        async with asyncio.timeout(1):
+        async with soon():
             await store.store_response("resp_1", **row())
