@@ -26,7 +26,7 @@ from api.http.leaving import ClientWatch, Primed
 from api.http.replies import json_response
 from api.http.routes import Routes
 from api.passthrough import Head, PassedOn, Passing, Used, with_model, without
-from api.turns.adapting import adapted
+from api.turns.adapting import Adapting
 from api.turns.backend import Backend
 from api.turns.chat_answer import chat_answer
 from api.turns.turn import begin_turn
@@ -205,8 +205,8 @@ class Chatting(Asking):
             turn.headers["x-nomyo-omitted-options"] = ", ".join(omitted).encode("ascii", "replace").decode()
         self._headers = turn.headers
         client = self._pool.endpoints[attempt.endpoint].client
-        create = adapted(partial(create_chat_with_retries, client), turn, kind, state, attempt)
-        backend = Backend(attempt.model, kind, state.sealer, create)
+        create = partial(create_chat_with_retries, client)
+        backend = Backend(attempt.model, kind, state.sealer, create, adapting=Adapting(turn, state, attempt))
         async with aclosing(chat_answer(backend, turn)) as batches:
             async for events in batches:
                 said.feed(events)

@@ -28,7 +28,7 @@ from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.replies import EventStream, Express, json_response
 from api.http.routes import Routes
-from api.turns.adapting import adapted
+from api.turns.adapting import Adapting
 from api.turns.backend import Backend
 from api.turns.background import Background
 from api.turns.cached import cache_key, replayed
@@ -125,10 +125,9 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
     native = is_ext_openai_endpoint(state.pool, attempt.endpoint)
     kind = state.pool.endpoints.kind(attempt.endpoint)
     create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
-    if not native:
-        create = adapted(create, turn, kind, state, attempt)
     refuses = state.config.hosted_tools == "refuse"
-    backend = Backend(attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses)
+    adapting = Adapting(turn, state, attempt)
+    backend = Backend(attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses, adapting=adapting)
     return native_answer(backend, turn) if native else chat_answer(backend, turn)
 
 

@@ -114,6 +114,8 @@ class AdaptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     truncation: bool = True
     fetch_images: bool = True
+    hints: bool = True
+    roles: bool = True
     tools: bool = False
     images: bool = False
     parameters: bool = False

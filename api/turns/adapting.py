@@ -1,120 +1,202 @@
-"""Changing a request so that a chat backend takes it. Each change is named to the client (`x-nomyo-adapted`) and in the log,
+"""Changing a request so that its backend takes it. Each change is named to the client (`x-nomyo-adapted`) and in the log,
 and can be switched off (`adapt` in the settings).
 
     fetch_images   the backend cannot fetch images: it is given them           before it is asked
     truncation     the conversation is too long, and the client allows to shorten it (`truncation: auto`)
+    hints          what an answer does without, and the name of the answer's length, where the backend does not know them
+    roles          system texts and neighbours of one role, where the model's template does not take them
     tools, images, parameters   the backend refused them: left out             off, unless the settings say otherwise
+
+A backend that speaks Responses gets changes of hints and roles alone: it truncates itself. What a server refused of hints and roles it is not asked for again (`backends/fleet/learned.py`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Callable
 from typing import Any
 
 from api.turns.turn import Turn
 from backends.fleet.failover import Attempt
+from backends.fleet.learned import EVERY_MODEL, Learned
 from backends.images import ImageFetcher, with_images_fetched
-from backends.kinds.kind import Kind
-from backends.wire.streams import BackendStream
+from backends.kinds.words import SYSTEM
 from core.config import AdaptConfig
 from core.errors import BackendRefused
 from core.state import AppState
 from requests.messages import Message
+from requests.roles import in_turns, system_as_user, system_items_as_user
 from requests.tokens import estimated_tokens, message_tokens
 from requests.truncation import truncated
 
 log = logging.getLogger("nomyo.responses")
 
-# A request is changed no more often than this.
+# A request is changed no more often than this, but for what can be changed only once.
 MAX_CHANGES = 4
 # What is left for the answer where the client names no limit.
 ANSWER_TOKENS = 256
 UNSEEN = {"type": "text", "text": "(An image that this model cannot see.)"}
 
+Params = dict[str, Any]
 
-Create = Callable[[dict[str, Any]], Awaitable[Any]]
+# What shapes neither the answer nor its form.
+HINTS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "stream_options",
+        "user",
+        "verbosity",
+    }
+)
+# The two names of the longest answer.
+LENGTHS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
+SYSTEM_AS_USER, LEADING_TOO, IN_TURNS = "system_as_user", "all_system_as_user", "roles_in_turns"
 
 
-def adapted(create: Create, turn: Turn, kind: Kind, state: AppState, attempt: Attempt) -> Create:
-    """`create` for a turn, with the changes that its backend needs; as it is, where nothing might be changed."""
-    allowed = state.config.adapt
-    fetcher = state.images if allowed.fetch_images and not kind.fetches_images else None
-    could_change = turn.request.params.truncation == "auto" or allowed.tools or allowed.images or allowed.parameters
-    if fetcher is None and not could_change:
-        return create
-    context = state.pool.endpoints.context(attempt.endpoint, attempt.model)
-    return Adapting(create, turn, allowed, fetcher, context, could_change=could_change)
+def change_of(name: str) -> Callable[[Params], Params]:
+    """A change that can be learned, by its name in the header. It gives the params themselves where there is nothing to change."""
+    if name in ROLE_CHANGES:
+        return lambda params: _with_roles(params, name)
+    old, _, new = name.partition("=")
+    if new:
+        return lambda params: _renamed(params, old, new) if old in params and new not in params else params
+    return lambda params: _without(params, name)
+
+
+ROLE_CHANGES = frozenset({SYSTEM_AS_USER, LEADING_TOO, IN_TURNS})
+
+
+def _with_roles(params: Params, name: str) -> Params:
+    """The messages of a chat request, or the items of a native one, with other roles."""
+    key = "messages" if "messages" in params else "input"
+    given = params.get(key)
+    if not isinstance(given, list):
+        return params
+    if name == IN_TURNS:
+        changed = in_turns(given) if key == "messages" else given
+    elif key == "messages":
+        changed = system_as_user(given, also_leading=name == LEADING_TOO)
+    else:
+        # Instructions are a system message before all others.
+        changed = system_items_as_user(given, also_leading=name == LEADING_TOO or bool(params.get("instructions")))
+    return params if changed is given else {**params, key: changed}
+
+
+def _renamed(params: Params, old: str, new: str) -> Params:
+    return {new if key == old else key: value for key, value in params.items()}
+
+
+def _without(params: Params, name: str) -> Params:
+    """The params without one, which may be a part of another: `text.verbosity`."""
+    holder, _, key = name.rpartition(".")
+    if not holder:
+        return {key: value for key, value in params.items() if key != name} if name in params else params
+    inner = params.get(holder)
+    if not isinstance(inner, dict) or key not in inner:
+        return params
+    left = _without(inner, key)
+    return {**params, holder: left} if left else _without(params, holder)
 
 
 class Adapting:
-    """`create`, with the changes. `context` is how many tokens the backend takes, if it says."""
+    """The changes to the requests of a turn at one endpoint: `prepared` before it is asked, `changed` where it has refused."""
 
-    def __init__(
-        self,
-        create: Create,
-        turn: Turn,
-        allowed: AdaptConfig,
-        fetcher: ImageFetcher | None,
-        context: int | None,
-        *,
-        could_change: bool,
-    ) -> None:
-        self._create = create
+    def __init__(self, turn: Turn, state: AppState, attempt: Attempt) -> None:
+        endpoint = state.pool.endpoints.get(attempt.endpoint)
         self._turn = turn
-        self._allowed = allowed
-        self._fetcher = fetcher
-        self._context = context
-        self._could_change = could_change
+        self._allowed: AdaptConfig = state.config.adapt
+        self._model = attempt.model
+        self._learned = endpoint.learned if endpoint else Learned()
+        self._endpoint = endpoint
+        self._fetcher: ImageFetcher | None = None
+        if endpoint and self._allowed.fetch_images and not endpoint.kind.fetches_images:
+            self._fetcher = state.images
+        self._made: set[str] = set()
+        self._changes = 0
 
-    async def __call__(self, params: dict[str, Any]) -> Any:
+    async def prepared(self, params: Params) -> Params:
+        """The request, with what its endpoint is known to need. Raises `InvalidRequest` for images that cannot be had."""
         if self._fetcher is not None:
             messages = await with_images_fetched(params["messages"], self._fetcher)
-            if messages is not params["messages"]:
-                self._tell("fetched_images")
-                params = {**params, "messages": messages}
-        for _ in range(MAX_CHANGES):
-            try:
-                return await self._begun(params)
-            except BackendRefused as error:
-                params = self._changed(params, error)
-        return await self._begun(params)
+            changed = params if messages is params["messages"] else {**params, "messages": messages}
+            params = self._noted(params, changed, "fetched_images")
+        if self._learned:
+            for name in self._learned.changes(self._model, time.monotonic()):
+                if self._may(name):
+                    params = self._noted(params, change_of(name)(params), name)
+        return params
 
-    async def _begun(self, params: dict[str, Any]) -> Any:
-        """The answer; where something could be changed, a stream not before its first piece: some servers refuse in there."""
-        answer = await self._create(params)
-        if self._could_change and isinstance(answer, BackendStream):
-            await answer.prime()
-        return answer
+    def changed(self, params: Params, error: BackendRefused) -> Params:
+        """The request as the backend may take it after this refusal. Raises it, if nothing can or may be done."""
+        if error.roles is not None and self._allowed.roles:
+            return self._with_roles(params, error)
+        if self._allowed.hints and (name := _hint_of(error, params)):
+            # Some take it from other models.
+            of = self._model if "model" in error.message.lower() else EVERY_MODEL
+            return self._learn(params, f"{name}={LENGTHS[name]}" if name in LENGTHS else name, of, error)
+        self._changes += 1
+        if "messages" not in params or self._changes > MAX_CHANGES:
+            raise error
+        return (
+            self._shortened(params, error) if error.code == "context_length_exceeded" else self._left_out(params, error)
+        )
 
-    def _changed(self, params: dict[str, Any], error: BackendRefused) -> dict[str, Any]:
-        """The request as the backend may take it. Raises its refusal, if nothing can or may be done."""
-        if error.code == "context_length_exceeded":
-            messages = self._shortened(params, error)
-            self._tell(f"truncated={len(params['messages']) - len(messages)}")
-            return {**params, "messages": messages}
+    def _may(self, name: str) -> bool:
+        return self._allowed.roles if name in ROLE_CHANGES else self._allowed.hints
+
+    # ── learned ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _learn(self, params: Params, name: str, model: str, error: BackendRefused) -> Params:
+        """The request with a change that the endpoint will need again. Raises the refusal where it changes nothing."""
+        changed = change_of(name)(params)
+        if changed is params or name in self._made:
+            raise error
+        self._learned.add(model, name, time.monotonic())
+        return self._noted(params, changed, name)
+
+    def _with_roles(self, params: Params, error: BackendRefused) -> Params:
+        has_later = change_of(SYSTEM_AS_USER)(params) is not params
+        if error.roles == SYSTEM:
+            return self._learn(params, SYSTEM_AS_USER if has_later else LEADING_TOO, self._model, error)
+        if has_later:
+            params = self._learn(params, SYSTEM_AS_USER, self._model, error)
+            if change_of(IN_TURNS)(params) is params:
+                return params
+        return self._learn(params, IN_TURNS, self._model, error)
+
+    # ── for this once ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _left_out(self, params: Params, error: BackendRefused) -> Params:
+        """The request without what the backend cannot do."""
         match error.unsupported:
             case "tools" if self._allowed.tools and "tools" in params:
-                self._tell("tools")
-                return {key: value for key, value in params.items() if key not in TOOL_PARAMS}
+                changed = {key: value for key, value in params.items() if key not in TOOL_PARAMS}
+                return self._noted(params, changed, "tools")
             case "images" if self._allowed.images and _has_images(params["messages"]):
-                self._tell("images")
-                return {**params, "messages": [_without_images(message) for message in params["messages"]]}
+                seen = [_without_images(message) for message in params["messages"]]
+                return self._noted(params, {**params, "messages": seen}, "images")
             case str(name) if self._allowed.parameters and name in params and name not in NEEDED:
-                self._tell(name)
-                return {key: value for key, value in params.items() if key != name}
+                return self._noted(params, _without(params, name), name)
         raise error
 
-    def _shortened(self, params: dict[str, Any], error: BackendRefused) -> list[Message]:
-        """The messages without the oldest turns, so that the rest and an answer fit."""
+    def _shortened(self, params: Params, error: BackendRefused) -> Params:
+        """The request without the oldest turns, so that the rest and an answer fit."""
         if self._turn.request.params.truncation != "auto" or not self._allowed.truncation:
             raise error
         estimate = estimated_tokens(params)
         overflow = error.overflow
-        limit = (overflow and overflow.limit) or self._context
+        facts = self._endpoint.facts.get(self._model) if self._endpoint else None
+        limit = (overflow and overflow.limit) or (facts and facts.context)
         prompt = (overflow and overflow.prompt) or estimate
+        answer = params.get("max_tokens") or params.get("max_completion_tokens") or ANSWER_TOKENS
         # Not knowing the limit: a quarter less, again and again.
-        wanted = limit - min(params.get("max_tokens") or ANSWER_TOKENS, limit // 4) if limit else prompt * 3 // 4
+        wanted = limit - min(answer, limit // 4) if limit else prompt * 3 // 4
         # In the backend's tokens, which are more or fewer than we estimate.
         scale = prompt / max(estimate, 1)
         left = truncated(
@@ -124,18 +206,36 @@ class Adapting:
         )
         if left is None:
             raise error
-        return left
+        self._made.discard(name := f"truncated={len(params['messages']) - len(left)}")  # As often as it must be.
+        return self._noted(params, {**params, "messages": left}, name)
 
-    def _tell(self, change: str) -> None:
-        turn = self._turn
-        told = turn.headers.get("x-nomyo-adapted")
-        turn.headers["x-nomyo-adapted"] = f"{told}, {change}" if told else change
-        log.info("%s: adapted for its backend: %s", turn.id, change)
+    def _noted(self, params: Params, changed: Params, name: str) -> Params:
+        """The changed request. The client and the log get to know of the change."""
+        if changed is not params and name not in self._made:
+            turn = self._turn
+            before = turn.headers.get("x-nomyo-adapted")
+            turn.headers["x-nomyo-adapted"] = f"{before}, {name}" if before else name
+            log.info("%s: adapted for its backend: %s", turn.id, name)
+            self._made.add(name)
+        return changed
 
 
 TOOL_PARAMS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 # Without these a request is none; tools have a setting of their own.
 NEEDED = frozenset({"model", "messages", "stream", "tools"})
+
+
+def _hint_of(error: BackendRefused, params: Params) -> str | None:
+    """What a refusal is about that can be left out or called otherwise."""
+    if error.unsupported in LENGTHS and error.unsupported in params:
+        return error.unsupported
+    for named in (error.unsupported, error.param):
+        name = (named or "").removeprefix("text.")
+        if name in HINTS and name in params:
+            return name
+        if name == "verbosity" and "verbosity" in (params.get("text") or ()):
+            return "text.verbosity"
+    return None
 
 
 def _has_images(messages: list[Message]) -> bool:

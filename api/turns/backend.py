@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from api.turns.adapting import Adapting
 from backends.kinds.kind import Kind
 from backends.wire.streams import BackendStream
 from core.seals import Sealer
@@ -14,13 +15,15 @@ from core.seals import Sealer
 @dataclass(frozen=True, slots=True)
 class Backend:
     """An endpoint, as a turn sees it. `model` is the model's name there; `create` sends a request, chat or native, and gives
-    the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out."""
+        the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out. `adapting` changes what it
+    refuses; None: nothing is changed."""
 
     model: str
     kind: Kind
     sealer: Sealer
     create: Callable[[dict[str, Any]], Awaitable[Any]]
     refuses_hosted_tools: bool = False
+    adapting: Adapting | None = None
 
 
 def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from api.http.replies import Express
 from api.turns.backend import Backend, batches_of
 from backends.wire.streams import BackendStream
-from core.errors import BackendError
+from core.errors import BackendError, BackendRefused
 from requests.chat import as_chunk, as_plain
 from requests.events import ResponseBuilder
 from requests.open_items import Event
@@ -20,35 +20,52 @@ from requests.thinking import with_thoughts_apart
 async def chat_events(
     backend: Backend, builder: ResponseBuilder, params: dict[str, Any], express: Express | None = None
 ) -> AsyncGenerator[list[Event]]:
-    """The answer to a chat request, as the events of `builder`."""
-    kind = backend.kind
-    if kind.think_tags:
+    """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the first."""
+    if backend.kind.think_tags:
         builder.expect_think_tags()
-    answer = await backend.create(params)
-    if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
-        if not answer.choices:
-            raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
-        choice = answer.choices[0]
-        logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
-        message = as_plain(choice.message)
-        if kind.think_tags:
-            message = with_thoughts_apart(message)
-        items = chat_message_to_output_items(message, logprobs.get("content"))
-        events = builder.begin()
-        yield events + builder.completion(
-            items,
-            finish_reason=getattr(choice, "finish_reason", None),
-            usage=as_plain(answer.usage),
-        )
-        return
-    is_ours = isinstance(answer, BackendStream)
-    if is_ours and express is not None:
-        answer.shortcut(express, builder.chunks, builder.frame_of)
-    async with aclosing(batches_of(answer)) as batches:
-        async for chunks in batches:
-            events = builder.begin() + builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
-            if events or builder.telling == "nothing":
-                yield events
+    adapting = backend.adapting
+    if adapting is not None:
+        params = await adapting.prepared(params)
+    while True:
+        begun = False
+        try:
+            answer = await backend.create(params)
+            if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
+                yield _events_of_whole(backend, builder, answer)
+                return
+            is_ours = isinstance(answer, BackendStream)
+            if is_ours and express is not None:
+                answer.shortcut(express, builder.chunks, builder.frame_of)
+            async with aclosing(batches_of(answer)) as batches:
+                async for chunks in batches:
+                    begun = True
+                    events = builder.begin()
+                    events += builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
+                    if events or builder.telling == "nothing":
+                        yield events
+            return
+        except BackendRefused as error:
+            # Some servers refuse in a stream: it is a refusal like any other as long as nothing came before it.
+            if begun or adapting is None:
+                raise
+            params = adapting.changed(params, error)
+
+
+def _events_of_whole(backend: Backend, builder: ResponseBuilder, answer: Any) -> list[Event]:
+    if not answer.choices:
+        raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
+    choice = answer.choices[0]
+    logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
+    message = as_plain(choice.message)
+    if backend.kind.think_tags:
+        message = with_thoughts_apart(message)
+    items = chat_message_to_output_items(message, logprobs.get("content"))
+    events = builder.begin()
+    return events + builder.completion(
+        items,
+        finish_reason=getattr(choice, "finish_reason", None),
+        usage=as_plain(answer.usage),
+    )
 
 
 async def whole_answer(backend: Backend, params: dict[str, Any]) -> ResponseBuilder:

@@ -13,7 +13,7 @@ from api.turns.backend import Backend, batches_of
 from api.turns.turn import Turn, TurnRequest
 from backends.wire.errors import ANY_SERVER
 from backends.wire.streams import BackendStream, NativeEvent, NativeRun
-from core.errors import BackendError
+from core.errors import BackendError, BackendRefused
 from core.seals import Sealer
 from requests.events import ResponseBuilder
 from requests.messages import told_summary
@@ -26,7 +26,7 @@ NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
 
 async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of the answer, renamed to our id and numbers. Raises what upstream refused, or that it broke off."""
-    answer = await backend.create(native_params(turn.request, backend.model, backend.sealer))
+    answer = await _begun(backend, native_params(turn.request, backend.model, backend.sealer))
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return
@@ -51,6 +51,20 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
                 yield events
     if not builder.ended:
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
+
+
+async def _begun(backend: Backend, params: dict[str, Any]) -> Any:
+    """The answer to the request, or to a changed one, where upstream refused the first."""
+    adapting = backend.adapting
+    if adapting is not None:
+        params = await adapting.prepared(params)
+    while True:
+        try:
+            return await backend.create(params)
+        except BackendRefused as error:
+            if adapting is None:
+                raise
+            params = adapting.changed(params, error)
 
 
 def _as_native(event: Any) -> NativeEvent | NativeRun:

@@ -13,6 +13,7 @@ from typing import Any
 
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Candidate
+from backends.fleet.learned import Learned
 from backends.kinds import discover, kind_of, recognise
 from backends.kinds.kind import Kind
 from backends.kinds.server import Discovery, Memory, ModelFacts
@@ -67,6 +68,7 @@ class Endpoint:
         self._slots: int | None = None
         self._failed_looks = 0
         self._memory = Memory()
+        self.learned = Learned()
 
     @property
     def max_concurrent(self) -> int:
@@ -179,6 +181,7 @@ class Endpoint:
         elif not self.kind.is_same(before.kind):
             return
         self.version = before.version
+        self.learned = before.learned
         if before.seen is not None:
             self._take(before.seen)
 
@@ -230,6 +233,7 @@ class Endpoint:
         if self.error != problem:
             log.warning("endpoint %s: %s", self.name, problem)
         self.error = problem
+        self.learned.forget()
         self._failed_looks += 1
         if self._failed_looks >= LOST_AFTER:
             self._on_lost(self)

@@ -249,8 +249,11 @@ def _can_go_on(report: Report) -> bool:
 
 def _passed_on(report: Report) -> Named:
     """The error of a server that speaks our clients' language: its status, its object and what its headers say to a client."""
-    kind = _CLASSES.get(report.status, BackendError if report.status >= 500 else BackendRefused)
-    overflow = LEXICON.overflow(report.words, report.object) if report.status < 500 else None
+    roles = LEXICON.roles(report.words)
+    overflow = LEXICON.overflow(report.words, report.object)
+    # What it refuses is no fault of the server's, whatever its status.
+    refuses = report.status < 500 or roles is not None or overflow is not None
+    kind = _CLASSES.get(report.status, BackendRefused if refuses else BackendError)
     code = report.code or (
         "context_length_exceeded" if overflow else "model_not_found" if report.status == 404 else None
     )
@@ -264,7 +267,7 @@ def _passed_on(report: Report) -> Named:
     error.original = {key: value for key, value in report.object.items() if key not in _OF_THE_EVENT}
     error.type = report.type if report.type not in (None, "error") else error.type
     if isinstance(error, BackendRefused):
-        error.overflow = overflow
+        error.overflow, error.roles = overflow, roles
         error.unsupported = LEXICON.unsupported(report.words, report.object)
     return _with_headers(error, report)
 
