@@ -18,10 +18,10 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test clients contract bench opcodes gateways lint format clean
+.PHONY: help setup demo serve test test-all clients contract bench opcodes gateways lint format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(SYNCED) ## install everything into .venv, as uv.lock says
 	@echo "Everything is installed. Next: make demo"
@@ -32,8 +32,15 @@ demo: $(SYNCED) ## a real model behind the router, and a client that talks to it
 serve: $(SYNCED) ## the router, as config.yaml says (HOST=127.0.0.1 PORT=12434)
 	@$(VENV_PYTHON) serve.py --host $(HOST) --port $(PORT) $(ARGS)
 
-test: $(SYNCED) ## all tests, two at once (ARGS="-k name -x" goes to pytest)
-	@$(VENV_PYTHON) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+# `load` hands the tests out in the order of conftest.py, from pure to live; `loadfile` has each file in one process, for what is
+# started once a file.
+PYTEST = $(VENV_PYTHON) -m pytest --numprocesses 2
+test: $(SYNCED) ## all tests but the heavy ones, two at once (ARGS="-k name -x" goes to pytest)
+	@$(PYTEST) --dist load -m "not heavy" $(ARGS)
+
+test-all: test ## those, the heavy ones (processes that are killed, crowds of requests) and the real clients
+	@$(PYTEST) --dist loadfile -m heavy
+	@$(MAKE) --no-print-directory clients
 
 # Codex and the SDKs: each against the router, in an environment of its own.
 clients: export UV_PYTHON_DOWNLOADS = never

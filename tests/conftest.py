@@ -71,11 +71,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """From pure to live: what fails first is then nearest to the cause."""
+    """From pure to live, and the heavy ones last: what fails first is then nearest to the cause."""
 
     def distance(item: pytest.Item) -> int:
-        on_sockets = {"backend", "client", "stack"} & set(getattr(item, "fixturenames", ()))
-        return 2 if item.get_closest_marker("live") else 1 if on_sockets else 0
+        if item.get_closest_marker("heavy"):
+            return 3
+        if item.get_closest_marker("live"):
+            return 2
+        return 1 if {"backend", "client", "stack"} & set(getattr(item, "fixturenames", ())) else 0
 
     items.sort(key=distance)
 

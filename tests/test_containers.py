@@ -252,6 +252,7 @@ def test_compose_leaves_a_shutdown_the_time_that_the_config_gives_it() -> None:
 # The image, followed step by step -------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_the_image_starts_is_healthy_writes_only_its_data_and_stops(tmp_path: Path) -> None:
     app = tmp_path / "app"
     (app / "data").mkdir(parents=True)

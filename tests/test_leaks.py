@@ -107,6 +107,7 @@ async def crowd(work: Iterable[Coroutine[Any, Any, str]], at_once: int) -> Count
     return ended
 
 
+@pytest.mark.heavy
 async def test_2000_requests_over_sockets(three):
     dice = random.Random(3)
     for backend in three:
@@ -218,6 +219,7 @@ async def test_a_probe_ends_if_who_waited_for_it_has_left(three):
         await nothing_is_left(pool)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_4000_requests_while_endpoints_come_change_drain_and_go(three, seed):
     """Without sockets but for the listings: what is taken is given back by whatever way a request ends."""

@@ -41,6 +41,8 @@ from tests.turns import (
     turn,
 )
 
+pytestmark = pytest.mark.heavy
+
 in_module = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).parents[1]

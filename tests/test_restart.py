@@ -18,6 +18,8 @@ from tests.fake_backend import FakeBackend, chat, stall
 from tests.stream_grammar import check_stream
 from tests.turns import SOON_S, create, eventually, open_stream, rejoin, retrieve, text_of
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -38,6 +38,8 @@ from tests.turns import (
     text_of,
 )
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 HERE = "http://server:1/v1"
 TURN = {"model": "test-model", "input": "Say something."}

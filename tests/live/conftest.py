@@ -1,6 +1,5 @@
 """A router in front of a real llama.cpp server with a real, very small model. One server runs for all tests."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from openai import AsyncOpenAI
 from demo.model_server import running_model_server
 from tests.conftest import Running, running_router
 from tests.sdk import strict_client
+from tests.turns import eventually
 
 
 @pytest.fixture(scope="session")
@@ -36,17 +36,16 @@ class Live:
         return sum(slot["is_processing"] for slot in slots)
 
     async def wait_for_busy_slots(self, number: int) -> None:
-        for _ in range(200):
-            if (busy := await self.busy_slots()) == number:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"llama.cpp has {busy} busy slots, and never {number}")
+        async def reached() -> bool:
+            return await self.busy_slots() == number
+
+        await eventually(reached, f"llama.cpp has {number} busy slots")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def live(model_server: str) -> AsyncIterator[Live]:
     async with (
         running_router(endpoints=[{"url": model_server, "kind": "llama.cpp"}]) as router,
-        httpx2.AsyncClient(base_url=model_server, timeout=30) as behind,
+        httpx2.AsyncClient(base_url=model_server, timeout=None) as behind,
     ):
         yield Live(router, router.openai, strict_client(router), behind)

@@ -19,7 +19,7 @@ from tests.conftest import Running, running_router
 from tests.sdk import collected
 from tests.turns import eventually
 
-pytestmark = [pytest.mark.live, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.heavy, pytest.mark.live, pytest.mark.asyncio(loop_scope="module")]
 
 FIRST, SECOND = "smollm2-first", "smollm2-second"
 
@@ -52,7 +52,7 @@ async def fleet(servers: dict[str, Child]) -> AsyncIterator[Fleet]:
         endpoints=endpoints, models_refresh_s=1, fallback_models={FIRST: [SECOND]}, breaker={"cooldown_s": 0.5}
     ) as router:
         pool = router.app.state.pool
-        await eventually(lambda: {FIRST, SECOND} <= pool.endpoints.models().keys(), "both are known", 10)
+        await eventually(lambda: {FIRST, SECOND} <= pool.endpoints.models().keys(), "both are known")
         yield Fleet(router, servers)
 
 
@@ -94,5 +94,5 @@ async def test_one_is_killed_in_mid_stream(fleet: Fleet) -> None:
         await collected(stream)
     assert [await fleet.ask(FIRST) for _ in range(5)] == ["b"] * 5
     pool = fleet.router.app.state.pool
-    await eventually(lambda: not pool.endpoints[address_of(fleet.servers["a"])].healthy, "it is seen to be down", 10)
+    await eventually(lambda: not pool.endpoints[address_of(fleet.servers["a"])].healthy, "it is seen to be down")
     assert fleet.router.in_flight() == 0

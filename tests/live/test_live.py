@@ -17,6 +17,7 @@ from openai.types.responses import (
 from demo.model_server import CONTEXT_TOKENS, MODEL
 from tests.live.conftest import Live
 from tests.sdk import PIXEL, WEATHER_TOOL, GetWeather, Person, check_raw, check_types, collected, until_text
+from tests.turns import soon
 
 pytestmark = [pytest.mark.live, pytest.mark.asyncio(loop_scope="session")]
 
@@ -181,7 +182,7 @@ async def test_a_background_response_is_polled_until_it_is_done(live: Live) -> N
     created = await live.strict.responses.create(**HELLO, background=True)
     assert created.status == "queued"
     seen = set()
-    async with asyncio.timeout(20):
+    async with soon():
         while (response := await live.strict.responses.retrieve(created.id)).status in ("queued", "in_progress"):
             seen.add(response.status)
     assert response.status in ("completed", "incomplete"), response.error
