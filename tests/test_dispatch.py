@@ -361,6 +361,19 @@ class TestSockets:
             assert "response.created" in str(await socket.recv())
 
 
+async def test_it_may_stand_below_a_path_of_somebody_elses(backend: FakeBackend, stack: AsyncExitStack) -> None:
+    app = application(backend)
+    await stack.enter_async_context(app.router.lifespan_context(app))
+    transport = httpx2.ASGITransport(app, root_path="/llm")
+    async with httpx2.AsyncClient(transport=transport, base_url="http://router/llm/") as client:
+        answer = await client.post("v1/responses", json=ASK | {"store": True})
+        assert answer.status_code == 200, answer.text
+        assert (await client.get(f"responses/{answer.json()['id']}")).status_code == 200
+        assert (await client.head("health")).status_code == 200
+        assert "/llm/openapi.json" in (await client.get("docs")).text
+        assert_error(await client.get("http://router/llmv1/models"), 404, code="unknown_url")
+
+
 class TestTheRoot:
     async def test_says_what_ollamas_clients_look_for_and_asks_for_no_key(self, backend: FakeBackend) -> None:
         endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]

@@ -26,7 +26,7 @@ from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
-from core.errors import APIError, NotFound
+from core.errors import APIError
 from core.state import AppState
 
 
@@ -96,12 +96,9 @@ class Application(FastAPI):
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply that says why."""
         scope[HEADERS] = dict(scope["headers"])
-        scope["path"] = self.table.spelled(scope["path"])
         try:
             check_key(self.state, scope)
-            if (endpoint := self.table.sockets.get(scope["path"])) is None:
-                raise NotFound(f"There is no WebSocket at {scope['path']}.", code="unknown_url")
-            await endpoint(WebSocket(scope, receive, send))
+            await self.table.find_socket(scope)(WebSocket(scope, receive, send))
         except APIError as error:
             if "websocket.http.response" in scope.get("extensions", {}):
                 await error_reply(error)(scope, receive, send)

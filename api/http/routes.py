@@ -86,8 +86,9 @@ class RouteTable:
             for route in self._routes
             if _needs_nothing(route)
             for method in route.methods or ()
+            if method != "HEAD"
         }
-        self.sockets: dict[str, SocketEndpoint] = {
+        self._sockets: dict[str, SocketEndpoint] = {
             route.path: route.endpoint for route in routes if isinstance(route, WebSocketRoute)
         }
         # What may stand without its /v1 in front.
@@ -98,7 +99,7 @@ class RouteTable:
         """The endpoint of a request, and its scope as the endpoint wants it: HEAD as GET, and one spelling of the path.
         There is always one: it may have nothing to give but an error."""
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        scope = {**scope, "method": method, "path": self.spelled(scope["path"])}
+        scope = {**scope, "method": method, "path": self.spelled(_path_in(scope))}
         if endpoint := self.endpoints.get((method, scope["path"])):
             return scope, endpoint
         for route in self._with_parameters:
@@ -124,6 +125,13 @@ class RouteTable:
                 return door.envelope
         return openai_envelope
 
+    def find_socket(self, scope: Scope) -> SocketEndpoint:
+        """The endpoint of a WebSocket. Raises `NotFound` where there is none."""
+        path = self.spelled(_path_in(scope))
+        if endpoint := self._sockets.get(path):
+            return endpoint
+        raise NotFound(f"There is no WebSocket at {path}.", code="unknown_url")
+
     async def _options(self, request: Request) -> Response:
         """What may be asked of a path. A preflight asks for a page; the dispatch adds whether it may."""
         if is_preflight(request.scope):
@@ -137,7 +145,7 @@ class RouteTable:
         scope = request.scope
         if not (allowed := self._allowed(scope)):
             raise self._unknown(scope)
-        if scope["path"] in self.sockets and request.headers.get("upgrade", "").lower() == "websocket":
+        if scope["path"] in self._sockets and request.headers.get("upgrade", "").lower() == "websocket":
             # The server under us knows no WebSockets, and has handed on the upgrade as a plain GET.
             raise UpgradeRefused
         raise MethodNotAllowed(f"{scope['method']} {scope['path']}: Method Not Allowed.", sorted(allowed))
@@ -154,6 +162,13 @@ class RouteTable:
         if once.startswith("/v1/") and self._allowed({"path": once}):
             message += f" Does the base URL end in /v1 twice? There is {once}."
         return NotFound(message, code="unknown_url")
+
+
+def _path_in(scope: Scope) -> str:
+    """The path below where this application stands: by ASGI, `path` begins with `root_path`."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def _needs_nothing(route: Route) -> bool:
