@@ -332,7 +332,7 @@ class TestErrors:
     async def test_of_ours_are_hidden_and_logged_where_fastapi_reads_parameters(
         self, served: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async def broken(*_: Any) -> None:
+        async def broken(*_: Any, **__: Any) -> None:
             raise RuntimeError("a fault of ours")
 
         monkeypatch.setattr(served.app.state.db, "get_response", broken)
