@@ -34,7 +34,7 @@ import uvloop
 from benchmarks.gateways import free_port
 from benchmarks.running import started
 from db import Store, make_store
-from requests.params import input_items
+from requests.items import input_items
 from requests.responses import new_id, response_resource, whole_item
 from stores.migrations.sqlite import migrate
 

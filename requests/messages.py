@@ -17,6 +17,7 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from core.errors import InvalidRequest, Unsupported
+from requests.compatibility import IGNORED, ITEMS, PARTS, RUN_HERE, chat_names
 from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
 
 Message = dict[str, Any]
@@ -26,10 +27,11 @@ SUMMARY = "A summary of our conversation up to here, which was made to save spac
 UNREADABLE = "(It was made by another service and cannot be read here.)"
 ATTACHED = "(The attachments of this output follow in the next user message.)"
 # Items that say something to the router, and nothing to a model.
-SILENT = BRINGS_TOOLS | {"compaction_trigger", "configuration_update", "mcp_list_tools"}
+SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE)
+IGNORED_ITEMS = chat_names(ITEMS, IGNORED)
 EVERY_PART = frozenset({"image", "file", "audio"})
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-TEXT_PARTS = frozenset({"input_text", "output_text", "text", "summary_text", "reasoning_text"})
+TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
 
 
 def responses_input_to_messages(
@@ -41,15 +43,17 @@ def responses_input_to_messages(
     carries: frozenset[str] = EVERY_PART,
     reasoning_key: str | None = "reasoning_content",
     book: ToolBook | None = None,
+    ignored: set[str] | None = None,
 ) -> list[Message]:
     """Chat messages for a Responses input.
 
     `history` is how many of the items come from earlier turns, so that an error names the place in the client's own
     `input`; `places` are those of the items there, if some were left out. `carries` names the content parts, other than
     text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from: a key of the message,
-    `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools.
+    `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools. `ignored`
+    gets the names of items and keys of which nothing came.
     """
-    conversation = _Conversation(carries, reasoning_key, book or ToolBook(()))
+    conversation = _Conversation(carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored)
     if instructions:
         conversation.system(instructions)
     if isinstance(input, str):
@@ -98,7 +102,8 @@ class _Node:
 
 
 class _Conversation:
-    def __init__(self, carries: frozenset[str], reasoning_key: str | None, book: ToolBook) -> None:
+    def __init__(self, carries: frozenset[str], reasoning_key: str | None, book: ToolBook, ignored: set[str]) -> None:
+        self._ignored = ignored
         self._carries = carries
         self._reasoning_key = reasoning_key
         self._book = book
@@ -139,7 +144,9 @@ class _Conversation:
                 self.message("user", _told_by_agent(item.get("content") or ""))
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
-            case other if other not in SILENT:
+            case _ if kind in IGNORED_ITEMS:
+                self._ignored.add(f"input.{kind}")
+            case _ if kind not in SILENT:
                 # Something that OpenAI ran, in an earlier turn: the model reads what it was.
                 self._assistant(told(item), where)
 
@@ -240,6 +247,8 @@ class _Conversation:
 
     def _part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         kind = part.get("type")
+        if "prompt_cache_breakpoint" in part:
+            self._ignored.add("input.prompt_cache_breakpoint")
         if kind in TEXT_PARTS:
             return {"type": "text", "text": part.get("text") or ""}
         if kind == "input_image":

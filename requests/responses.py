@@ -4,7 +4,7 @@
 
 Specification: Open Responses 2026-04-24 and OpenAI's Responses API; where they differ, strict clients of both must be able to
 read what we build. Translators give the bare shapes; ids, statuses and the keys that a client requires are filled in by
-`whole_item` and `response_resource`. The other direction is in `requests/params.py` and `requests/messages.py`.
+`whole_item` and `response_resource`. The other direction is in `requests/chat_params.py` and `requests/messages.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from secrets import token_hex
 from typing import Any
 
+from requests.compatibility import ITEMS
 from requests.credentials import without_credentials
 from requests.messages import messages_to_responses_input, responses_input_to_messages, whole_arguments
 from requests.tools import CALLS, OUTPUTS, Item, tools_responses_to_chat
@@ -29,24 +30,7 @@ __all__ = [
     "whole_item",
 ]
 
-ID_PREFIXES = {
-    "message": "msg",
-    "function_call": "fc",
-    "function_call_output": "fco",
-    "reasoning": "rs",
-    "custom_tool_call": "ctc",
-    "custom_tool_call_output": "ctco",
-    "tool_search_call": "tsc",
-    "tool_search_output": "tso",
-    "local_shell_call": "lsh",
-    "local_shell_call_output": "lsho",
-    "shell_call": "sh",
-    "shell_call_output": "sho",
-    "apply_patch_call": "apc",
-    "apply_patch_call_output": "apco",
-    "additional_tools": "at",
-    "compaction": "cmp",
-}
+ID_PREFIXES = {name: row.prefix for name, row in ITEMS.items()}
 HAS_STATUS = frozenset({"message"}) | CALLS | OUTPUTS
 
 

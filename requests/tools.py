@@ -20,28 +20,16 @@ import orjson
 
 from core.errors import InvalidRequest, Unsupported
 from requests.bounded_json import decode_bounded
+from requests.compatibility import IGNORED, ITEMS, TOOLS, chat_names
 
 Tool = dict[str, Any]
 Item = dict[str, Any]
 
 MAX_NAME = 64
-# OpenAI's own tools that no chat backend can run. A type that is not among these is a client's own text: not for the log.
-OPENAI_TOOLS = frozenset(
-    {
-        "code_interpreter",
-        "computer",
-        "computer_use_preview",
-        "file_search",
-        "image_generation",
-        "mcp",
-        "programmatic_tool_calling",
-        "tool_search",
-        "web_search",
-        "web_search_preview",
-    }
-)
+# Tools that no chat backend can run. A type that is not among these is a client's own text: not for the log.
+OPENAI_TOOLS = chat_names(TOOLS, IGNORED)
 # Items that bring tools of their own along.
-BRINGS_TOOLS = frozenset({"additional_tools", "tool_search_output"})
+BRINGS_TOOLS = frozenset(name for name, row in ITEMS.items() if row.brings_tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +88,19 @@ def _shells() -> dict[str, tuple[str, str, dict[str, Any]]]:
 
 
 TYPED_TOOLS = _shells()
+# What of a tool reaches the model; `false` and the like say nothing.
+FUNCTION_KEYS = frozenset({"type", "name", "description", "parameters", "strict"})
+CUSTOM_KEYS = frozenset({"type", "name", "description", "format"})
 
 
 class ToolBook:
-    """The tools of a turn. `chat` is what the backend is offered, `omitted` what it cannot be, as `type` or `type:name`."""
+    """The tools of a turn. `chat` is what the backend is offered, `omitted` what it cannot be, as `type` or `type:name`;
+    `ignored` are the settings of tools of which nothing comes, as `tools.key`."""
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self.chat: list[Tool] = []
         self.omitted: list[str] = []
+        self.ignored: set[str] = set()
         self._calls: dict[str, Call] = {}
         self._names: dict[Call, str] = {}
         for tool in tools:
@@ -146,10 +139,12 @@ class ToolBook:
             for inner in tool.get("tools") or []:
                 self._add(inner, tool["name"])
         elif kind == "function":
+            self._ignore(tool, FUNCTION_KEYS)
             self._offer(
                 Call("function_call", tool["name"], namespace), tool.get("description"), tool.get("parameters"), tool
             )
         elif kind == "custom":
+            self._ignore(tool, CUSTOM_KEYS)
             self._offer(
                 Call("custom_tool_call", tool["name"], namespace), _custom_description(tool), _custom_parameters(tool)
             )
@@ -161,6 +156,10 @@ class ToolBook:
         else:
             name = tool.get("name") or tool.get("server_label")
             self.omitted.append(f"{kind}:{name}" if name else str(kind))
+
+    def _ignore(self, tool: Tool, heeded: frozenset[str]) -> None:
+        if not tool.keys() <= heeded:
+            self.ignored |= {f"tools.{key}" for key in tool.keys() - heeded if tool[key]}
 
     def _offer(self, call: Call, description: str | None, parameters: Any, function: Tool | None = None) -> None:
         if call in self._names:
@@ -302,19 +301,8 @@ def custom_input(arguments: str, *, whole: bool = True) -> str:
 # ── calls, as items ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 # The items that are calls, and those that answer one.
-CALLS = frozenset(
-    {"function_call", "custom_tool_call", "tool_search_call", "local_shell_call", "shell_call", "apply_patch_call"}
-)
-OUTPUTS = frozenset(
-    {
-        "function_call_output",
-        "custom_tool_call_output",
-        "tool_search_output",
-        "local_shell_call_output",
-        "shell_call_output",
-        "apply_patch_call_output",
-    }
-)
+CALLS = frozenset(name for name, row in ITEMS.items() if row.is_call)
+OUTPUTS = frozenset(name for name, row in ITEMS.items() if row.is_output)
 
 
 def call_id_of(item: Item) -> str | None:

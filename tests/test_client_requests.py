@@ -16,8 +16,10 @@ import pytest
 from openai.types.responses import Response
 
 from core.errors import InvalidRequest
+from requests.chat_params import chat_request
+from requests.items import check_input, input_items
 from requests.messages import responses_input_to_messages
-from requests.params import chat_request, check_input, check_request, input_items
+from requests.params import check_request
 from requests.responses import response_resource
 from requests.tools import CALLS, OUTPUTS, ToolBook, call_id_of, tool_choice_responses_to_chat
 from tests.fake_backend import strict_error

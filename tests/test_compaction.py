@@ -11,8 +11,8 @@ from openai.types.responses import ResponseCompactionItem, ResponseUsage
 
 from api.turns.compaction import SUMMARIZE
 from core.seals import Sealer
+from requests.items import check_input
 from requests.messages import SUMMARY, UNREADABLE, responses_input_to_messages, without_superseded
-from requests.params import check_input
 from tests.carried import FUNCTION, SECRET, TRIGGER, Json, compacted, messages, said, summary_in, user
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, chat_usage, http_error, reasoning, strict_error

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from core.errors import BackendError, InvalidRequest, Unsupported
 from requests.chat import decode_chunk, decode_completion
+from requests.chat_params import chat_request
 from requests.events import ResponseBuilder
+from requests.items import check_input, input_items
 from requests.messages import responses_input_to_messages
 from requests.ollama import (
     NO_OUTPUT,
@@ -29,7 +31,7 @@ from requests.ollama import (
     running_model,
     shown_model,
 )
-from requests.params import chat_request, check_input, check_request, input_items
+from requests.params import check_request
 from requests.responses import chat_message_to_output_items, response_resource
 from requests.sse import SSEDecoder
 from tests.fake_backend import chunk, strict_error

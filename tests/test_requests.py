@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidRequest, Unsupported
-from requests.params import (
-    EFFORTS,
-    NOT_PASSED_ON,
-    CreateParams,
-    chat_request,
-    check_input,
-    check_request,
-    input_items,
-    nearest_effort,
-    without_cut_calls,
-)
+from requests.chat_params import EFFORTS, NOT_PASSED_ON, chat_request, nearest_effort
+from requests.items import check_input, input_items, without_cut_calls
+from requests.params import CreateParams, check_request
 
 Json = dict[str, Any]
 

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from db import History
-from requests.params import input_items
+from requests.items import input_items
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, json_answer
 from tests.stores.databases import sqlite_reads

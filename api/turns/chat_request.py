@@ -15,8 +15,8 @@ from api.turns.history import SEALED, opened
 from api.turns.turn import Turn, TurnRequest
 from backends.fleet.routing import printable
 from core.errors import Unsupported
+from requests.chat_params import chat_request, ignored_in
 from requests.messages import responses_input_to_messages, without_superseded
-from requests.params import chat_request
 from requests.tools import NO_TOOLS, OPENAI_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
 
 log = logging.getLogger("nomyo.responses")
@@ -24,13 +24,14 @@ log = logging.getLogger("nomyo.responses")
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, and which of them the
-    client has allowed (`choice`)."""
+    """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, which of them the client
+    has allowed (`choice`), and the names of what nothing comes of (`ignored`)."""
 
     params: dict[str, Any]
     book: ToolBook
     choice: ToolChoice
     one_call: bool
+    ignored: list[str]
 
 
 def prepare_chat(
@@ -57,6 +58,7 @@ def prepare_chat(
         places = [place for place, item in enumerate(given) if id(item) in kept]
     book = ToolBook.of(request.body.get("tools"), items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
+    ignored = {*ignored_in(request.body), *book.ignored}
     messages = responses_input_to_messages(
         items,
         request.params.instructions,
@@ -65,19 +67,23 @@ def prepare_chat(
         carries=kind.carries,
         reasoning_key=kind.reasoning_key,
         book=book,
+        ignored=ignored,
     )
     if stream is None:
         stream = request.stream or kind.streams_always
     params = chat_request(
         request.body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts
     )
-    return ChatRequest(params, book, choice, one_call=request.params.parallel_tool_calls is False)
+    one_call = request.params.parallel_tool_calls is False
+    return ChatRequest(params, book, choice, one_call, ignored=sorted(ignored))
 
 
 def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
-    """Prepares a turn for the answer: its builder learns what the backend is offered. Tools that have no chat form are named to
-    the client. Raises `Unsupported` where the settings refuse those."""
+    """Prepares a turn for the answer: its builder learns what the backend is offered. What nothing comes of, and tools that have
+    no chat form, are named to the client. Raises `Unsupported` where the settings refuse those."""
     turn.builder.offer(chat.book, allowed=chat.choice.allowed, one_call=chat.one_call)
+    if chat.ignored:
+        turn.headers["x-nomyo-ignored"] = _named(chat.ignored)
     omitted = chat.book.omitted
     if not omitted:
         return
@@ -87,7 +93,16 @@ def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
             param="tools",
             code="unsupported_tool",
         )
-    turn.headers["x-nomyo-omitted-tools"] = printable(", ".join(omitted))
+    turn.headers["x-nomyo-omitted-tools"] = _named(omitted)
     types = {name.partition(":")[0] for name in omitted}
     shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
     log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))
+
+
+def _named(names: list[str]) -> str:
+    """Names as a header holds them. They are the client's own text, and may be as long as it likes."""
+    return printable(", ".join(names))[:MOST]
+
+
+# Servers and proxies take no longer headers, all together, than some kilobytes.
+MOST = 2048

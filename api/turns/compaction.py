@@ -10,8 +10,8 @@ from api.turns.chat_events import whole_answer
 from api.turns.chat_request import prepare_chat
 from api.turns.turn import TurnRequest
 from core.errors import BackendError
+from requests.items import input_items
 from requests.messages import without_superseded
-from requests.params import input_items
 from requests.responses import new_id, output_text
 from requests.tools import Item
 

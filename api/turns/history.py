@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from core.errors import InvalidRequest
 from core.seals import Sealer
 from core.state import AppState
-from requests.params import without_cut_calls
+from requests.items import without_cut_calls
 from requests.tools import Item
 
 # The items of which we seal a part.

@@ -18,7 +18,8 @@ from backends.fleet.routing import Routing
 from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder
-from requests.params import CreateParams, check_input, check_request, input_items
+from requests.items import check_input, input_items
+from requests.params import CreateParams, check_request
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
 
