@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -31,8 +31,10 @@ class Sealer:
         """The text, encrypted, as letters and digits: about a third longer."""
         return self._fernet.encrypt(text.encode()).decode()
 
-    def open(self, sealed: str) -> str | None:
-        """The text, or None for anything that was not sealed with this key."""
+    def open(self, sealed: Any) -> str | None:
+        """The text, or None for anything that was not sealed with this key: a client may send what it likes."""
+        if not isinstance(sealed, str):
+            return None
         from cryptography.fernet import InvalidToken
 
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from core.errors import InvalidRequest
 from requests.compatibility import (
     ADAPTED,
     CARRIED,
@@ -21,7 +22,7 @@ from requests.compatibility import (
     chat_names,
 )
 from requests.messages import Message
-from requests.tools import ToolBook, ToolChoice, tool_choice_responses_to_chat
+from requests.tools import Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
 
 # Those of one name in both go on as they are, but for these, which depend on others.
 NOT_PASSED_ON = chat_names(PARAMETERS, ADAPTED, IGNORED, REFUSED, RUN_HERE) | {
@@ -70,10 +71,14 @@ def chat_request(
     text = request.get("text") or {}
     if response_format := _response_format(text.get("format")):
         params["response_format"] = response_format
-    if text.get("verbosity") is not None:
-        params["verbosity"] = text["verbosity"]
-    if effort := nearest_effort((request.get("reasoning") or {}).get("effort"), efforts):
-        params["reasoning_effort"] = effort
+    if (verbosity := text.get("verbosity")) is not None:
+        params["verbosity"] = _one_of(VERBOSITIES, verbosity, "text.verbosity")
+    if (effort := (request.get("reasoning") or {}).get("effort")) is not None:
+        known = _one_of((*EFFORTS, *(efforts or ())), effort, "reasoning.effort")
+        if nearest := nearest_effort(known, efforts):
+            params["reasoning_effort"] = nearest
+    if "service_tier" in params:
+        _one_of(SERVICE_TIERS, params["service_tier"], "service_tier")
     if wants_logprobs(request):
         params["logprobs"] = True
         if request.get("top_logprobs"):
@@ -84,6 +89,20 @@ def chat_request(
     return params
 
 
+def _one_of(words: Sequence[str], word: str, param: str) -> str:
+    """The word, if it is one of these. A server that does not know it may take it for none."""
+    if word not in words:
+        raise InvalidRequest(
+            f"Invalid value: '{word[:64]}'. Supported values are: {', '.join(words)}.",
+            param=param,
+            code="invalid_value",
+        )
+    return word
+
+
+VERBOSITIES = ("low", "medium", "high")
+# OpenAI's, and behind them those of Groq's chat completions.
+SERVICE_TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast", "on_demand", "performance")
 # How much to think, least first.
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -117,6 +136,23 @@ def _response_format(format: dict[str, Any] | None) -> dict[str, Any] | None:
             }
         case _:
             return None
+
+
+def configured(request: dict[str, Any], items: Sequence[Item]) -> dict[str, Any]:
+    """The request with the effort and the verbosity that the last `configuration_update` of the conversation gives them."""
+    settings: dict[tuple[str, str], Any] = {}
+    for item in items:
+        if item["type"] == "configuration_update":
+            for holder, key in CONFIGURED:
+                if (value := (item.get(holder) or {}).get(key)) is not None:
+                    settings[holder, key] = value
+    for (holder, key), value in settings.items():
+        request = {**request, holder: {**(request.get(holder) or {}), key: value}}
+    return request
+
+
+# What an update can change.
+CONFIGURED = (("reasoning", "effort"), ("text", "verbosity"))
 
 
 def ignored_in(request: dict[str, Any]) -> list[str]:

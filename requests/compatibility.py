@@ -45,6 +45,7 @@ class ItemRow(Row):
     is_call: bool = False
     is_output: bool = False
     brings_tools: bool = False
+    is_setting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ ITEMS: Mapping[str, ItemRow] = {
     "compaction_trigger": ItemRow(RUN_HERE),
     "computer_call": ItemRow(ADAPTED, note="text"),
     "computer_call_output": ItemRow(ADAPTED, note="text"),
-    "configuration_update": ItemRow(IGNORED),
+    "configuration_update": ItemRow(ADAPTED, note="effort and verbosity, until the next one", is_setting=True),
     "custom_tool_call": ItemRow(ADAPTED, prefix="ctc", is_call=True),
     "custom_tool_call_output": ItemRow(CARRIED, prefix="ctco", is_output=True),
     "file_search_call": ItemRow(ADAPTED, note="text"),
@@ -201,8 +202,12 @@ TOOLS: Mapping[str, Row] = {
     "local_shell": Row(ADAPTED, note="a function"),
     "mcp": Row(IGNORED),
     "namespace": Row(ADAPTED, note="its tools, with the namespace in front of their names"),
+    "namespace.description": Row(ADAPTED, note="in front of the description of its first tool"),
     "programmatic_tool_calling": Row(IGNORED),
     "shell": Row(ADAPTED, note="a function"),
+    "shell.container_auto": Row(IGNORED, note="it runs at OpenAI"),
+    "shell.container_reference": Row(IGNORED, note="it runs at OpenAI"),
+    "shell.skills": Row(ADAPTED, note="in its description"),
     "tool_search": Row(IGNORED),
     "tool_search.client": Row(ADAPTED, note="a function"),
     "web_search": Row(IGNORED),

@@ -6,6 +6,7 @@ from typing import Any
 
 from core.errors import InvalidRequest
 from requests.messages import ROLES, orphan_output
+from requests.pairs import OpenCalls, needs_output
 from requests.responses import HAS_STATUS, ID_PREFIXES, new_id
 from requests.tools import CALLS, OUTPUTS, Item, call_id_of, check_tools
 
@@ -34,15 +35,28 @@ def check_item(item: Item, where: str) -> None:
             if not isinstance(item.get(key) or [], list):
                 raise InvalidRequest(f"The {key} of a reasoning item is a list of parts.", param=f"{where}.{key}")
             _check_content(item.get(key), f"{where}.{key}")
+    elif kind == "configuration_update":
+        for holder, key in (("reasoning", "effort"), ("text", "verbosity")):
+            given = item.get(holder) or {}
+            if not (isinstance(given, dict) and isinstance(given.get(key) or "", str)):
+                raise InvalidRequest(
+                    f"A configuration_update has an object '{holder}' with a text '{key}'.", param=f"{where}.{holder}"
+                )
     elif kind == "item_reference" and not item.get("id"):
         raise InvalidRequest("A reference needs the 'id' of an item.", param=f"{where}.id")
 
 
 def _check_call(item: Item, kind: str, where: str) -> None:
-    if not isinstance(call_id_of(item), str) and item.get("execution") != "server":
+    call_id = call_id_of(item)
+    is_named = isinstance(item.get("name"), str) and bool(item["name"])
+    # A hosted search answers itself, and the output of a function may name that instead.
+    may_lack_id = item.get("execution") == "server" or (kind == "function_call_output" and is_named)
+    if not isinstance(call_id, str) and not (call_id is None and may_lack_id):
         raise InvalidRequest(f"A {kind} needs a 'call_id'.", param=f"{where}.call_id")
-    if kind in ("function_call", "custom_tool_call") and not (isinstance(item.get("name"), str) and item["name"]):
+    if kind in ("function_call", "custom_tool_call") and not is_named:
         raise InvalidRequest(f"A {kind} needs a 'name'.", param=f"{where}.name")
+    if not isinstance(item.get("namespace") or "", str):
+        raise InvalidRequest("A namespace is a string.", param=f"{where}.namespace")
     if kind in ("function_call_output", "custom_tool_call_output") and item.get("output") is None:
         raise InvalidRequest(f"A {kind} needs an 'output'.", param=f"{where}.output")
     for key in ("action", "operation"):
@@ -99,29 +113,27 @@ def _input_item(item: Item) -> Item:
 
 
 def check_input(items: list[Item], history: int) -> None:
-    """Every call has its output and every output its call, once. Raises `InvalidRequest` with the words of OpenAI."""
-    open_calls: dict[str, Item] = {}
+    """Every call has its output and every output its call. Raises `InvalidRequest` with the words of OpenAI. `history` is how many
+    of the items come from earlier turns."""
+    open_calls: OpenCalls[str] = OpenCalls()
     answered: set[str] = set()
     for index, item in enumerate(items):
         kind = item.get("type", "")
-        if (kind not in CALLS and kind not in OUTPUTS) or (call_id := call_id_of(item)) is None:
-            continue
-        where = f"input[{index - history}].call_id" if index >= history else "previous_response_id"
         if kind in CALLS:
-            if call_id in open_calls or call_id in answered:
-                raise InvalidRequest(f"Duplicate {_words(kind)} with call_id {call_id}.", param=where)
-            open_calls[call_id] = item
-        else:
-            if call_id in answered:
-                raise InvalidRequest(
-                    f"Duplicate output for {_words(kind).removesuffix(' output')} {call_id}.", param=where
-                )
-            if open_calls.pop(call_id, None) is None:
+            if (call_id := item.get("call_id")) is not None:
+                open_calls.add(item, call_id)
+        elif kind in OUTPUTS:
+            if (taken := open_calls.take(item)) is not None:
+                answered.add(taken)
+            elif (call_id := call_id_of(item)) is not None:
+                where = f"input[{index - history}].call_id" if index >= history else "previous_response_id"
+                if call_id in answered:
+                    words = _words(kind).removesuffix(" output")
+                    raise InvalidRequest(f"Duplicate output for {words} {call_id}.", param=where)
                 raise orphan_output(item, where)
-            answered.add(call_id)
-    for call_id, item in open_calls.items():
-        if item.get("status") != "incomplete":
-            raise InvalidRequest(f"No tool output found for {_words(item['type'])} {call_id}.", param="input")
+    for item in open_calls:
+        if needs_output(item):
+            raise InvalidRequest(f"No tool output found for {_words(item['type'])} {item['call_id']}.", param="input")
 
 
 def _words(kind: str) -> str:

@@ -1,10 +1,11 @@
-"""Responses items <-> chat messages.
+"""Responses items as chat messages.
 
-    items ──responses_input_to_messages──▶ messages ──messages_to_responses_input──▶ instructions, items
+    items ──responses_input_to_messages──▶ messages
 
 A Responses conversation is a flat list of items; a chat conversation is a list of messages in which one assistant message
 holds the text and all tool calls of a turn, and the tool messages follow it at once. So items are gathered into nodes: an
-assistant message with the tool messages that answer it. An output that comes late still lands behind its call.
+assistant message with the tool messages that answer it. An output that comes late still lands behind its call. The other
+direction is in `requests/from_messages.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import orjson
 
 from core.errors import InvalidRequest, Unsupported
 from requests.compatibility import IGNORED, ITEMS, PARTS, RUN_HERE, chat_names
+from requests.pairs import OpenCalls, needs_output
+from requests.told import told
 from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
 
 Message = dict[str, Any]
@@ -27,7 +30,7 @@ SUMMARY = "A summary of our conversation up to here, which was made to save spac
 UNREADABLE = "(It was made by another service and cannot be read here.)"
 ATTACHED = "(The attachments of this output follow in the next user message.)"
 # Items that say something to the router, and nothing to a model.
-SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE)
+SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE) | {name for name, row in ITEMS.items() if row.is_setting}
 IGNORED_ITEMS = chat_names(ITEMS, IGNORED)
 EVERY_PART = frozenset({"image", "file", "audio"})
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
@@ -53,7 +56,10 @@ def responses_input_to_messages(
     `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools. `ignored`
     gets the names of items and keys of which nothing came.
     """
-    conversation = _Conversation(carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored)
+    items = [] if isinstance(input, str) else input
+    conversation = _Conversation(
+        items, carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored
+    )
     if instructions:
         conversation.system(instructions)
     if isinstance(input, str):
@@ -102,20 +108,29 @@ class _Node:
 
 
 class _Conversation:
-    def __init__(self, carries: frozenset[str], reasoning_key: str | None, book: ToolBook, ignored: set[str]) -> None:
+    def __init__(
+        self, items: list[Item], carries: frozenset[str], reasoning_key: str | None, book: ToolBook, ignored: set[str]
+    ) -> None:
+        self._items = items
         self._ignored = ignored
         self._carries = carries
         self._reasoning_key = reasoning_key
         self._book = book
         self._nodes: list[_Node] = []
         self._reasoning = ""
-        self._caller: dict[str, _Node] = {}
+        self._open: OpenCalls[tuple[_Node, str]] = OpenCalls()
+        # The ids of calls as the backend knows them: none twice.
+        self._call_ids: set[str] = set()
 
     def messages(self) -> list[Message]:
         self._flush_reasoning()
         messages: list[Message] = []
         for node in self._nodes:
-            messages.append(node.message)
+            message = node.message
+            if message["content"] is None and message.get("refusal") and not message.get("tool_calls"):
+                # Strict servers want a content, and all but OpenAI's read nothing else.
+                message["content"] = message["refusal"]
+            messages.append(message)
             messages += node.tools
             if node.shown:
                 messages.append({"role": "user", "content": node.shown})
@@ -123,10 +138,10 @@ class _Conversation:
 
     def item(self, item: Item, where: str) -> None:
         kind = item.get("type") or "message"
-        if kind in CALLS and call_id_of(item):
+        if kind in CALLS and call_id_of(item) and self._is_answered(item):
             self._call(item)
             return
-        if kind in OUTPUTS and call_id_of(item):
+        if kind in OUTPUTS and (call_id_of(item) or item.get("name")):
             self._call_output(item, where)
             return
         match kind:
@@ -135,7 +150,7 @@ class _Conversation:
                 if role == "assistant":
                     self._assistant(item.get("content"), f"{where}.content")
                 elif role == "system":
-                    self.system(self._content(item.get("content"), f"{where}.content"))
+                    self.system(self._content(item.get("content"), f"{where}.content", between="\n\n"))
                 else:
                     self.message(role, self._content(item.get("content"), f"{where}.content"))
             case "compaction":
@@ -148,7 +163,9 @@ class _Conversation:
                 self._ignored.add(f"input.{kind}")
             case _ if kind not in SILENT:
                 # Something that OpenAI ran, in an earlier turn: the model reads what it was.
-                self._assistant(told(item), where)
+                text, pictures = told(item, shows_pictures="image" in self._carries)
+                node = self._assistant(f"{text}\n{ATTACHED}" if pictures else text, where)
+                node.shown += [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
 
     def message(self, role: str, content: Any) -> None:
         self._flush_reasoning()
@@ -157,15 +174,13 @@ class _Conversation:
     def system(self, content: Any) -> None:
         """Leading system texts become one message: many chat templates know a single one, at the start."""
         self._flush_reasoning()
-        if isinstance(content, list) and all(part["type"] == "text" for part in content):
-            content = "\n\n".join(part["text"] for part in content)
         first = self._nodes[0].message if len(self._nodes) == 1 else None
         if first and first["role"] == "system" and isinstance(content, str) and isinstance(first["content"], str):
             first["content"] += "\n\n" + content
         else:
             self._nodes.append(_Node({"role": "system", "content": content}))
 
-    def _assistant(self, content: Any, where: str) -> None:
+    def _assistant(self, content: Any, where: str) -> _Node:
         texts, refusals = split_refusals(content)
         body = self._content(texts, where) if texts else None if refusals else ""
         node = self._open_assistant()
@@ -176,38 +191,60 @@ class _Conversation:
         message["content"] = _joined(message["content"], body)
         if refusals:
             message["refusal"] = "\n\n".join([*filter(None, [message.get("refusal")]), *refusals])
+        return node
+
+    def _is_answered(self, call: Item) -> bool:
+        """Whether a call has an output, or must have one: a hosted search may have answered itself."""
+        if needs_output(call) or call.get("execution") != "server":
+            return True
+        return any(
+            item["call_id"] == call["call_id"] for item in self._items if item.get("type") == "tool_search_output"
+        )
 
     def _call(self, item: Item) -> None:
         node = self._open_assistant() or self._new_assistant()
         made, arguments = call_of_item(item)
+        call_id = self._free_call_id(item["call_id"])
         call = {
-            "id": item["call_id"],
+            "id": call_id,
             "type": "function",
             "function": {"name": self._book.name_of(made), "arguments": whole_arguments(arguments)},
         }
         node.message.setdefault("tool_calls", []).append(call)
-        self._caller[item["call_id"]] = node
+        self._open.add(item, (node, call_id))
+
+    def _free_call_id(self, call_id: str) -> str:
+        """The id of a call, if no other has it; else one that is made of it, the same in every turn."""
+        free, number = call_id, 1
+        while free in self._call_ids:
+            number += 1
+            free = f"{call_id}_{number}"
+        self._call_ids.add(free)
+        return free
 
     def _call_output(self, item: Item, where: str) -> None:
         text, shown = self._output(output_of(item, self._book), where)
-        node = self._caller.get(call_id_of(item) or "")
-        if node is None:
+        found = self._open.take(item)
+        if found is not None:
+            node, call_id = found
+            node.tools.append({"role": "tool", "tool_call_id": call_id, "content": text})
+            node.shown += shown
+        elif call_id_of(item) is not None:
             raise orphan_output(item, where)
-        node.tools.append({"role": "tool", "tool_call_id": call_id_of(item), "content": text})
-        node.shown += shown
+        else:  # A function that answers without having been called: it runs beside the conversation.
+            said = f"[output of {item['name']}: {text}]"
+            self.message("user", [{"type": "text", "text": said}, *shown] if shown else said)
 
-    def _output(self, output: Any, where: str) -> tuple[Any, list[dict[str, Any]]]:
-        """A tool message takes text alone: images go into a user message behind the outputs."""
+    def _output(self, output: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
+        """A tool message takes text alone: from the first image on, all goes into a user message behind the outputs."""
         if not isinstance(output, list):
             return output if isinstance(output, str) else orjson.dumps(output).decode(), []
         content = self._content(output, f"{where}.output")
         if isinstance(content, str):
             return content, []
-        texts = [part for part in content if part["type"] == "text"]
-        shown = [part for part in content if part["type"] != "text"]
-        if shown:
-            texts.append({"type": "text", "text": ATTACHED})
-        return (texts[0]["text"] if len(texts) == 1 else texts), shown
+        first = next(index for index, part in enumerate(content) if part["type"] != "text")
+        texts = [part["text"] for part in content[:first]]
+        return "\n".join([*texts, ATTACHED]), content[first:]
 
     def _open_assistant(self) -> _Node | None:
         """The assistant message that is still being made: the last one, not answered by a tool yet."""
@@ -233,16 +270,18 @@ class _Conversation:
             message["content"] = message["content"] or ""
         self._reasoning = ""
 
-    def _content(self, content: Any, where: str) -> Any:
+    def _content(self, content: Any, where: str, *, between: str = "\n") -> Any:
+        """The content of a message: one text, with `between` between its parts, or parts where some are no texts."""
         if content is None:
             return ""
         if isinstance(content, str):
             return content
         parts = [self._part(part, f"{where}[{index}]") for index, part in enumerate(content)]
-        if not parts:
-            return ""
         if len(parts) == 1 and parts[0]["type"] == "text":
             return parts[0]["text"]
+        if all(part["type"] == "text" for part in parts):
+            # Hardly a server misreads a text; several take no list of them, or lose what stands beside it.
+            return between.join([part["text"] for part in parts])
         return parts
 
     def _part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
@@ -265,7 +304,7 @@ class _Conversation:
     def _image(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         self._must_carry("image", where)
         url = part.get("image_url")
-        if not isinstance(url, str):
+        if not isinstance(url, str) or not url:
             given = "file_id" if part.get("file_id") else "image_url"
             raise Unsupported("An image must be given as 'image_url', a URL or a data URL.", param=f"{where}.{given}")
         image = {"url": url}
@@ -318,35 +357,26 @@ def split_refusals(content: Any) -> tuple[Any, list[str]]:
 
 
 def whole_arguments(arguments: Any) -> str:
-    """Tool call arguments as JSON text, whatever a model made of them: servers parse those of the history, and a call
-    that was cut off at the token limit must not make the conversation fail for ever."""
-    if not isinstance(arguments, str):
-        return orjson.dumps(arguments or {}).decode()
-    if not arguments.strip():
+    """Tool call arguments as the text of a JSON object, whatever a model made of them: servers parse those of the history, and a
+    call that was cut off at the token limit must not make the conversation fail for ever."""
+    given = arguments
+    if isinstance(arguments, str):
+        if not arguments.strip():
+            return "{}"
+        try:
+            given = orjson.loads(arguments)
+        except orjson.JSONDecodeError:
+            given = arguments
+        if isinstance(given, dict):
+            return arguments
+    if given is None:
         return "{}"
-    try:
-        orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return orjson.dumps({"arguments": arguments}).decode()
-    return arguments
+    return orjson.dumps(given if isinstance(given, dict) else {"arguments": given}).decode()
 
 
 def orphan_output(item: Item, where: str) -> InvalidRequest:
     kind = item["type"].replace("_", " ")
     return InvalidRequest(f"No tool call found for {kind} with call_id {call_id_of(item)}.", param=where)
-
-
-def told(item: Item) -> str:
-    """An item that no chat backend knows, as a text. Pictures and sealed texts are only named."""
-    said = {
-        key: "(not shown)" if isinstance(value, str) and len(value) > 20_000 else value
-        for key, value in item.items()
-        if key not in NOT_TOLD and value not in (None, "", [])
-    }
-    return f"[{item['type']}: {orjson.dumps(said).decode()}]"
-
-
-NOT_TOLD = frozenset({"type", "id", "status", "call_id", "encrypted_content", "fingerprint"})
 
 
 def _joined(first: Any, second: Any) -> Any:
@@ -372,66 +402,3 @@ def _text_of_file(data: str) -> str | None:
     except ValueError:  # neither base64 nor UTF-8
         return None
     return None if "\0" in text else text
-
-
-# ── the other direction ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def messages_to_responses_input(messages: list[Message]) -> tuple[str | None, list[Item]]:
-    """`instructions` and input items for a native Responses backend. A leading system text becomes the instructions."""
-    instructions: str | None = None
-    items: list[Item] = []
-    for position, message in enumerate(messages):
-        role, content = message["role"], message.get("content")
-        if position == 0 and role in ("system", "developer") and isinstance(content, str):
-            instructions = content
-        elif role == "tool":
-            output = content if isinstance(content, str) else [_chat_part(part, "input_text") for part in content or []]
-            items.append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": output})
-        elif role == "assistant":
-            items += _assistant_items(message)
-        else:
-            items.append({"role": role, "content": _chat_parts(content, "input_text")})
-    return instructions, items
-
-
-def _assistant_items(message: Message) -> list[Item]:
-    items: list[Item] = []
-    if reasoning := message.get("reasoning_content") or message.get("reasoning"):
-        items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": reasoning}]})
-    content = _chat_parts(message.get("content"), "output_text")
-    if refusal := message.get("refusal"):
-        content.append({"type": "refusal", "refusal": refusal})
-    if content:
-        items.append({"role": "assistant", "content": content})
-    for call in message.get("tool_calls") or []:
-        function = call["function"]
-        items.append(
-            {
-                "type": "function_call",
-                "call_id": call["id"],
-                "name": function["name"],
-                "arguments": whole_arguments(function.get("arguments")),
-            }
-        )
-    return items
-
-
-def _chat_parts(content: Any, text_type: str) -> list[dict[str, Any]]:
-    if isinstance(content, str):
-        return [{"type": text_type, "text": content}] if content or text_type == "input_text" else []
-    return [_chat_part(part, text_type) for part in content or []]
-
-
-def _chat_part(part: dict[str, Any], text_type: str) -> dict[str, Any]:
-    match part["type"]:
-        case "text":
-            return {"type": text_type, "text": part["text"]}
-        case "image_url":
-            image = part["image_url"]
-            shown = {"type": "input_image", "image_url": image["url"]}
-            return {**shown, "detail": image["detail"]} if image.get("detail") else shown
-        case "file":
-            return {"type": "input_file", **part["file"]}
-        case _:
-            return part

@@ -16,7 +16,8 @@ from typing import Any
 
 from requests.compatibility import ITEMS
 from requests.credentials import without_credentials
-from requests.messages import messages_to_responses_input, responses_input_to_messages, whole_arguments
+from requests.from_messages import messages_to_responses_input
+from requests.messages import responses_input_to_messages, whole_arguments
 from requests.tools import CALLS, OUTPUTS, Item, tools_responses_to_chat
 
 __all__ = [

@@ -20,14 +20,14 @@ import orjson
 
 from core.errors import InvalidRequest, Unsupported
 from requests.bounded_json import decode_bounded
-from requests.compatibility import IGNORED, ITEMS, TOOLS, chat_names
+from requests.compatibility import ITEMS, TOOLS
 
 Tool = dict[str, Any]
 Item = dict[str, Any]
 
 MAX_NAME = 64
-# Tools that no chat backend can run. A type that is not among these is a client's own text: not for the log.
-OPENAI_TOOLS = chat_names(TOOLS, IGNORED)
+# A type that is not among these is a client's own text: not for the log.
+KNOWN_TOOLS = frozenset(TOOLS)
 # Items that bring tools of their own along.
 BRINGS_TOOLS = frozenset(name for name, row in ITEMS.items() if row.brings_tools)
 
@@ -136,8 +136,7 @@ class ToolBook:
     def _add(self, tool: Tool, namespace: str | None) -> None:
         kind = tool["type"]
         if kind == "namespace":
-            for inner in tool.get("tools") or []:
-                self._add(inner, tool["name"])
+            self._add_namespace(tool)
         elif kind == "function":
             self._ignore(tool, FUNCTION_KEYS)
             self._offer(
@@ -150,12 +149,22 @@ class ToolBook:
             )
         elif kind == "tool_search" and tool.get("execution") == "client":
             self._offer(Call("tool_search_call", "tool_search"), tool.get("description"), tool.get("parameters"))
-        elif kind in TYPED_TOOLS:
+        elif kind in TYPED_TOOLS and (place := _place_of(tool)) == "local":
             call_type, description, parameters = TYPED_TOOLS[kind]
-            self._offer(Call(call_type, kind), description, parameters)
+            self._offer(Call(call_type, kind), description + _skills_of(tool), parameters)
         else:
-            name = tool.get("name") or tool.get("server_label")
+            name = tool.get("name") or tool.get("server_label") or (place if kind in TYPED_TOOLS else None)
             self.omitted.append(f"{kind}:{name}" if name else str(kind))
+
+    def _add_namespace(self, tool: Tool) -> None:
+        """The tools of a namespace. What it says of itself stands before the first: a chat server knows no groups."""
+        first = len(self.chat)
+        for inner in tool.get("tools") or []:
+            self._add(inner, tool["name"])
+        if (about := tool.get("description")) and len(self.chat) > first:
+            function = self.chat[first]["function"]
+            own = function.get("description")
+            function["description"] = f"{tool['name']}: {about}" + (f"\n\n{own}" if own else "")
 
     def _ignore(self, tool: Tool, heeded: frozenset[str]) -> None:
         if not tool.keys() <= heeded:
@@ -177,6 +186,21 @@ class ToolBook:
         if function is not None and function.get("strict") is not None:
             chat["strict"] = function["strict"]
         self.chat.append({"type": "function", "function": chat})
+
+
+def _place_of(tool: Tool) -> str:
+    """Where a typed tool runs: `local` is with the client, anything else at OpenAI."""
+    return str((tool.get("environment") or {}).get("type") or "local")
+
+
+def _skills_of(tool: Tool) -> str:
+    """What a shell can be used for beyond what everybody knows: folders that tell how something is done."""
+    skills = (tool.get("environment") or {}).get("skills") or []
+    lines = [f"- {skill.get('name')}: {skill.get('description')} ({skill.get('path')})" for skill in skills]
+    return "\n\n".join(["", SKILLS, "\n".join(lines)]) if lines else ""
+
+
+SKILLS = "There are skills, each a folder: when one fits what is to be done, read the SKILL.md in it first."
 
 
 def tools_responses_to_chat(tools: list[Tool]) -> list[Tool]:
@@ -372,9 +396,12 @@ def output_of(item: Item, book: ToolBook) -> Any:
 def _shell_output(output: Any) -> str:
     if not isinstance(output, dict):
         return str(output)
-    outcome = output.get("outcome") or {}
-    end = f"exit code {outcome.get('exit_code')}" if outcome.get("type") == "exit" else "it took too long"
-    return "\n".join(filter(None, [output.get("stdout"), output.get("stderr"), f"({end})"]))
+    outcome = output.get("outcome")
+    end = "it took too long"
+    if isinstance(outcome, dict) and outcome.get("type") == "exit":
+        end = f"exit code {outcome.get('exit_code')}"
+    said = (output.get("stdout"), output.get("stderr"))
+    return "\n".join([*(str(text) for text in said if text), f"({end})"])
 
 
 def arguments_of(arguments: str) -> dict[str, Any] | None:
@@ -401,13 +428,26 @@ def check_tools(tools: list[Any], where: str = "tools") -> None:
         if tool["type"] in ("function", "custom", "namespace") and not (
             isinstance(tool.get("name"), str) and tool["name"]
         ):
-            raise InvalidRequest(f"A {tool['type']} tool needs a 'name'.", param=f"{where}[{index}].name")
+            hint = " Chat completions has it in 'function', Responses beside the type." if "function" in tool else ""
+            raise InvalidRequest(f"A {tool['type']} tool needs a 'name'.{hint}", param=f"{where}[{index}].name")
+        if not isinstance(tool.get("description") or "", str):
+            raise InvalidRequest("The description of a tool is a string.", param=f"{where}[{index}].description")
         if tool["type"] == "namespace":
             if not isinstance(tool.get("tools") or [], list):
                 raise InvalidRequest("The tools of a namespace are a list.", param=f"{where}[{index}].tools")
             check_tools(tool.get("tools") or [], f"{where}[{index}].tools")
         if not isinstance(tool.get("format") or {}, dict):
             raise InvalidRequest("The format of a custom tool is an object.", param=f"{where}[{index}].format")
+        if tool["type"] in TYPED_TOOLS:
+            _check_environment(tool.get("environment") or {}, f"{where}[{index}].environment")
+
+
+def _check_environment(environment: Any, where: str) -> None:
+    if not isinstance(environment, dict):
+        raise InvalidRequest("The environment of a shell is an object.", param=where)
+    skills = environment.get("skills") or []
+    if not (isinstance(skills, list) and all(isinstance(skill, dict) for skill in skills)):
+        raise InvalidRequest("The skills of a shell are a list of objects.", param=f"{where}.skills")
 
 
 def check_tool_choice(choice: Any) -> None:
@@ -421,8 +461,8 @@ def check_tool_choice(choice: Any) -> None:
     if not isinstance(choice.get("type"), str):
         raise InvalidRequest("A tool choice is a word or an object with a 'type'.", param="tool_choice.type")
     if choice["type"] == "allowed_tools":
-        if choice.get("mode") not in (None, "auto", "required"):
-            raise InvalidRequest("The mode of 'allowed_tools' is auto or required.", param="tool_choice.mode")
+        if choice.get("mode") not in (None, "none", "auto", "required"):
+            raise InvalidRequest("The mode of 'allowed_tools' is none, auto or required.", param="tool_choice.mode")
         if not isinstance(choice.get("tools"), list):
             raise InvalidRequest("'allowed_tools' needs a list of tools.", param="tool_choice.tools")
         for index, tool in enumerate(choice["tools"]):
@@ -471,6 +511,8 @@ def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> ToolChoice:
         if not names and tool["type"] in ("function", "custom"):
             raise InvalidRequest("A tool is allowed that is not in 'tools'.", param=f"tool_choice.tools[{index}]")
         allowed += names
+    if choice.get("mode") == "none":
+        return ToolChoice("none", book.chat, frozenset())
     if choice.get("mode") != "required":
         return ToolChoice("auto" if allowed else "none", book.chat, frozenset(allowed))
     if not allowed:

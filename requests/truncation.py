@@ -60,11 +60,10 @@ def _turns(messages: list[Message]) -> list[list[Block]]:
         else:
             turns[-1][-1].append(place)
         # The attachments of a round follow in one user message, behind its last output.
-        shows = role == "tool" and (shows or _is_attached(message["content"]))
+        shows = role != "user" and ((role == "tool" and shows) or _is_attached(message["content"]))
     return turns
 
 
 def _is_attached(content: object) -> bool:
     """Whether an output announces that attachments follow. One that only quotes those words is longer."""
-    last = content[-1].get("text") if isinstance(content, list) and content else content
-    return last == ATTACHED
+    return isinstance(content, str) and (content == ATTACHED or content.endswith(f"\n{ATTACHED}"))

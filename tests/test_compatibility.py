@@ -287,7 +287,7 @@ PART_EXAMPLES: Mapping[str, Example] = {
     "reasoning_text": thought("reasoning_text", "content"),
     "refusal": Example(
         {"input": [{"role": "assistant", "content": [{"type": "refusal", "refusal": MARK}]}, USER]},
-        sent={"messages": [{"role": "assistant", "content": None, "refusal": MARK}, {"role": "user", "content": "hi"}]},
+        sent={"messages": [{"role": "assistant", "content": MARK, "refusal": MARK}, {"role": "user", "content": "hi"}]},
     ),
     "summary_text": thought("summary_text", "summary"),
     "text": part({"type": "text", "text": MARK}, MARK),
@@ -302,6 +302,8 @@ def tool(type: str, **fields: Any) -> Example:
     return Example({"tools": [{"type": type, **fields}]}, name=type)
 
 
+NAMESPACE: Json = {"type": "namespace", "name": "n", "tools": [FUNCTION]}
+SKILL: Json = {"name": "pdf", "description": "Reads PDFs.", "path": "/skills/pdf"}
 TOOL_EXAMPLES: Mapping[str, Example] = {
     "apply_patch": tool("apply_patch"),
     "code_interpreter": tool("code_interpreter", container={"type": "auto"}),
@@ -320,9 +322,19 @@ TOOL_EXAMPLES: Mapping[str, Example] = {
     "image_generation": tool("image_generation"),
     "local_shell": tool("local_shell"),
     "mcp": tool("mcp", server_label="s", server_url="https://example.org"),
-    "namespace": Example({"tools": [{"type": "namespace", "name": "n", "tools": [FUNCTION]}]}),
+    "namespace": Example({"tools": [NAMESPACE]}),
+    "namespace.description": Example(
+        {"tools": [NAMESPACE | {"description": MARK}]}, name="tools.description", base={"tools": [NAMESPACE]}
+    ),
     "programmatic_tool_calling": tool("programmatic_tool_calling"),
     "shell": tool("shell"),
+    "shell.container_auto": tool("shell", environment={"type": "container_auto"}),
+    "shell.container_reference": tool("shell", environment={"type": "container_reference", "container_id": "c_1"}),
+    "shell.skills": Example(
+        {"tools": [{"type": "shell", "environment": {"type": "local", "skills": [SKILL]}}]},
+        name="tools.skills",
+        base={"tools": [{"type": "shell"}]},
+    ),
     "tool_search": tool("tool_search"),
     "tool_search.client": tool("tool_search", execution="client"),
     "web_search": tool("web_search"),

@@ -6,6 +6,7 @@ The examples are the same in every run. LAW_EXAMPLES=5000 looks at that many new
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,8 +20,9 @@ from core.errors import BackendCut, InvalidRequest
 from requests.chat import decode_chunk, decode_completion
 from requests.chat_params import chat_request
 from requests.events import Event, ResponseBuilder, replay, unfinished
+from requests.from_messages import messages_to_responses_input
 from requests.items import check_input, input_items
-from requests.messages import EVERY_PART, messages_to_responses_input, responses_input_to_messages, whole_arguments
+from requests.messages import EVERY_PART, responses_input_to_messages, whole_arguments
 from requests.params import CreateParams, check_request
 from requests.responses import chat_message_to_output_items, response_resource
 from requests.sse import SSEDecoder, frames
@@ -254,12 +256,23 @@ json_values = st.recursive(
 )
 
 
+json_objects = st.dictionaries(texts, json_values, max_size=3)
+
+
 @law
 @given(st.one_of(texts, json_values, json_values.map(lambda value: orjson.dumps(value).decode())))
-def test_arguments_of_the_history_are_always_json_and_json_is_left_alone(arguments: Any) -> None:
+def test_arguments_of_the_history_are_always_an_object_and_objects_are_left_alone(arguments: Any) -> None:
     whole = whole_arguments(arguments)
-    orjson.loads(whole)
+    assert isinstance(orjson.loads(whole), dict)
     assert whole_arguments(whole) == whole
+
+
+@law
+@given(json_objects)
+def test_arguments_that_are_an_object_go_on_as_they_are_spelled(arguments: Json) -> None:
+    spelled = json.dumps(arguments, indent=1)
+    assert whole_arguments(spelled) == spelled
+    assert orjson.loads(whole_arguments(arguments)) == arguments
 
 
 # ── conversations, there and back ────────────────────────────────────────────────────────────────────────────────────
@@ -283,10 +296,11 @@ def conversations(draw: st.DrawFn) -> list[Json]:
         made = [f"c{next_call + number}" for number in range(draw(st.integers(0, 2)))]
         next_call += len(made)
         if made:
-            function = {"name": draw(names), "arguments": orjson.dumps(draw(json_values)).decode()}
+            function = {"name": draw(names), "arguments": orjson.dumps(draw(json_objects)).decode()}
             answer["tool_calls"] = [{"id": id_, "type": "function", "function": function} for id_ in made]
-        if not made and not answer.get("refusal"):
-            answer["content"] = answer["content"] or draw(some_text)
+        if not made:
+            # A refusal alone is the content too: hardly a server reads it anywhere else.
+            answer["content"] = answer["content"] or answer.get("refusal") or draw(some_text)
         # Two assistant messages in a row, the second of them calls alone, are one turn, which is one message.
         if messages and messages[-1]["role"] == "assistant":
             answer["content"] = answer["content"] or draw(some_text)
@@ -304,9 +318,9 @@ chat_parts = st.one_of(
     st.just({"type": "file", "file": {"filename": "a.pdf", "file_data": "AA=="}}),
     st.just({"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}),
 )
-# One text part is written as a string.
+# Texts alone are written as a string.
 contents = texts | st.lists(chat_parts, min_size=1, max_size=3).filter(
-    lambda parts: len(parts) > 1 or parts[0]["type"] != "text"
+    lambda parts: any(part["type"] != "text" for part in parts)
 )
 
 
@@ -357,8 +371,10 @@ def test_an_answer_can_be_given_back_in_the_next_turn(given_: tuple[Json, list[J
     ]
     messages = responses_input_to_messages([*output, *answers])
     seen = messages[0] if messages else {}
-    for key in ("reasoning_content", "content", "refusal"):
+    for key in ("reasoning_content", "refusal"):
         assert (seen.get(key) or "") == (message[key] or ""), key
+    said = message["content"] or (None if message["tool_calls"] else message["refusal"])
+    assert (seen.get("content") or "") == (said or "")
     repeated = [(tool_call["id"], tool_call["function"]["name"]) for tool_call in seen.get("tool_calls", [])]
     assert repeated == [(tool_call["id"], tool_call["function"]["name"]) for tool_call in message["tool_calls"]]
 

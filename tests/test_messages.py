@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from core.errors import InvalidRequest, Unsupported
-from requests.messages import EVERY_PART, messages_to_responses_input, responses_input_to_messages, whole_arguments
+from requests.from_messages import messages_to_responses_input
+from requests.messages import EVERY_PART, responses_input_to_messages, whole_arguments
 
 Json = dict[str, Any]
 
@@ -75,9 +76,10 @@ def answered(call_id: str, content: Any = "42") -> Json:
 MESSAGE_FORMS: dict[str, tuple[list[Json], list[Json]]] = {
     "a string": ([message("user", "hi")], [chat("user", "hi")]),
     "one part is a string": ([message("user", [text("hi")])], [chat("user", "hi")]),
-    "parts stay parts": (
-        [message("user", [text("a"), text("b")])],
-        [chat("user", [chat_text("a"), chat_text("b")])],
+    "texts are one text": ([message("user", [text("a"), text("b")])], [chat("user", "a\nb")]),
+    "texts around an image stay in their order": (
+        [message("user", [text("a"), picture(), text("b")])],
+        [chat("user", [chat_text("a"), chat_picture(), chat_text("b")])],
     ),
     "without a type": ([{"role": "user", "content": "hi"}], [chat("user", "hi")]),
     "with a null type": ([{"type": None, "role": "user", "content": "hi"}], [chat("user", "hi")]),
@@ -87,11 +89,11 @@ MESSAGE_FORMS: dict[str, tuple[list[Json], list[Json]]] = {
     ),
     "any kind of text part": (
         [message("user", [{"type": kind, "text": kind} for kind in ("input_text", "output_text", "text")])],
-        [chat("user", [chat_text(kind) for kind in ("input_text", "output_text", "text")])],
+        [chat("user", "input_text\noutput_text\ntext")],
     ),
     "an assistant's string": ([message("assistant", "yo")], [chat("assistant", "yo")]),
     "an assistant's part": ([said("yo")], [chat("assistant", "yo")]),
-    "an assistant's parts": ([said("a", "b")], [chat("assistant", [chat_text("a"), chat_text("b")])]),
+    "an assistant's parts": ([said("a", "b")], [chat("assistant", "a\nb")]),
     "an assistant that said nothing": ([said()], [chat("assistant", "")]),
     "no content": ([message("user", None)], [chat("user", "")]),
     "no parts": ([message("user", [])], [chat("user", "")]),
@@ -198,14 +200,14 @@ REASONING: dict[str, tuple[list[Json], list[Json]]] = {
 }
 
 REFUSALS: dict[str, tuple[list[Json], list[Json]]] = {
-    "alone": ([refused()], [chat("assistant", None, refusal="I cannot.")]),
+    "alone": ([refused()], [chat("assistant", "I cannot.", refusal="I cannot.")]),
     "behind a text": (
         [refused({"type": "output_text", "text": "Well."})],
         [chat("assistant", "Well.", refusal="I cannot.")],
     ),
     "twice": (
         [refused({"type": "refusal", "refusal": "No."})],
-        [chat("assistant", None, refusal="No.\n\nI cannot.")],
+        [chat("assistant", "No.\n\nI cannot.", refusal="No.\n\nI cannot.")],
     ),
     "around a call": (
         [refused(), call("c1"), refused(), output("c1")],
@@ -229,12 +231,52 @@ CALLS: dict[str, tuple[list[Json], list[Json]]] = {
         [said("a"), call("c1"), said("b"), output("c1")],
         [chat("assistant", "a\n\nb", tool_calls=called("c1")), answered("c1")],
     ),
-    "parts behind a call join it as parts": (
+    "texts behind a call join it": (
         [said("a"), call("c1"), said("b", "c"), output("c1")],
+        [chat("assistant", "a\n\nb\nc", tool_calls=called("c1")), answered("c1")],
+    ),
+    "an id that comes again gets a name of its own, and its own output": (
         [
-            chat("assistant", [chat_text("a"), chat_text("b"), chat_text("c")], tool_calls=called("c1")),
-            answered("c1"),
+            call("c1"),
+            output("c1", "a"),
+            message("user", "hi"),
+            call("c1"),
+            call("c1"),
+            output("c1", "b"),
+            output("c1", "c"),
         ],
+        [
+            chat("assistant", None, tool_calls=called("c1")),
+            answered("c1", "a"),
+            chat("user", "hi"),
+            chat("assistant", None, tool_calls=called("c1_2", "c1_3")),
+            answered("c1_2", "b"),
+            answered("c1_3", "c"),
+        ],
+    ),
+    "an output that names its function answers the oldest call of it": (
+        [
+            call("c1", "g"),
+            call("c2"),
+            call("c3"),
+            {"type": "function_call_output", "name": "f", "output": "a"},
+            output("c1", "b"),
+            output("c3", "c"),
+        ],
+        [
+            chat("assistant", None, tool_calls=[*called("c1", name="g"), *called("c2", "c3")]),
+            answered("c2", "a"),
+            answered("c1", "b"),
+            answered("c3", "c"),
+        ],
+    ),
+    "what a function gives that nobody called": (
+        [message("user", "hi"), {"type": "function_call_output", "name": "f", "output": "42"}],
+        [chat("user", "hi"), chat("user", "[output of f: 42]")],
+    ),
+    "a hosted search, which has no output, is told": (
+        [{"type": "tool_search_call", "execution": "server", "call_id": "c1", "arguments": {"query": "rain"}}],
+        [chat("assistant", '[tool_search_call: {"execution":"server","arguments":{"query":"rain"}}]')],
     ),
     "a late output lands behind its call": (
         [call("c1"), message("user", "and?"), output("c1")],
@@ -275,21 +317,28 @@ CALLS: dict[str, tuple[list[Json], list[Json]]] = {
     ),
 }
 
-BEHIND = chat_text("(The attachments of this output follow in the next user message.)")
+BEHIND = "(The attachments of this output follow in the next user message.)"
 OUTPUTS: dict[str, tuple[Any, list[Json]]] = {
     "text": ("42", [answered("c1", "42")]),
     "no text": ("", [answered("c1", "")]),
     "a text part": ([text("42")], [answered("c1", "42")]),
-    "text parts": ([text("4"), text("2")], [answered("c1", [chat_text("4"), chat_text("2")])]),
+    "text parts": ([text("4"), text("2")], [answered("c1", "4\n2")]),
     "no parts": ([], [answered("c1", "")]),
     "an object, which some clients send": ({"x": 1}, [answered("c1", '{"x":1}')]),
     "an image, which a tool message cannot hold": (
         [picture()],
-        [answered("c1", BEHIND["text"]), chat("user", [chat_picture()])],
+        [answered("c1", BEHIND), chat("user", [chat_picture()])],
     ),
     "text and an image": (
         [text("see"), picture()],
-        [answered("c1", [chat_text("see"), BEHIND]), chat("user", [chat_picture()])],
+        [answered("c1", f"see\n{BEHIND}"), chat("user", [chat_picture()])],
+    ),
+    "texts around an image, which stay in their order": (
+        [text("see"), text("this:"), picture(), text("and"), picture()],
+        [
+            answered("c1", f"see\nthis:\n{BEHIND}"),
+            chat("user", [chat_picture(), chat_text("and"), chat_picture()]),
+        ],
     ),
 }
 
@@ -491,6 +540,12 @@ ARGUMENTS: dict[str, tuple[Any, str]] = {
     "cut off": ('{"x": "a', '{"arguments":"{\\"x\\": \\"a"}'),
     "no JSON": ("x=1", '{"arguments":"x=1"}'),
     "two objects": ("{}{}", '{"arguments":"{}{}"}'),
+    "JSON null": ("null", "{}"),
+    "a list": ('["a"]', '{"arguments":["a"]}'),
+    "a list that is no text": (["a"], '{"arguments":["a"]}'),
+    "a text": ('"a"', '{"arguments":"a"}'),
+    "a number": ("0", '{"arguments":0}'),
+    "false": (False, '{"arguments":false}'),
 }
 
 

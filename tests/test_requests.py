@@ -289,14 +289,36 @@ PAIRED: dict[str, list[Json]] = {
     "in another order": [call("c1"), call("c2"), USER, output("c2"), output("c1")],
     "a call that was cut off": [call("c1", status="incomplete"), USER],
     "a call that was cut off, and answered": [call("c1", status="incomplete"), output("c1")],
+    "an id that comes again": [call("c1"), output("c1"), USER, call("c1"), output("c1")],
+    "an id that comes again at once": [call("c1"), call("c1"), output("c1"), output("c1")],
+    "an output that names its function": [call("c1"), {"type": "function_call_output", "name": "f", "output": "42"}],
+    "an output of a function that nobody called": [{"type": "function_call_output", "name": "g", "output": "42"}],
+    "a hosted search": [{"type": "tool_search_call", "execution": "server", "call_id": "c1", "arguments": {}}],
+    "a hosted search with its output": [
+        {"type": "tool_search_call", "execution": "server", "call_id": "c1", "arguments": {}},
+        {"type": "tool_search_output", "execution": "server", "call_id": "c1", "tools": []},
+    ],
 }
 # Items, the place that is named, and words of OpenAI's that some clients look for.
 UNPAIRED: dict[str, tuple[list[Json], str, str]] = {
     "an orphan output": ([USER, output("c9")], "input[1].call_id", "No tool call found for function call output"),
     "an output before its call": ([output("c1"), call("c1")], "input[0].call_id", "No tool call found"),
     "two outputs": ([call("c1"), output("c1"), output("c1")], "input[2].call_id", "Duplicate output"),
-    "two calls": ([call("c1"), call("c1"), output("c1")], "input[1].call_id", "Duplicate function call"),
-    "a call again": ([call("c1"), output("c1"), call("c1")], "input[2].call_id", "Duplicate function call"),
+    "two calls of one id, and one output": (
+        [call("c1"), call("c1"), output("c1")],
+        "input",
+        "No tool output found for function call c1",
+    ),
+    "a call again": (
+        [call("c1"), output("c1"), call("c1")],
+        "input",
+        "No tool output found for function call c1",
+    ),
+    "an output for each of two calls of one id, and one more": (
+        [call("c1"), call("c1"), output("c1"), output("c1"), output("c1")],
+        "input[4].call_id",
+        "Duplicate output",
+    ),
     "no output": ([call("c1"), USER], "input", "No tool output found for function call c1"),
 }
 

@@ -341,7 +341,7 @@ async def test_a_call_without_an_output_and_an_output_without_a_call_are_refused
         ([made], "No tool output found"),
         ([output], "No tool call found"),
         ([made, output, output], "Duplicate"),
-        ([made, made, output], "Duplicate"),
+        ([made, made, output], "No tool output found"),
     ):
         answer = await served.http.post(URL, json={"model": MODEL, "input": items, "tools": [kind.tool]})
         assert_error(answer, 400, type="invalid_request_error", says=says)

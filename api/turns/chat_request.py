@@ -14,10 +14,10 @@ from api.turns.backend import Backend
 from api.turns.history import SEALED, opened
 from api.turns.turn import Turn, TurnRequest
 from backends.fleet.routing import printable
-from core.errors import Unsupported
-from requests.chat_params import chat_request, ignored_in
+from core.errors import InvalidRequest, Unsupported
+from requests.chat_params import chat_request, configured, ignored_in
 from requests.messages import responses_input_to_messages, without_superseded
-from requests.tools import NO_TOOLS, OPENAI_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
+from requests.tools import KNOWN_TOOLS, NO_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
 
 log = logging.getLogger("nomyo.responses")
 
@@ -50,15 +50,17 @@ def prepare_chat(
     given = request.input if items is None else items
     items = [*request.history, *given]
     earlier, places = len(request.history), None
-    if not SEALED.isdisjoint([item["type"] for item in items]):
+    types = {item["type"] for item in items}
+    body = configured(request.body, items) if "configuration_update" in types else request.body
+    if not SEALED.isdisjoint(types):
         history, given = opened(backend.sealer, request.history), opened(backend.sealer, given)
         items = without_superseded([*history, *given])
         kept = set(map(id, items))
         earlier = sum(id(item) in kept for item in history)
         places = [place for place, item in enumerate(given) if id(item) in kept]
-    book = ToolBook.of(request.body.get("tools"), items)
+    book = ToolBook.of(body.get("tools"), items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
-    ignored = {*ignored_in(request.body), *book.ignored}
+    ignored = {*ignored_in(body), *book.ignored}
     messages = responses_input_to_messages(
         items,
         request.params.instructions,
@@ -71,9 +73,9 @@ def prepare_chat(
     )
     if stream is None:
         stream = request.stream or kind.streams_always
-    params = chat_request(
-        request.body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts
-    )
+    if not messages:
+        raise InvalidRequest("The input says nothing to the model.", param="input")
+    params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
     one_call = request.params.parallel_tool_calls is False
     return ChatRequest(params, book, choice, one_call, ignored=sorted(ignored))
 
@@ -95,7 +97,7 @@ def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
         )
     turn.headers["x-nomyo-omitted-tools"] = _named(omitted)
     types = {name.partition(":")[0] for name in omitted}
-    shown = sorted(type if type in OPENAI_TOOLS else "others" for type in types)
+    shown = sorted(type if type in KNOWN_TOOLS else "others" for type in types)
     log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))
 
 

@@ -91,7 +91,12 @@ def native_params(request: TurnRequest, model: str, sealer: Sealer) -> dict[str,
     """The request for a native backend: as it came, but for what is ours to do."""
     params = {key: value for key, value in request.body.items() if key not in NOT_SENT_UPSTREAM}
     items = _native_input(request, sealer)
-    return params | {"model": model, "store": False} | ({} if items is None else {"input": items})
+    params["store"] = False
+    if "model" in params:  # A stored prompt names its own.
+        params["model"] = model
+    if items is not None:
+        params["input"] = items
+    return params
 
 
 def _native_input(request: TurnRequest, sealer: Sealer) -> Any:

@@ -14,7 +14,9 @@ from typing import Any
 
 from api.http.replies import Express
 from api.turns.history import resolve_history, resolve_references
+from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing
+from core.errors import InvalidRequest
 from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder
@@ -26,11 +28,13 @@ from requests.tools import CALLS, Item
 
 @dataclass(frozen=True, slots=True)
 class TurnRequest:
-    """What is asked. `params` is what of the `body` we act on; `history` are the items of the turns before, `input` those of
-    this one, each with an id. `has_references`: some of `input` stand where the client named stored items."""
+    """What is asked. `params` is what of the `body` we act on, `model` the name by which an endpoint is chosen; `history` are the
+    items of the turns before, `input` those of this one, each with an id. `has_references`: some of `input` stand where the client
+    named stored items."""
 
     body: dict[str, Any]
     params: CreateParams
+    model: str
     history: list[Item]
     input: list[Item]
     principal: Principal
@@ -40,10 +44,6 @@ class TurnRequest:
     def items(self) -> list[Item]:
         """The whole conversation, oldest first."""
         return [*self.history, *self.input]
-
-    @property
-    def model(self) -> str:
-        return self.params.model or ""
 
     @property
     def stored(self) -> bool:
@@ -108,11 +108,12 @@ async def begin_turn(
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
     of their last response. Raises `InvalidRequest`."""
     params = check_request(body)
+    model = params.model or _model_for_prompts(state.pool)
     before = params.previous_response_id
     history = await resolve_history(state, before, remembered, principal.owner) if before else []
     given = input_items(params.input)
     new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
-    request = TurnRequest(body, params, history, new_items, principal, has_references=new_items != given)
+    request = TurnRequest(body, params, model, history, new_items, principal, has_references=new_items != given)
     items = request.items
     check_input(items, len(history))
     resource = response_resource(
@@ -128,6 +129,15 @@ async def begin_turn(
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
         Routing(principal=principal.id, affinity=affinity_of(params, items)),
     )
+
+
+def _model_for_prompts(pool: Pool) -> str:
+    """A model of a server that may know stored prompts: these name their model themselves. Raises `InvalidRequest` if there is no
+    such server."""
+    for model, endpoint in pool.models().items():
+        if endpoint.kind.native:
+            return model
+    raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 
 
 def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
