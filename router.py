@@ -21,6 +21,7 @@ from uvicorn.logging import DefaultFormatter
 
 import api.admin.cache
 import api.admin.endpoints
+import api.admin.metrics
 import api.compact
 import api.input_tokens
 import api.models
@@ -43,6 +44,7 @@ from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
 from core.tasks import TaskRunner
+from core.telemetry import Telemetry
 from db import INTERRUPTED, make_store
 
 log = logging.getLogger("nomyo")
@@ -60,6 +62,7 @@ DOORS = (
     api.passthrough.routes,
     api.ollama.routes,
     api.admin.endpoints.routes,
+    api.admin.metrics.routes,
     api.admin.cache.routes,
 )
 
@@ -75,7 +78,8 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.cluster = cluster or Alone(config.workers)
     state.db = make_store(config.database.url, state.cluster.deletions)
     state.cache = make_cache(config.cache)
-    state.pool = Pool(config, state.cluster)
+    state.telemetry = Telemetry()
+    state.pool = Pool(config, state.cluster, state.telemetry)
     return Application(state, DOORS, lifespan)
 
 
@@ -135,7 +139,7 @@ async def _has_failed_orphans(state: AppState) -> bool:
     """Whether it could be done."""
     try:
         unfinished = await state.db.unfinished()
-        alive = await api.admin.endpoints.running_elsewhere(state) if unfinished else set()
+        alive = await api.admin.metrics.running_elsewhere(state) if unfinished else set()
         if alive is None:
             return False
         mine = set(state.db.running_ids())  # Begun since.

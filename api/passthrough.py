@@ -171,7 +171,7 @@ class Passing:
                     self._note(received)
                     yield received
         if used := self._used():
-            self._pool.count_tokens(self._model, used.prompt_tokens, used.completion_tokens)
+            self._pool.telemetry.count_tokens(self._model, used.prompt_tokens, used.completion_tokens)
 
     def _note(self, received: bytes) -> None:
         if len(self._start) < END_BYTES:

@@ -180,7 +180,7 @@ async def record(state: AppState, turn: Turn) -> None:
 def _count(state: AppState, turn: Turn) -> None:
     """What a backend has counted."""
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
-        state.pool.count_tokens(turn.request.model, usage["input_tokens"], usage["output_tokens"])
+        state.telemetry.count_tokens(turn.request.model, usage["input_tokens"], usage["output_tokens"])
 
 
 async def _record_failure(state: AppState, turn: Turn) -> None:

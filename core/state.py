@@ -14,6 +14,7 @@ from cluster.protocol import Cluster
 from core.config import Config
 from core.seals import Sealer
 from core.tasks import TaskRunner
+from core.telemetry import Telemetry
 from db import Store
 
 
@@ -27,6 +28,7 @@ class AppState(State):
     db: Store
     cache: Cache | None
     cluster: Cluster
+    telemetry: Telemetry
     pool: Pool
     # Only while the application runs:
     sealer: Sealer

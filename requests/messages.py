@@ -32,6 +32,7 @@ ATTACHED = "(The attachments of this output follow in the next user message.)"
 # Items that say something to the router, and nothing to a model.
 SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE) | {name for name, row in ITEMS.items() if row.is_setting}
 IGNORED_ITEMS = chat_names(ITEMS, IGNORED)
+UNSPOKEN = SILENT | IGNORED_ITEMS
 EVERY_PART = frozenset({"image", "file", "audio"})
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)

@@ -91,7 +91,7 @@ def check_request(body: Any) -> CreateParams:
         raise InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value") from None
     if params.model is None and not params.prompt:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
-    if (params.input is None or params.input == []) and params.previous_response_id is None and params.prompt is None:
+    if params.input is None and params.previous_response_id is None and params.prompt is None:
         raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
     if params.conversation:
         raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")

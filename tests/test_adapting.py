@@ -863,7 +863,7 @@ class TestRefusedMoreThanOnce:
         async with router_before(backend) as running:
             for _ in range(5):
                 assert_error(await ask(running, tools=[WEATHER_TOOL]), 400, param="tools")
-            assert running.app.state.pool.counts["failures"] == 0
+            assert running.app.state.telemetry.counts["failures"] == 0
             backend.default = chat("Hello.")
             assert said(await ask(running)) == "Hello."
 
@@ -968,7 +968,7 @@ class TestRemoteImages:
             answer = await ask(running, **looking_at(f"{site.url}{path}"), streaming=streaming)
             error = assert_error(answer, 400, code="invalid_image_url", says=says)
             assert error["param"].startswith("input"), error
-            assert running.app.state.pool.counts["failures"] == 0, "it is no fault of the backend's"
+            assert running.app.state.telemetry.counts["failures"] == 0, "it is no fault of the backend's"
         assert not backend.turns
         assert len(site.requests) == allowed, "a private address was asked"
 

@@ -139,7 +139,7 @@ class TestWhereItWaits:
         await create(served.http)
         await backend.stop()
         asking = asyncio.create_task(post(served))
-        await eventually(lambda: served.app.state.pool.counts["retries"] == 1, "it waits for its next try")
+        await eventually(lambda: served.app.state.telemetry.counts["retries"] == 1, "it waits for its next try")
         assert served.in_flight() == 0, "one that waits takes no slot"
         await leave(asking)
         assert served.in_flight() == 0

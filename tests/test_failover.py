@@ -166,7 +166,7 @@ class TestOneOfTwoIsBad:
             # About half of those at once are there when its breaker opens; a kept connection that breaks is tried
             # twice.
             assert len(bad.turns) <= 2 * 16, f"it was asked {len(bad.turns)} times"
-            assert running.app.state.pool.counts["queued"] == 0, "somebody had to wait for the other one"
+            assert running.app.state.telemetry.counts["queued"] == 0, "somebody had to wait for the other one"
 
     async def test_with_32_at_once(self, good, bad):
         bad.default = http_error(500)
@@ -178,7 +178,7 @@ class TestOneOfTwoIsBad:
         async with fleet(at(good), at(bad), models_refresh_s=3600, breaker=FOR_LONG) as running:
             await bad.stop()
             all_fine(await storm(running, 1000, at_once=16), 1000)
-            assert running.app.state.pool.counts["failures"] <= 16, "it was tried again and again"
+            assert running.app.state.telemetry.counts["failures"] <= 16, "it was tried again and again"
 
     async def test_a_comment_is_no_answer(self, good, bad):
         bad.default = FAULTS[NOT_PASSED_THROUGH[0]]
@@ -336,7 +336,7 @@ class TestNobodyElse:
             assert not outcomes["fine"], outcomes
             retries = len(good.turns) + len(bad.turns) - 200
             assert 20 <= retries <= 10 + 0.2 * 200, f"{retries} retries"
-            assert running.app.state.pool.counts["retries"] == retries, "what is counted is not what was done"
+            assert running.app.state.telemetry.counts["retries"] == retries, "what is counted is not what was done"
 
     async def test_without_a_budget_there_are_none(self, good, bad):
         bad.default = http_error(500)
@@ -357,7 +357,7 @@ class TestNobodyElse:
         async with fleet(at(bad)) as running:
             for _ in range(5):
                 assert_error(await running.http.post(URL, json=turn()), 502)
-            assert (len(bad.turns), running.app.state.pool.counts["retries"]) == (5, 0)
+            assert (len(bad.turns), running.app.state.telemetry.counts["retries"]) == (5, 0)
 
     async def test_a_front_door_that_nobody_has_is_said_at_once(self, good):
         async with fleet(at(good, "ollama")) as running:

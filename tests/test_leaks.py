@@ -146,8 +146,8 @@ async def test_2000_requests_over_sockets(three):
         assert "500" not in ended, f"a fault of ours: {ended}"
         pool = running.app.state.pool
         await nothing_is_left(pool)
-        assert pool.counts["queued"] > 50, f"hardly anybody waited: {pool.counts}"
-        assert pool.counts["retries"] > 50, f"hardly anything was tried again: {pool.counts}"
+        assert pool.telemetry.counts["queued"] > 50, f"hardly anybody waited: {pool.telemetry.counts}"
+        assert pool.telemetry.counts["retries"] > 50, f"hardly anything was tried again: {pool.telemetry.counts}"
         for backend in three:
             await backend.wait_for(lambda b: b.in_flight == 0)
         await eventually(

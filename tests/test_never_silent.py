@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api.turns.backend import Backend
 from api.turns.chat_request import prepare_chat
 from api.turns.turn import TurnRequest
-from backends.kinds.kind import KINDS
+from backends.kinds import KINDS
 from core.errors import InvalidRequest
 from core.keys import Principal
 from core.seals import Sealer
@@ -102,7 +102,12 @@ WRONG: dict[str, tuple[Json, str]] = {
     "a verbosity": ({"text": {"verbosity": "chatty"}}, "text.verbosity"),
     "a service tier": ({"service_tier": "platinum"}, "service_tier"),
     "no input": ({"input": []}, "input"),
+    "no input but instructions": ({"input": [], "instructions": "Be brief."}, "input"),
     "an input that says nothing": ({"input": [{"type": "additional_tools", "tools": []}]}, "input"),
+    "an input that says nothing but instructions": (
+        {"input": [{"type": "additional_tools", "tools": [FUNCTION]}], "instructions": "Be brief."},
+        "input",
+    ),
     "a function as chat completions has it": (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
         "tools[0].name",

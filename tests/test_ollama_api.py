@@ -427,7 +427,7 @@ class TestFleet:
     async def test_tokens_are_counted(self, backend, served, client):
         backend.script(chat("Hello."))
         await client.chat(MODEL, [USER])
-        await eventually(lambda: served.app.state.pool.tokens[MODEL, "output"] == 3, "the tokens are counted")
+        await eventually(lambda: served.app.state.telemetry.tokens[MODEL, "output"] == 3, "the tokens are counted")
 
 
 # ── in front of an Ollama ────────────────────────────────────────────────────────────────────────────────────────────
@@ -469,7 +469,10 @@ class TestNative:
         whole = orjson.dumps(said("Hel")) + b"\n" + orjson.dumps(said("lo", odd=[1.0])) + b"\n"
         assert got == [whole + b'{"done" : true , "prompt_eval_count": 5, "eval_count":2}\n'] * 4
         pool = native.app.state.pool
-        assert (pool.tokens["llama3:latest", "input"], pool.tokens["llama3:latest", "output"]) == (20, 8)
+        assert (pool.telemetry.tokens["llama3:latest", "input"], pool.telemetry.tokens["llama3:latest", "output"]) == (
+            20,
+            8,
+        )
 
     @pytest.mark.parametrize("name", ["llama3", "fast"])
     async def test_the_ollama_gets_its_own_name_of_the_model(self, backend, native, name, client_of):

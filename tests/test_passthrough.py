@@ -444,7 +444,7 @@ class TestUsage:
 
 def tokens(running: Running) -> tuple[int, int]:
     """What was counted of the model's tokens, input and output."""
-    counted = running.app.state.pool.tokens
+    counted = running.app.state.telemetry.tokens
     return counted[MODEL, "input"], counted[MODEL, "output"]
 
 

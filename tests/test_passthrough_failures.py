@@ -321,7 +321,7 @@ class TestBreakingOff:
     async def test_counts_against_the_endpoint(self, served, backend):
         backend.default = stream(chunk({"content": "Hel"}), cut())
         await post(served, stream=True)
-        assert served.app.state.pool.counts["failures"] == 1
+        assert served.app.state.telemetry.counts["failures"] == 1
         assert tokens(served) == (0, 0)
 
 
@@ -355,7 +355,7 @@ class TestTheClientLeaves:
             assert served.in_flight() == 1
         await backend.wait_for(lambda b: b.aborts == 1)
         await quiet(served, backend)
-        assert served.app.state.pool.counts["failures"] == 0, "a client that leaves is no failure of the backend"
+        assert served.app.state.telemetry.counts["failures"] == 0, "a client that leaves is no failure of the backend"
 
     async def test_while_it_waits_for_a_slot(self, backend):
         backend.default = stall()

@@ -240,10 +240,7 @@ async def test_several_calls_of_a_turn_are_one_assistant_message(served: Running
     assert [tool_call["id"] for tool_call in assistant["tool_calls"]] == ["call_a", "call_b"]
     outputs = {tool["tool_call_id"]: tool["content"] for tool in tools}
     assert [tool["role"] for tool in tools] == ["tool", "tool"]
-    assert outputs == {
-        "call_a": "rain",
-        "call_b": [{"type": "text", "text": "snow"}, {"type": "text", "text": "-3 °C"}],
-    }
+    assert outputs == {"call_a": "rain", "call_b": "snow\n-3 °C"}
     assert question == {"role": "user", "content": "Well?"}
 
 

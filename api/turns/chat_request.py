@@ -16,7 +16,7 @@ from api.turns.turn import Turn, TurnRequest
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, Unsupported
 from requests.chat_params import chat_request, configured, ignored_in
-from requests.messages import responses_input_to_messages, without_superseded
+from requests.messages import UNSPOKEN, responses_input_to_messages, without_superseded
 from requests.tools import KNOWN_TOOLS, NO_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
 
 log = logging.getLogger("nomyo.responses")
@@ -51,6 +51,8 @@ def prepare_chat(
     items = [*request.history, *given]
     earlier, places = len(request.history), None
     types = {item["type"] for item in items}
+    if types <= UNSPOKEN:
+        raise InvalidRequest("The input says nothing to the model.", param="input")
     body = configured(request.body, items) if "configuration_update" in types else request.body
     if not SEALED.isdisjoint(types):
         history, given = opened(backend.sealer, request.history), opened(backend.sealer, given)
@@ -73,8 +75,6 @@ def prepare_chat(
     )
     if stream is None:
         stream = request.stream or kind.streams_always
-    if not messages:
-        raise InvalidRequest("The input says nothing to the model.", param="input")
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
     one_call = request.params.parallel_tool_calls is False
     return ChatRequest(params, book, choice, one_call, ignored=sorted(ignored))

@@ -134,7 +134,7 @@ async def begin_turn(
 def _model_for_prompts(pool: Pool) -> str:
     """A model of a server that may know stored prompts: these name their model themselves. Raises `InvalidRequest` if there is no
     such server."""
-    for model, endpoint in pool.models().items():
+    for model, endpoint in pool.endpoints.models().items():
         if endpoint.kind.native:
             return model
     raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")

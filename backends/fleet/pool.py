@@ -16,7 +16,6 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +31,7 @@ from backends.kinds import KINDS
 from cluster.protocol import Cluster
 from core.config import Config
 from core.errors import APIError, BackendError, BackendRefused, BackendUnreachable, TooManyRequests, Unsupported
+from core.telemetry import Telemetry
 
 log = logging.getLogger("nomyo.backends")
 
@@ -73,17 +73,15 @@ class Pool:
 
     kinds = KINDS
 
-    def __init__(self, config: Config, cluster: Cluster) -> None:
+    def __init__(self, config: Config, cluster: Cluster, telemetry: Telemetry | None = None) -> None:
         self._config = config
         self._cluster = cluster
+        self.telemetry = telemetry or Telemetry()
         self.endpoints = Endpoints(config, cluster, self._changed)
         self.slots = Slots(self.endpoints, cluster)
         limits = config.queue
         self.line = Line(Wishes(self.slots), cluster.line, most=limits.max, timeout_s=limits.timeout_s)
         self.budget = RetryBudget(config.retry.budget)
-        self.counts: Counter[str] = Counter()
-        self.tokens: Counter[tuple[str, str]] = Counter()
-        self.waited_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
@@ -140,7 +138,7 @@ class Pool:
         alike = None if routing.tried else (model, routing.path)
         place = self.line.arrive(routing.principal, wish, alike, began)
         if self.line.waits(place):
-            self.counts["queued"] += 1
+            self.telemetry.counts["queued"] += 1
         try:
             while True:
                 self._set_timer()
@@ -153,7 +151,7 @@ class Pool:
             self.line.leave(place)
             waited_s = time.monotonic() - began
             routing.waited_s += waited_s
-            self.waited_s += waited_s
+            self.telemetry.waited_s += waited_s
 
     async def _is_ours(self, slot: Slot) -> bool:
         """Whether a slot that was taken is one of those that there are, over all processes; else it is taken no more."""
@@ -190,10 +188,10 @@ class Pool:
                     self._drop(outcome)
             raise
         if outcome is Rejection.FULL:
-            self.counts["queue_full"] += 1
+            self.telemetry.counts["queue_full"] += 1
             raise TooManyRequests(f"Too many requests wait for '{wish.model}'.", retry_after_s=1)
         if outcome is Rejection.TIMEOUT:
-            self.counts["queue_timeout"] += 1
+            self.telemetry.counts["queue_timeout"] += 1
             limit_s = self.line.timeout_s
             raise TooManyRequests(f"No slot came free for '{wish.model}' in {limit_s:g} s.", retry_after_s=1)
         return outcome
@@ -248,7 +246,7 @@ class Pool:
         if not isinstance(error, BackendError | TooManyRequests):
             endpoint.abandoned(model)
             return
-        self.counts["failures"] += 1
+        self.telemetry.counts["failures"] += 1
         endpoint.failed(model, error, now)
         if (until := endpoint.breaker(model).until) is not None:
             # Who waits may be served when it is let through again.
@@ -269,11 +267,6 @@ class Pool:
             endpoint.forgive()
             self._changed()
 
-    def count_tokens(self, model: str, input: int, output: int) -> None:
-        """Tokens that a backend has counted."""
-        self.tokens[model, "input"] += input
-        self.tokens[model, "output"] += output
-
     # ── trying again ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -285,7 +278,7 @@ class Pool:
         """Whether the budget has a retry left. It is taken then."""
         if not self.budget.take():
             return False
-        self.counts["retries"] += 1
+        self.telemetry.counts["retries"] += 1
         return True
 
     def fallbacks(self, model: str) -> Sequence[str]:
