@@ -13,8 +13,8 @@ NAMED_KEYS = frozenset({"authorization", "headers", "domain_secrets"})
 
 
 def without_credentials(tool: Tool) -> Tool:
-    """A tool as OpenAI shows it in a response: `headers` are null, `authorization` is not there, and of `server_url` no more than its
-    host is told, for some have their key in the path."""
+    """A tool as OpenAI shows it in a response: `headers` are null, `authorization` is not there, and `server_url` is no more than its
+    host, for some have their key in the path."""
     if tool.get("type") in CLIENTS_OWN:
         return tool
     return {key: _shown(key, value) for key, value in tool.items() if key != "authorization"}

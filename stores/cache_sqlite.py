@@ -11,6 +11,7 @@ from typing import Any
 from core.config import CacheConfig
 from stores.caching import CacheStats, Lookups, key_of
 from stores.sqlite_connection import SQLiteConnection, transaction
+from stores.writing import Value
 
 log = logging.getLogger("nomyo.cache")
 
@@ -91,12 +92,12 @@ def _make_tables(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
 
 
-def _get(values: tuple[Any, ...], connection: sqlite3.Connection) -> bytes | None:
+def _get(values: tuple[Value, ...], connection: sqlite3.Connection) -> bytes | None:
     rows = connection.execute(GET, values).fetchall()
     return bytes(rows[0][0]) if rows else None
 
 
-def _set(values: tuple[Any, ...], oldest: float, max_entries: int, connection: sqlite3.Connection) -> None:
+def _set(values: tuple[Value, ...], oldest: float, max_entries: int, connection: sqlite3.Connection) -> None:
     with transaction(connection):
         connection.execute(SET, values)
         connection.execute(DELETE_OLD, (oldest,))

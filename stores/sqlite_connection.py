@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from stores.writing import Write
+from stores.writing import Value, Write
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -42,8 +42,8 @@ class SQLiteConnection:
 
     @classmethod
     async def open(cls, path: str, prepare: Callable[[sqlite3.Connection], object] | None = None) -> SQLiteConnection:
-        """Opens the file at `path`, and makes it and its folder where they are not there (`:memory:` is none on a disk). `prepare`
-        makes the tables that are missing, in the connection's thread. Raises `sqlite3.Error`, or what `prepare` raises."""
+        """Opens the file at `path` (`:memory:`: a database without a file), and makes it and its folder where they are not there.
+        `prepare` makes the tables that are missing, in the connection's thread. Raises `sqlite3.Error`, or what `prepare` raises."""
         if path != IN_MEMORY:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         connection = aiosqlite.Connection(partial(_connected, path, prepare), iter_chunk_size=64)
@@ -87,11 +87,11 @@ class SQLite:
             await connection.close()
         self._reader = self._writer = None
 
-    async def read(self, sql: str, *values: Any) -> list[Row]:
+    async def read(self, sql: str, *values: Value) -> list[Row]:
         """The rows, by the names of their columns."""
         return await self.read_each(dict, sql, *values)
 
-    async def read_each(self, make: Callable[[sqlite3.Row], T], sql: str, *values: Any) -> list[T]:
+    async def read_each(self, make: Callable[[sqlite3.Row], T], sql: str, *values: Value) -> list[T]:
         """What `make` makes of each row, in the reader's thread."""
         assert self._reader is not None, "the store is not open"
         return await self._reader.run(partial(_read_all, sql, values, make))
@@ -117,7 +117,7 @@ def transaction(connection: sqlite3.Connection) -> Generator[None]:
 
 
 def _read_all(
-    sql: str, values: tuple[Any, ...], make: Callable[[sqlite3.Row], T], connection: sqlite3.Connection
+    sql: str, values: tuple[Value, ...], make: Callable[[sqlite3.Row], T], connection: sqlite3.Connection
 ) -> list[T]:
     return [make(row) for row in connection.execute(sql, values).fetchall()]
 

@@ -14,8 +14,9 @@ from core.errors import ServerError
 
 log = logging.getLogger("nomyo.db")
 
+Value = str | bytes | int | float | None
 # A statement, and its values.
-Write = tuple[str, tuple[Any, ...]]
+Write = tuple[str, tuple[Value, ...]]
 
 
 class Written:
