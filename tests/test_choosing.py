@@ -227,6 +227,49 @@ class TestModels:
         async with open_pool(at(backend, models={"include": ["a", "b", "c*"]})) as pool:
             assert list(pool.endpoints.models()) == ["a", "b"]
 
+    @pytest.mark.parametrize("kind", ["openai-chat", "openai", "ollama", "vllm", "lmstudio", "llama.cpp", "auto"])
+    @pytest.mark.parametrize(
+        "listing",
+        [
+            http_error(404, body=b"404 page not found"),
+            http_error(405),
+            http_error(401),
+            http_error(500, "boom"),
+            http_error(429),
+            http_error(200, body=b"<html>Hello</html>"),
+            json_answer({"what": "ever"}),
+            json_answer({"object": "list", "data": []}),
+        ],
+        ids=["404", "405", "401", "500", "429", "a page", "nonsense", "nothing"],
+    )
+    async def test_what_is_named_is_there_whatever_becomes_of_the_list(self, backend, kind, listing):
+        backend.routes["GET /v1/models"] = backend.routes["GET /api/tags"] = listing
+        async with open_pool(
+            at(backend, kind, models={"names": ["a", "b"], "exclude": ["b"]}, aliases={"c": "a"})
+        ) as pool:
+            assert sorted(pool.endpoints.models()) == ["a", "c"]
+            (endpoint,) = pool.endpoints.values()
+            assert endpoint.healthy
+            assert (await pool.choose("c"))[1] == "a"
+
+    async def test_what_is_named_is_there_beside_what_is_listed(self, backend):
+        backend.models = ["listed", "a"]
+        async with open_pool(at(backend, models={"names": ["a", "b"]})) as pool:
+            assert sorted(pool.endpoints.models()) == ["a", "b", "listed"]
+
+    async def test_a_server_that_is_away_is_down_whatever_is_named(self, backend):
+        async with open_pool(at(backend, models={"names": ["a"]})) as pool:
+            (endpoint,) = pool.endpoints.values()
+            await backend.stop()
+            await endpoint.look()
+            assert not endpoint.healthy
+
+    async def test_a_request_to_a_model_that_is_only_named_is_answered(self, backend):
+        backend.routes["GET /v1/models"] = http_error(404, body=b"404 page not found")
+        async with running_router(endpoints=[{"url": backend.url, "models": {"names": ["a"]}}]) as running:
+            assert (await create(running.http, model="a"))["output_text"] == "Hello from the fake backend."
+            assert backend.turns[0].json["model"] == "a"
+
     async def test_an_alias_is_another_name(self, backends_):
         backends_[1].models = ["big"]
         endpoints = named(

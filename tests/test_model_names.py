@@ -29,6 +29,16 @@ def test_latest_can_be_left_out_at_ollama():
     assert name_in(models("llama3:8b"), "llama3", "ollama") is None
 
 
+@pytest.mark.parametrize("kind", ["ollama", *OTHERS])
+def test_latest_can_be_written_out_at_every_kind(kind):
+    assert name_in(models("llama3", "llama3:8b"), "llama3:latest", kind) == "llama3"
+    assert name_in(models("llama3", "llama3:latest"), "llama3:latest", kind) == "llama3:latest"
+    assert name_in(models("llama3:8b"), "llama3:latest", kind) is None
+    assert name_in(models("org/llama3"), "org/llama3:latest", kind) == "org/llama3"
+    assert name_in(models("host:80/llama3"), "host:80/llama3:latest", kind) == "host:80/llama3"
+    assert name_in(models("a:latest", "b:8b"), "a:latest:latest", kind) is None
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_latest_is_a_part_of_the_name_at_others_but_llama_server(kind):
     found = name_in(models("llama3:latest"), "llama3", kind)

@@ -14,13 +14,21 @@ from typing import Any
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Candidate
 from backends.fleet.learned import Learned
-from backends.kinds import discover, kind_of, recognise
+from backends.kinds import UNKNOWN, discover, kind_of, recognise
 from backends.kinds.kind import Kind
 from backends.kinds.server import Discovery, Memory, ModelFacts
 from backends.wire.client import BackendClient
 from cluster.protocol import InFlight
 from core.config import BreakerConfig, EndpointConfig, name_of
-from core.errors import APIError, BackendRefused, BackendTimeout
+from core.errors import (
+    APIError,
+    BackendCut,
+    BackendError,
+    BackendRefused,
+    BackendTimeout,
+    BackendUnreachable,
+    TooManyRequests,
+)
 
 log = logging.getLogger("nomyo.backends")
 
@@ -206,8 +214,12 @@ class Endpoint:
                     self._become(await recognise(self._get, self.url))
                 seen = await discover(self.kind, self._get, self._memory)
         except Exception as error:
-            self._failed_look(error)
-            return
+            if not self._is_alive_and_declared(error):
+                self._failed_look(error)
+                return
+            if not self.kind.is_known:
+                self._become(UNKNOWN)
+            seen = Discovery(dict.fromkeys(self._declared(), ModelFacts()))
         self._take(seen)
 
     async def _get(self, path: str) -> Any:
@@ -226,10 +238,6 @@ class Endpoint:
             problem = f"no answer in {LISTING_TIMEOUT_S:g} s"
         else:
             problem = error.message if isinstance(error, APIError) else repr(error)
-        if isinstance(error, BackendRefused) and self.config.models.include != ("*",) and self._declared():
-            # It lists nothing, but the settings say what it has.
-            self._take(Discovery({name: ModelFacts() for name in self._declared()}))
-            return
         if self.error != problem:
             log.warning("endpoint %s: %s", self.name, problem)
         self.error = problem
@@ -238,15 +246,24 @@ class Endpoint:
         if self._failed_looks >= LOST_AFTER:
             self._on_lost(self)
 
+    def _is_alive_and_declared(self, error: Exception) -> bool:
+        """Whether it answered, though not with its models, and the settings say what it has."""
+        is_away = isinstance(error, BackendUnreachable | BackendTimeout | BackendCut)
+        if self.config.models.names:
+            return isinstance(error, BackendError | TooManyRequests) and not is_away
+        return isinstance(error, BackendRefused) and bool(self._declared())
+
     def _declared(self) -> list[str]:
-        """The models that the settings name without a pattern."""
-        return [name for name in self.config.models.include if not set(name) & set("*?[")]
+        """The models that the settings name; a pattern that is a name is one."""
+        wanted = self.config.models
+        return [*wanted.names, *(name for name in wanted.include if not set(name) & set("*?["))]
 
     def _take(self, seen: Discovery) -> None:
         wanted = self.config.models
+        there = {**dict.fromkeys(wanted.names, ModelFacts()), **seen.models}
         used = {
             name: facts
-            for name, facts in seen.models.items()
+            for name, facts in there.items()
             if any(fnmatchcase(name, pattern) for pattern in wanted.include)
             and not any(fnmatchcase(name, pattern) for pattern in wanted.exclude)
         }

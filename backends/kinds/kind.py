@@ -101,4 +101,8 @@ class Kind:
         if wanted in models:
             return wanted
         named = [name for name, facts in models.items() if wanted in facts.aliases]
-        return named[0] if len(named) == 1 else None
+        if named:
+            return named[0] if len(named) == 1 else None
+        # Ollama's clients write the tag out; a name has one.
+        bare = wanted.removesuffix(":latest")
+        return bare if bare in models and ":" not in bare.rpartition("/")[2] else None

@@ -38,11 +38,10 @@ class Ollama(Kind):
         return "models" in answer and "data" not in answer
 
     def name_in(self, models: Mapping[str, ModelFacts], wanted: str) -> str | None:
-        if wanted in models:
-            return wanted
-        name, colon, tag = wanted.partition(":")
-        other = f"{name}:latest" if not colon else name if tag == "latest" else wanted
-        return other if other in models else None
+        """Also without the tag that it adds itself."""
+        found = super().name_in(models, wanted)
+        latest = f"{wanted}:latest"
+        return latest if found is None and ":" not in wanted and latest in models else found
 
 
 def _name(row: Row) -> str | None:
