@@ -44,7 +44,12 @@ LEADING_BYTES = 1024
 END_BYTES = 4096
 USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 # Our errors name the parameters of Responses.
-PARAMS = {"reasoning.effort": "reasoning_effort", "max_output_tokens": "max_tokens", "text": "response_format"}
+PARAMS = {
+    "reasoning.effort": "reasoning_effort",
+    "max_output_tokens": "max_tokens",
+    "text": "response_format",
+    "text.verbosity": "verbosity",
+}
 INPUTS = {"/chat/completions": "messages", "/completions": "prompt"}
 
 

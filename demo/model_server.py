@@ -22,16 +22,18 @@ START_TIMEOUT_S = 60.0
 
 
 @contextmanager
-def running_model_server(*, slots: int = 2, name: str = MODEL, timeout_s: float = START_TIMEOUT_S) -> Iterator[str]:
+def running_model_server(
+    *, slots: int = 2, name: str = MODEL, template: Path = CHAT_TEMPLATE, timeout_s: float = START_TIMEOUT_S
+) -> Iterator[str]:
     """The base URL, without `/v1`, of a model server that answers until the block is left."""
-    with starting_model_server(slots=slots, name=name) as child:
+    with starting_model_server(slots=slots, name=name, template=template) as child:
         yield child.wait_until(lambda: address_of(child), timeout_s)
 
 
 @contextmanager
-def starting_model_server(*, slots: int = 2, name: str = MODEL) -> Iterator[Child]:
+def starting_model_server(*, slots: int = 2, name: str = MODEL, template: Path = CHAT_TEMPLATE) -> Iterator[Child]:
     """The process of a model server that loads its model. `address_of` it is its base URL, once it answers."""
-    arguments = ("--port", "0", "--slots", str(slots), "--name", name)
+    arguments = ("--port", "0", "--slots", str(slots), "--name", name, "--template", str(template))
     with running("model server", "demo.model_server", *arguments) as child:
         yield child
 
@@ -51,13 +53,13 @@ def model_file() -> Path:
     return files[0]
 
 
-def serve(host: str, port: int, slots: int, threads: int, temperature: float, name: str) -> None:
+def serve(host: str, port: int, slots: int, threads: int, temperature: float, name: str, template: Path) -> None:
     import xllamacpp  # type: ignore[import-untyped]  # 60 MB; whoever only wants the URL need not load it
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model_file())
     params.model_alias = {name}
-    params.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8")
+    params.chat_template = template.read_text(encoding="utf-8")
     params.hostnames = [host]
     params.port = port
     params.n_ctx = CONTEXT_TOKENS * slots
@@ -86,8 +88,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="for computing (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="if none is asked (default: %(default)s)")
     parser.add_argument("--name", default=MODEL, help="what the model is called (default: %(default)s)")
-    arguments = parser.parse_args()
-    serve(arguments.host, arguments.port, arguments.slots, arguments.threads, arguments.temperature, arguments.name)
+    parser.add_argument("--template", type=Path, default=CHAT_TEMPLATE, help="how it is given a conversation")
+    given = parser.parse_args()
+    serve(given.host, given.port, given.slots, given.threads, given.temperature, given.name, given.template)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ class TestRefusals:
             ('"test-model" does not support thinking', "unsupported_parameter", "reasoning_effort"),
             ("Unsupported parameter: 'max_tokens' is not supported", "unsupported_parameter", "max_tokens"),
             ("'response_format.type' must be 'json_schema'", "unsupported_parameter", "response_format"),
+            ("Unknown parameter: 'verbosity'", "unsupported_parameter", "verbosity"),
         ],
     )
     async def test_name_the_parameters_of_this_api(self, served, backend, words, code, param):
