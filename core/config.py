@@ -30,8 +30,8 @@ HostedTools = Literal["omit", "refuse"]
 
 
 class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`endpoints[].models`: which of a server's models are used, as patterns (`qwen3*`), and those that it has although it does not
-    list them."""
+    """`endpoints[].models`: which of a server's models are used, as patterns (`qwen3*`), and those that it has although
+    it does not list them."""
 
     names: tuple[str, ...] = ()
     include: tuple[str, ...] = ("*",)

@@ -1,4 +1,5 @@
-"""Messages for models whose templates are strict about roles: one system message at the beginning, user and assistant in turns.
+"""Messages for models whose templates are strict about roles: one system message at the beginning, user and assistant
+in turns.
 
     system_as_user(messages)      a system text that comes later stays in its place, as a marked message of the user's
     system_items_as_user(items)   the same of a Responses input
@@ -24,8 +25,8 @@ def leading_system(messages: list[Message]) -> int:
 
 
 def system_as_user(messages: list[Message], *, also_leading: bool = False) -> list[Message]:
-    """The messages, with each system message behind the first as the user's; `also_leading`: with the first, too. The list itself,
-    where there is none."""
+    """The messages, with each system message behind the first as the user's; `also_leading`: with the first, too. The
+    list itself, where there is none."""
     kept = 0 if also_leading else min(leading_system(messages), 1)
     if not any(message["role"] == "system" for message in messages[kept:]):
         return messages
@@ -44,8 +45,8 @@ def _marked(message: Message) -> Message:
 
 
 def system_items_as_user(items: list[Any], *, also_leading: bool = False) -> list[Any]:
-    """The items of a Responses input, with each system or developer message behind the first item as the user's; `also_leading`: with
-    the first, too. The list itself, where there is none."""
+    """The items of a Responses input, with each system or developer message behind the first item as the user's;
+    `also_leading`: with the first, too. The list itself, where there is none."""
     kept = 0 if also_leading else 1
     if not any(map(_is_system_item, items[kept:])):
         return items
@@ -64,7 +65,8 @@ def _marked_item(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_turns(messages: list[Message]) -> list[Message]:
-    """The messages as user and assistant in turns, tools between a call and what follows. The list itself, where they are."""
+    """The messages as user and assistant in turns, tools between a call and what follows. The list itself, where they
+    are."""
     turns: list[Message] = []
     for message in messages:
         role, last = message["role"], turns[-1]["role"] if turns else "system"

@@ -1,4 +1,5 @@
-"""Messages for strict templates: what they refuse of an ordinary conversation they take when it is changed, and nothing is lost."""
+"""Messages for strict templates: what they refuse of an ordinary conversation they take when it is changed, and nothing
+is lost."""
 
 from itertools import pairwise
 from typing import Any
@@ -44,8 +45,8 @@ def devstral(messages: Messages) -> str | None:
         return "Only user, assistant and tool roles are supported, got system."
     if any((message["role"] == "user") != (place % 2 == 0) for place, message in enumerate(turns)):
         return (
-            "After the optional system message, conversation roles must alternate user and assistant roles except for tool "
-            "calls and results."
+            "After the optional system message, conversation roles must alternate user and assistant roles except for "
+            "tool calls and results."
         )
     return None
 

@@ -1,13 +1,14 @@
-"""Changing a request so that its backend takes it. Each change is named to the client (`x-nomyo-adapted`) and in the log,
-and can be switched off (`adapt` in the settings).
+"""Changing a request so that its backend takes it. Each change is named to the client (`x-nomyo-adapted`) and in the
+log, and can be switched off (`adapt` in the settings).
 
     fetch_images   the backend cannot fetch images: it is given them           before it is asked
     truncation     the conversation is too long, and the client allows to shorten it (`truncation: auto`)
-    hints          what an answer does without, and the name of the answer's length, where the backend does not know them
+    hints          what an answer does without, and the name of its length, where the backend does not know them
     roles          system texts and neighbours of one role, where the model's template does not take them
     tools, images, parameters   the backend refused them: left out             off, unless the settings say otherwise
 
-A backend that speaks Responses gets changes of hints and roles alone: it truncates itself. What a server refused of hints and roles it is not asked for again (`backends/fleet/learned.py`).
+A backend that speaks Responses gets changes of hints and roles alone: it truncates itself. What a server refused of
+hints and roles it is not asked for again (`backends/fleet/learned.py`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ SYSTEM_AS_USER, LEADING_TOO, IN_TURNS = "system_as_user", "all_system_as_user", 
 
 
 def change_of(name: str) -> Callable[[Params], Params]:
-    """A change that can be learned, by its name in the header. It gives the params themselves where there is nothing to change."""
+    """A change that can be learned, by its name in the header. It gives the params themselves where there is nothing to
+    change."""
     if name in ROLE_CHANGES:
         return lambda params: _with_roles(params, name)
     old, _, new = name.partition("=")
@@ -105,7 +107,8 @@ def _without(params: Params, name: str) -> Params:
 
 
 class Adapting:
-    """The changes to the requests of a turn at one endpoint: `prepared` before it is asked, `changed` where it has refused."""
+    """The changes to the requests of a turn at one endpoint: `prepared` before it is asked, `changed` where it has
+    refused."""
 
     def __init__(self, turn: Turn, state: AppState, attempt: Attempt) -> None:
         endpoint = state.pool.endpoints.get(attempt.endpoint)
@@ -121,7 +124,8 @@ class Adapting:
         self._changes = 0
 
     async def prepared(self, params: Params) -> Params:
-        """The request, with what its endpoint is known to need. Raises `InvalidRequest` for images that cannot be had."""
+        """The request, with what its endpoint is known to need. Raises `InvalidRequest` for images that cannot be
+        had."""
         if self._fetcher is not None:
             messages = await with_images_fetched(params["messages"], self._fetcher)
             changed = params if messages is params["messages"] else {**params, "messages": messages}
@@ -229,7 +233,9 @@ def _hint_of(error: BackendRefused, params: Params) -> str | None:
     """What a refusal is about that can be left out or called otherwise."""
     if error.unsupported in LENGTHS and error.unsupported in params:
         return error.unsupported
-    for named in (error.unsupported, error.param):
+    # A value that a chat server does not know is the router's to spare it; what speaks Responses knows what is wrong
+    # with it.
+    for named in (error.unsupported, error.param if error.original is None else None):
         name = (named or "").removeprefix("text.")
         if name in HINTS and name in params:
             return name

@@ -14,9 +14,9 @@ from core.seals import Sealer
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An endpoint, as a turn sees it. `model` is the model's name there; `create` sends a request, chat or native, and gives
-        the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out. `adapting` changes what it
-    refuses; None: nothing is changed."""
+    """An endpoint, as a turn sees it. `model` is the model's name there; `create` sends a request, chat or native, and
+    gives the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out.
+    `adapting` changes what it refuses; None: nothing is changed."""
 
     model: str
     kind: Kind

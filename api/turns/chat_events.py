@@ -20,7 +20,8 @@ from requests.thinking import with_thoughts_apart
 async def chat_events(
     backend: Backend, builder: ResponseBuilder, params: dict[str, Any], express: Express | None = None
 ) -> AsyncGenerator[list[Event]]:
-    """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the first."""
+    """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the
+    first."""
     if backend.kind.think_tags:
         builder.expect_think_tags()
     adapting = backend.adapting

@@ -1,5 +1,5 @@
-"""The answer of a backend that speaks Responses: the request goes out as it came, behind the history that only we know, and
-its events come back as ours."""
+"""The answer of a backend that speaks Responses: the request goes out as it came, behind the history that only we know,
+and its events come back as ours."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def native_params(request: TurnRequest, model: str, sealer: Sealer) -> dict[str,
 
 
 def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
-    """The input for a native backend: as it came, behind the history. Upstream stores nothing, so it knows none of our ids,
-    and reasoning that it cannot open is of no use to it."""
+    """The input for a native backend: as it came, behind the history. Upstream stores nothing, so it knows none of our
+    ids, and reasoning that it cannot open is of no use to it."""
     given = request.input if request.has_references else request.params.input
     if isinstance(given, list):
         given = [_with_summary(sealer, item) for item in given]

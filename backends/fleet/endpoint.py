@@ -41,9 +41,9 @@ LOST_AFTER = 2
 
 
 class Endpoint:
-    """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change` is
-    called when they are others than before, `on_lost` when it has not answered for a while. `running` are the requests at its address, of
-    all processes."""
+    """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change`
+    is called when they are others than before, `on_lost` when it has not answered for a while. `running` are the
+    requests at its address, of all processes."""
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ EVERY_MODEL = ""
 
 
 class Learned:
-    """The changes that the requests to a server need, by model: at most `MOST`, the ones that were needed longest ago go first."""
+    """The changes that the requests to a server need, by model: at most `MOST`, the ones that were needed longest ago
+    go first."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[tuple[str, str], float] = OrderedDict()

@@ -33,8 +33,8 @@ _REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
 
 
 def kind_of(config: EndpointConfig, found: Kind | None = None) -> Kind:
-    """The kind of an endpoint: its facts, but for what its settings say. `found` is what the server was seen to be, where they leave
-    that open."""
+    """The kind of an endpoint: its facts, but for what its settings say. `found` is what the server was seen to be,
+    where they leave that open."""
     facts: dict[str, Any] = {"is_found": found is not None}
     if config.reasoning_efforts is not None:
         facts["efforts"] = config.reasoning_efforts
@@ -46,12 +46,14 @@ def kind_of(config: EndpointConfig, found: Kind | None = None) -> Kind:
 
 
 async def recognise(get_json: GetJson, url: str = "") -> Kind:
-    """The kind of the server behind `get_json`; `url` is what was configured. Raises an `APIError` when it cannot be known yet."""
+    """The kind of the server behind `get_json`; `url` is what was configured. Raises an `APIError` when it cannot be
+    known yet."""
     return await auto.recognise(KINDS.values(), UNKNOWN, get_json, url)
 
 
 async def discover(kind: Kind, get_json: GetJson, memory: Memory | None = None) -> Discovery:
-    """What a server of this kind has. A listing that fails raises an `APIError`; whatever else fails leaves a fact unknown."""
+    """What a server of this kind has. A listing that fails raises an `APIError`; whatever else fails leaves a fact
+    unknown."""
     memory = memory if memory is not None else Memory()
     try:
         return await kind.discover(Server(get_json, memory))

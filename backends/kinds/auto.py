@@ -21,11 +21,12 @@ KIND = Auto("auto", adds_v1=True)
 
 
 async def recognise(kinds: Iterable[Kind], otherwise: Kind, get_json: GetJson, url: str = "") -> Kind:
-    """Which of the kinds the server is whose API begins at `/v1` below the root of `get_json`; `url` is what was configured.
+    """Which of the kinds the server is whose API begins at `/v1` below the root of `get_json`; `url` is what was
+    configured.
 
-    One question is enough for most, two for those that others imitate; a server without models is asked for the mark of each
-    kind. Raises an `APIError` when nothing can be known: the server is away, still loads, wants another key, or has no API
-    there.
+    One question is enough for most, two for those that others imitate; a server without models is asked for the mark of
+    each kind. Raises an `APIError` when nothing can be known: the server is away, still loads, wants another key, or
+    has no API there.
     """
     kinds = list(kinds)
     host = urlsplit(url).hostname

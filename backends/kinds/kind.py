@@ -25,7 +25,8 @@ class Kind:
     name: str
     # Speaks the Responses API itself: requests go out as they came.
     native: bool = False
-    # Speaks Ollama's API too: requests of Ollama's clients go out as they came, and Ollama's names for options are its own.
+    # Speaks Ollama's API too: requests of Ollama's clients go out as they came, and Ollama's names for options are its
+    # own.
     speaks_ollama: bool = False
     # `/v1` is put behind the configured URL; other kinds are given with it, wherever their API begins.
     adds_v1: bool = False
@@ -35,13 +36,13 @@ class Kind:
     reasoning_key: str | None = "reasoning_content"
     # The words that it knows for how much to think, least first; None: all of them.
     efforts: tuple[str, ...] | None = None
-    # What becomes of a JSON format: `native` (it can hold its model to one), `prompt` (the model is asked for it, and its answer
-    # checked) or `refuse`.
+    # What becomes of a JSON format: `native` (it can hold its model to one), `prompt` (the model is asked for it, and
+    # its answer checked) or `refuse`.
     structured_outputs: str = "native"
     # It may leave `<think>…</think>` at the start of its text.
     think_tags: bool = False
-    # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more, but
-    # to whole answers only when nothing else runs there.
+    # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more,
+    # but to whole answers only when nothing else runs there.
     streams_always: bool = False
     # POST here, below the API's base, counts the input tokens of a request.
     count_path: str | None = None
@@ -82,7 +83,8 @@ class Kind:
         return base, base
 
     async def discover(self, server: Server) -> Discovery:
-        """What a server of this kind has. A listing that fails raises an `APIError`; whatever else fails leaves a fact unknown."""
+        """What a server of this kind has. A listing that fails raises an `APIError`; whatever else fails leaves a fact
+        unknown."""
         (rows,) = await server.listing("/models", "data")
         return Discovery(
             {name: ModelFacts(context=context_in(row)) for row in rows if (name := text_of(row.get("id")))}
@@ -97,7 +99,8 @@ class Kind:
         return False
 
     def name_in(self, models: Mapping[str, ModelFacts], wanted: str) -> str | None:
-        """The server's name for the model that a client calls `wanted`, or None if it has none, or more than one that it could be."""
+        """The server's name for the model that a client calls `wanted`, or None if it has none, or more than one that
+        it could be."""
         if wanted in models:
             return wanted
         named = [name for name, facts in models.items() if wanted in facts.aliases]

@@ -1,5 +1,5 @@
-"""llama.cpp's llama-server: one model, or as a router several. ggml-org/llama.cpp tools/server: server-context.cpp (get_props,
-get_models), server-models.cpp (get_router_models)."""
+"""llama.cpp's llama-server: one model, or as a router several. ggml-org/llama.cpp tools/server: server-context.cpp
+(get_props, get_models), server-models.cpp (get_router_models)."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ _QUANT = re.compile(
 
 @lru_cache(maxsize=4096)
 def _split(name: str) -> tuple[str, str]:
-    """A model's name without what llama-server's users write around it (folder or organisation, `GGUF`, quantisation, case), and
-    the quantisation in it or "".
+    """A model's name without what llama-server's users write around it (folder or organisation, `GGUF`, quantisation,
+    case), and the quantisation in it or "".
 
     `ggml-org/gemma-3-4b-it-GGUF:Q4_K_M`, `/models/gemma-3-4b-it-Q4_K_M.gguf` and `gemma-3-4b-it` have one name.
     """

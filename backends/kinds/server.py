@@ -14,7 +14,8 @@ from typing import Any
 
 from core.errors import APIError, BackendError, BackendRefused
 
-# GET below the server's root: where `/v1` begins for the kinds that add it, else the configured URL. Raises an `APIError`.
+# GET below the server's root: where `/v1` begins for the kinds that add it, else the configured URL. Raises an
+# `APIError`.
 GetJson = Callable[[str], Awaitable[Any]]
 Row = dict[str, Any]
 
@@ -47,8 +48,8 @@ class Discovery:
 
 @dataclass(slots=True)
 class Memory:
-    """What a server need not be asked again: the paths that it does not have, and its version. One an endpoint. A server that
-    fails may come back as another, so it is forgotten then."""
+    """What a server need not be asked again: the paths that it does not have, and its version. One an endpoint. A
+    server that fails may come back as another, so it is forgotten then."""
 
     refused: set[str] = field(default_factory=set)
     version: str | None = None
@@ -66,8 +67,8 @@ class Server:
         self._memory = memory if memory is not None else Memory()
 
     async def listing(self, path: str, key: str, *beside: Coroutine[Any, Any, Any]) -> list[Any]:
-        """The rows under `key` of the answer at `path`, then what the questions beside it gave, None for those that take too
-        long. Raises an `APIError` where the answer is no listing."""
+        """The rows under `key` of the answer at `path`, then what the questions beside it gave, None for those that
+        take too long. Raises an `APIError` where the answer is no listing."""
         tasks = [asyncio.create_task(question) for question in beside]
         try:
             rows = listed(await self._get_json(path), key)
@@ -115,7 +116,8 @@ class Server:
 
 
 def listed(answer: Any, key: str) -> list[Row]:
-    """The rows of a listing: below `key`, where null is an empty one, or bare (Together). Raises if it is no listing."""
+    """The rows of a listing: below `key`, where null is an empty one, or bare (Together). Raises if it is no
+    listing."""
     rows = answer.get(key, answer) if isinstance(answer, dict) else answer
     if rows is None and isinstance(answer, dict):
         rows = []
@@ -142,7 +144,8 @@ def is_unexpected(answer: Any) -> bool:
 
 
 def context_in(row: Row) -> int | None:
-    """The context in a row of a `/models` listing: vLLM's and SGLang's word, OpenRouter's, Groq's, Mistral's, llama.cpp's."""
+    """The context in a row of a `/models` listing: vLLM's and SGLang's word, OpenRouter's, Groq's, Mistral's,
+    llama.cpp's."""
     for key in ("max_model_len", "context_length", "context_window", "max_context_length"):
         if length := count(row.get(key)):
             return length

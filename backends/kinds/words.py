@@ -6,8 +6,8 @@
         roles(message)                the model's template does not take the roles of the messages as they are
         unsupported(message, error)   what the server or its model cannot do
 
-`message` is the text of the error, `error` the object that held it, or whatever the body was. Pure; only the beginning of a long
-text is read, and nothing of the text but numbers and a parameter's name is given on.
+`message` is the text of the error, `error` the object that held it, or whatever the body was. Pure; only the beginning
+of a long text is read, and nothing of the text but numbers and a parameter's name is given on.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ READ_CHARS = 4000
 # What a server or its model cannot do, where it is no parameter.
 TOOLS, IMAGES, AUDIO, THINKING = "tools", "images", "audio", "thinking"
 
-# What a model's template refuses: a system message, or one that is not the first; and an order in which user and assistant do not
-# take turns.
+# What a model's template refuses: a system message, or one that is not the first; and an order in which user and
+# assistant do not take turns.
 SYSTEM, ORDER = "system", "order"
 
 NAME = r"([A-Za-z][\w.\[\]]{0,63})"
@@ -38,7 +38,8 @@ HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """A request did not fit into the context. With `prompt` below `limit`, what was asked for as an answer made it too long."""
+    """A request did not fit into the context. With `prompt` below `limit`, what was asked for as an answer made it too
+    long."""
 
     limit: int | None = None
     # None too where the server stopped counting at its limit: vLLM's "at least".
@@ -47,7 +48,8 @@ class Overflow:
 
 @dataclass(frozen=True)
 class Words:
-    """How the servers of a kind word their errors. Texts are in lower case; patterns have one group, if nothing else is said."""
+    """How the servers of a kind word their errors. Texts are in lower case; patterns have one group, if nothing else is
+    said."""
 
     # Of an overflow, and the patterns of its numbers.
     overflow: tuple[str, ...] = ()
@@ -115,7 +117,7 @@ COMMON = Words(
         rf"unrecognized key(?:\(s\)|s)?(?: in object)?: [\"']{NAME}",  # who checks with zod
         rf"additional properties are not allowed \('{NAME}'",  # who checks with JSON Schema
         rf"unexpected keyword argument '{NAME}'",  # servers in Python
-        rf"[\"'`]?\b{HINT}\b[\"'`]?(?: parameter| field| option)? (?:is|are) (?:not|un) ?(?:supported|allowed|accepted|recognized)",
+        rf"\b{HINT}\b[\"'`]?(?: parameter| field| option)? (?:is|are) (?:not|un) ?(?:supported|allowed|accepted|known)",
         rf"(?:does not|doesn't|do not|cannot) support (?:the )?(?:parameter )?[\"'`]?{HINT}\b",
         rf"the [\"'`]?{HINT}[\"'`]? parameter is only allowed when",
     ),
@@ -156,15 +158,16 @@ class Lexicon:
         return Overflow(limit, prompt)
 
     def roles(self, message: str) -> str | None:
-        """What a model's template does not take of the roles: `SYSTEM` or `ORDER`. None if an error is not about them."""
+        """What a model's template does not take of the roles: `SYSTEM` or `ORDER`. None if an error is not about
+        them."""
         text = message[:READ_CHARS]
         if any(pattern.search(text) for pattern in self._system):
             return SYSTEM
         return ORDER if any(pattern.search(text) for pattern in self._order) else None
 
     def unsupported(self, message: str, error: Mapping[str, Any] | None = None) -> str | None:
-        """What an error says that the server or its model cannot do: `tools`, `images`, `audio`, `thinking`, or the name of a
-        parameter. None if it says nothing of the kind."""
+        """What an error says that the server or its model cannot do: `tools`, `images`, `audio`, `thinking`, or the
+        name of a parameter. None if it says nothing of the kind."""
         error = error or {}
         text = message[:READ_CHARS]
         lower = text.lower()

@@ -53,8 +53,8 @@ def raise_named(error: Exception, *, begun: bool = False) -> NoReturn:
 
 
 def _named_sdk_error(error: Exception) -> Named | None:
-    """Our name for an error of the official SDK, should its client stand in for ours. We do not import it for that: where
-    it is in use, it is loaded."""
+    """Our name for an error of the official SDK, should its client stand in for ours. We do not import it for that:
+    where it is in use, it is loaded."""
     openai = sys.modules.get("openai")
     if openai is None:
         return None
@@ -73,8 +73,8 @@ def _named_sdk_error(error: Exception) -> Named | None:
 
 
 class ServerErrors:
-    """Our names for the errors of a server. `secrets` are texts of ours that it knows and may repeat: they are masked. `passes_on`: it
-    speaks to our clients in their own words, so an error object of its goes on as it is."""
+    """Our names for the errors of a server. `secrets` are texts of ours that it knows and may repeat: they are masked.
+    `passes_on`: it speaks to our clients in their own words, so an error object of its goes on as it is."""
 
     def __init__(self, secrets: Collection[str] = (), *, passes_on: bool = False) -> None:
         self._mask = masking(secrets)
@@ -98,8 +98,8 @@ class ServerErrors:
         return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
 
     def _named(self, report: Report) -> Named:
-        """A status is kept where it tells the client something that it can act on; a fault of the server, or of the key that the
-        router holds for it, is a 502."""
+        """A status is kept where it tells the client something that it can act on; a fault of the server, or of the key
+        that the router holds for it, is a 502."""
         if self._passes_on and _can_go_on(report):
             return _passed_on(report)
         if report.status in _ABOUT_US and (error := _ABOUT_US[report.status](report)):
@@ -197,7 +197,8 @@ def _not_found(report: Report) -> BackendError:
 
 
 def _is_no_path(report: Report) -> bool:
-    """Whether a 404 is about the path, and not about the model: then our settings are wrong. It has no error object, or llama.cpp's."""
+    """Whether a 404 is about the path, and not about the model: then our settings are wrong. It has no error object, or
+    llama.cpp's."""
     is_described = bool(report.type or report.code or isinstance(report.object.get("error"), str))
     is_llamas = report.type == "not_found_error" and report.object.get("code") == 404
     return not is_described or is_llamas or report.words.lower().rstrip(".") == "not found"
@@ -248,7 +249,8 @@ def _can_go_on(report: Report) -> bool:
 
 
 def _passed_on(report: Report) -> Named:
-    """The error of a server that speaks our clients' language: its status, its object and what its headers say to a client."""
+    """The error of a server that speaks our clients' language: its status, its object and what its headers say to a
+    client."""
     roles = LEXICON.roles(report.words)
     overflow = LEXICON.overflow(report.words, report.object)
     # What it refuses is no fault of the server's, whatever its status.

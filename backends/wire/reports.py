@@ -1,9 +1,11 @@
-"""What a server says of an error, whatever it says it in: an error object of OpenAI's or anybody else's, a text, a page, nothing.
+"""What a server says of an error, whatever it says it in: an error object of OpenAI's or anybody else's, a text, a
+page, nothing.
 
     read_report(status, body, …)   of an answer's body
     report_of(status, value, …)    of an error inside of an answer
 
-Pure. Specifications: OpenAI's error object, FastAPI's `detail`, RFC 9457 (problem details), RFC 9110 10.2.3 (Retry-After).
+Pure. Specifications: OpenAI's error object, FastAPI's `detail`, RFC 9457 (problem details), RFC 9110 10.2.3
+(Retry-After).
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ Mask = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An error, as its server words it. `status` is that of HTTP, or what stands for it inside of an answer; `object` is what held
-    the words, empty where it was a text or a page; `words` are not cut yet."""
+    """An error, as its server words it. `status` is that of HTTP, or what stands for it inside of an answer; `object`
+    is what held the words, empty where it was a text or a page; `words` are not cut yet."""
 
     status: int
     object: dict[str, Any]
@@ -66,7 +68,8 @@ class Report:
 def read_report(
     status: int, body: bytes, headers: Mapping[str, str] = NO_HEADERS, mask: Mask = str, now: datetime | None = None
 ) -> Report:
-    """The error in the body of an answer. `mask` hides what nobody else may see; `now` is what a date in Retry-After counts from."""
+    """The error in the body of an answer. `mask` hides what nobody else may see; `now` is what a date in Retry-After
+    counts from."""
     text = body.decode("utf-8", "replace").strip()
     value = _json(text)
     if value is None:
@@ -80,7 +83,8 @@ def read_report(
 
 
 def report_of(status: Any, value: Any, mask: Mask = str) -> Report:
-    """The error in a value: an error object, what holds one, a text. Without a `status` of HTTP its code stands for one."""
+    """The error in a value: an error object, what holds one, a text. Without a `status` of HTTP its code stands for
+    one."""
     holder = _holder(value)
     words = _words(value, DEPTH) or _words(holder, DEPTH)
     return Report(_status(status, holder), _masked(holder, mask, DEPTH), mask(words)[:READ_CHARS])
@@ -97,8 +101,8 @@ def masking(secrets: Collection[str]) -> Mask:
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Where the words are, in the order in which they say most: OpenAI's and nearly everybody's, FastAPI's, Ollama's, Cloudflare's,
-# Baidu's, OAuth's, MiniMax's, RFC 9457's, AWS's.
+# Where the words are, in the order in which they say most: OpenAI's and nearly everybody's, FastAPI's, Ollama's,
+# Cloudflare's, Baidu's, OAuth's, MiniMax's, RFC 9457's, AWS's.
 _KEYS = (
     "message",
     "detail",
