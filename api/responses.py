@@ -19,7 +19,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-import orjson
 from fastapi import Request
 from starlette.responses import Response
 
@@ -40,7 +39,7 @@ from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
 from core.errors import APIError, NotFound, ServerError
-from core.json import encode_json
+from core.json import decode_json, encode_json
 from core.state import AppState
 from requests.kept import kept_request
 from requests.open_items import Event
@@ -116,7 +115,7 @@ async def _cached(state: AppState, turn: Turn) -> dict[str, Any] | None:
     found = (
         await cache.get_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request)) if cache is not None else None
     )
-    return orjson.loads(found) if found else None
+    return decode_json(found) if found else None
 
 
 def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Event]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import orjson
 
 from core.errors import InvalidRequest
@@ -18,6 +19,9 @@ SHALLOW = 2 * MAX_DEPTH
 SHORT = 8192
 # Inside so many levels more, orjson itself refuses what is too deep.
 _OPEN, _CLOSE = (bracket * (READ_DEPTH - MAX_DEPTH) for bracket in (b"[", b"]"))
+
+# Integers of any size stay integers. orjson, by which longer texts are read, makes floats of those beyond 64 bits.
+_read = msgspec.json.Decoder().decode
 
 BOM = b"\xef\xbb\xbf"
 # Every escape, so that a backslash behind a backslash begins none: a pair of surrogates, half of one, any other.
@@ -38,7 +42,7 @@ def decode_bounded(text: bytes, what: str = "body") -> Any:
     """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `InvalidRequest` for what is no JSON; `what` it is, for
     the message."""
     try:
-        return orjson.loads(text) if len(text) <= SHALLOW else _decode(text, what)
+        return _decode(text, what)
     except orjson.JSONDecodeError as error:
         if (mended := mend(text)) is not None:
             return decode_bounded(mended, what)
@@ -56,8 +60,11 @@ def check_depth(text: bytes, what: str = "body") -> None:
 
 
 def _decode(text: bytes, what: str) -> Any:
-    if not _may_be_deep(text):
-        return orjson.loads(text)
+    if len(text) <= SHALLOW or not _may_be_deep(text):
+        try:
+            return _read(text)
+        except (msgspec.MsgspecError, ValueError):  # orjson says where it is wrong.
+            return orjson.loads(text)
     try:
         value = orjson.loads(b"".join((_OPEN, text, _CLOSE)))
     except orjson.JSONDecodeError:

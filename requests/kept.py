@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
+from core.json import decode_json, encode_json
 from requests.credentials import CLIENTS_OWN
 from requests.params import CreateParams
 from requests.tools import Tool
@@ -29,13 +28,13 @@ SEALED = "sealed by the router"
 
 def kept_request(body: dict[str, Json], seal: Callable[[str], str]) -> bytes:
     """The body of a request, as it is kept. `seal` makes a text that nobody else can read."""
-    return orjson.dumps({key: _kept_parameter(key, value, seal) for key, value in body.items()})
+    return encode_json({key: _kept_parameter(key, value, seal) for key, value in body.items()})
 
 
 def given_request(kept: bytes, open_: Callable[[str], str | None]) -> dict[str, Json] | None:
     """The body that was given to `kept_request`; None where `open_` cannot open what was sealed."""
     try:
-        return {key: _given_parameter(key, value, open_) for key, value in orjson.loads(kept).items()}
+        return {key: _given_parameter(key, value, open_) for key, value in decode_json(kept).items()}
     except CannotOpen:
         return None
 
@@ -95,7 +94,7 @@ def _given_part(part: Json, open_: Callable[[str], str | None]) -> Json:
 
 
 def _sealed(value: Json, seal: Callable[[str], str]) -> Json:
-    return {SEALED: seal(orjson.dumps(value).decode())}
+    return {SEALED: seal(encode_json(value).decode())}
 
 
 def _looks_sealed(value: Json) -> bool:
@@ -105,4 +104,4 @@ def _looks_sealed(value: Json) -> bool:
 def _opened(value: dict[str, Json], open_: Callable[[str], str | None]) -> Json:
     if (text := open_(value[SEALED])) is None:
         raise CannotOpen
-    return orjson.loads(text)
+    return decode_json(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any, TypedDict
 
 import orjson
@@ -22,7 +23,12 @@ class CacheStats(TypedDict):
 
 
 def key_of(route: str, model: str, messages: list[Any]) -> str:
-    return hashlib.sha256(orjson.dumps([route, model, messages], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    asked = [route, model, messages]
+    try:
+        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # Integers of more than 64 bits.
+        text = json.dumps(asked, sort_keys=True).encode()
+    return hashlib.sha256(text).hexdigest()
 
 
 class Lookups:

@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-import orjson
-
 from core.errors import ServerError
+from core.json import decode_json, encode_json
 
 Item = dict[str, Any]
 # The response object, as far as it has come.
@@ -59,16 +58,16 @@ def output_and_rest(response: Response | None) -> tuple[bytes | None, bytes | No
     if response is None:
         return None, None
     if "output" not in response:
-        return None, orjson.dumps(response)
-    return orjson.dumps(response["output"]), orjson.dumps({**response, "output": None})
+        return None, encode_json(response)
+    return encode_json(response["output"]), encode_json({**response, "output": None})
 
 
 def response_of(output: bytes | None, rest: bytes | None) -> Response | None:
     """The response that `output_and_rest` has taken apart."""
     if rest is None:
         return None
-    response: Response = orjson.loads(rest)
-    return response if output is None else {**response, "output": orjson.loads(output)}
+    response: Response = decode_json(rest)
+    return response if output is None else {**response, "output": decode_json(output)}
 
 
 def interrupted(response: Response | None) -> Response:
@@ -84,7 +83,7 @@ def turn_of(given: bytes, output: bytes | None) -> bytes:
 
 def items_of(turns: Iterable[bytes]) -> list[Item]:
     """The items of turns."""
-    items: list[Item] = orjson.loads(b"[%b]" % b",".join(filter(None, turns)))
+    items: list[Item] = decode_json(b"[%b]" % b",".join(filter(None, turns)))
     return items
 
 

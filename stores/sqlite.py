@@ -16,9 +16,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-import orjson
-
 from core.deletions import Deletions, OwnDeletions
+from core.json import decode_json, encode_json
 from stores.migrations.sqlite import migrate
 from stores.rows import (
     UNFINISHED,
@@ -147,7 +146,7 @@ class SQLiteStore:
         request: bytes | None = None,
         owner: str = "",
     ) -> Written:
-        given, (output, rest) = orjson.dumps(input_messages), output_and_rest(response)
+        given, (output, rest) = encode_json(input_messages), output_and_rest(response)
         row = (
             *(owner, response_id, previous_response_id, conversation, model, status, created_at),
             *(given, output, rest, request if status in UNFINISHED else None),
@@ -241,22 +240,22 @@ class SQLiteStore:
 
     async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
         found: dict[str, Item] = {}
-        for row in await self._connector.read(GET_OF_ITEMS, orjson.dumps(item_ids).decode(), owner):
+        for row in await self._connector.read(GET_OF_ITEMS, encode_json(item_ids).decode(), owner):
             of_row: dict[str, Item] = {}
             for item in items_of([turn_of(row["input"], row["output"])]):
                 for item_id in ids_of([item]):
                     of_row.setdefault(item_id, item)
-            found |= {item_id: of_row[item_id] for item_id in orjson.loads(row["item_ids"]) if item_id in of_row}
+            found |= {item_id: of_row[item_id] for item_id in decode_json(row["item_ids"]) if item_id in of_row}
         return found
 
     # ── events of background streams ─────────────────────────────────────────────────────────────────────────────────
 
     def store_events(self, response_id: str, events: list[Event], *, owner: str = "") -> Written:
-        return self._queue.write((STORE_EVENTS, (orjson.dumps(events), owner, response_id)))
+        return self._queue.write((STORE_EVENTS, (encode_json(events), owner, response_id)))
 
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
         rows = await self._connector.read(GET_EVENTS, owner, response_id)
-        return orjson.loads(rows[0]["events"]) if rows else None
+        return decode_json(rows[0]["events"]) if rows else None
 
     # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -275,7 +274,7 @@ def _stored(row: sqlite3.Row) -> StoredResponse:
         "model": row["model"],
         "status": row["status"],
         "created_at": row["created_at"],
-        "input": orjson.loads(row["input"]),
+        "input": decode_json(row["input"]),
         "response": response_of(row["output"], row["response"]),
     }
 
