@@ -1,7 +1,7 @@
 """Remote images, fetched for backends that cannot: `https://…` in a chat message becomes a data URL.
 
-The address is a client's, so all of it goes through the guarded client (`wire/outbound.py`): only public addresses are connected
-to, and limits hold for size and time. What counts is what the bytes are, not what their server calls them.
+The address is a client's, so all of it goes through the guarded client (`wire/outbound.py`): only public addresses are
+connected to, and limits hold for size and time. What counts is what the bytes are, not what their server calls them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class InvalidImage(InvalidRequest):
 
 
 class ImageFetcher:
-    """Fetches images: at most `max_bytes` each, as it comes and decoded, in `timeout_s`, from public addresses, with `allow_private`
-    also from others. `resolve` stands in for the system's name service. `close()` ends its connections."""
+    """Fetches images: at most `max_bytes` each, as it comes and decoded, in `timeout_s`, from public addresses, with
+    `allow_private` also from others. `resolve` stands in for the system's name service. `close()` when it is over."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class ImageFetcher:
         return answer.content if answer.status_code == 200 else "it could not be fetched"
 
     def _make_client(self) -> httpx2.AsyncClient:
-        # A third of a start, for the few who need it, and the certificates of the world: other requests must not wait for that.
+        # A third of a start, and the certificates of the world, for the few who need it: in a thread.
         from backends.wire.outbound import guarded_client
 
         return guarded_client(

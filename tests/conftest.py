@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Clock:
-    """`time.monotonic`, by which also the timers of the loop go: it goes on by itself, and jumps ahead when a test says so."""
+    """`time.monotonic`, by which the timers of the loop go too: it goes on by itself, and jumps ahead for a test."""
 
     def __init__(self) -> None:
         self._ahead_s = 0.0

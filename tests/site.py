@@ -1,4 +1,4 @@
-"""A web site that answers as a test says, byte by byte, at every address of this machine: 127.0.0.1, 127.0.0.2 and so on, ::1."""
+"""A web site that answers as a test wants, byte by byte, at every address of this machine: 127.0.0.1, ::1 and so on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Asked:
 
 
 def reply(body: bytes = b"", *, status: str = "200 OK", length: int | None = None, **headers: str) -> bytes:
-    """An HTTP answer. `length` is what it says that its body has; `content_type="image/png"` becomes `content-type: image/png`."""
+    """An HTTP answer. `length` stands in for its body's; `content_type="image/png"` is the header `content-type`."""
     fields = {"content-length": str(len(body) if length is None else length), **headers}
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
@@ -140,8 +140,8 @@ async def running_site(answers: dict[str, Answer]) -> AsyncIterator[Site]:
 
 
 class Names:
-    """A name service that answers what a test wants: a name's addresses one after the other, then the last for ever. It knows no
-    other name. IP addresses stand for themselves, as with every name service."""
+    """A name service that answers what a test wants: a name's addresses one after the other, then the last for ever. It
+    knows no other name. IP addresses stand for themselves, as with every name service."""
 
     def __init__(self, **names: list[str]) -> None:
         self.names = names

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,21 @@ def test_the_pure_half_does_nothing_to_the_world() -> None:
         assert not imported(file) & world, f"{file.name} imports {sorted(imported(file) & world)}"
 
 
+# Where HTTP goes out by a library, and whom it asks. Backends are asked by `backends/wire/http1.py`.
+CLIENTS = {
+    "backends/wire/outbound.py": "what a URL leads to that somebody else gave, each address checked",
+    "cluster/peers.py": "the other processes of this service, by Unix sockets",
+}
+
+
+def test_http_goes_out_in_few_places() -> None:
+    asks = re.compile(
+        r"\bhttp(x2|core2)\.\w*(Client|Transport|Pool|get|post|request|stream)\(|urllib\.request|http\.client\b"
+    )
+    files = [file for part in MAY_IMPORT for file in sources(part)]
+    assert {str(file.relative_to(ROOT)) for file in files if asks.search(file.read_text())} == CLIENTS.keys()
+
+
 # ── kinds of server ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -237,3 +253,57 @@ def test_the_store_is_not_the_module() -> None:
     for node in ast.walk(ast.parse((ROOT / "router.py").read_text())):
         names = [alias.asname or alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         assert "db" not in names, "`import db` in router.py: `router.db` is the store"
+
+
+# ── tests ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hurries(source: str) -> list[str]:
+    """Where a test gives up, or fails, because something took long: on a busy machine everything does."""
+
+    def is_call(node: ast.AST, *names: str) -> bool:
+        return isinstance(node, ast.Call) and ast.unparse(node.func).endswith(names)
+
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if is_call(node, "asyncio.timeout", "asyncio.wait_for"):
+            assert isinstance(node, ast.Call)
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if any(isinstance(value, ast.Constant) and isinstance(value.value, int | float) for value in given):
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            for (left, right), way in zip(pairwise(sides), node.ops, strict=True):
+                took, limit = (left, right) if isinstance(way, ast.Lt | ast.LtE) else (right, left)
+                measured = any(
+                    is_call(part, ".monotonic", ".perf_counter", "loop.time", "loop().time") for part in ast.walk(took)
+                )
+                if measured and isinstance(limit, ast.Constant):
+                    found.append(ast.unparse(node))
+    return found
+
+
+def test_no_test_fails_because_something_took_long() -> None:
+    """`soon()` and `eventually()` of tests/turns.py wait for what must come; the fixture `clock` jumps over what must pass."""
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "clients" not in file.parts:
+            assert not hurries(file.read_text()), f"{file.relative_to(ROOT)}: {hurries(file.read_text())}"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_found"),
+    [
+        ("async with asyncio.timeout(2): pass", True),
+        ("await asyncio.wait_for(x, timeout=0.5)", True),
+        ("assert time.monotonic() - began < 0.5", True),
+        ("assert 0.1 <= time.perf_counter() - began <= 3", True),
+        ("assert 3 > asyncio.get_running_loop().time() - began", True),
+        ("async with asyncio.timeout(dice.random()): pass", False),
+        ("async with soon(): pass", False),
+        ("await asyncio.wait_for(x, SOON_S)", False),
+        ("assert time.monotonic() - began >= 0.3", False),
+        ("assert waited <= time.monotonic() - began", False),
+    ],
+)
+def test_tests_in_a_hurry_are_found(source: str, is_found: bool) -> None:
+    assert bool(hurries(source)) is is_found

@@ -205,10 +205,10 @@ class TestTimeouts:
     async def test_a_slow_answer_is_none_as_long_as_something_comes(self, backend, clock):
         go = asyncio.Semaphore(0)
 
-        async def until_told(reply: Any) -> None:
+        async def until_released(reply: Any) -> None:
             await go.acquire()
 
-        writes = [step for written in (*HELLO, *END) for step in (written, until_told)]
+        writes = [step for written in (*HELLO, *END) for step in (written, until_released)]
         backend.script(stream(*writes))
         async with client_of(backend, read_timeout_s=600) as client:
             answer = await client.chat.completions.create(**STREAM)

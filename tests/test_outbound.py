@@ -1,4 +1,4 @@
-"""The guarded client: where it does not go, whatever a URL, a redirect or the name service says, and what it does not read."""
+"""The guarded client: where it does not go, whatever URL, redirect or name service, and what it does not read."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 v4 = st.ip_addresses(v=4)
 ANY = st.one_of(v4, st.ip_addresses(v=6)).map(str)
 # In these nothing is public, whatever the version of Python.
-SPECIAL = """0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24 192.88.99.0/24
-    192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4 ::/128 ::1/128 64:ff9b:1::/48 100::/64
-    2001:2::/48 2001:10::/28 2001:db8::/32 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8"""
+SPECIAL = """0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
+    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
+    ::/128 ::1/128 64:ff9b:1::/48 100::/64 2001:2::/48 2001:10::/28
+    2001:db8::/32 3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8"""
 INSIDE = st.sampled_from(SPECIAL.split()).flatmap(lambda network: st.ip_addresses(network=network))
 
 
@@ -218,7 +219,7 @@ async def test_what_is_not_of_the_web_is_forbidden(site: Site, client: httpx2.As
 
 
 @pytest.mark.parametrize("offset", [65536, -65536, -100_000_000])
-async def test_a_port_that_is_none_is_no_other_port(site: Site, client: httpx2.AsyncClient, offset: int) -> None:
+async def test_an_invalid_port_is_no_other_port(site: Site, client: httpx2.AsyncClient, offset: int) -> None:
     with pytest.raises(httpx2.InvalidURL):
         await client.get(f"http://127.0.0.1:{site.port + offset}/")
     assert site.asked == []
@@ -431,6 +432,7 @@ async def test_an_endless_body_that_decodes_to_nothing_has_an_end(site: Site, cl
         reply(b"\x1f\x8b\x08", content_encoding="gzip", length=9),
         reply(b"no gzip", content_encoding="gzip"),
         b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxy",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         b"SSH-2.0-OpenSSH_9.9\r\n\r\n",

@@ -34,7 +34,7 @@ def owners(served: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
 
 
 def as_owner(running: Running, owner: str) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=running.url, headers={"x-owner": owner}, timeout=10, verify=False)
+    return httpx2.AsyncClient(base_url=running.url, headers={"x-owner": owner}, timeout=None, verify=False)
 
 
 def requests_for(response: Json) -> list[tuple[str, str]]:

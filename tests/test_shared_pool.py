@@ -245,7 +245,7 @@ class TestFar:
             assert (len(done), workers.counted()) == (1, 1), "both believe that they have it"
             await eventually(lambda: workers.waiting() == 1, "the other one waits")
             workers.give_back_any()
-            await asyncio.wait_for(waits.pop(), 2)
+            await asyncio.wait_for(waits.pop(), SOON_S)
             assert sorted(workers.served) == ["0", "1"]
 
     async def test_whoever_has_lost_his_slot_to_another_process_is_the_first_to_get_one(self, backend):
@@ -275,7 +275,7 @@ class TestFar:
             leaves.cancel()
             await asyncio.gather(leaves, return_exceptions=True)
             assert (workers.taken(0), workers.counted()) == (0, 0)
-            await asyncio.wait_for(workers.request(1), 2)
+            await asyncio.wait_for(workers.request(1), SOON_S)
 
 
 class TestNothingIsLost:

@@ -166,7 +166,7 @@ def assert_error(
     return error
 
 
-# What must come has come by then, on a machine however busy. Less than the patience of the router in any of its defaults for requests.
+# What must come has come by then, on a machine however busy. Less than the router's own patience with a request.
 SOON_S = 30.0
 
 

@@ -21,8 +21,7 @@ NOT_PUBLIC = tuple(
 
 
 def is_public(host: str) -> bool:
-    """Whether `host`, an IP address, with or without a zone, is of the public internet. Raises `ValueError` for what is not an
-    IP address."""
+    """Whether an IP address, with or without a zone, is of the public internet. Anything else raises `ValueError`."""
     address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour

@@ -1,5 +1,5 @@
-"""HTTP out to where somebody else says: the images of a request, later pages, searches, MCP servers. Not the hot path, which is
-`http1.py`. It imports httpx2, a third of a start: whoever uses it imports it when it is needed, in a thread.
+"""HTTP out to URLs that somebody else gave: the images of a request, later pages, searches, MCP servers. The hot path
+is `http1.py`. This imports httpx2, a third of a start: whoever uses it imports it when it is needed, in a thread.
 
     client.get(url)             httpx2: redirects, each of them a request of its own to …
       GuardedTransport            the URL is checked; limits of time and size; no cookies
@@ -56,15 +56,16 @@ def guarded_client(
     headers: Mapping[str, str] | None = None,
     resolve: Resolve | None = None,
 ) -> httpx2.AsyncClient:
-    """A client for URLs that somebody else gave. It follows redirects, up to `max_redirects` (0: none), looks at no environment
-    variable but OpenSSL's own, and keeps no cookie. It loads the certificates of the world: make it in a thread, and once.
+    """A client for URLs that somebody else gave. It follows redirects, up to `max_redirects` (0: none), looks at no
+    environment variable but OpenSSL's own, and keeps no cookie. Making one loads the certificates of the world: do it
+    once, in a thread.
 
     - `max_bytes`: of a body, as it comes and decoded.
     - `timeout_s`: from the request to the end of the answer, over all redirects; None: for ever.
     - `allow_private`: also addresses that are not public.
     - `resolve`: the name service; None: the system's.
 
-    Its requests raise `httpx2.InvalidURL` and `httpx2.RequestError`; of these the ones above, and `httpx2.TooManyRedirects`."""
+    Its requests raise `httpx2.InvalidURL` and `httpx2.RequestError`: of these also the ones above."""
     transport = GuardedTransport(max_bytes=max_bytes, timeout_s=timeout_s, allow_private=allow_private, resolve=resolve)
     return httpx2.AsyncClient(
         transport=transport,
@@ -77,8 +78,8 @@ def guarded_client(
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
-    """Sends each request, also those that follow a redirect, if its URL and address allow it, and limits the answer. Its parameters
-    are those of `guarded_client`. Answers come decoded, without `Content-Encoding`, and those that redirect without a body."""
+    """Sends each request, also those that follow a redirect, if its URL and address allow it; limits the answer. Its
+    parameters are those of `guarded_client`. Answers come decoded, without `Content-Encoding`, and redirects bare."""
 
     def __init__(
         self,
@@ -208,7 +209,7 @@ class _Received(httpx2.AsyncByteStream):
 
 
 class _Decoded(httpx2.AsyncByteStream):
-    """The body of `received`, decoded. httpx2 decodes a megabyte at a time, so that no bomb has gone off before it is counted."""
+    """The body of `received`, decoded. httpx2 decodes a megabyte at a time: it is counted before a bomb goes off."""
 
     def __init__(self, received: httpx2.Response, max_bytes: int) -> None:
         self._received = received
@@ -228,7 +229,7 @@ class _Decoded(httpx2.AsyncByteStream):
 
 @asynccontextmanager
 async def _within(deadline: float | None) -> AsyncGenerator[None]:
-    """httpcore2's errors get httpx2's names, and what is not done by `deadline`, a time of the loop, is `AnswerTooSlow`."""
+    """httpcore2's errors get httpx2's names; what is not done by `deadline`, a time of the loop, is `AnswerTooSlow`."""
     try:
         async with asyncio.timeout_at(deadline):
             yield
@@ -242,7 +243,7 @@ async def _within(deadline: float | None) -> AsyncGenerator[None]:
 
 
 class GuardedNetwork(httpcore2.AsyncNetworkBackend):
-    """Connects to the addresses of a name that may be connected to. The name is looked up once: what was checked is what is
+    """Connects to those addresses of a name that are allowed. The name is looked up once: what was checked is what is
     connected to, whatever the name service answers next."""
 
     def __init__(self, resolve: Resolve, *, allow_private: bool) -> None:
@@ -298,7 +299,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
 
 
 class SystemNames:
-    """The system's name service, asked in threads of its own: names that hang take no thread that somebody else needs."""
+    """The system's name service, asked in threads of its own: a name that hangs takes none that another needs."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(LOOKUPS, thread_name_prefix="names")

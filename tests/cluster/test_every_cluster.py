@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from api.http.protocol import Protocol
 from cluster.protocol import Cluster
 from tests.cluster.services import AloneService, InProcessService, Member, Service, WorkersService
+from tests.turns import SOON_S
 
 HERE = "http://server:1/v1"
 THERE = "http://server:2/v1"
@@ -253,7 +254,7 @@ class TestProcesses:
         async with service.other() as other:
             cluster.line.announce(1, 1.0)
             await other.run("cluster.line.wake()")
-            await asyncio.wait_for(woken.wait(), 5)
+            await asyncio.wait_for(woken.wait(), SOON_S)
             woken.clear()
             cluster.line.announce(0, 0.0)
             await other.run("cluster.line.wake()")
@@ -290,7 +291,7 @@ class TestProcesses:
         async with service.other() as successor:
             assert cluster.in_flight(HERE).total() == 1
             assert cluster.line.elsewhere() == 0
-            await asyncio.wait_for(woken.wait(), 5), "whoever waits may have the slots of the dead one"
+            await asyncio.wait_for(woken.wait(), SOON_S), "whoever waits may have the slots of the dead one"
             assert await successor.run("[1 async for _ in cluster.deaths()]") == [1]
         cluster.line.stop_listening()
         assert await deaths(cluster) == 0
@@ -321,7 +322,7 @@ async def start():
             # Who runs does not wait for one that starts.
             await first.run("cluster.deletions.add(1)")
             await first.run("await starting.__aexit__(None, None, None)")
-            await asyncio.wait_for(waits, 5)
+            await asyncio.wait_for(waits, SOON_S)
             assert await first.run("started") == [True]
             assert await second.run("started") == [False]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import peers
-from tests.turns import eventually
+from tests.turns import SOON_S, eventually
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 50\r\n\r\n"
@@ -59,7 +59,7 @@ async def test_one_that_does_not_answer_is_left_out(
     monkeypatch.setattr(peers, "PATIENCE_S", 0.1)
     assert await peers.ask([path], "GET", "/metrics", {}) == [None], "it is not up yet"
     async with peer(path, serves):
-        assert await asyncio.wait_for(peers.ask([path], "GET", "/metrics", {}), 5) == [None]
+        assert await asyncio.wait_for(peers.ask([path], "GET", "/metrics", {}), SOON_S) == [None]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["worker-1 does not answer"] * 2
 
 
@@ -70,7 +70,7 @@ async def test_one_that_does_not_answer_is_passed_over(
     monkeypatch.setattr(peers, "FINDING_PATIENCE_S", 0.1)
     async with peer(path, serves), peer(path.with_name("worker-2.sock"), in_the_middle):
         sockets = [path.with_name("worker-3.sock"), path, path.with_name("worker-2.sock")]
-        found = await asyncio.wait_for(peers.find(sockets, "GET", "/v1/responses/1", {}), 5)
+        found = await asyncio.wait_for(peers.find(sockets, "GET", "/v1/responses/1", {}), SOON_S)
         assert found is not None
         await found.aclose()
     assert len(caplog.records) == 2
@@ -113,9 +113,9 @@ async def test_a_connection_is_closed_with_its_answer_also_where_nothing_was_rea
         found = await peers.find([path], "GET", "/", {})
         assert found is not None
         await found.aclose()
-        await eventually(lambda: closed == 1, "the connection is closed", 2)
+        await eventually(lambda: closed == 1, "the connection is closed")
         found = await peers.find([path], "GET", "/", {})
         assert found is not None
         await anext(found.pieces())
         await found.aclose()
-        await eventually(lambda: closed == 2, "the connection is closed", 2)
+        await eventually(lambda: closed == 2, "the connection is closed")

@@ -15,7 +15,7 @@ import pytest
 import stores.sqlite
 from db import Store, make_store
 from tests.stores.rows import item, row
-from tests.turns import soon
+from tests.turns import SOON_S, soon
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ async def test_a_reader_does_not_wait_for_a_writer(store, path):
 async def test_closing_writes_what_is_queued(store, path):
     writes = [store.store_response(f"resp_{n}", **row()) for n in range(50)]
     await store.close()
-    await asyncio.wait_for(asyncio.gather(*writes), 1)
+    await asyncio.wait_for(asyncio.gather(*writes), SOON_S)
     with sqlite3.connect(path) as other:
         assert other.execute("SELECT COUNT(*) FROM responses").fetchone() == (50,)
     other.close()
