@@ -15,7 +15,7 @@ from typing import Any
 Message = dict[str, Any]
 
 MARK = "<system>\n{}\n</system>"
-# Said by nobody: where a template wants somebody to have spoken.
+# In nobody's words: where a template wants somebody to have spoken.
 BEGINS, BETWEEN = "(The conversation goes on.)", "OK."
 
 

@@ -19,8 +19,14 @@ FORBIDDEN = {"tell", "tells", "telling", "told", "say", "says", "saying", "said"
 FORBIDDEN |= {"bell", "board", "likewise", "sibling", "siblings"}
 PHRASES = ("what is none", "a circle")
 CLEAN_WORDS = (
+    "api/turns/adapting.py",
+    "backends/fleet/learned.py",
+    "backends/kinds",
+    "backends/wire/errors.py",
+    "backends/wire/reports.py",
     "cluster",
     "core",
+    "requests/roles.py",
     "requests/structured.py",
     "requests/thinking.py",
     "requests/tokens.py",
@@ -29,8 +35,14 @@ CLEAN_WORDS = (
     "serve.py",
 )
 DESCRIBED = (
+    "api/turns/adapting.py",
+    "backends/fleet/learned.py",
+    "backends/kinds",
+    "backends/wire/errors.py",
+    "backends/wire/reports.py",
     "cluster",
     "core",
+    "requests/roles.py",
     "requests/structured.py",
     "requests/thinking.py",
     "requests/tokens.py",

@@ -5,7 +5,7 @@ log, and can be switched off (`adapt` in the settings).
     truncation     the conversation is too long, and the client allows to shorten it (`truncation: auto`)
     hints          what an answer does without, and the name of its length, where the backend does not know them
     roles          system texts and neighbours of one role, where the model's template does not take them
-    tools, images, parameters   the backend refused them: left out             off, unless the settings say otherwise
+    tools, images, parameters   the backend refused them: left out             off, unless the settings allow it
 
 A backend that speaks Responses gets changes of hints and roles alone: it truncates itself. What a server refused of
 hints and roles it is not asked for again (`backends/fleet/learned.py`).

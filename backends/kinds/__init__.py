@@ -1,7 +1,7 @@
 """The kinds of model server, a file each. Adding one is adding its file, which ends in its `KIND`.
 
 KINDS             all of them, by name
-kind_of(config)   the kind of an endpoint, with what its settings say
+kind_of(config)   the kind of an endpoint, with what its settings change
 recognise(…)      the kind of a server of which only the address is known
 discover(…)       what a server has
 LEXICON           what the errors of all of them mean
@@ -33,7 +33,7 @@ _REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
 
 
 def kind_of(config: EndpointConfig, found: Kind | None = None) -> Kind:
-    """The kind of an endpoint: its facts, but for what its settings say. `found` is what the server was seen to be,
+    """The kind of an endpoint: its facts, but for what its settings change. `found` is what the server was seen to be,
     where they leave that open."""
     facts: dict[str, Any] = {"is_found": found is not None}
     if config.reasoning_efforts is not None:

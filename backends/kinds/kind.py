@@ -52,7 +52,7 @@ class Kind:
     fetches_images: bool = True
     # Its names for what Ollama's clients call otherwise.
     option_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    # Where its servers are, if that says it all.
+    # Where its servers are, if that is enough to know them.
     hosts: frozenset[str] = frozenset()
     # Who owns each model in its listing at /v1/models (`owned_by`).
     owner: str | None = None

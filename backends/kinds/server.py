@@ -25,7 +25,7 @@ GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a server says of a model. None: it does not say."""
+    """What a server lists of a model. None: nothing."""
 
     # In memory now. A model of another server, behind this one, is neither loaded nor unloaded.
     loaded: bool | None = None
@@ -55,6 +55,7 @@ class Memory:
     version: str | None = None
 
     def forget(self) -> None:
+        """All must be asked again."""
         self.refused.clear()
         self.version = None
 
@@ -158,7 +159,7 @@ def count(value: Any) -> int | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A text that says something, if it is one."""
+    """A text that is not empty, if it is one."""
     return value if isinstance(value, str) and value else None
 
 

@@ -48,8 +48,8 @@ class Overflow:
 
 @dataclass(frozen=True)
 class Words:
-    """How the servers of a kind word their errors. Texts are in lower case; patterns have one group, if nothing else is
-    said."""
+    """How the servers of a kind word their errors. Texts are in lower case; patterns have one group, but for those
+    of roles."""
 
     # Of an overflow, and the patterns of its numbers.
     overflow: tuple[str, ...] = ()
@@ -166,8 +166,8 @@ class Lexicon:
         return ORDER if any(pattern.search(text) for pattern in self._order) else None
 
     def unsupported(self, message: str, error: Mapping[str, Any] | None = None) -> str | None:
-        """What an error says that the server or its model cannot do: `tools`, `images`, `audio`, `thinking`, or the
-        name of a parameter. None if it says nothing of the kind."""
+        """What the server or its model cannot do, by its error: `tools`, `images`, `audio`, `thinking`, or the name of
+        a parameter. None if it is about something else."""
         error = error or {}
         text = message[:READ_CHARS]
         lower = text.lower()

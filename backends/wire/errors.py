@@ -1,7 +1,7 @@
-"""Foreign errors by our names, once, at the border: our HTTP client's, the SDK's, and what a server says of itself.
+"""Foreign errors by our names, once, at the border: our HTTP client's, the SDK's, and a server's own.
 
 named(error)     our name for an error of a client of ours, or of the SDK's
-ServerErrors     our names for what a server says of itself
+ServerErrors     our names for a server's own
     of_answer(status, body)    an HTTP error
     inside(value)              an error inside of an answer
     not_an_answer(body)        a 200 that is no answer
@@ -46,6 +46,7 @@ def named(error: Exception, *, begun: bool = False) -> Exception:
 
 
 def raise_named(error: Exception, *, begun: bool = False) -> NoReturn:
+    """Raises our name for a foreign error, with that as its cause, or the error itself."""
     ours = named(error, begun=begun)
     if ours is error:
         raise error
@@ -93,12 +94,12 @@ class ServerErrors:
         if not body.strip():
             return BackendError("The backend's answer is empty.", code="backend_empty_answer")
         value = json_or_none(body)
-        if isinstance(value, dict) and (value.get("error") or _says_it_failed(value.get("base_resp"))):
+        if isinstance(value, dict) and (value.get("error") or _has_failed(value.get("base_resp"))):
             return self.inside(value)
         return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
 
     def _named(self, report: Report) -> Named:
-        """A status is kept where it tells the client something that it can act on; a fault of the server, or of the key
+        """A status is kept where the client can act on it; a fault of the server, or of the key
         that the router holds for it, is a 502."""
         if self._passes_on and _can_go_on(report):
             return _passed_on(report)
@@ -109,7 +110,7 @@ class ServerErrors:
         return _BY_STATUS.get(report.status, _failed if report.status >= 500 else _refused)(report)
 
 
-def _says_it_failed(base: Any) -> bool:
+def _has_failed(base: Any) -> bool:
     """MiniMax's errors are 200s: the code is in `base_resp`."""
     return isinstance(base, dict) and bool(base.get("status_code"))
 
@@ -117,28 +118,28 @@ def _says_it_failed(base: Any) -> bool:
 def _by_words(report: Report) -> BackendRefused | None:
     """What the request or a parameter is refused for, whatever the status: llama.cpp's templates fail with a 500."""
     if overflow := LEXICON.overflow(report.words, report.object):
-        refused = BackendRefused(_said(report), code="context_length_exceeded", param="input")
+        refused = BackendRefused(_words_or_ours(report), code="context_length_exceeded", param="input")
         refused.overflow = overflow
         return refused
     if roles := LEXICON.roles(report.words):
-        refused = BackendRefused(_said(report), code=report.code, param="input")
+        refused = BackendRefused(_words_or_ours(report), code=report.code, param="input")
         refused.roles = roles
         return refused
     if unsupported := LEXICON.unsupported(report.words, report.object):
         param = _PARAMS.get(unsupported, unsupported)
-        refused = BackendRefused(_said(report, param), code="unsupported_parameter", param=param)
+        refused = BackendRefused(_words_or_ours(report, param), code="unsupported_parameter", param=param)
         refused.unsupported = _CHAT_PARAMS.get(unsupported, unsupported)
         return refused
     return None
 
 
-def _said(report: Report, param: str | None = None) -> str:
+def _words_or_ours(report: Report, param: str | None = None) -> str:
     return report.message or (f"The backend refused '{param}'." if param else "The backend refused the request.")
 
 
 # ── by status ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# A code or type of one of these says that the account has no money left, not that it is busy.
+# With one of these as its code or type it is the account that has no money left, not the server that is busy.
 _NO_QUOTA = frozenset({"insufficient_quota", "exceeded_current_quota_error", "billing_not_active"})
 # A 403 with one of these is about the request, and not about our key.
 _FORBIDDEN = ("does not have access to model", "moderation", "was flagged", "content policy", "safety")
@@ -161,9 +162,9 @@ def _not_accepted(report: Report) -> BackendError:
 def _forbidden(report: Report) -> BackendError:
     words = report.words.lower()
     if report.code == "model_not_found" or _FORBIDDEN[0] in words:
-        return BackendRefused(_said(report), status=403, code="model_not_found", param="model")
+        return BackendRefused(_words_or_ours(report), status=403, code="model_not_found", param="model")
     if any(what in words for what in _FORBIDDEN):
-        return BackendRefused(_said(report), status=403, code=report.code)
+        return BackendRefused(_words_or_ours(report), status=403, code=report.code)
     return _not_accepted(report)
 
 
@@ -210,10 +211,10 @@ def _failed(report: Report) -> BackendError:
 
 def _refused(report: Report) -> BackendRefused:
     status = 413 if report.status == 413 else 400
-    return BackendRefused(_said(report), status=status, code=report.code, param=report.param)
+    return BackendRefused(_words_or_ours(report), status=status, code=report.code, param=report.param)
 
 
-# These are about us and the server, whatever the words say.
+# These are about us and the server, whatever the words are.
 _ABOUT_US: dict[int, Callable[[Report], Named | None]] = {
     401: _not_accepted,
     402: _no_money,
@@ -249,7 +250,7 @@ def _can_go_on(report: Report) -> bool:
 
 
 def _passed_on(report: Report) -> Named:
-    """The error of a server that speaks our clients' language: its status, its object and what its headers say to a
+    """The error of a server that speaks our clients' language: its status, its object and what its headers hold for a
     client."""
     roles = LEXICON.roles(report.words)
     overflow = LEXICON.overflow(report.words, report.object)
@@ -295,6 +296,7 @@ ANY_SERVER = ServerErrors()
 
 
 def json_or_none(body: bytes) -> Any:
+    """The value that a body holds as JSON, or None."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""What a server says of an error, whatever it says it in: an error object of OpenAI's or anybody else's, a text, a
+"""A server's own words for an error, whatever holds them: an error object of OpenAI's or anybody else's, a text, a
 page, nothing.
 
     read_report(status, body, …)   of an answer's body
@@ -53,10 +53,12 @@ class Report:
 
     @property
     def type(self) -> str | None:
+        """OpenAI's `type`, where it is a text."""
         return _text(self.object.get("type"))
 
     @property
     def code(self) -> str | None:
+        """OpenAI's `code`, where it is a text: a number is its status again."""
         return _text(self.object.get("code"))
 
     @property
@@ -101,7 +103,7 @@ def masking(secrets: Collection[str]) -> Mask:
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Where the words are, in the order in which they say most: OpenAI's and nearly everybody's, FastAPI's, Ollama's,
+# Where the words are, the richest first: OpenAI's and nearly everybody's, FastAPI's, Ollama's,
 # Cloudflare's, Baidu's, OAuth's, MiniMax's, RFC 9457's, AWS's.
 _KEYS = (
     "message",
@@ -128,8 +130,8 @@ def _words(value: Any, depth: int) -> str:
     if not depth:
         return ""
     if isinstance(value, list):
-        said = [words for one in value[:10] if (words := _words(one, depth - 1))]
-        return "; ".join(dict.fromkeys(said))
+        found = [words for one in value[:10] if (words := _words(one, depth - 1))]
+        return "; ".join(dict.fromkeys(found))
     if not isinstance(value, dict):
         return ""
     if isinstance(value.get("msg"), str) and "loc" in value:
@@ -175,7 +177,7 @@ def _json(text: str) -> Any:
 
 
 def _text_of_page(page: str) -> str:
-    """What a page of HTML says to its reader."""
+    """What a reader of a page of HTML sees."""
     page = page[:READ_CHARS]
     for name in ("script", "style"):
         before, *rest = re.split(rf"<{name}\b", page, flags=re.IGNORECASE)
