@@ -38,8 +38,8 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
-from core.errors import APIError, NotFound, ServerError
-from core.json import decode_json, encode_json
+from core.errors import APIError, BackendError, NotFound, ServerError
+from core.json import TOO_DEEP, decode_json, encode_json
 from core.state import AppState
 from requests.kept import kept_request
 from requests.open_items import Event
@@ -209,6 +209,9 @@ def _described(error: Exception, turn: Turn) -> APIError:
                 "%s: %s, %s", turn.id, error.code, type(error.__cause__).__name__ if error.__cause__ else "told so"
             )
         return error
+    if isinstance(error, RecursionError) or str(error) == TOO_DEEP:  # A request's depth was checked as it came.
+        log.warning("%s: the backend's answer is nested too deeply", turn.id)
+        return BackendError("The backend's answer is nested too deeply.", code="backend_bad_answer")
     log.error("%s failed", turn.id, exc_info=error)
     return ServerError("The router failed to answer this request.")
 

@@ -9,6 +9,7 @@ import os
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,7 +26,7 @@ from core.errors import InvalidRequest, TooLarge
 from requests.bounded_json import BOM, decode_bounded, mend
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, doors_of, every_door, message_of
-from tests.fake_backend import FakeBackend, call, chat
+from tests.fake_backend import JSON_HEADERS, SSE_HEADERS, FakeBackend, Reply, call, chat
 from tests.turns import URL, assert_error, ended
 
 Json = dict[str, Any]
@@ -410,6 +411,11 @@ async def test_integers_of_any_size_stay_integers_at_ollamas_door() -> None:
 # ── depth ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def whole_answer(reply: Reply, headers: Json, body: bytes) -> None:
+    await reply.start(200, headers, length=len(body))
+    await reply.end(body)
+
+
 def nested(levels: int, brackets: str = "[]") -> bytes:
     opened = '{"a":' if brackets == "{}" else "["
     return (opened * levels + "1" + brackets[1] * levels).encode()
@@ -508,6 +514,38 @@ class TestDepth:
                 chatting = {**DOORS["/api/chat"], "tools": [function], "stream": stream}
                 answer = await running.http.post("/api/chat", json=chatting)
                 assert answer.status_code == (200 if levels <= 200 else 502), answer.text[:300]
+
+    @pytest.mark.parametrize("levels", [150, 250, 254, 300, 900, 1020, 5000])
+    async def test_of_an_answer_is_no_fault_of_ours(self, levels: int) -> None:
+        item: Json = {"type": "x_deep", "id": "x_1", "status": "completed", "a": "deep"}
+        whole = {"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "output": [item]}
+        begun = {**whole, "status": "in_progress", "output": []}
+        events: list[Json] = [
+            {"type": "response.created", "response": begun},
+            {"type": "response.output_item.added", "output_index": 0, "item": item},
+            {"type": "response.output_item.done", "output_index": 0, "item": item},
+            {"type": "response.completed", "response": whole},
+        ]
+        deep = nested(levels, "{}")
+        async with every_door("openai") as (running, backend):
+            json_body = orjson.dumps(whole).replace(b'"deep"', deep)
+            sse_body = b"".join(
+                b"data: %b\n\n" % orjson.dumps({**event, "sequence_number": number}).replace(b'"deep"', deep)
+                for number, event in enumerate(events)
+            )
+            for headers, body in ((JSON_HEADERS, json_body), (SSE_HEADERS, sse_body)):
+                backend.script(partial(whole_answer, headers=headers, body=body))
+                asked = {**DOORS[URL], "stream": headers is SSE_HEADERS}
+                answer = await running.http.post(URL, json=asked)
+                at = f"{levels}: {answer.text[-300:]}"
+                assert answer.status_code in (200, 502), at
+                if answer.status_code == 502:
+                    assert levels > 900, at
+                    assert_error(answer, 502, says="answer")
+                    continue
+                found = answer.json() if headers is JSON_HEADERS else orjson.loads(answer.text.rpartition("data: ")[2])
+                kept = await running.http.get(f"{URL}/{(found.get('response') or found)['id']}")
+                assert (kept.status_code, kept.json()["status"]) == (200, "completed"), at
 
     async def test_of_a_message_on_a_socket_is_bounded_too(self, served: Running) -> None:
         async with connect(served.url.replace("http", "ws") + URL, proxy=None) as socket:
