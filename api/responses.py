@@ -23,9 +23,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
+from api.http.event_stream import EventStream
 from api.http.keys import principal_of
-from api.http.leaving import ClientWatch, Primed
-from api.http.replies import EventStream, Express, json_response
+from api.http.leaving import ClientWatch
+from api.http.replies import Express, json_response
 from api.http.routes import Routes
 from api.turns.adapting import Adapting
 from api.turns.backend import Backend
@@ -79,6 +80,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
             ending = builder.finish()
+        turn.describe()
         if builder.suppressed:
             log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(builder.suppressed))
         _count(state, turn)
@@ -90,11 +92,13 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
         if not builder.started or not (turn.request.stream or turn.request.background):
             raise described from error
         ending += builder.fail(described)
+        turn.describe()
         await _record_failure(state, turn)
     except BaseException:
         # The client left, or somebody cancelled us: no time to wait for the store, but it will know.
         if turn.row_begun and not turn.request.background:
             builder.cancel()
+            turn.describe()
             state.db.update_response(turn.id, builder.response, owner=turn.owner)
         raise
     yield [*ending, builder.end()]
@@ -136,6 +140,16 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
 def _begin_row_of_stream(state: AppState, turn: Turn) -> None:
     if turn.request.stored and turn.request.stream and not turn.row_begun:
         begin_row(state, turn)
+
+
+def begin_early(state: AppState, turn: Turn) -> list[Event]:
+    """The beginning of a stream whose backend takes its time: from here on an error is an event. None where the stream has begun, or
+    is about to end."""
+    if turn.builder.started or turn.builder.ended:
+        return []
+    turn.describes_itself = True
+    _begin_row_of_stream(state, turn)
+    return turn.builder.begin()
 
 
 def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
@@ -250,21 +264,23 @@ async def create_response(request: Request) -> Response:
             return _answer(await final_response(run_turn(state, turn)), turn.headers)
     turn.express = Express()
     turn.builder.telling = "events" if turn.request.obfuscated else "frames"
-    batches = Primed(run_turn(state, turn))
-    try:
-        async with ClientWatch(request.scope, request.receive):
-            await batches.prime()
-    except BaseException:
-        await batches.aclose()
-        raise
-    return EventStream(batches, turn.headers, obfuscate=turn.request.obfuscated, express=turn.express)
+    stream = EventStream(
+        run_turn(state, turn),
+        obfuscate=turn.request.obfuscated,
+        express=turn.express,
+        still_here=turn.builder.keep_alive,
+    )
+    await stream.prime(request, start_s=state.config.stream_start_s, beginning=partial(begin_early, state, turn))
+    stream.add_headers(turn.headers)
+    return stream
 
 
 async def _create_in_background(state: AppState, turn: Turn) -> Response:
+    turn.describes_itself = True
     job = Background(turn, state, lambda: run_turn(state, turn))
     job.begin()
     answer = (
-        EventStream(job.follow(), obfuscate=turn.request.obfuscated)
+        EventStream(job.follow(), obfuscate=turn.request.obfuscated, still_here=job.still_here)
         if turn.request.stream
         else _answer(turn.builder.response)
     )

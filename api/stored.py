@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from starlette.responses import Response
 
+from api.http.event_stream import EventStream
 from api.http.keys import principal_of
-from api.http.replies import EventStream, json_response
+from api.http.replies import json_response
 from api.http.routes import Routes
 from api.peers import answer_of_peer, is_from_peer, key_of
 from core.errors import InvalidRequest, NotFound
@@ -34,7 +35,7 @@ async def retrieve_response(
     state: AppState = request.app.state
     owner = principal_of(request).owner
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
-        return EventStream(job.follow(starting_after), obfuscate=include_obfuscation)
+        return EventStream(job.follow(starting_after), obfuscate=include_obfuscation, still_here=job.still_here)
     row = await _row(state, response_id, owner)
     if not stream:
         return json_response(with_output_text(row["response"]))

@@ -142,6 +142,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models_refresh_s: Positive = 30.0
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     websockets: bool = True
+    # A streamed answer whose backend has sent nothing begins by itself then.
+    stream_start_s: Annotated[float, msgspec.Meta(ge=0)] = 15.0
     hosted_tools: HostedTools = "omit"
     # Pages of these origins may ask too, besides those of this machine and of apps: `https://chat.example`, `*` for any
     # text.

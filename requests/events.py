@@ -134,6 +134,10 @@ class ResponseBuilder:
         self.response["status"] = "in_progress"
         return [self.event("response.in_progress", response=dict(self.response))]
 
+    def keep_alive(self) -> list[Event]:
+        """An event that means nothing, while nothing else happens. Before the end alone: until it leaves, its events have their numbers."""
+        return [self.event("keepalive")] if self.started and not self.ended else []
+
     def finish(self) -> list[Event]:
         """The backend is done: closes what is open. At a limit the last item was cut off, and so was the response."""
         reason = INCOMPLETE_REASONS.get(self._finish_reason or "")

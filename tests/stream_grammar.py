@@ -1,6 +1,6 @@
 """The grammar of a Responses stream, as the strictest clients read it.
 
-    created → [queued] → in_progress → items → [error] → completed | incomplete | failed
+    created → [queued] → in_progress → items → [error] → completed | incomplete | failed      keepalive anywhere between
 
     an item   output_item.added → its parts or arguments → output_item.done
     a part    content_part.added → delta* → its .done → content_part.done
@@ -245,6 +245,9 @@ class _Checker:
             self._lifecycle(type_, event)
         elif type_ == "error":
             self._error(event)
+        elif type_ == "keepalive":
+            assert self.seen, "it comes before response.created"
+            assert event.keys() == {"type", "sequence_number"}, event
         else:
             assert "response.in_progress" in self.seen, "it comes before response.in_progress"
             self._handler(type_)(event)

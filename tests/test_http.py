@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-import api.http.replies
+import api.http.silence
 from tests.conftest import Running
 from tests.fake_backend import DONE, chat, chat_usage, chunk, http_error, stall, stream, until
 from tests.stream_grammar import check_stream, parse_sse
@@ -101,17 +101,17 @@ class TestStreams:
             while b" you" not in received:
                 received += await wire.chunk()
 
-    async def test_a_silent_stream_gets_a_comment_now_and_then(self, served, backend, monkeypatch):
-        monkeypatch.setattr(api.http.replies, "KEEPALIVE_S", 0.03)
+    async def test_a_silent_stream_gets_an_event_now_and_then(self, served, backend, monkeypatch):
+        monkeypatch.setattr(api.http.silence, "KEEPALIVE_S", 0.03)
         gate = asyncio.Event()
         backend.script(stream(HELLO, until(gate), END))
         async with wire_to(served) as wire:
             await wire.post(STREAM)
             received = await wire.chunk()
             for _ in range(3):
-                comment = await wire.chunk()
-                assert comment == b": ping\n\n"
-                received += comment
+                event = await wire.chunk()
+                assert event.startswith(b"event: keepalive\n"), "Codex takes a comment for silence"
+                received += event
             gate.set()
             received += await wire.rest()
         check_stream([event for _, event in parse_sse(received)])
@@ -125,10 +125,11 @@ class TestStreams:
             await wire.post(STREAM)
             for gate in gates:
                 received += await wire.chunk()
-                clock.advance(api.http.replies.KEEPALIVE_S * 2 / 3)
+                clock.advance(api.http.silence.KEEPALIVE_S * 2 / 3)
                 gate.set()
             received += await wire.rest()
         assert b": ping" not in received
+        assert b"keepalive" not in received
         assert received.count(b"word ") > len(gates)
 
 

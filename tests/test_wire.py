@@ -20,9 +20,8 @@ from fastapi import FastAPI
 
 import router
 from api.http.protocol import MOST_WAITING, Protocol, Wire, wire_of
-from api.http.replies import KEEPALIVE_S
+from api.http.silence import KEEPALIVE_S
 from core.config import parse_config
-from requests.sse import KEEPALIVE
 from tests.conftest import Clock, Server
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, stall, steps, stream, until
 from tests.fake_backend import Answer as BackendAnswer
@@ -761,14 +760,14 @@ async def test_a_header_with_a_line_end_breaks_the_answer_off(
 async def test_a_silent_stream_is_kept_alive(
     backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr("api.http.replies.KEEPALIVE_S", 0.03)
+    monkeypatch.setattr("api.http.silence.KEEPALIVE_S", 0.03)
     gate = asyncio.Event()
     backend.script(gated(gate, "Hello there"))
     async with served(app, way) as site:
         line = await site.connect()
         await line.send(ask(response(**STREAM)))
-        assert b"Hello" in await line.until(KEEPALIVE)
-        await line.until(KEEPALIVE)
+        assert b"Hello" in await line.until(b"event: keepalive")
+        await line.until(b"event: keepalive")
         gate.set()
         rest = await line.until(b"0\r\n\r\n")
         assert b"event: response.completed" in rest
@@ -795,6 +794,7 @@ async def test_a_stream_that_is_not_silent_holds_no_comments(
         seen += await line.until(b"0\r\n\r\n")
         await line.leave()
     assert b"\n:" not in seen
+    assert b"keepalive" not in seen
     assert b"response.completed" in seen
 
 

@@ -68,7 +68,7 @@ class Application(FastAPI):
             scope, endpoint = self.table.find(scope)
         give_wire(scope, receive, send)
         try:
-            reply = await self._reply(endpoint, scope, receive)
+            reply = await self._reply(endpoint, scope, receive, send)
             if b"origin" in headers:
                 share(reply, scope, self.state.config)
             await reply(scope, receive, send)
@@ -85,11 +85,11 @@ class Application(FastAPI):
     async def _behind_middleware(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self.router if scope["type"] == "lifespan" else self)(scope, receive, send)
 
-    async def _reply(self, endpoint: Endpoint, scope: Scope, receive: Receive) -> Response:
+    async def _reply(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Response:
         """The reply of an endpoint. Its errors end here, whichever it is."""
         try:
             check_key(self.state, scope)
-            return await endpoint(Request(scope, receive))
+            return await endpoint(Request(scope, receive, send))
         except Exception as error:
             return reply_to_error(error, scope, self.table.envelope(scope["path"]))
 

@@ -63,6 +63,7 @@ class Background:
                 builder.cancel()
             else:
                 self._add(builder.fail(reason))
+            self._turn.describe()
             try:
                 await self._db.update_response(self.id, builder.response, owner=self.owner)
             except ServerError:
@@ -83,6 +84,12 @@ class Background:
                 return
             if position == len(self._events):
                 await more.wait()
+
+    def still_here(self) -> list[Event]:
+        """For who follows and hears nothing: a `keepalive` event, which all who follow get as they get the others. Gives none itself."""
+        if not (self._ended or self._turn.builder.ended):
+            self._add(self._turn.builder.keep_alive())
+        return []
 
     def _add(self, events: list[Event]) -> None:
         self._events += events

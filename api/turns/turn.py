@@ -81,7 +81,8 @@ class TurnRequest:
 @dataclass(slots=True)
 class Turn:
     """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a stream;
-    `row_begun`: the store has a row of it; `from_cache`: no backend was asked."""
+    `row_begun`: the store has a row of it; `from_cache`: no backend was asked; `describes_itself`: no headers will say what became of
+    it, so its last response does (`describe`)."""
 
     request: TurnRequest
     builder: ResponseBuilder
@@ -90,6 +91,7 @@ class Turn:
     express: Express | None = None
     row_begun: bool = False
     from_cache: bool = False
+    describes_itself: bool = False
 
     @property
     def id(self) -> str:
@@ -100,6 +102,16 @@ class Turn:
     def owner(self) -> str:
         """Whom all that is kept of it belongs to."""
         return self.request.principal.owner
+
+    def describe(self) -> None:
+        """Puts into a response that has ended what its headers do not say: under `nomyo` by their names, without `x-nomyo-`."""
+        if self.describes_itself and self.headers:
+            named: dict[str, Any] = {
+                name.removeprefix("x-nomyo-").replace("-", "_"): value for name, value in self.headers.items()
+            }
+            if waited := named.get("wait_ms"):
+                named["wait_ms"] = int(waited)
+            self.builder.response["nomyo"] = named
 
 
 async def begin_turn(
