@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.turns.adapting import Adapting
-from backends.fleet.learned import BELIEVED_S, EVERY_MODEL, MOST, Learned
+from backends.fleet.learned import BELIEVED_S, EVERY_MODEL, MOST_MODELS, Learned
 from backends.wire.errors import ServerErrors
 from core.config import AdaptConfig
 from core.errors import BackendRefused
@@ -471,6 +471,14 @@ class TestLearned:
         for number in range(20):
             for model, change in pairs:
                 learned.add(f"{model}{number}", change, 0.0)
-        assert len(learned._until) <= MOST
+        assert len(learned._until) <= MOST_MODELS
         if pairs:
             assert pairs[-1][1] in learned.changes(f"{pairs[-1][0]}19", 0.0)
+
+    def test_the_model_of_which_nothing_was_learned_for_longest_goes_first(self):
+        learned = Learned()
+        for number in range(MOST_MODELS):
+            learned.add(f"m{number}", "a", 0.0)
+        learned.add("m0", "b", 0.0)
+        learned.add("another", "a", 0.0)
+        assert (learned.changes("m0", 0.0), learned.changes("m1", 0.0)) == (["a", "b"], [])

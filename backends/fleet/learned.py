@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 # As long as this it is believed: a server may be another after an upgrade.
 BELIEVED_S = 3600.0
-MOST = 256
+MOST_MODELS = 256
 
 # A change that every model of a server needs.
 EVERY_MODEL = ""
 
 
 class Learned:
-    """The changes that the requests to a server need, by model: at most `MOST`, the ones that were needed longest ago
-    go first."""
+    """The changes that the requests to a server need, by model: of at most `MOST_MODELS`, and the one of which nothing was
+    learned for longest goes first."""
 
     def __init__(self) -> None:
-        self._until: OrderedDict[tuple[str, str], float] = OrderedDict()
+        # For each model its changes, and until when they are believed.
+        self._until: dict[str, dict[str, float]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._until)
 
     def add(self, model: str, change: str, now: float) -> None:
         """A request to `model` (or `EVERY_MODEL`) was refused without this change."""
-        self._until[model, change] = now + BELIEVED_S
-        self._until.move_to_end((model, change))
-        if len(self._until) > MOST:
-            self._until.popitem(last=False)
+        known = self._until.pop(model, {})
+        known[change] = now + BELIEVED_S
+        self._until[model] = known
+        if len(self._until) > MOST_MODELS:
+            del self._until[next(iter(self._until))]
 
     def changes(self, model: str, now: float) -> list[str]:
-        """The changes that a request to `model` needs, in the order in which they were learned."""
-        for key in [key for key, until in self._until.items() if until <= now]:
-            del self._until[key]
-        return [change for of, change in self._until if of in (EVERY_MODEL, model)]
+        """The changes that a request to `model` needs, in the order in which they were learned, then those of all models."""
+        return [change for of in (model, EVERY_MODEL) if of in self._until for change in self._believed(of, now)]
+
+    def _believed(self, model: str, now: float) -> list[str]:
+        known = self._until[model]
+        for change in [change for change, until in known.items() if until <= now]:
+            del known[change]
+        if not known:
+            del self._until[model]
+        return list(known)
 
     def forget(self) -> None:
         """The server may be another now."""

@@ -34,6 +34,9 @@ PASSED_ON = ("retry-after-ms", "x-request-id")
 
 Mask = Callable[[str], str]
 
+# An error that answers a request for a stream may be an event.
+_EVENT = re.compile(r"(?:(?:event|id):[^\n]*\n)*data:([^\n]*)")
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -73,6 +76,8 @@ def read_report(
     """The error in the body of an answer. `mask` hides what nobody else may see; `now` is what a date in Retry-After
     counts from."""
     text = body.decode("utf-8", "replace").strip()
+    if found := _EVENT.match(text):
+        text = found[1].strip()
     value = _json(text)
     if value is None:
         value = _text_of_page(text) if text.startswith("<") else text
