@@ -1,4 +1,5 @@
-"""GET /v1/responses as a WebSocket: each `response.create` message is a turn, and each event of it one message.
+"""GET /v1/responses as a WebSocket: each `response.create` message is a turn, and each event of it one message. `response.cancel` ends
+a turn that runs, `response.steer` adds to one (`api/steering.py`).
 
     lane "a"   turn ── turn ── turn     one after another
     lane "b"   turn ── turn             beside lane "a"
@@ -13,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,12 +27,15 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from api.http.keys import principal_of
 from api.http.routes import Routes
 from api.responses import record, run_turn
+from api.socket_messages import decoded, error_message, input_behind, read_create, stream_id_of
+from api.socket_turn import SocketTurn
+from api.steering import MAX_PENDING, Steer, can_be_steered, refused, required_input, steering_items
 from api.turns.turn import Turn, begin_turn
-from core.errors import APIError, InvalidRequest, ServerError, TooLarge, TooManyRequests, UpgradeRefused
+from core.errors import APIError, InvalidRequest, ServerError, TooManyRequests, UpgradeRefused
 from core.json import encode_json
 from core.state import AppState
-from requests.bounded_json import decode_bounded
 from requests.open_items import Event
+from requests.responses import new_id
 from requests.tools import Item
 
 log = logging.getLogger("nomyo.websocket")
@@ -42,8 +46,6 @@ CONNECTION_LIMIT_S = 3600.0
 # Turns of one socket: those that it can be continued from, and those that run or wait.
 MAX_REMEMBERED = 32
 MAX_UNANSWERED = 64
-# These say how a message travels; `_read` has looked at those that it must not ignore.
-ENVELOPE = frozenset({"type", "stream_id", "generate", "stream", "stream_options", "background"})
 
 
 @routes.websocket("")
@@ -61,7 +63,7 @@ async def respond_over_websocket(websocket: WebSocket) -> None:
             async with asyncio.timeout(CONNECTION_LIMIT_S):
                 await socket.serve()
         except TimeoutError:
-            await socket.send(_error_message(ConnectionLimitReached()))
+            await socket.send(error_message(ConnectionLimitReached()))
             await websocket.close()
 
 
@@ -97,7 +99,11 @@ class Socket:
         self._state = websocket.app.state
         self._principal = principal_of(websocket)
         # A lane is here as long as it has a task, which answers what waits in it.
-        self._lanes: dict[str | None, deque[dict[str, Any] | APIError]] = {}
+        self._lanes: dict[str | None, deque[SocketTurn | APIError]] = {}
+        # Those that run, and the words that wait for what their clients' tools give, by the id of the response.
+        self._running: dict[str | None, SocketTurn] = {}
+        self._waiting: dict[str, list[Steer]] = {}
+        self._ended: deque[str] = deque(maxlen=MAX_REMEMBERED)
         self._tasks: set[asyncio.Task[None]] = set()
         self._remembered: dict[str, list[Item]] = {}
 
@@ -124,10 +130,17 @@ class Socket:
     def _take(self, data: str | bytes) -> None:
         """Puts a message into its lane. So is an error, which must not come between the events of a turn before it."""
         stream_id: str | None = None
-        given: dict[str, Any] | APIError
+        given: SocketTurn | APIError
         try:
-            given = _decoded(data, self._state.config.max_body_mb)
-            stream_id = _stream_id(given)
+            message = decoded(data, self._state.config.max_body_mb)
+            stream_id = stream_id_of(message)
+            if message.get("type") == "response.cancel":
+                self._cancel(message)
+                return
+            if message.get("type") == "response.steer":
+                self._steer(message)
+                return
+            given = SocketTurn(message, stream_id, partial(self.send, stream_id=stream_id))
             if sum(1 + len(waiting) for waiting in self._lanes.values()) >= MAX_UNANSWERED:
                 raise TooManyRequests(f"This connection has {MAX_UNANSWERED} turns that are not answered yet.")
         except APIError as error:
@@ -147,11 +160,15 @@ class Socket:
                 await self._answer(waiting.popleft(), stream_id)
         del self._lanes[stream_id]
 
-    async def _answer(self, given: dict[str, Any] | APIError, stream_id: str | None) -> None:
+    async def _answer(self, given: SocketTurn | APIError, stream_id: str | None) -> None:
         try:
             if isinstance(given, APIError):
                 raise given
-            await self._run_turn(given, stream_id)
+            self._running[stream_id] = given
+            try:
+                await self._run_turn(given)
+            finally:
+                del self._running[stream_id]
             return
         except APIError as error:
             described = error
@@ -160,25 +177,124 @@ class Socket:
         except Exception:
             log.exception("a message could not be answered")
             described = ServerError("The router failed to answer this request.")
-        if isinstance(given, dict):
-            self._forget(given.get("previous_response_id"))
-        await self.send(_error_message(described), stream_id)
+        if isinstance(given, SocketTurn):
+            self._forget(given.message.get("previous_response_id"))
+            for steer in given.takes_up:
+                failed = steer.failed("successor_creation_failed", described.message)
+                await self.send(failed, stream_id)
+        if not isinstance(given, SocketTurn) or not given.is_successor:
+            await self.send(error_message(described), stream_id)
 
-    async def _run_turn(self, message: dict[str, Any], stream_id: str | None) -> None:
-        body, generate = _read(message)
+    async def _run_turn(self, running: SocketTurn) -> None:
+        body, generate = read_create(running.message)
+        parent = body.get("previous_response_id")
+        if isinstance(parent, str) and (steers := self._waiting.pop(parent, None)):
+            running.takes_up += steers
+            body["input"] = input_behind([item for steer in steers for item in steer.items], body.get("input"))
         turn = await begin_turn(self._state, body, self._principal, self._remembered)
-        parent = turn.request.params.previous_response_id
         # The store knows a chain only if it knows all of it.
         is_ours = not turn.request.stored or parent in self._remembered
-        async with aclosing(run_turn(self._state, turn) if generate else _warmed_up(self._state, turn)) as batches:
-            async for events in batches:
+        batches = run_turn(self._state, turn) if generate else _warmed_up(self._state, turn)
+        async with aclosing(running.answered(self._state, turn, batches)) as answer:
+            async for events in answer:
+                running.takes_up.clear()  # The successor has begun.
+                last = events[-1]["type"]
                 # Before the last event leaves: a client may continue at once, on another lane too.
-                if events[-1]["type"] == "response.failed":
+                if last == "response.failed":
                     self._forget(parent)
-                elif is_ours and events[-1]["type"] in ("response.completed", "response.incomplete"):
+                elif is_ours and last in ("response.completed", "response.incomplete"):
                     self._remember(turn)
-                for event in events:
-                    await self.send(event, stream_id)
+                await running.send(events)
+        self._ended.append(turn.id)
+        await running.close()
+        await self._take_up(running, turn)
+
+    def _cancel(self, message: dict[str, Any]) -> None:
+        """Ends the turn that a message means: by its response, by its lane, or the only one that runs."""
+        response_id, stream_id = message.get("response_id"), message.get("stream_id")
+        meant = [
+            running
+            for running in self._next_turns()
+            if (stream_id is None or running.stream_id == stream_id)
+            and (response_id is None or (running.turn is not None and running.turn.id == response_id))
+        ]
+        if not meant:
+            raise InvalidRequest("No such response runs on this connection.", param="response_id", code="not_active")
+        if len(meant) > 1:
+            raise InvalidRequest("Several responses run: name one.", param="response_id", code="invalid_value")
+        meant[0].cancel()
+
+    def _next_turns(self) -> Iterator[SocketTurn]:
+        """Of each lane the turn that runs, or is about to."""
+        for stream_id, waiting in self._lanes.items():
+            running = self._running.get(stream_id) or (waiting[0] if waiting else None)
+            if isinstance(running, SocketTurn):
+                yield running
+
+    # ── steering ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _steer(self, message: dict[str, Any]) -> None:
+        """Takes words for a response that runs, or says why not."""
+        response_id = message.get("previous_response_id")
+        for running in self._running.values():
+            if running.turn is not None and running.turn.id == response_id:
+                break
+        else:
+            known = isinstance(response_id, str) and (response_id in self._ended or response_id in self._remembered)
+            code = "response_already_completed" if known else "response_not_found"
+            self._send_later(refused(message, code, "No such response runs on this connection."))
+            return
+        builder = running.turn.builder
+        code = why = ""
+        items: list[Item] = []
+        try:
+            items = steering_items(message)
+        except APIError as error:
+            code, why = "invalid_input", error.message
+        if not can_be_steered(running.turn.request):
+            code, why = "steering_not_supported", "A turn that shortens its conversation cannot be steered."
+        elif builder.ended:
+            code, why = "response_already_completed", "The response has ended."
+        elif running.is_cancelled:
+            code, why = "response_not_active", "The response was cancelled."
+        elif len(running.steers) >= MAX_PENDING:
+            code, why = "too_many_pending_steers", f"No more than {MAX_PENDING} wait for a response."
+        if code:
+            running.emit(partial(refused, message, code, why, builder))
+            return
+        steer = Steer(new_id("steer"), running.turn.id, message["input"], items, builder)
+        running.steers.append(steer)
+        running.emit(steer.accepted)
+
+    def _send_later(self, event: Event) -> None:
+        task = asyncio.create_task(self._send_unless_left(event), name="websocket event")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send_unless_left(self, event: Event) -> None:
+        with contextlib.suppress(WebSocketDisconnect):
+            await self.send(event)
+
+    async def _take_up(self, running: SocketTurn, turn: Turn) -> None:
+        """What becomes of the words for a response, now that it has ended."""
+        if not (steers := running.steers):
+            return
+        response = turn.builder.response
+        if response["status"] in ("failed", "cancelled"):
+            await running.send([steer.failed("response_not_active", "The response has failed.") for steer in steers])
+        elif required := required_input(response["output"]):
+            await running.send([steer.pending(required) for steer in steers])
+            self._waiting[turn.id] = steers
+            if len(self._waiting) > MAX_REMEMBERED:
+                forgotten = self._waiting.pop(next(iter(self._waiting)))
+                why = "Too many responses wait for their tools."
+                await running.send([steer.failed("successor_creation_failed", why) for steer in forgotten])
+        else:
+            items = [item for steer in steers for item in steer.items]
+            message = {**running.message, "previous_response_id": turn.id, "input": items, "generate": True}
+            send = partial(self.send, stream_id=running.stream_id)
+            successor = SocketTurn(message, running.stream_id, send, steers)
+            self._lanes[running.stream_id].appendleft(successor)
 
     def _remember(self, turn: Turn) -> None:
         self._remembered[turn.id] = [*turn.request.items, *turn.builder.response["output"]]
@@ -196,43 +312,3 @@ async def _warmed_up(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]
     events = turn.builder.begin() + turn.builder.finish()
     await record(state, turn)
     yield [*events, turn.builder.end()]
-
-
-# ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
-    if len(data) > max_mb * 1024 * 1024:
-        raise TooLarge(f"The message is larger than {max_mb:g} MB.")
-    message = decode_bounded(data.encode() if isinstance(data, str) else data, "message")
-    if not isinstance(message, dict):
-        raise InvalidRequest("A message must be a JSON object.")
-    return message
-
-
-def _stream_id(message: dict[str, Any]) -> str | None:
-    stream_id = message.get("stream_id")
-    if stream_id is None:
-        return None
-    if not (isinstance(stream_id, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,256}", stream_id)):
-        raise InvalidRequest(
-            "A stream_id has 1 to 256 letters, digits, '_', '.' and '-'.", param="stream_id", code="invalid_value"
-        )
-    return stream_id
-
-
-def _read(message: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The body of the turn that a message asks for, and whether the model shall answer."""
-    if message.get("type") != "response.create":
-        raise InvalidRequest("The type of a message is 'response.create'.", param="type", code="invalid_value")
-    if message.get("background"):
-        raise InvalidRequest("There are no background responses over a WebSocket.", param="background")
-    generate = message.get("generate")
-    if not isinstance(generate, bool | None):
-        raise InvalidRequest("'generate' is true or false.", param="generate", code="invalid_value")
-    body = {key: value for key, value in message.items() if key not in ENVELOPE}
-    return {**body, "stream": True}, generate is not False
-
-
-def _error_message(error: APIError) -> Event:
-    return {"type": "error", "status": error.status, "error": error.to_dict()}

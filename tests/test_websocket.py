@@ -192,6 +192,7 @@ async def test_a_turn_has_the_events_of_a_stream(served: Running, backend: FakeB
     backend.script(chat(*parts), chat(*parts))
     await lane.send(input="Hi", tools=[WEATHER_TOOL])
     over_socket = await lane.turn()
+    assert over_socket[-1]["response"].pop("nomyo")["model"] == MODEL, "no headers say it"
     over_http = await wire_events(served, tools=[WEATHER_TOOL])
     assert _without_ids(over_socket) == _without_ids(over_http)
     assert backend.turns[0].json == backend.turns[1].json
@@ -472,7 +473,7 @@ async def test_what_is_not_an_object_is_told(lane: Lane, data: str | bytes) -> N
 WRONG: dict[str, tuple[Json, str]] = {
     "no type": ({"type": None}, "type"),
     "another type": ({"type": "session.update"}, "type"),
-    "a steer": ({"type": "response.steer"}, "type"),
+    "a cancel of nothing": ({"type": "response.cancel"}, "response_id"),
     "in the background": ({"background": True}, "background"),
     "generate": ({"generate": "no"}, "generate"),
     "no model": ({"model": None}, "model"),
@@ -525,7 +526,7 @@ async def test_a_fault_of_ours_leaves_the_socket_open(lane: Lane, monkeypatch: p
         raise KeyError("secret")
 
     with monkeypatch.context() as patched:
-        patched.setattr(api.websocket, "_read", broken)
+        patched.setattr(api.websocket, "read_create", broken)
         error = await lane.refusal()
     assert (error["status"], "secret" in str(error)) == (500, False)
     assert (await lane.answer())["status"] == "completed"
@@ -610,6 +611,7 @@ async def test_a_socket_lives_for_an_hour(served: Running, backend: FakeBackend,
         await lane.send(input="Hi")
         await backend.wait_for(lambda b: b.in_flight == 1)
         clock.advance(100)
+        assert [(await lane.next())["type"] for _ in range(2)] == ["response.created", "response.in_progress"]
         error = await lane.error()
         assert (error["status"], error["error"]["code"]) == (400, "websocket_connection_limit_reached")
         with pytest.raises(ConnectionClosed) as closed:
