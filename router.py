@@ -49,6 +49,7 @@ from db import INTERRUPTED, make_store
 
 log = logging.getLogger("nomyo")
 
+MB = 1024 * 1024
 RETENTION_EVERY_S = 3600.0
 ORPHANS_AGAIN_S = 2.0
 # The front doors: what answers, and what FastAPI describes.
@@ -104,7 +105,11 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
             stack.push_async_callback(state.cache.close)
         images = config.images
         state.images = ImageFetcher(
-            max_bytes=int(images.max_mb * 1024 * 1024), timeout_s=images.timeout_s, allow_private=images.allow_private
+            max_bytes=int(images.max_mb * MB),
+            timeout_s=images.timeout_s,
+            allow_private=images.allow_private,
+            max_count=images.max_count,
+            max_total_bytes=int(images.max_total_mb * MB),
         )
         stack.push_async_callback(state.images.close)
         await state.pool.open()

@@ -1,25 +1,20 @@
 """Remote images, fetched for backends that cannot: `https://…` in a chat message becomes a data URL.
 
-The address is a client's, so all of it goes through the guarded client (`wire/outbound.py`): only public addresses are
-connected to, and limits hold for size and time. What counts is what the bytes are, not what their server calls them.
+    messages ──with_images_fetched──▶ messages    of this turn all, or an error; of earlier turns as many as there is room for
+
+What counts is what the bytes are, not what their server calls them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from backends.fetching import Fetcher, fetch_in_order
 from core.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    import httpx2
-
-    from backends.wire.outbound import Resolve
 
 Message = dict[str, Any]
 
-MAX_REDIRECTS = 5
 # What the first bytes of a file say that it is.
 MAGIC = {
     b"\x89PNG\r\n\x1a\n": "image/png",
@@ -27,6 +22,8 @@ MAGIC = {
     b"GIF87a": "image/gif",
     b"GIF89a": "image/gif",
 }
+# As much of a URL as names an image that is not shown.
+SHOWN_URL = 200
 
 
 class InvalidImage(InvalidRequest):
@@ -36,75 +33,20 @@ class InvalidImage(InvalidRequest):
     place: tuple[int, int] | None = None
 
 
-class ImageFetcher:
-    """Fetches images: at most `max_bytes` each, as it comes and decoded, in `timeout_s`, from public addresses, with
-    `allow_private` also from others. `resolve` stands in for the system's name service. `close()` when it is over."""
+class ImageFetcher(Fetcher):
+    """Fetches images, within the limits of a `Fetcher`."""
 
-    def __init__(
-        self,
-        *,
-        max_bytes: int = 20 * 1024 * 1024,
-        timeout_s: float = 10.0,
-        allow_private: bool = False,
-        resolve: Resolve | None = None,
-    ) -> None:
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self._allow_private = allow_private
-        self._resolve = resolve
-        self._client: httpx2.AsyncClient | None = None
-        self._opening = asyncio.Lock()
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+    accept = "image/*"
 
     async def fetch(self, url: str) -> str:
         """The image at `url` as a data URL. Raises `InvalidImage`."""
-        answer = await self._get(url)
+        answer = await self.get(url)
         if isinstance(answer, str):
             raise _invalid(answer)
-        kind = _type_of(answer)
+        kind = _type_of(answer.content)
         if kind is None:
             raise _invalid("it is no PNG, JPEG, GIF or WebP image")
-        return f"data:{kind};base64,{base64.b64encode(answer).decode()}"
-
-    async def _get(self, url: str) -> bytes | str:
-        """What lies at `url`, or why it cannot be used. Not an exception: its frames hold what was read."""
-        async with self._opening:
-            if self._client is None:
-                self._client = await asyncio.to_thread(self._make_client)
-        import httpx2
-
-        from backends.wire import outbound
-
-        try:
-            answer = await self._client.get(url)
-        except outbound.ForbiddenURL as error:
-            return str(error)
-        except outbound.AnswerTooLarge:
-            return f"it is larger than {self._max_bytes / 1024 / 1024:g} MB"
-        except outbound.AnswerTooSlow:
-            return "it took too long"
-        except httpx2.TooManyRedirects:
-            return "it is redirected too often"
-        except (httpx2.RequestError, httpx2.InvalidURL):
-            # Not the reason: it would show a client what there is inside our network.
-            return "it could not be fetched"
-        return answer.content if answer.status_code == 200 else "it could not be fetched"
-
-    def _make_client(self) -> httpx2.AsyncClient:
-        # A third of a start, and the certificates of the world, for the few who need it: in a thread.
-        from backends.wire.outbound import guarded_client
-
-        return guarded_client(
-            max_bytes=self._max_bytes,
-            timeout_s=self._timeout_s,
-            allow_private=self._allow_private,
-            max_redirects=MAX_REDIRECTS,
-            headers={"Accept": "image/*"},
-            resolve=self._resolve,
-        )
+        return f"data:{kind};base64,{base64.b64encode(answer.content).decode()}"
 
 
 def _type_of(data: bytes) -> str | None:
@@ -118,25 +60,40 @@ def _invalid(why: str) -> InvalidImage:
 
 
 async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) -> list[Message]:
-    """The messages, with each remote image as a data URL. Each URL is fetched once, all at the same time. Raises the
-    `InvalidImage` of the first that cannot be used."""
-    places: dict[str, tuple[int, int]] = {}
-    for number, message in enumerate(messages):
-        if isinstance(message["content"], list):
-            for at, part in enumerate(message["content"]):
-                if part["type"] == "image_url" and part["image_url"]["url"][:5].lower() != "data:":
-                    places.setdefault(part["image_url"]["url"], (number, at))
-    if not places:
+    """The messages, with each remote image as a data URL. Each URL is fetched once, those of this turn first, then the others from
+    the latest on. Those of earlier turns (before the last answer) that are too many or too much are named and not shown. Raises
+    the `InvalidImage` of the first that cannot be used, and for a turn that has too many by itself, before anything is fetched."""
+    new, earlier = _remote_images(messages)
+    if not new and not earlier:
         return messages
-    async with asyncio.TaskGroup() as group:
-        fetches = {url: group.create_task(_fetched(fetcher, url)) for url in places}
-    images: dict[str, str] = {}
-    for url, fetch in fetches.items():
-        image = fetch.result()
-        if isinstance(image, InvalidImage):
-            image.place = places[url]
-            raise image
-        images[url] = image
+    if len(new) > fetcher.max_count:
+        error = InvalidImage(
+            f"A request may have {fetcher.max_count} images by URL, and this one has {len(new)}.",
+            param="input",
+            code="too_many_images",
+        )
+        error.place = list(new.values())[fetcher.max_count]
+        raise error
+    latest_first = [*new, *reversed(earlier)]
+    found = await fetch_in_order(
+        latest_first[: fetcher.max_count],
+        lambda url: _fetched(fetcher, url),
+        lambda found: _size(found) > fetcher.max_total_bytes,
+    )
+    for url, place in {**earlier, **new}.items():
+        if isinstance(wrong := found.get(url), InvalidImage):
+            wrong.place = place
+            raise wrong
+    images = _within(found, fetcher.max_total_bytes)
+    for url, place in new.items():
+        if url not in images:
+            error = InvalidImage(
+                f"The images of a request may have {fetcher.max_total_bytes / 1024 / 1024:g} MB together, and these have more.",
+                param="input",
+                code="images_too_large",
+            )
+            error.place = place
+            raise error
     return [
         {**message, "content": [_with_image(part, images) for part in message["content"]]}
         if isinstance(message["content"], list)
@@ -145,14 +102,60 @@ async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) ->
     ]
 
 
+def _remote_images(messages: list[Message]) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
+    """The distinct URLs of remote images, with their first places: those of this turn, which nobody has answered yet, and the other
+    ones, oldest first."""
+    last_answer = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
+    new: dict[str, tuple[int, int]] = {}
+    earlier: dict[str, tuple[int, int]] = {}
+    for number, message in enumerate(messages):
+        if isinstance(message["content"], list):
+            for at, part in enumerate(message["content"]):
+                if part["type"] == "image_url" and _is_remote(url := part["image_url"]["url"]):
+                    if number > last_answer:
+                        new.setdefault(url, earlier.pop(url, (number, at)))
+                    else:
+                        earlier.setdefault(url, (number, at))
+    return new, earlier
+
+
+def _is_remote(url: str) -> bool:
+    return url[:5].lower() != "data:"
+
+
 async def _fetched(fetcher: ImageFetcher, url: str) -> str | InvalidImage:
     try:
         return await fetcher.fetch(url)
     except InvalidImage as error:
-        return error
+        # Without the frames that it came through: they hold the messages.
+        return error.with_traceback(None)
+
+
+def _size(found: dict[str, str | InvalidImage]) -> int:
+    """How many bytes the images have."""
+    return sum(_bytes_in(image) for image in found.values() if isinstance(image, str))
+
+
+def _bytes_in(data_url: str) -> int:
+    return (len(data_url) - data_url.find(",") - 1) // 4 * 3 - data_url.endswith("=") - data_url.endswith("==")
+
+
+def _within(found: dict[str, str | InvalidImage], max_bytes: int) -> dict[str, str]:
+    """The images up to the one that is too much."""
+    images: dict[str, str] = {}
+    size = 0
+    for url, image in found.items():
+        if isinstance(image, str):
+            size += _bytes_in(image)
+            if size > max_bytes:
+                break
+            images[url] = image
+    return images
 
 
 def _with_image(part: dict[str, Any], images: dict[str, str]) -> dict[str, Any]:
-    if part["type"] != "image_url" or (image := images.get(part["image_url"]["url"])) is None:
+    if part["type"] != "image_url" or not _is_remote(url := part["image_url"]["url"]):
         return part
+    if (image := images.get(url)) is None:
+        return {"type": "text", "text": f"(An image of an earlier turn that is not shown any more: {url[:SHOWN_URL]})"}
     return {**part, "image_url": {**part["image_url"], "url": image}}

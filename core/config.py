@@ -124,11 +124,14 @@ class AdaptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`images`: those that the router fetches for backends that cannot."""
+    """`images`: those that the router fetches for backends that cannot; `max_count` and `max_total_mb` for one
+    request."""
 
     max_mb: Positive = 20.0
     timeout_s: Positive = 10.0
     allow_private: bool = False
+    max_count: Count = 100
+    max_total_mb: Positive = 100.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

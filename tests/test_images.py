@@ -325,3 +325,88 @@ async def test_all_are_fetched_at_the_same_time(fetcher: ImageFetcher, monkeypat
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in "abcab"]
     sent = await with_images_fetched([{"role": "user", "content": parts}], fetcher)
     assert [part["image_url"]["url"] for part in sent[0]["content"]] == [f"data:{url}" for url in "abcab"]
+
+
+def showing(*urls: str, role: str = "user") -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "image_url", "image_url": {"url": url}} for url in urls]}
+
+
+def shown(messages: list[dict[str, Any]]) -> list[str]:
+    """What each part of the messages is: `image`, or its text."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return [part.get("text", "image") for part in parts]
+
+
+ANSWER = {"role": "assistant", "content": "I see."}
+
+
+async def test_too_many_images_of_a_turn_are_refused_before_any_is_fetched(site: Site) -> None:
+    fetcher = ImageFetcher(max_count=3, allow_private=True)
+    with pytest.raises(InvalidImage) as raised:
+        await with_images_fetched([showing(*[f"{site.url}/{number}" for number in range(20_000)])], fetcher)
+    assert (raised.value.status, raised.value.param, raised.value.code) == (400, "input", "too_many_images")
+    assert raised.value.place == (0, 3)
+    assert site.asked == []
+    await fetcher.close()
+
+
+async def test_one_url_many_times_is_one_image_and_data_urls_are_none(site: Site) -> None:
+    fetcher = ImageFetcher(max_count=1, allow_private=True)
+    given = [showing(*[f"{site.url}/png"] * 50, *[f"data:image/png;base64,{number}" for number in range(50)])]
+    assert shown(await with_images_fetched(given, fetcher)) == ["image"] * 100
+    assert site.asked == ["/png"]
+    await fetcher.close()
+
+
+async def test_images_of_earlier_turns_give_way_to_new_ones_the_oldest_first(site: Site) -> None:
+    site.answers |= {f"/{number}": reply(PNG) for number in range(6)}
+    fetcher = ImageFetcher(max_count=3, allow_private=True)
+    urls = [f"{site.url}/{number}" for number in range(6)]
+    given = [showing(*urls[:3]), ANSWER, showing(urls[3]), ANSWER, showing(urls[4], urls[5])]
+    sent = shown(await with_images_fetched(given, fetcher))
+    assert sent[3:] == ["image"] * 3
+    assert all(url in text and "not shown" in text for url, text in zip(urls, sent[:3], strict=False))
+    assert sorted(site.asked) == ["/3", "/4", "/5"]
+    await fetcher.close()
+
+
+async def test_images_that_are_too_much_together_are_refused_or_not_shown(site: Site) -> None:
+    fetcher = ImageFetcher(max_total_bytes=3 * len(PNG), allow_private=True)
+    site.answers |= {f"/{number}": reply(PNG) for number in range(6)}
+    urls = [f"{site.url}/{number}" for number in range(6)]
+    with pytest.raises(InvalidImage) as raised:
+        await with_images_fetched([showing(*urls)], fetcher)
+    assert (raised.value.status, raised.value.param, raised.value.code) == (400, "input", "images_too_large")
+    sent = shown(await with_images_fetched([showing(*urls[:5]), ANSWER, showing(urls[5])], fetcher))
+    assert [text == "image" for text in sent] == [False, False, False, True, True, True]
+    await fetcher.close()
+
+
+async def test_no_more_than_four_are_fetched_at_once(fetcher: ImageFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+
+    async def fetch(url: str) -> str:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        return f"data:{url}"
+
+    monkeypatch.setattr(fetcher, "fetch", fetch)
+    await with_images_fetched([showing(*map(str, range(60)))], fetcher)
+    assert most == 4
+
+
+async def test_many_dead_images_of_earlier_turns_do_not_hold_the_loop(fetcher: ImageFetcher) -> None:
+    """20,000 tasks at once did, for 7 s. Here no more than `max_count` are asked for, the others are named."""
+    asked: list[str] = []
+
+    async def fetch(url: str) -> str:
+        asked.append(url)
+        return "data:image/png;base64,"
+
+    fetcher.fetch = fetch  # type: ignore[method-assign]
+    sent = shown(await with_images_fetched([showing(*map(str, range(20_000))), ANSWER, showing("new")], fetcher))
+    assert len(asked) == fetcher.max_count == sent.count("image")
