@@ -9,10 +9,10 @@ Everything belongs to an owner, whom each verb is given: another's id is an id t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from core.deletions import Deletions
-from stores.rows import INTERRUPTED, Event, History, Item, Response, StoredResponse, UnfinishedResponse
+from stores.rows import INTERRUPTED, Event, History, Item, ItemPage, Response, StoredResponse, UnfinishedResponse
 from stores.writing import Written
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Event",
     "History",
     "Item",
+    "ItemPage",
     "Response",
     "Store",
     "StoredResponse",
@@ -84,6 +85,20 @@ class Store(Protocol):
 
     async def get_history(self, response_id: str, *, owner: str = "") -> History:
         """The conversation up to a response, from memory if it is there. Nobody may change its items."""
+        ...
+
+    async def list_input_items(
+        self,
+        response_id: str,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+        owner: str = "",
+    ) -> ItemPage | None:
+        """A page of what a response was made from: the input of its own turn, behind input and output of all turns before it that are
+        still there; oldest first, or last. It begins behind the item `after`. Each item has an id that no other of them has, and that
+        stays. None: there is no such response, or no object of it yet."""
         ...
 
     async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:

@@ -13,9 +13,11 @@ from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
 from api.peers import answer_of_peer, is_from_peer, key_of
+from backends.fleet.routing import printable
 from core.errors import InvalidRequest, NotFound
 from core.state import AppState
 from requests.events import ResponseBuilder, replay, unfinished
+from requests.included import INCLUDABLE, without_unasked
 from requests.open_items import Event
 from requests.responses import with_output_text
 
@@ -94,26 +96,33 @@ async def list_input_items(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
-    """The input items of a response's own turn, `limit` of them behind the item `after`. `include` is accepted; everything
-    that it could ask for is given. 404 if there is no such response, 400 if `after` is none of its items."""
-    items = (await _row(request.app.state, response_id, principal_of(request).owner))["input"]
-    if order == "desc":
-        items = items[::-1]
-    if after is not None:
-        ids = [item["id"] for item in items]
-        if after not in ids:
-            raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
+    """What a response was made from: its input, and input and output of the turns before it, `limit` items of it behind the item
+    `after`. What `include` does not ask for is left out. 404 if there is no such response, 400 if `after` is none of its items."""
+    page = await request.app.state.db.list_input_items(
+        response_id, after=after, limit=limit, order=order, owner=principal_of(request).owner
+    )
+    if page is None:
+        raise _not_found(response_id)
+    if not page.knows_after:
+        raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
+    asked = request.query_params
+    include = {value for key in ("include", "include[]") for value in asked.getlist(key)}
+    items = [without_unasked(item, include) for item in page.items]
+    ignored = ", ".join(f"include.{value}" for value in sorted(include - INCLUDABLE))
     return json_response(
         {
             "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > limit,
-        }
+            "data": items,
+            "first_id": items[0]["id"] if items else None,
+            "last_id": items[-1]["id"] if items else None,
+            "has_more": page.has_more,
+        },
+        headers={"x-nomyo-ignored": printable(ignored)[:LONGEST_HEADER]} if ignored else None,
     )
+
+
+# Proxies take no longer ones.
+LONGEST_HEADER = 1000
 
 
 async def _row(state: AppState, response_id: str, owner: str) -> Mapping[str, Any]:

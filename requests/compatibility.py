@@ -119,9 +119,9 @@ PARAMETERS: Mapping[str, Row] = {
 
 INCLUDES: Mapping[str, Row] = {
     "code_interpreter_call.outputs": Row(IGNORED),
-    "computer_call_output.output.image_url": Row(RUN_HERE, note="always there"),
+    "computer_call_output.output.image_url": Row(RUN_HERE, note="in input_items; always there in a response"),
     "file_search_call.results": Row(IGNORED),
-    "message.input_image.image_url": Row(RUN_HERE, note="always there"),
+    "message.input_image.image_url": Row(RUN_HERE, note="in input_items"),
     "message.output_text.logprobs": Row(ADAPTED, note="logprobs"),
     "reasoning.encrypted_content": Row(RUN_HERE),
     "web_search_call.action.sources": Row(IGNORED),

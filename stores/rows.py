@@ -53,6 +53,15 @@ class History:
     unfinished: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ItemPage:
+    """Some items of a longer list. `has_more`: there are others behind them. `knows_after`: what they should begin behind is in the list."""
+
+    items: list[Item]
+    has_more: bool = False
+    knows_after: bool = True
+
+
 def output_and_rest(response: Response | None) -> tuple[bytes | None, bytes | None]:
     """The JSON of a response's output, and of the response without it."""
     if response is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Literal
 
 from core.deletions import Deletions, OwnDeletions
 from core.json import decode_json, encode_json
@@ -24,6 +25,7 @@ from stores.rows import (
     Event,
     History,
     Item,
+    ItemPage,
     Response,
     StoredResponse,
     UnfinishedResponse,
@@ -35,6 +37,7 @@ from stores.rows import (
     turn_of,
 )
 from stores.sqlite_connection import SQLite
+from stores.sqlite_input_items import INPUT_ITEMS
 from stores.warm_chains import Begun, Key, WarmChains
 from stores.writing import Write, WriteQueue, Written
 
@@ -237,6 +240,22 @@ class SQLiteStore:
         if not missing and not unfinished:
             self._warm.put(key, turns, as_of)
         return History(items_of(turns), missing, unfinished)
+
+    async def list_input_items(
+        self,
+        response_id: str,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+        owner: str = "",
+    ) -> ItemPage | None:
+        values = {"owner": owner, "response": response_id, "after": after, "limit": limit + 1}
+        rows = await self._connector.read(INPUT_ITEMS[order], **values)
+        if not rows:
+            return None
+        items = [{**decode_json(row["item"].encode()), "id": row["id"]} for row in rows[:limit] if row["item"]]
+        return ItemPage(items, has_more=len(rows) > limit, knows_after=rows[0]["start"] is not None)
 
     async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
         found: dict[str, Item] = {}

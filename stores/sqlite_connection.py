@@ -87,14 +87,14 @@ class SQLite:
             await connection.close()
         self._reader = self._writer = None
 
-    async def read(self, sql: str, *values: Value) -> list[Row]:
+    async def read(self, sql: str, *values: Value, **named: Value) -> list[Row]:
         """The rows, by the names of their columns."""
-        return await self.read_each(dict, sql, *values)
+        return await self.read_each(dict, sql, *values, **named)
 
-    async def read_each(self, make: Callable[[sqlite3.Row], T], sql: str, *values: Value) -> list[T]:
+    async def read_each(self, make: Callable[[sqlite3.Row], T], sql: str, *values: Value, **named: Value) -> list[T]:
         """What `make` makes of each row, in the reader's thread."""
         assert self._reader is not None, "the store is not open"
-        return await self._reader.run(partial(_read_all, sql, values, make))
+        return await self._reader.run(partial(_read_all, sql, named or values, make))
 
     async def write(self, writes: Iterable[Write]) -> None:
         """All of it in one transaction, in order; neighbours with the same SQL in one call."""
@@ -117,7 +117,10 @@ def transaction(connection: sqlite3.Connection) -> Generator[None]:
 
 
 def _read_all(
-    sql: str, values: tuple[Value, ...], make: Callable[[sqlite3.Row], T], connection: sqlite3.Connection
+    sql: str,
+    values: tuple[Value, ...] | dict[str, Value],
+    make: Callable[[sqlite3.Row], T],
+    connection: sqlite3.Connection,
 ) -> list[T]:
     return [make(row) for row in connection.execute(sql, values).fetchall()]
 

@@ -172,7 +172,7 @@ async def test_input_items_come_in_pages_in_either_order(served: Running) -> Non
     assert texts(every) == list(range(25)), "auto-pagination"
 
 
-async def test_input_items_are_what_the_turn_was_given_each_with_its_type(
+async def test_input_items_are_what_the_response_was_made_from_each_with_its_type(
     strict: AsyncOpenAI, backend: FakeBackend
 ) -> None:
     backend.script(chat(call("get_weather", '{"city":"Paris"}', id="call_a")))
@@ -197,11 +197,13 @@ async def test_input_items_are_what_the_turn_was_given_each_with_its_type(
     page = await strict.responses.input_items.list(
         second.id, order="asc", include=["message.input_image.image_url", "reasoning.encrypted_content"]
     )
-    output, question, answer = page.data
+    first_question, called, output, question, answer = page.data
+    assert first_question.id == only.id
+    assert (called.type, called.id) == ("function_call", first.output[0].id)
     assert (output.type, output.call_id, output.output) == ("function_call_output", "call_a", "rain")
     assert question.content[1].image_url == PIXEL
     assert answer.content[0].type == "output_text"
-    assert len({item.id for item in page.data}) == 3
+    assert len({item.id for item in page.data}) == 5
 
 
 async def test_an_unknown_item_in_after_is_named(served: Running) -> None:

@@ -47,6 +47,17 @@ def on_file(path: Path, backend: FakeBackend) -> Any:
     return running_router(endpoints=[endpoint], database={"url": f"sqlite:///{path}"})
 
 
+SEALED = "reasoning.encrypted_content"
+
+
+def made_before(name: str) -> list[Any]:
+    """The items of the turns before that of a response, oldest first."""
+    if not (parent := ANSWERED[name]["previous_response_id"]):
+        return []
+    (before,) = [other for other in ANSWERED["input"] if id_of(other) == parent]
+    return [*made_before(before), *ANSWERED["input"][before], *ANSWERED[before]["output"]]
+
+
 def tables(path: Path) -> tuple[int, list[tuple[str, ...]]]:
     """The version of a file, and what is in its schema."""
     file = sqlite3.connect(path)
@@ -66,8 +77,8 @@ class TestEarlierFile:
             for name in ("first", "second", "third", "replaying", "background"):
                 assert await retrieve(running.http, id_of(name)) == ANSWERED[name]
             for name, items in ANSWERED["input"].items():
-                listed = await running.http.get(f"{URL}/{id_of(name)}/input_items?order=asc")
-                assert listed.json()["data"] == items
+                listed = await running.http.get(f"{URL}/{id_of(name)}/input_items?order=asc&include[]={SEALED}")
+                assert listed.json()["data"] == [*made_before(name), *items]
             assert await rejoin(running.http, id_of("background")) == ANSWERED["events"]
 
     async def test_its_conversations_go_on(self, file_of_71a920e, backend):
