@@ -22,6 +22,7 @@ from uvicorn.logging import DefaultFormatter
 import api.admin.cache
 import api.admin.endpoints
 import api.admin.metrics
+import api.background
 import api.compact
 import api.input_tokens
 import api.models
@@ -45,7 +46,7 @@ from core.seals import Sealer
 from core.state import AppState
 from core.tasks import TaskRunner
 from core.telemetry import Telemetry
-from db import INTERRUPTED, make_store
+from db import INTERRUPTED, UnfinishedResponse, make_store
 
 log = logging.getLogger("nomyo")
 
@@ -97,8 +98,8 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
         async with cluster.starting() as is_first:  # One after the other makes what the database lacks.
             await state.db.open()
             stack.push_async_callback(state.db.close)
-            if is_first and (orphans := await state.db.fail_orphaned_responses()):
-                log.warning("%d responses were running when the router stopped: marked as failed", orphans)
+            # What is unfinished now is nobody's.
+            orphans = await state.db.unfinished() if is_first else []
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
         if state.cache is not None:
             await state.cache.open()
@@ -117,8 +118,10 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
         # Made here, not in create_app: a runner that has drained takes nothing more.
         state.tasks = TaskRunner(config.background.max_concurrent, config.background.max_queued)
         stack.push_async_callback(state.tasks.drain, config.background.drain_s, INTERRUPTED)
+        await _take_over(state, orphans)
+        orphans.clear()
         await stack.enter_async_context(cluster.answering(app, Protocol))
-        orphaned = asyncio.create_task(_fail_orphans(state), name="orphans")
+        orphaned = asyncio.create_task(_inherit(state), name="orphans")
         stack.push_async_callback(_stopped, orphaned)
         if config.database.retention_days:
             retention = asyncio.create_task(_keep_retention(state, config.database.retention_days), name="retention")
@@ -130,31 +133,37 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
         yield
 
 
-async def _fail_orphans(state: AppState) -> None:
-    """Marks as failed what ran in a process that has died, where that is this one's to do: what is unfinished, and no
+async def _inherit(state: AppState) -> None:
+    """Takes over what a process has left that died, where that is this one's to do: what is unfinished, and no
     process is working on. If one of them does not answer, it is asked again: better late than one that goes on."""
     async for _ in state.cluster.deaths():
         while True:
-            if await _has_failed_orphans(state):
+            if await _has_inherited(state):
                 break
             await asyncio.sleep(ORPHANS_AGAIN_S)
 
 
-async def _has_failed_orphans(state: AppState) -> bool:
+async def _has_inherited(state: AppState) -> bool:
     """Whether it could be done."""
     try:
         unfinished = await state.db.unfinished()
         alive = await api.admin.metrics.running_elsewhere(state) if unfinished else set()
         if alive is None:
             return False
-        mine = set(state.db.running_ids())  # Begun since.
-        orphans = [row for row in unfinished if row["id"] not in alive | mine]
-        if orphans and await state.db.fail_orphans(orphans):
-            log.warning("%d responses were running when a process died: marked as failed", len(orphans))
+        mine = set(api.admin.metrics.ids_at_work(state))  # Begun since.
+        if orphans := [row for row in unfinished if row["id"] not in alive | mine]:
+            await _take_over(state, orphans)
         return True
     except Exception:
         log.exception("what ran in a dead process could not be marked as failed: trying again")
         return False
+
+
+async def _take_over(state: AppState, orphans: list[UnfinishedResponse]) -> None:
+    """Has what only waited run again, and marks the rest as failed."""
+    interrupted = await api.background.run_again(state, orphans)
+    if interrupted and (failed := await state.db.fail_orphans(interrupted)):
+        log.warning("%d responses were running when the router stopped: marked as failed", failed)
 
 
 def _collect_rarely() -> None:

@@ -84,6 +84,9 @@ async def cancel_response(request: Request, response_id: str) -> Response:
                 return answer
             if is_from_peer(request):
                 raise _not_found(response_id)
+            if row["status"] == "queued":
+                # It waits in no process: the one that would run it again sees that nobody wants it any more.
+                await state.db.update_response(response_id, {**row["response"], "status": "cancelled"}, owner=owner)
         row = await _row(state, response_id, owner)
     return json_response(with_output_text(row["response"]))
 

@@ -80,11 +80,12 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BackgroundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`background`: turns that run without a client."""
+    """`background`: turns that run without a client. `rerun`: those that a stop has interrupted run again."""
 
     max_concurrent: Count = 4
     max_queued: Count = 1000
     drain_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    rerun: bool = False
 
 
 class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@
     ├── TooLarge            413
     ├── TooManyRequests     429  with Retry-After
     ├── ServerError         500  a fault of ours; the cause is in the log
+    │   └── Interrupted     503  the router stopped first
     ├── ModelFailed         502  a model's fault, on a backend that is well
     └── BackendError        502  a backend's fault, in words of ours
         ├── BackendUnreachable   no connection, or it broke before the first byte of an answer
@@ -30,6 +31,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+# About how long a restart takes.
+RESTART_S = 5.0
 CODES_OF_CODEX = frozenset({"context_length_exceeded", "insufficient_quota"})
 
 
@@ -146,6 +149,16 @@ class TooManyRequests(APIError):
 
 class ServerError(APIError):
     code = "internal_error"
+
+
+class Interrupted(ServerError):
+    """The router stopped before it was done: the client may ask again."""
+
+    status = 503
+    code = "interrupted"
+
+    def __init__(self) -> None:
+        super().__init__("The router stopped while this response was running.", retry_after_s=RESTART_S)
 
 
 class BackendError(APIError):

@@ -53,10 +53,14 @@ class TaskRunner(Generic[J]):
         entry = self._entries.get(job_id)
         return entry.job if entry else None
 
-    def submit(self, job: J) -> None:
+    def ids(self) -> list[str]:
+        """Those of the jobs that wait or run."""
+        return list(self._entries)
+
+    def submit(self, job: J, *, is_accepted: bool = False) -> None:
         """Queues a job; it takes its first step when the caller next awaits something. Raises `TooManyRequests` when no
-        more may wait."""
-        if self._draining or len(self._queued) >= self._max_queued:
+        more may wait; one that was accepted before (`is_accepted`) may wait whatever there is."""
+        if self._draining or (len(self._queued) >= self._max_queued and not is_accepted):
             raise TooManyRequests("Too many background responses are queued.", retry_after_s=5)
         entry = self._entries[job.id] = _Entry(job)
         self._queued.append(entry)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from core.errors import ServerError
+from core.errors import Interrupted
 from core.json import decode_json, encode_json
 
 Item = dict[str, Any]
@@ -19,7 +19,7 @@ Response = dict[str, Any]
 Event = dict[str, Any]
 
 UNFINISHED = frozenset({"queued", "in_progress"})
-INTERRUPTED = ServerError("The router stopped while this response was running.", code="interrupted")
+INTERRUPTED = Interrupted()
 NO_ITEMS = b"[]"
 
 

@@ -460,15 +460,18 @@ class TestShutdown:
         async with router_with(backend, file=file, at_once=2, drain_s=0.01) as running:
             ids = [await start(running) for _ in range(2)]
             await backend.wait_for(lambda b: b.in_flight == 2)
-            ids += [await start(running) for _ in range(2)]
+            queued = [await start(running) for _ in range(2)]
         await backend.wait_for(lambda b: b.aborts == 2)
-        assert dict(_rows(file)) == dict.fromkeys(ids, "failed"), "they were not marked before the end"
+        marked = dict.fromkeys(ids, "failed") | dict.fromkeys(queued, "queued")
+        assert dict(_rows(file)) == marked, "they were not marked before the end"
+        assert len(backend.turns) == 2, "a queued one was begun in the shutdown"
         async with router_with(backend, file=file) as running:
+            await backend.wait_for(lambda b: len(b.turns) == 4)
             for response_id in ids:
                 response = await retrieve(running.http, response_id)
                 assert response["status"] == "failed"
                 assert "stopped" in response["error"]["message"]
-        assert len(backend.turns) == 2, "a queued one was begun in the shutdown, or begun again"
+        assert len(backend.turns) == 4, "one that had begun was begun again"
 
     async def test_whoever_follows_sees_the_end_too(self, backend, tmp_path):
         file = tmp_path / "router.db"

@@ -183,7 +183,8 @@ async def test_a_queued_turn_keeps_its_request_until_it_ends(ending: str, backen
                 await ended(running.http, response_id)
             assert (await retrieve(running.http, queued["id"]))["status"] == ending
         assert SECRET.encode() not in bytes_in(tmp_path)
-    assert kept_in(file) == {first["id"]: None, queued["id"]: None}
+    # What waited at the stop runs after the next start.
+    assert kept_in(file) == {first["id"]: None, queued["id"]: kept if ending == "stopped" else None}
 
 
 @pytest.mark.parametrize("params", [{}, {"stream": True}])

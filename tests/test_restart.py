@@ -16,7 +16,7 @@ import yaml
 
 from tests.fake_backend import FakeBackend, chat, stall
 from tests.stream_grammar import check_stream
-from tests.turns import SOON_S, create, eventually, open_stream, rejoin, retrieve, text_of
+from tests.turns import SOON_S, URL, create, eventually, has_status, open_stream, rejoin, retrieve, text_of
 
 pytestmark = pytest.mark.heavy
 
@@ -40,12 +40,12 @@ def settings(backend: FakeBackend, tmp_path: Path) -> dict[str, Any]:
 
 @asynccontextmanager
 async def router_process(
-    settings: dict[str, Any], folder: Path
+    settings: dict[str, Any], folder: Path, *start: str
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, asyncio.subprocess.Process]]:
-    """`uvicorn router:app`, up and answering; killed at the end if it still runs."""
+    """`uvicorn router:app`, or what else shall `start`, up and answering; killed at the end if it still runs."""
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "router:app", "--port", str(port), "--log-level", "error"]
+    command = [sys.executable, *(start or ("-m", "uvicorn", "router:app")), "--port", str(port), "--log-level", "error"]
     environment = {**os.environ, "ROUTER_CONFIG": str(folder / "config.yaml")}
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment)
     try:
@@ -85,6 +85,8 @@ async def test_what_was_running_when_the_process_was_killed_reads_failed(backend
     turns = len(backend.turns)
 
     async with router_process(settings, tmp_path) as (http, process):
+        # Nobody had begun it.
+        assert (await has_status(http, ids.pop(), "in_progress"))["id"] == queued["id"]
         for response_id in ids:
             response = await retrieve(http, response_id)
             assert response["status"] == "failed"
@@ -92,9 +94,11 @@ async def test_what_was_running_when_the_process_was_killed_reads_failed(backend
             assert "stopped" in response["error"]["message"]
             check_stream(await rejoin(http, response_id))
         assert text_of(await retrieve(http, whole["id"])) == "This one is whole."
+        await backend.wait_for(lambda b: len(b.turns) == turns + 1)
         backend.script(chat("Still here."))
         assert text_of(await create(http, previous_response_id=whole["id"])) == "Still here."
-        assert len(backend.turns) == turns + 1, "the killed turns were begun again"
+        assert len(backend.turns) == turns + 2, "the killed turns were begun again"
+        assert (await http.post(f"{URL}/{queued['id']}/cancel")).json()["status"] == "cancelled"
 
         process.terminate()
         assert await asyncio.wait_for(process.wait(), SOON_S) in (0, -signal.SIGTERM), (

@@ -83,7 +83,12 @@ async def own_figures(request: Request) -> Response:
     if not is_from_peer(request):
         raise NotFound(f"There is no GET {FIGURES}.", code="unknown_url")
     state: AppState = request.app.state
-    return json_response({**_figures(state), "running": state.db.running_ids()})
+    return json_response({**_figures(state), "running": ids_at_work(state)})
+
+
+def ids_at_work(state: AppState) -> list[str]:
+    """The responses that this process is working on, and those that wait in it."""
+    return list({*state.db.running_ids(), *state.tasks.ids()})
 
 
 def _figures(state: AppState) -> dict[str, Any]:

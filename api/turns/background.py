@@ -1,7 +1,7 @@
 """A turn that runs without a client, and everybody who follows it.
 
 begin ──▶ queued ──▶ run ──▶ completed | incomplete | failed
-             └─ stop ─┴─▶ cancelled | failed
+             └─ stop ─┴─▶ cancelled | failed | as it was, to run again after the next start
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from core.errors import APIError, ServerError
+from core.errors import APIError, Interrupted, ServerError
 
 if TYPE_CHECKING:
     from api.turns.turn import Turn
@@ -21,15 +21,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nomyo.background")
 
+# Events that a queue of some hours gives.
+MOST_WAITED = 4096
+
 
 class Background:
     """A background turn as a job of the task runner (`tasks.Job`). Its events are kept while it runs, so that a client can
     join at any moment and from any event on; those of a stream are stored at the end, to be the same for ever."""
 
-    def __init__(self, turn: Turn, state: AppState, run: Callable[[], AsyncGenerator[list[Event]]]) -> None:
+    def __init__(
+        self, turn: Turn, state: AppState, run: Callable[[], AsyncGenerator[list[Event]]], *, is_again: bool = False
+    ) -> None:
+        """`run` gives its events. `is_again`: another process has begun it, so that the store knows more than this one."""
         self._turn = turn
         self._db = state.db
         self._run = run
+        self._is_again = is_again
+        self._reruns = state.config.background.rerun
         self._events: list[Event] = []
         self._ended = False
         self._more = asyncio.Event()
@@ -46,6 +54,11 @@ class Background:
         self._add(self._turn.builder.start())
 
     async def run(self) -> None:
+        if self._is_again and not await self._is_wanted():
+            self._turn.builder.cancel()
+            self._add([self._turn.builder.end()])
+            self._leave()
+            return
         self._add(self._turn.builder.progress())
         self._db.update_response(self.id, self._turn.builder.response, owner=self.owner)
         async with aclosing(self._run()) as batches:
@@ -57,6 +70,9 @@ class Background:
         """Ends the turn: as failed with `reason`, or as cancelled. Does nothing to one that has ended."""
         builder = self._turn.builder
         if self._ended:
+            return
+        if isinstance(reason, Interrupted) and not builder.ended and self._runs_again():
+            self._leave()
             return
         if not builder.ended:
             if reason is None:
@@ -74,6 +90,7 @@ class Background:
     async def follow(self, after: int = -1) -> AsyncGenerator[list[Event]]:
         """The events with a `sequence_number` above `after`, to the last: those there are at once, the others as they come."""
         position = 0
+        self._number_behind(after)
         while True:
             more, ended = self._more, self._ended
             events = [event for event in self._events[position:] if event["sequence_number"] > after]
@@ -91,6 +108,27 @@ class Background:
             self._add(self._turn.builder.keep_alive())
         return []
 
+    async def _is_wanted(self) -> bool:
+        """Whether nobody has cancelled or deleted it, while no process knew that it waits."""
+        row = await self._db.get_response(self.id, owner=self.owner)
+        return row is not None and row["status"] in ("queued", "in_progress")
+
+    def _number_behind(self, after: int) -> None:
+        """Whoever followed it in another process has events of its waiting that are unknown here: what comes must have higher numbers."""
+        builder = self._turn.builder
+        if self._is_again and builder.response["status"] == "queued" and after - builder.sequence_number < MOST_WAITED:
+            while builder.sequence_number <= after:
+                self._add(builder.keep_alive())
+
+    def _runs_again(self) -> bool:
+        """Whether the next start runs it, so that its row stays as it is."""
+        return self._reruns or self._turn.builder.response["status"] == "queued"
+
+    def _leave(self) -> None:
+        """Whoever follows it here has heard all there is."""
+        self._ended = True
+        self._wake()
+
     def _add(self, events: list[Event]) -> None:
         self._events += events
         self._wake()
@@ -100,8 +138,7 @@ class Background:
             if self._turn.request.stream:
                 await self._db.store_events(self.id, self._events, owner=self.owner)
         finally:
-            self._ended = True
-            self._wake()
+            self._leave()
 
     def _wake(self) -> None:
         more, self._more = self._more, asyncio.Event()

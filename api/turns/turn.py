@@ -16,14 +16,17 @@ from api.http.replies import Express
 from api.turns.history import resolve_history, resolve_references
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing
-from core.errors import InvalidRequest
+from core.errors import InvalidRequest, ServerError
 from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder
 from requests.items import check_input, input_items
+from requests.kept import given_request
 from requests.params import CreateParams, check_request
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
+
+NOTHING_REMEMBERED: Mapping[str, list[Item]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class Turn:
 
 
 async def begin_turn(
-    state: AppState, body: Any, principal: Principal, remembered: Mapping[str, list[Item]] = MappingProxyType({})
+    state: AppState, body: Any, principal: Principal, remembered: Mapping[str, list[Item]] = NOTHING_REMEMBERED
 ) -> Turn:
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
     of their last response. Raises `InvalidRequest`."""
@@ -126,20 +129,37 @@ async def begin_turn(
     given = input_items(params.input)
     new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
     request = TurnRequest(body, params, model, history, new_items, principal, has_references=new_items != given)
-    items = request.items
-    check_input(items, len(history))
-    resource = response_resource(
-        body,
-        response_id=new_id("resp"),
-        created_at=int(time.time()),
-        status="queued" if params.background else "in_progress",
-    )
+    check_input(request.items, len(history))
+    return _turn(state, request, new_id("resp"), int(time.time()))
+
+
+async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
+    """The turn of a background response that has not ended, from its row (`db.UnfinishedResponse`): the same id, input and times. Raises
+    `InvalidRequest` where it cannot run any more, and `ServerError` where its request cannot be read."""
+    body = given_request(row["request"] or b"{}", state.sealer.open)
+    if body is None:
+        raise ServerError("The request of this response was sealed with another key.", code="cannot_open_request")
+    params = check_request(body)
+    owner, before = row["owner"], params.previous_response_id
+    history = await resolve_history(state, before, NOTHING_REMEMBERED, owner) if before else []
+    # Nobody knows any more which label asked; what the owner has is shared with nobody else.
+    principal = Principal(f"kept {owner}", owner)
+    has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
+    request = TurnRequest(body, params, row["model"], history, row["input"], principal, has_references)
+    check_input(request.items, len(history))
+    return _turn(state, request, row["id"], row["created_at"])
+
+
+def _turn(state: AppState, request: TurnRequest, response_id: str, created_at: int) -> Turn:
+    params, items = request.params, request.items
+    status = "queued" if params.background else "in_progress"
+    resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
     taken = [item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id")]
     seal = state.sealer.seal if "reasoning.encrypted_content" in (params.include or ()) else None
     return Turn(
         request,
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
-        Routing(principal=principal.id, affinity=affinity_of(params, items)),
+        Routing(principal=request.principal.id, affinity=affinity_of(params, items)),
     )
 
 
