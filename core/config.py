@@ -143,6 +143,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_key: str = ""
     secret_key: str = ""
     max_body_mb: Positive = 64.0
+    # What an answer of a backend may have, unpacked.
+    max_answer_mb: Positive = 256.0
     models_refresh_s: Positive = 30.0
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     websockets: bool = True

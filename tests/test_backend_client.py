@@ -1,6 +1,7 @@
 """The client that speaks to a backend, against one that answers in every wrong way, byte for byte."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -42,6 +43,7 @@ from tests.fake_backend import (
     steps,
     stream,
 )
+from tests.test_outbound import certified
 from tests.turns import URL, assert_error, create, soon, turn
 
 ASK: dict[str, Any] = {"model": "test-model", "messages": [{"role": "user", "content": "hi"}]}
@@ -101,8 +103,9 @@ class TestConnections:
     async def test_a_kept_connection_that_the_server_closed_is_no_failure(self, backend, client, params):
         for _ in range(4):
             await asyncio.gather(*(said(client, params) for _ in range(3)))
-            # The client sends before its loop has seen that they are closed.
             backend.drop_idle()
+            # They are closed, and the client sends before its loop has seen it.
+            await asyncio.sleep(0)
         assert await said(client, params)
 
     async def test_a_stream_that_is_left_early_is_cut(self, backend, client):
@@ -148,10 +151,12 @@ class TestRetries:
         assert len(backend.turns) == 1
 
     @pytest.mark.parametrize("reset", [False, True])
-    async def test_a_kept_connection_that_breaks_before_the_first_byte_is_tried_again(self, backend, client, reset):
-        await said(client)
-        backend.script(cut(reset=reset), chat("Hello"))
-        assert await said(client) == "Hello"
+    async def test_what_breaks_on_a_kept_connection_is_not_sent_twice(self, backend, client, reset):
+        await asyncio.gather(*(said(client) for _ in range(5)))
+        asked = len(backend.turns)
+        backend.script(*[cut(reset=reset)] * 6)
+        await refused(client, BackendUnreachable)
+        assert len(backend.turns) == asked + 1
 
     @pytest.mark.parametrize("status", [400, 401, 404, 422, 429, 500, 502, 504])
     async def test_other_failures_are_not_tried_again(self, backend, client, status):
@@ -224,6 +229,44 @@ class TestTimeouts:
             await refused(client, BackendUnreachable)
         finally:
             await client.close()
+
+    async def test_whoever_runs_the_router_reads_why_there_is_no_connection(self, tmp_path):
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certified(tmp_path, "site.example"))
+
+        async def closes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        async def said_of(url: str) -> str:
+            client = BackendClient(url, f"{url}/v1")
+            try:
+                return (await refused(client, BackendUnreachable)).message
+            finally:
+                await client.close()
+
+        for handler, context, says in (
+            (closes, tls, "certificate is not accepted: self"),
+            (plain, None, "does not speak TLS"),
+        ):
+            server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=context)
+            address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            assert says in await said_of(f"https://{address}")
+            server.close()
+        assert "refused the connection" in await said_of(f"http://{address}")
+        assert "name could not be resolved (DNS)" in await said_of("http://nowhere.invalid")
+        assert "name could not be resolved (DNS)" in await said_of(f"http://{'x' * 70}.example")
+
+    async def test_an_answer_that_is_too_large_is_a_502_that_says_so(self, backend):
+        async with client_of(backend, max_answer_bytes=1000) as client:
+            backend.script(*[chat("Hello " * 1000)] * 2)
+            for params in (ASK, STREAM):
+                error = await refused(client, BackendError, params)
+                assert (error.status, error.code) == (502, "backend_answer_too_large")
+                assert "max_answer_mb" in error.message
 
     async def test_a_listing_has_its_own_timeout(self, backend, client):
         backend.routes["GET /v1/models"] = stall()
@@ -379,14 +422,14 @@ class TestWhatIsNoAnswer:
         error = await refused(client, BackendCut)
         assert error.code == "backend_disconnected"
 
-    async def test_no_http_at_all_is_unreachable(self, backend, client):
+    async def test_no_http_at_all_is_a_fault_of_its_own(self, backend, client):
         async def ssh(reply: Any) -> None:
             await reply.raw(b"SSH-2.0-OpenSSH_9.6\r\n")
             reply.cut()
 
         backend.script(ssh, ssh, ssh)
-        error = await refused(client, BackendUnreachable)
-        assert "SSH" not in error.message
+        error = await refused(client, BackendError)
+        assert (error.code, error.message) == ("backend_bad_answer", "The backend's answer is no valid HTTP.")
 
 
 OVERFLOW = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
-from backends.wire.http1 import MOST_UNREAD, BadAnswer, Origin
+from backends.wire.http1 import KEPT_S, MOST_UNREAD, BadAnswer, Origin, OversizedAnswer
+from tests.conftest import Clock
 from tests.turns import eventually
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -65,7 +68,7 @@ async def serving(handler: Handler | bytes) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def origin_of(server: Server, **settings: float) -> AsyncIterator[Origin]:
+async def origin_of(server: Server, **settings: Any) -> AsyncIterator[Origin]:
     origin = Origin(server.url, {"X-One": "1"}, **settings)
     try:
         yield origin
@@ -158,16 +161,111 @@ async def test_what_breaks_off_or_is_none_is_an_error(sent: bytes, error: type[E
             await read(origin)
 
 
-async def test_a_kept_connection_that_was_closed_meanwhile_is_no_failure() -> None:
-    async def once(request: bytes, writer: asyncio.StreamWriter) -> None:
-        if len(server.requests) == 2:
-            writer.close()  # In the moment in which it is used again.
+async def test_a_kept_connection_that_was_closed_meanwhile_is_not_written_to() -> None:
+    async with serving(OK) as server, origin_of(server) as origin:
+        await asyncio.gather(*(read(origin) for _ in range(3)))
+        for writer in server.writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # They are closed. Our loop has not looked yet.
+        assert origin.connections == 3
+        assert await read(origin) == b"hello"
+        assert len(server.requests) == 4
+
+
+async def test_a_post_that_is_dropped_is_never_sent_again_and_a_get_once() -> None:
+    """20 kept connections were tried one after the other: a server that falls over a request got it 21 times."""
+
+    async def drops(request: bytes, writer: asyncio.StreamWriter) -> None:
+        if b"/x" in request:
+            writer.close()
         else:
             writer.write(OK)
 
-    async with serving(once) as server, origin_of(server) as origin:
-        assert [await read(origin), await read(origin)] == [b"hello", b"hello"]
-        assert len(server.requests) == 3
+    async def read_at(origin: Origin, method: str, target: str) -> bytes:
+        answer = await origin.send(method, target, b"{}" if method == "POST" else b"")
+        return await answer.read()
+
+    for method, most in (("POST", 1), ("GET", 2)):
+        async with serving(drops) as server, origin_of(server) as origin:
+            await asyncio.gather(*(read_at(origin, "POST", "/ok") for _ in range(20)))
+            with pytest.raises(ConnectionError):
+                await read_at(origin, method, "/x")
+            assert len([request for request in server.requests if b"/x" in request]) == most
+
+
+async def test_idle_connections_are_closed_after_a_while(clock: Clock) -> None:
+    async with serving(OK) as server, origin_of(server) as origin:
+        await asyncio.gather(*(read(origin) for _ in range(50)))
+        assert origin.connections == 50
+        clock.advance(KEPT_S - 0.5)
+        await read(origin)
+        clock.advance(1)
+        await eventually(lambda: origin.connections == 1, "only what was used since is open")
+        clock.advance(KEPT_S)
+        await eventually(lambda: origin.connections == 0, "none is open")
+
+
+def endless(head: bytes, piece: bytes) -> Handler:
+    """Writes until nobody reads any more."""
+
+    async def handler(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while piece and not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+
+    return handler
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+ENDLESS_HEADS = {
+    "headers": endless(b"HTTP/1.1 200 OK\r\n", b"X-One: 1\r\n" * 1000),
+    "one header": endless(b"HTTP/1.1 200 OK\r\nX-One: ", b"x" * 10_000),
+    "a status": endless(b"HTTP/1.1 200 ", b"x" * 10_000),
+    "early news": endless(b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 1000),
+    "an extension of a chunk": endless(CHUNKED + b"\r\n5;", b"x" * 10_000),
+    "trailers": endless(CHUNKED + b"\r\n1\r\nx\r\n0\r\n", b"X-One: 1\r\n" * 1000),
+    "one trailer": endless(CHUNKED + b"\r\n1\r\nx\r\n0\r\nX-One: ", b"x" * 10_000),
+}
+
+
+@pytest.mark.parametrize("handler", ENDLESS_HEADS.values(), ids=ENDLESS_HEADS)
+async def test_heads_without_end_are_given_up(handler: Handler) -> None:
+    async with serving(handler) as server, origin_of(server) as origin:
+        with pytest.raises(OversizedAnswer, match="64 KB"):
+            await read(origin)
+        await eventually(lambda: origin.connections == 0, "its connection is closed")
+
+
+BOMB = gzip.compress(bytes(50_000_000))
+TOO_LARGE = {
+    "a length": endless(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n", b"x" * 10_000),
+    "chunks": endless(CHUNKED + b"\r\n", b"2710\r\n" + b"x" * 10_000 + b"\r\n"),
+    "until it closes": endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 10_000),
+    "a bomb": endless(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + BOMB, b""),
+}
+
+
+@pytest.mark.parametrize("handler", TOO_LARGE.values(), ids=TOO_LARGE)
+async def test_an_answer_without_end_is_given_up_and_a_bomb_before_it_goes_off(handler: Handler) -> None:
+    async with serving(handler) as server, origin_of(server, max_answer_bytes=5_000_000) as origin:
+        tracemalloc.start()
+        try:
+            with pytest.raises(OversizedAnswer, match="max_answer_mb"):
+                await read(origin)
+            assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        finally:
+            tracemalloc.stop()
+
+
+async def test_an_answer_of_just_the_size_that_is_taken_is_taken() -> None:
+    for sent in (OK, ANSWERS["gzip, which nobody asked for"]):
+        async with serving(sent) as server:
+            async with origin_of(server, max_answer_bytes=5) as origin:
+                assert await read(origin) == b"hello"
+            async with origin_of(server, max_answer_bytes=4) as origin:
+                with pytest.raises(OversizedAnswer):
+                    await read(origin)
 
 
 async def test_nobody_there_is_an_error_at_once() -> None:

@@ -52,8 +52,10 @@ class Endpoint:
         on_change: Callable[[], None],
         on_lost: Callable[[Endpoint], None],
         running: InFlight,
+        max_answer_mb: float = 256.0,
     ) -> None:
         self.config = config
+        self._max_answer_bytes = int(max_answer_mb * 1024 * 1024)
         self.name = name_of(config)
         self.url = self.key = config.url.rstrip("/")
         self.kind: Kind = kind_of(config)
@@ -323,5 +325,6 @@ class Endpoint:
             connect_timeout_s=config.connect_timeout_s,
             first_byte_timeout_s=config.first_byte_timeout_s,
             read_timeout_s=config.read_timeout_s,
+            max_answer_bytes=self._max_answer_bytes,
             passes_on_errors=self.kind.native,
         )

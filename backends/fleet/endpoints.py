@@ -100,7 +100,9 @@ class Endpoints(dict[str, Endpoint]):
         """Adds an endpoint; it knows at once what `before`, the one that it replaces, knew."""
         # By its address: what another process, or the endpoint that it replaces, sends to the server keeps it busy too.
         running = self._cluster.in_flight(config.url.rstrip("/"))
-        endpoint = Endpoint(config, self._config.breaker, self._changed, self._lost, running)
+        endpoint = Endpoint(
+            config, self._config.breaker, self._changed, self._lost, running, self._config.max_answer_mb
+        )
         if before is not None:
             endpoint.take_over(before)
         if endpoint.key in self:  # The one that it replaces still answers something.

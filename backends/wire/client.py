@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from backends.wire.errors import Named, ServerErrors, json_or_none, raise_named
-from backends.wire.http1 import Answer, Origin
+from backends.wire.http1 import MOST_ANSWER, Answer, Origin
 from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
 from core.json import encode_json
@@ -44,6 +44,7 @@ class BackendClient:
         connect_timeout_s: float = 5.0,
         first_byte_timeout_s: float = 600.0,
         read_timeout_s: float = 600.0,
+        max_answer_bytes: int = MOST_ANSWER,
         passes_on_errors: bool = False,
     ) -> None:
         self._errors = ServerErrors(_secrets(root_url, api_key, headers), passes_on=passes_on_errors)
@@ -58,6 +59,7 @@ class BackendClient:
             connect_timeout_s=connect_timeout_s,
             first_byte_timeout_s=min(first_byte_timeout_s, read_timeout_s),
             read_timeout_s=read_timeout_s,
+            max_answer_bytes=max_answer_bytes,
         )
         self._root_path = urlsplit(root_url).path.rstrip("/")
         self._base_path = urlsplit(base_url).path.rstrip("/")

@@ -9,6 +9,8 @@ ServerErrors     our names for a server's own
 
 from __future__ import annotations
 
+import socket
+import ssl
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -16,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import orjson
 
 from backends.kinds import LEXICON
-from backends.wire.http1 import BadAnswer, ConnectTimeout
+from backends.wire.http1 import BadAnswer, ConnectTimeout, OversizedAnswer
 from backends.wire.reports import NO_HEADERS, Report, masking, read_report, report_of
 from core.errors import (
     BackendCut,
@@ -38,19 +40,40 @@ def named(error: Exception, *, begun: bool = False) -> Exception:
         return BackendUnreachable("The backend took no connection in time.")
     if isinstance(error, TimeoutError):
         return BackendTimeout("The backend sent nothing in time.")
+    if isinstance(error, OversizedAnswer):
+        return BackendError(f"The backend's answer was refused: {error}.", code="backend_answer_too_large")
     if isinstance(error, BadAnswer | OSError):
         if begun:
             return BackendCut("The backend broke off its answer.")
-        return BackendUnreachable("The backend could not be reached.")
+        if isinstance(error, BadAnswer):
+            return BackendError("The backend's answer is no valid HTTP.", code="backend_bad_answer")
+        return BackendUnreachable(_unreachable(error))
     return _named_sdk_error(error) or error
+
+
+def _unreachable(error: OSError) -> str:
+    """Why there is no connection, or none any more: what whoever runs the router must look at."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"The backend's certificate is not accepted: {error.verify_message or 'it could not be verified'}."
+    if isinstance(error, ssl.SSLError):
+        return "The backend does not speak TLS as it should."
+    if isinstance(error, socket.gaierror):
+        return "The backend's host name could not be resolved (DNS)."
+    if isinstance(error, ConnectionRefusedError):
+        return "The backend could not be reached: it refused the connection."
+    return "The backend could not be reached."
 
 
 def raise_named(error: Exception, *, begun: bool = False) -> NoReturn:
     """Raises our name for a foreign error, with that as its cause, or the error itself."""
     ours = named(error, begun=begun)
-    if ours is error:
-        raise error
-    raise ours from error
+    try:
+        if ours is error:
+            raise error
+        raise ours from error
+    finally:
+        # The error has this frame, and this frame would have the error: a cycle that holds the request's body.
+        del ours, error
 
 
 def _named_sdk_error(error: Exception) -> Named | None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import select
+import socket
 import ssl
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import unquote, urlsplit
 
 import httptools
@@ -25,6 +27,9 @@ import httptools
 KEPT_S = 4.0
 # An answer that nobody reads is not read from its socket past this either.
 MOST_UNREAD = 1024 * 1024
+# Of bytes that belong to no body: heads, trailers, what stands beside the length of a chunk.
+MOST_HEAD = 64 * 1024
+MOST_ANSWER = 256 * 1024 * 1024
 
 
 # What `readany` gives when the tap has read, and has left something for whoever reads.
@@ -34,7 +39,11 @@ Tap = Callable[[bytes], bool | None]
 
 
 class BadAnswer(Exception):
-    """What came is no HTTP, or ended in the middle."""
+    """What came is no HTTP."""
+
+
+class OversizedAnswer(BadAnswer):
+    """The head, or the whole of what came out, is larger than we take. Its text says which."""
 
 
 class ConnectTimeout(TimeoutError):
@@ -43,7 +52,7 @@ class ConnectTimeout(TimeoutError):
 
 class Origin:
     """A server. `headers` go with every request; `close()` ends all connections. There is no limit to their number: whoever
-    uses this has one of its own."""
+    uses this has one of its own. An answer may have `max_answer_bytes`, unpacked."""
 
     def __init__(
         self,
@@ -53,6 +62,7 @@ class Origin:
         connect_timeout_s: float = 5.0,
         first_byte_timeout_s: float = 600.0,
         read_timeout_s: float = 600.0,
+        max_answer_bytes: int = MOST_ANSWER,
     ) -> None:
         parts = urlsplit(url)
         self._host = parts.hostname or ""
@@ -61,6 +71,8 @@ class Origin:
         self._connect_timeout_s = connect_timeout_s
         self.first_byte_timeout_s = first_byte_timeout_s
         self.read_timeout_s = read_timeout_s
+        self.max_answer_bytes = max_answer_bytes
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
         lines = {"Host": parts.netloc.rpartition("@")[2], **headers}
@@ -73,23 +85,17 @@ class Origin:
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1", "replace")
 
     async def send(self, method: str, target: str, body: bytes = b"") -> Answer:
-        """The answer to a request, as soon as its head is there."""
+        """The answer to a request, as soon as its head is there. Nothing is sent twice: a server that drops a request may have begun
+        to answer it. But a GET changes nothing, and is sent once more where a kept connection failed."""
         content = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body) if method == "POST" else b""
         request = b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method.encode(), target.encode(), self._head, content, body)
-        while True:
-            kept = self._kept()
-            answer = (kept or await self._connect()).send(request)
+        if (kept := self._kept()) is not None:
             try:
-                await answer.begun()
+                return await _begun(kept.send(request))
             except ConnectionError:
-                # The server may have closed a kept connection in the moment in which we used it.
-                if kept is None:
+                if method != "GET":
                     raise
-            except BaseException:
-                answer.close()
-                raise
-            else:
-                return answer
+        return await _begun((await self._connect()).send(request))
 
     @property
     def connections(self) -> int:
@@ -107,6 +113,8 @@ class Origin:
             connection.give_up()
 
     async def close(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         for connection in list(self._open):
             connection.abort()
         # One turn of the loop, in which the sockets are closed.
@@ -116,7 +124,7 @@ class Origin:
         """A connection from before, if one is still good."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_open and connection.silent_s() < KEPT_S:
+            if connection.silent_s() < KEPT_S and connection.is_usable():
                 return connection
             connection.abort()
         return None
@@ -130,9 +138,11 @@ class Origin:
                 )
         except TimeoutError as error:
             raise ConnectTimeout from error
+        except UnicodeError:  # A name that cannot be one.
+            raise socket.gaierror(socket.EAI_NONAME, "no such name") from None
         return connection
 
-    # Told by the connections.
+    # Called by the connections.
 
     def opened(self, connection: Connection) -> None:
         self._open.add(connection)
@@ -142,6 +152,27 @@ class Origin:
 
     def kept(self, connection: Connection) -> None:
         self._idle.append(connection)
+        if self._idle_timer is None:
+            self._idle_timer = connection.loop.call_later(KEPT_S, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Closes the connections that nobody has used for a while. The one that was used last is the last of them."""
+        self._idle_timer = None
+        while self._idle and (self._idle[0].silent_s() >= KEPT_S or not self._idle[0].is_open):
+            self._idle.popleft().abort()
+        if self._idle:
+            oldest = self._idle[0]
+            self._idle_timer = oldest.loop.call_later(KEPT_S - oldest.silent_s(), self._close_idle)
+
+
+async def _begun(answer: Answer) -> Answer:
+    """The answer, once its head is there."""
+    try:
+        await answer.begun()
+    except BaseException:
+        answer.close()
+        raise
+    return answer
 
 
 class Connection(asyncio.Protocol):
@@ -153,6 +184,7 @@ class Connection(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self._answer: Answer | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._poll: Any = None
         self.is_open = False
         self.seen = self._sent = 0.0
 
@@ -170,12 +202,19 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if hasattr(select, "poll") and (raw := transport.get_extra_info("socket")) is not None:
+            self._poll = select.poll()
+            self._poll.register(raw.fileno(), select.POLLIN)
         self.is_open = True
         self._origin.opened(self)
 
+    def is_usable(self) -> bool:
+        """Whether a request may be written to it. A server that has closed it may have said so since the loop last looked."""
+        return self.is_open and not (self._poll is not None and self._poll.poll(0))
+
     def send(self, request: bytes) -> Answer:
         """Sends a request; its answer will come."""
-        answer = self._answer = Answer(self)
+        answer = self._answer = Answer(self, self._origin.max_answer_bytes)
         self._parser = httptools.HttpResponseParser(answer)
         self.seen = self._sent = self.loop.time()
         if self._timer is None:
@@ -189,12 +228,19 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.seen = self.loop.time()
+        room = answer.room
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            answer.fail(BadAnswer(str(error)))
+            answer.fail(answer.wrong or BadAnswer(str(error)))
             self.abort()
             return
+        if answer.room == room and not answer.is_whole:  # Nothing of a body: the parser keeps what it is.
+            answer.head_size += len(data)
+            if answer.head_size > MOST_HEAD:
+                answer.fail(OversizedAnswer(HEAD_TOO_LARGE))
+                self.abort()
+                return
         if answer.is_whole:
             self._answer = None
             if answer.keeps_connection and self.is_open:
@@ -252,6 +298,9 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
+HEAD_TOO_LARGE = f"its head has more than {MOST_HEAD // 1024} KB"
+
+
 class Answer:
     """An answer that is arriving. `headers` are by their names in lower case. A `tap` is offered what arrives while the reader
     waits for it: to wake a task takes longer than to read a token."""
@@ -266,15 +315,18 @@ class Answer:
         "_is_left",
         "_waiter",
         "has_body",
+        "head_size",
         "headers",
         "is_whole",
         "keeps_connection",
+        "room",
         "status",
         "tap",
         "unread",
+        "wrong",
     )
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, max_bytes: int = MOST_ANSWER) -> None:
         self._connection = connection
         self._chunks: list[bytes] = []
         self._error: Exception | None = None
@@ -286,6 +338,10 @@ class Answer:
         self.is_whole = self.has_body = self.keeps_connection = False
         self.status = 0
         self.unread = 0
+        self.head_size = 0
+        # How much more of a body may come out, and what is wrong with what came.
+        self.room = max_bytes
+        self.wrong: BadAnswer | None = None
 
     # ── what its reader asks ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -338,11 +394,16 @@ class Answer:
     def _more(self) -> asyncio.Future[None]:
         """Until more has arrived. Raises what went wrong instead."""
         if self._error is not None:
-            raise self._error
+            # Not kept, once it has the frames of who reads.
+            error, self._error = self._error, ConnectionResetError("The answer had failed before.")
+            try:
+                raise error
+            finally:
+                del error
         self._waiter = self._connection.loop.create_future()
         return self._waiter
 
-    # ── what its connection tells ────────────────────────────────────────────────────────────────────────────────────
+    # ── what its connection calls ────────────────────────────────────────────────────────────────────────────────────
 
     def wake(self) -> None:
         waiter = self._waiter
@@ -375,12 +436,15 @@ class Answer:
         elif self._error is None:
             self.fail(error or ConnectionResetError("The server closed the connection."))
 
-    # ── what the parser tells ────────────────────────────────────────────────────────────────────────────────────────
+    # ── what the parser calls ────────────────────────────────────────────────────────────────────────────────────────
 
     def on_status(self, status: bytes) -> None:
         pass
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.head_size += len(name) + len(value)
+        if self.head_size > MOST_HEAD:
+            self._refuse(HEAD_TOO_LARGE)
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -399,13 +463,22 @@ class Answer:
     def on_body(self, data: bytes) -> None:
         if self._decompressor is not None:
             try:
-                data = self._decompressor.decompress(data)
+                # A byte more than there is room for shows that there is more.
+                data = self._decompressor.decompress(data, self.room + 1)
             except zlib.error as error:
                 raise BadAnswer(str(error)) from None
         self.has_body = True
         if data:  # Of what is packed, a part may not say anything yet.
+            self.room -= len(data)
+            if self.room < 0:
+                self._chunks.clear()
+                self._refuse("it is larger than the router takes (max_answer_mb)")
             self._chunks.append(data)
             self.unread += len(data)
+
+    def _refuse(self, why: str) -> NoReturn:
+        self.wrong = OversizedAnswer(why)
+        raise OversizedAnswer(why)
 
     def on_message_complete(self) -> None:
         self.is_whole = self._has_begun
