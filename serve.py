@@ -8,6 +8,7 @@ by plain ASGI.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from uvicorn.supervisors import Multiprocess
 
 from backends.kinds import KINDS
 from cluster.workers import FOLDER, Workers, new_folder
-from core.config import ConfigError, load_config
+from core.config import Config, ConfigError, load_config
 
 OPTIONS: dict[str, Any] = {
     # Written below ASGI where that is safe (api/wire.py).
@@ -33,6 +34,22 @@ OPTIONS: dict[str, Any] = {
     "proxy_headers": False,
     "server_header": False,
 }
+
+
+def check_address(host: str, settings: Config) -> None:
+    """Raises `ConfigError` where a router without a key would serve other machines without `allow_open`."""
+    if settings.api_key or settings.allow_open:
+        return
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host or "0.0.0.0", None)]
+        is_loopback = all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+    except (OSError, ValueError):
+        is_loopback = False
+    if not is_loopback:
+        raise ConfigError(
+            f"--host {host}: other machines could use it without a key; set api_key (ROUTER_API_KEY), or "
+            "allow_open: true (ROUTER_ALLOW_OPEN)"
+        )
 
 
 class SharedPort(socket.socket):
@@ -98,9 +115,11 @@ def main() -> None:
     )
     given = parser.parse_args()
     try:
-        workers = load_config(kinds=KINDS).workers
+        settings = load_config(kinds=KINDS)
+        check_address(given.host, settings)
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
+    workers = settings.workers
     config = uvicorn.Config(
         "router:app",
         host=given.host,

@@ -19,7 +19,6 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
@@ -54,8 +53,6 @@ async def respond_over_websocket(websocket: WebSocket) -> None:
     of a stream, or with `{"type": "error", "status", "error"}`, after which the socket stays open."""
     if not websocket.app.state.config.websockets:
         raise UpgradeRefused
-    if _is_foreign_page(websocket):
-        raise ForeignPage
     await websocket.accept()
     socket = Socket(websocket)
     with contextlib.suppress(WebSocketDisconnect):
@@ -65,23 +62,6 @@ async def respond_over_websocket(websocket: WebSocket) -> None:
         except TimeoutError:
             await socket.send(error_message(ConnectionLimitReached()))
             await websocket.close()
-
-
-def _is_foreign_page(websocket: WebSocket) -> bool:
-    """Whether a page of another site asks. A browser lets any page open a WebSocket to this machine and read it; where no key
-    is asked for, only the origin tells it from the user's own clients."""
-    origin = websocket.headers.get("origin")
-    if not origin or websocket.app.state.config.api_key:
-        return False
-    return urlsplit(origin).netloc != websocket.headers.get("host")
-
-
-class ForeignPage(InvalidRequest):
-    status = 403
-    code = "foreign_origin"
-
-    def __init__(self) -> None:
-        super().__init__("A page of another site may use this router only with a key.")
 
 
 class ConnectionLimitReached(InvalidRequest):

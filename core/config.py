@@ -141,6 +141,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
     api_key: str = ""
+    # Without a key, other machines are served too.
+    allow_open: bool = False
     secret_key: str = ""
     max_body_mb: Positive = 64.0
     # What an answer of a backend may have, unpacked.
@@ -154,6 +156,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Pages of these origins may ask too, besides those of this machine and of apps: `https://chat.example`, `*` for any
     # text.
     cors_origins: tuple[str, ...] = ()
+    # Names by which clients may call a router that asks for no key, besides addresses and names that are not public.
+    allowed_hosts: tuple[str, ...] = ()
     database: DatabaseConfig = DatabaseConfig()
     cache: CacheConfig = CacheConfig()
     background: BackgroundConfig = BackgroundConfig()
@@ -187,9 +191,17 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+# What the nomyo-router reads that people come from.
+LEGACY_CONFIG, LEGACY_KEY, LEGACY_DATABASE = "NOMYO_ROUTER_CONFIG_PATH", "NOMYO_ROUTER_API_KEY", "NOMYO_ROUTER_DB_PATH"
+# Ours, but not for whoever sets the router up: the folder of its workers.
+NOT_SETTINGS = frozenset({"ROUTER_CONFIG", LEGACY_CONFIG, "NOMYO_WORKERS_DIR"})
+
+
 def config_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """The file that ROUTER_CONFIG names, else ./config.yaml."""
-    return Path(environ.get("ROUTER_CONFIG") or "config.yaml")
+    """The file that ROUTER_CONFIG or NOMYO_ROUTER_CONFIG_PATH names, else ./config.yaml."""
+    if legacy := environ.get(LEGACY_CONFIG):
+        legacy = str(Path(legacy).expanduser())
+    return Path(environ.get("ROUTER_CONFIG") or legacy or "config.yaml")
 
 
 def load_config(
@@ -235,6 +247,11 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
     for index, origin in enumerate(config.cors_origins):
         if origin not in ("*", "null") and not re.fullmatch(r"[a-z*][a-z0-9+.*-]*://[^/\s]+/?", origin, re.IGNORECASE):
             raise ConfigError(f"cors_origins[{index}]: '{origin}' is no origin, as https://chat.example is")
+    for index, host in enumerate(config.allowed_hosts):
+        if not re.fullmatch(r"[^\s:/?#@\[\]]+", host):
+            raise ConfigError(
+                f"allowed_hosts[{index}]: '{host}' is no name of a host, as router.example is (without a port)"
+            )
     names = [name_of(endpoint) for endpoint in config.endpoints]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -285,14 +302,13 @@ def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:
 
 
 def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """ROUTER_API_KEY sets `api_key`, ROUTER_DATABASE__URL `database.url`; lists are given as YAML."""
+    """ROUTER_API_KEY sets `api_key`, ROUTER_DATABASE__URL `database.url`; lists are given as YAML. A name that is
+    not known is an error: who mistypes the key's would run an open router."""
     variables = _variables()
-    for name, text in environ.items():
-        # A Kubernetes service that is called "router" sets ROUTER_PORT… and ROUTER_SERVICE…: not ours.
-        if not name.startswith("ROUTER_") or name == "ROUTER_CONFIG" or re.match(r"ROUTER_(PORT|SERVICE)(_|$)", name):
-            continue
+    for name, text in _ours(environ).items():
         if name not in variables:
-            raise ConfigError(f"unknown environment variable {name}{_nearest(name, variables)}")
+            names = [*variables, "ROUTER_CONFIG", LEGACY_KEY, LEGACY_CONFIG, LEGACY_DATABASE]
+            raise ConfigError(f"unknown environment variable {name}{_nearest(name, names)}")
         section, key = variables[name]
         try:
             value = yaml.safe_load(text) if text[:1] in ("[", "{") else text
@@ -305,6 +321,24 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
             data[section] = {**known, key: value}
         else:
             data[key] = value
+
+
+def _ours(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the environment sets a key, the names of old as those of today."""
+    # A Kubernetes service that is called "router" sets ROUTER_PORT… and ROUTER_SERVICE… in every pod beside it.
+    foreign = re.compile(r"(NOMYO|NOMYO_ROUTER|ROUTER)_(PORT|SERVICE)(_|$)")
+    ours = {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(("ROUTER_", "NOMYO_")) and name not in NOT_SETTINGS and not foreign.match(name)
+    }
+    for legacy, name in ((LEGACY_KEY, "ROUTER_API_KEY"), (LEGACY_DATABASE, "ROUTER_DATABASE__URL")):
+        if text := ours.pop(legacy, ""):
+            text = f"sqlite:///{Path(text).expanduser()}" if legacy == LEGACY_DATABASE else text
+            if ours.get(name) not in (None, "", text):  # An empty one is what a compose file passes on.
+                raise ConfigError(f"{legacy} and {name} differ: set one of them")
+            ours[name] = text
+    return ours
 
 
 def _variables() -> dict[str, tuple[str, str]]:

@@ -6,6 +6,7 @@
     │   ├── MethodNotAllowed 405
     │   └── UpgradeRefused  426  there are no WebSockets
     ├── Unauthorized        401
+    ├── Forbidden           403  whoever asks may not, and no key would help
     ├── NotFound            404
     ├── TooLarge            413
     ├── TooManyRequests     429  with Retry-After
@@ -102,6 +103,11 @@ class Unauthorized(APIError):
 
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(APIError):
+    status = 403
+    type = "invalid_request_error"
 
 
 class NotFound(APIError):

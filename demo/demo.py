@@ -185,7 +185,7 @@ def running_router(model_url: str, port: int) -> Iterator[tuple[Child, str]]:
         }
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
         # Settings of your own router (ROUTER_API_KEY, …) are not meant for this one.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ROUTER_")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("ROUTER_", "NOMYO_"))}
         environment["ROUTER_CONFIG"] = str(config)
         options = f"--host {HOST} --port {port} --no-access-log --log-level warning".split()
         with running("router", "serve", *options, environment=environment) as child:

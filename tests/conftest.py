@@ -35,7 +35,7 @@ database: {{url: "sqlite:///{_settings}/router.db"}}
 background: {{drain_s: 0.2}}
 """
 )
-for name in [name for name in os.environ if name.startswith("ROUTER_")]:
+for name in [name for name in os.environ if name.startswith(("ROUTER_", "NOMYO_"))]:
     del os.environ[name]
 os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 

@@ -243,6 +243,20 @@ def test_a_variable_that_is_not_set_is_named_with_its_key(load: Any) -> None:
 
 OVERRIDES: dict[str, tuple[dict[str, str], Any]] = {
     "a key at the top": ({"ROUTER_API_KEY": "k"}, lambda config: config.api_key == "k"),
+    "the key's name of old": ({"NOMYO_ROUTER_API_KEY": "k"}, lambda config: config.api_key == "k"),
+    "the key's name of old, beside an empty one": (
+        {"NOMYO_ROUTER_API_KEY": "k", "ROUTER_API_KEY": ""},
+        lambda config: config.api_key == "k",
+    ),
+    "the key's name of old, beside the same": (
+        {"NOMYO_ROUTER_API_KEY": "k", "ROUTER_API_KEY": "k"},
+        lambda config: config.api_key == "k",
+    ),
+    "the database's name of old": (
+        {"NOMYO_ROUTER_DB_PATH": "/srv/r.db"},
+        lambda config: config.database.url == "sqlite:////srv/r.db",
+    ),
+    "the folder of our workers": ({"NOMYO_WORKERS_DIR": "/tmp/x"}, lambda config: config.api_key == ""),
     "a key that looks like a number": ({"ROUTER_API_KEY": "123"}, lambda config: config.api_key == "123"),
     "a number": ({"ROUTER_MAX_BODY_MB": "1.5"}, lambda config: config.max_body_mb == 1.5),
     "a key of a section": ({"ROUTER_DATABASE__URL": "sqlite://"}, lambda config: config.database.url == "sqlite://"),
@@ -260,7 +274,14 @@ OVERRIDES: dict[str, tuple[dict[str, str], Any]] = {
         lambda config: config.endpoints[0].url == "http://a",
     ),
     "a Kubernetes service that is called router": (
-        {"ROUTER_PORT": "tcp://10.0.0.1:80", "ROUTER_SERVICE_HOST": "10.0.0.1", "ROUTER_PORT_80_TCP": "x"},
+        {
+            "NOMYO_ROUTER_PORT_80_TCP": "x",
+            "NOMYO_SERVICE_HOST": "10.0.0.1",
+            "NOMYO_PORT": "x",
+            "ROUTER_PORT": "tcp://10.0.0.1:80",
+            "ROUTER_SERVICE_HOST": "10.0.0.1",
+            "ROUTER_PORT_80_TCP": "x",
+        },
         lambda config: config.api_key == "",
     ),
     "other variables": ({"PATH": "/bin", "ROUTERS": "2"}, lambda config: config.api_key == ""),
@@ -277,7 +298,7 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
     values = {str: "sqlite://", int: "3", float: "1", bool: "False"}
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
-            is_list = field.name in ("endpoints", "fallback_models", "cors_origins")
+            is_list = field.name in ("endpoints", "fallback_models", "cors_origins", "allowed_hosts")
             if "[]" in section or isinstance(field.default, msgspec.Struct) or is_list:
                 continue
             name = "ROUTER_" + (f"{section}__{field.name}" if section else field.name).upper()
@@ -292,6 +313,13 @@ WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
     "one underscore too few": (
         {"ROUTER_DATABASE_URL": "sqlite://"},
         ["ROUTER_DATABASE_URL", "did you mean 'ROUTER_DATABASE__URL'?"],
+    ),
+    "an unknown one of old": ({"NOMYO_ROUTER_API_KYE": "k"}, ["NOMYO_ROUTER_API_KYE", "NOMYO_ROUTER_API_KEY"]),
+    "one that could be anybody's": ({"NOMYO_KEY": "k"}, ["NOMYO_KEY"]),
+    "one that only begins as Kubernetes' do": ({"ROUTER_PORTS": "1"}, ["ROUTER_PORTS"]),
+    "two keys": (
+        {"NOMYO_ROUTER_API_KEY": "a", "ROUTER_API_KEY": "b"},
+        ["NOMYO_ROUTER_API_KEY", "ROUTER_API_KEY", "differ"],
     ),
     "a list that is none": ({"ROUTER_ENDPOINTS": "[{url"}, ["ROUTER_ENDPOINTS", "YAML"]),
     "a wrong value": ({"ROUTER_QUEUE__MAX": "many"}, ["queue.max", "int"]),
@@ -319,6 +347,7 @@ def test_router_config_names_another_file(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "other.yaml").write_text(MINIMAL + "api_key: there")
     assert load_config(environ={}).api_key == "here", "config.yaml in the current folder"
     assert load_config(environ={"ROUTER_CONFIG": "other.yaml"}).api_key == "there"
+    assert load_config(environ={"NOMYO_ROUTER_CONFIG_PATH": "other.yaml"}).api_key == "there"
     assert load_config("config.yaml", {"ROUTER_CONFIG": "other.yaml"}).api_key == "here", (
         "what is asked for comes first"
     )

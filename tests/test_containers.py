@@ -289,8 +289,9 @@ def image_environment(app: Path) -> dict[str, str]:
     environment = dict(word.split("=", 1) for word in last("ENV").words)
     for name, value in environment.items():
         environment[name] = value.replace(str(workdir()), str(app)).replace("$PATH", os.defpath)
-    # Nobody is there: the router must not need its backends to start.
-    return environment | {"OLLAMA_URL": "http://127.0.0.1:9"}
+    # Nobody is there: the router must not need its backends to start. Without a key it starts as compose has it.
+    opened = COMPOSE["services"]["router"]["environment"]["ROUTER_ALLOW_OPEN"]
+    return environment | {"OLLAMA_URL": "http://127.0.0.1:9", "ROUTER_ALLOW_OPEN": opened}
 
 
 def install(app: Path) -> None:

@@ -10,7 +10,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from api.http.headers import HEADERS, headers_of
-from api.http.origins import is_preflight, may_ask
+from api.http.origins import check_page, is_preflight, may_ask
+from core.config import Config
 from core.errors import Unauthorized
 from core.keys import Principal
 from core.state import AppState
@@ -22,19 +23,28 @@ OPEN_PATHS = frozenset({"/", "/health"})
 
 
 def check_key(state: AppState, scope: Scope) -> None:
-    """Puts into the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set."""
-    given = _key_in(scope)
-    expected = state.config.api_key
-    is_known = not expected or hmac.compare_digest(given, expected.encode())
-    if not is_known and not _needs_no_key(state, scope):
-        raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
+    """Puts into the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set; where none is,
+    `Forbidden` for what `check_page` refuses."""
+    headers: dict[bytes, bytes] = scope[HEADERS]
+    config = state.config
+    if (authorization := headers.get(b"authorization")) is None:
+        given = headers.get(b"api-key", b"")
+    else:
+        given = _bearer_key(authorization)
+    is_known = True
+    if expected := config.api_key:
+        is_known = hmac.compare_digest(given, expected.encode())
+        if not is_known and not _needs_no_key(config, scope):
+            raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
+    else:
+        check_page(scope, headers, config)
     scope["principal"] = _principal(given, is_admin=is_known)
 
 
-def _needs_no_key(state: AppState, scope: Scope) -> bool:
+def _needs_no_key(config: Config, scope: Scope) -> bool:
     # A browser sends no key with a preflight.
     return scope["path"] in OPEN_PATHS or (
-        scope["type"] == "http" and is_preflight(scope) and may_ask(headers_of(scope)[b"origin"], state.config)
+        scope["type"] == "http" and is_preflight(scope) and may_ask(headers_of(scope)[b"origin"], config)
     )
 
 
@@ -44,12 +54,8 @@ def principal_of(request: HTTPConnection) -> Principal:
     return principal
 
 
-def _key_in(scope: Scope) -> bytes:
-    """What a client sends as its key; empty if it sends none."""
-    headers: dict[bytes, bytes] = scope[HEADERS]
-    if (given := headers.get(b"authorization")) is None:
-        return headers.get(b"api-key", b"")
-    scheme, _, key = given.partition(b" ")
+def _bearer_key(authorization: bytes) -> bytes:
+    scheme, _, key = authorization.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
 
 
