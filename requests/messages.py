@@ -10,17 +10,18 @@ direction is in `requests/from_messages.py`.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from core.errors import InvalidRequest, Unsupported
-from requests.compatibility import IGNORED, ITEMS, PARTS, RUN_HERE, chat_names
+from core.errors import InvalidRequest
+from core.json import encode_json
+from requests.bounded_json import mend
+from requests.compatibility import IGNORED, ITEMS, RUN_HERE, chat_names
+from requests.content import EVERY_PART, Content
+from requests.item_text import item_as_text
 from requests.pairs import OpenCalls, needs_output
-from requests.told import told
 from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
 
 Message = dict[str, Any]
@@ -33,9 +34,7 @@ ATTACHED = "(The attachments of this output follow in the next user message.)"
 SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE) | {name for name, row in ITEMS.items() if row.is_setting}
 IGNORED_ITEMS = chat_names(ITEMS, IGNORED)
 UNSPOKEN = SILENT | IGNORED_ITEMS
-EVERY_PART = frozenset({"image", "file", "audio"})
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
 
 
 def responses_input_to_messages(
@@ -82,8 +81,8 @@ SAID_TO_MODEL = (BRINGS_TOOLS - OUTPUTS) | {"agent_message"}
 
 def without_superseded(items: list[Item]) -> list[Item]:
     """The items, less what the last compaction among them stands for: all before it but what people said, and calls that are
-    answered behind it."""
-    last = max((index for index, item in enumerate(items) if item.get("type") == "compaction"), default=0)
+    answered behind it. One that could not be opened (its `summary` is None) stands for nothing."""
+    last = max((index for index, item in enumerate(items) if _is_summary(item)), default=0)
     if not last:
         return items
     open_calls = {call_id_of(item) for item in items[last:] if item.get("type") in OUTPUTS}
@@ -95,6 +94,10 @@ def without_superseded(items: list[Item]) -> list[Item]:
         or (item.get("type") in CALLS and call_id_of(item) in open_calls)
     ]
     return [*kept, *items[last:]]
+
+
+def _is_summary(item: Item) -> bool:
+    return item.get("type") == "compaction" and item.get("summary", "") is not None
 
 
 class _Node:
@@ -114,7 +117,7 @@ class _Conversation:
     ) -> None:
         self._items = items
         self._ignored = ignored
-        self._carries = carries
+        self._content = Content(carries, ignored)
         self._reasoning_key = reasoning_key
         self._book = book
         self._nodes: list[_Node] = []
@@ -151,20 +154,20 @@ class _Conversation:
                 if role == "assistant":
                     self._assistant(item.get("content"), f"{where}.content")
                 elif role == "system":
-                    self.system(self._content(item.get("content"), f"{where}.content", between="\n\n"))
+                    self.system(self._content.of(item.get("content"), f"{where}.content", between="\n\n"))
                 else:
-                    self.message(role, self._content(item.get("content"), f"{where}.content"))
+                    self.message(role, self._content.of(item.get("content"), f"{where}.content"))
             case "compaction":
-                self.message("user", told_summary(item.get("summary")))
+                self.message("user", summary_text(item.get("summary")))
             case "agent_message":
-                self.message("user", _told_by_agent(item.get("content") or ""))
+                self.message("user", _agent_text(item.get("content") or ""))
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
             case _ if kind in IGNORED_ITEMS:
                 self._ignored.add(f"input.{kind}")
             case _ if kind not in SILENT:
                 # Something that OpenAI ran, in an earlier turn: the model reads what it was.
-                text, pictures = told(item, shows_pictures="image" in self._carries)
+                text, pictures = item_as_text(item, shows_pictures=self._content.carries_images)
                 node = self._assistant(f"{text}\n{ATTACHED}" if pictures else text, where)
                 node.shown += [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
 
@@ -183,7 +186,7 @@ class _Conversation:
 
     def _assistant(self, content: Any, where: str) -> _Node:
         texts, refusals = split_refusals(content)
-        body = self._content(texts, where) if texts else None if refusals else ""
+        body = self._content.of(texts, where) if texts else None if refusals else ""
         node = self._open_assistant()
         if node is None or not node.message.get("tool_calls"):
             # Texts of one turn stay messages of their own, unless a call between them waits for its output.
@@ -239,8 +242,8 @@ class _Conversation:
     def _output(self, output: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
         """A tool message takes text alone: from the first image on, all goes into a user message behind the outputs."""
         if not isinstance(output, list):
-            return output if isinstance(output, str) else orjson.dumps(output).decode(), []
-        content = self._content(output, f"{where}.output")
+            return output if isinstance(output, str) else encode_json(output).decode(), []
+        content = self._content.of(output, f"{where}.output")
         if isinstance(content, str):
             return content, []
         first = next(index for index, part in enumerate(content) if part["type"] != "text")
@@ -271,72 +274,14 @@ class _Conversation:
             message["content"] = message["content"] or ""
         self._reasoning = ""
 
-    def _content(self, content: Any, where: str, *, between: str = "\n") -> Any:
-        """The content of a message: one text, with `between` between its parts, or parts where some are no texts."""
-        if content is None:
-            return ""
-        if isinstance(content, str):
-            return content
-        parts = [self._part(part, f"{where}[{index}]") for index, part in enumerate(content)]
-        if len(parts) == 1 and parts[0]["type"] == "text":
-            return parts[0]["text"]
-        if all(part["type"] == "text" for part in parts):
-            # Hardly a server misreads a text; several take no list of them, or lose what stands beside it.
-            return between.join([part["text"] for part in parts])
-        return parts
 
-    def _part(self, part: dict[str, Any], where: str) -> dict[str, Any]:
-        kind = part.get("type")
-        if "prompt_cache_breakpoint" in part:
-            self._ignored.add("input.prompt_cache_breakpoint")
-        if kind in TEXT_PARTS:
-            return {"type": "text", "text": part.get("text") or ""}
-        if kind == "input_image":
-            return self._image(part, where)
-        if kind == "input_file":
-            return self._file(part, where)
-        if kind == "input_audio":
-            self._must_carry("audio", where)
-            return {"type": "input_audio", "input_audio": part.get("input_audio")}
-        raise Unsupported(
-            f"Content of type '{kind}' cannot be given to a chat-completions backend.", param=f"{where}.type"
-        )
-
-    def _image(self, part: dict[str, Any], where: str) -> dict[str, Any]:
-        self._must_carry("image", where)
-        url = part.get("image_url")
-        if not isinstance(url, str) or not url:
-            given = "file_id" if part.get("file_id") else "image_url"
-            raise Unsupported("An image must be given as 'image_url', a URL or a data URL.", param=f"{where}.{given}")
-        image = {"url": url}
-        if detail := part.get("detail"):
-            image["detail"] = "high" if detail == "original" else detail
-        return {"type": "image_url", "image_url": image}
-
-    def _file(self, part: dict[str, Any], where: str) -> dict[str, Any]:
-        data = part.get("file_data")
-        if not isinstance(data, str):
-            given = next((key for key in ("file_id", "file_url") if part.get(key)), "file_data")
-            raise Unsupported("A file must be given as 'file_data', a data URL or base64.", param=f"{where}.{given}")
-        if "file" in self._carries:
-            return {"type": "file", "file": {"filename": part.get("filename") or "file", "file_data": data}}
-        text = _text_of_file(data)
-        if text is None:
-            raise Unsupported("The backend takes no files, and this one is not plain text.", param=f"{where}.file_data")
-        return {"type": "text", "text": f"{part.get('filename') or 'file'}:\n{text}"}
-
-    def _must_carry(self, kind: str, where: str) -> None:
-        if kind not in self._carries:
-            raise Unsupported(f"The backend of this model takes no {kind} input.", param=f"{where}.type")
-
-
-def told_summary(summary: str | None) -> str:
-    """What a model is told of a compaction: its summary, if we could open it."""
+def summary_text(summary: str | None) -> str:
+    """What a model reads of a compaction: its summary, if we could open it."""
     return f"{SUMMARY}\n\n{summary or UNREADABLE}"
 
 
-def _told_by_agent(content: str | list[dict[str, Any]]) -> str:
-    """What another agent tells this one (Codex). The part that should be sealed is plain: nobody here has sealed it."""
+def _agent_text(content: str | list[dict[str, Any]]) -> str:
+    """What another agent has written to this one (Codex). The part that should be sealed is plain: nobody here has sealed it."""
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text") or part.get("encrypted_content") or "") for part in content)
@@ -360,19 +305,19 @@ def split_refusals(content: Any) -> tuple[Any, list[str]]:
 def whole_arguments(arguments: Any) -> str:
     """Tool call arguments as the text of a JSON object, whatever a model made of them: servers parse those of the history, and a
     call that was cut off at the token limit must not make the conversation fail for ever."""
-    given = arguments
-    if isinstance(arguments, str):
-        if not arguments.strip():
-            return "{}"
-        try:
-            given = orjson.loads(arguments)
-        except orjson.JSONDecodeError:
-            given = arguments
-        if isinstance(given, dict):
-            return arguments
-    if given is None:
+    if not isinstance(arguments, str):
+        given = {} if arguments is None else arguments if isinstance(arguments, dict) else {"arguments": arguments}
+        return encode_json(given).decode()
+    if not arguments.strip():
         return "{}"
-    return orjson.dumps(given if isinstance(given, dict) else {"arguments": given}).decode()
+    try:
+        given = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        mended = mend(arguments.encode())
+        return whole_arguments({"arguments": arguments} if mended is None else mended.decode())
+    if isinstance(given, dict):
+        return arguments
+    return "{}" if given is None else f'{{"arguments":{arguments.strip()}}}'
 
 
 def orphan_output(item: Item, where: str) -> InvalidRequest:
@@ -390,16 +335,3 @@ def _joined(first: Any, second: Any) -> Any:
 
 def _as_parts(content: Any) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _text_of_file(data: str) -> str | None:
-    """The text in a data URL or in base64, if it is text."""
-    head, comma, payload = data.partition(",")
-    if not (comma and head.startswith("data:")):
-        head, payload = "data:;base64", data
-    try:
-        raw = base64.b64decode(payload, validate=True) if head.endswith(";base64") else unquote_to_bytes(payload)
-        text = raw.decode()
-    except ValueError:  # neither base64 nor UTF-8
-        return None
-    return None if "\0" in text else text

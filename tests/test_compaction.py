@@ -154,6 +154,18 @@ async def test_a_compaction_of_somebody_else_is_named_and_not_read(
     assert summary_in(backend, 0) == UNREADABLE
 
 
+async def test_one_that_cannot_be_read_hides_nothing(served: Running, backend: FakeBackend) -> None:
+    """What was there before it can be read, and is all that there is."""
+    item = {"type": "compaction", "id": "cmp_1", "encrypted_content": "gAAAAABforeign"}
+    await create(served.http, input=[user("Hi"), said("Yo"), item, user("Go on.")])
+    assert [(message["role"], message["content"]) for message in messages(backend)] == [
+        ("user", "Hi"),
+        ("assistant", "Yo"),
+        ("user", f"{SUMMARY}\n\n{UNREADABLE}"),
+        ("user", "Go on."),
+    ]
+
+
 async def test_what_is_sealed_is_nowhere_in_the_open(served: Running, backend: FakeBackend) -> None:
     """Neither for who asks for the items, nor in the next response."""
     item = await compacted(served, backend)

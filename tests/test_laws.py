@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from core.errors import BackendCut, InvalidRequest
 from requests.chat import decode_chunk, decode_completion
 from requests.chat_params import chat_request
+from requests.content import EVERY_PART
 from requests.events import Event, ResponseBuilder, replay, unfinished
 from requests.from_messages import messages_to_responses_input
 from requests.items import check_input, input_items
-from requests.messages import EVERY_PART, responses_input_to_messages, whole_arguments
+from requests.messages import responses_input_to_messages, whole_arguments
 from requests.params import CreateParams, check_request
 from requests.responses import chat_message_to_output_items, response_resource
 from requests.sse import SSEDecoder, frames

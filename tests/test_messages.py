@@ -9,8 +9,9 @@ import orjson
 import pytest
 
 from core.errors import InvalidRequest, Unsupported
+from requests.content import EVERY_PART
 from requests.from_messages import messages_to_responses_input
-from requests.messages import EVERY_PART, responses_input_to_messages, whole_arguments
+from requests.messages import responses_input_to_messages, whole_arguments
 
 Json = dict[str, Any]
 
@@ -546,6 +547,10 @@ ARGUMENTS: dict[str, tuple[Any, str]] = {
     "a text": ('"a"', '{"arguments":"a"}'),
     "a number": ("0", '{"arguments":0}'),
     "false": (False, '{"arguments":false}'),
+    "a large integer": ({"x": 2**70}, f'{{"x":{2**70}}}'),
+    "a large integer in a list": (f"[{2**70}]", f'{{"arguments":[{2**70}]}}'),
+    "half an emoji": (r'{"x": "\ud83d!"}', r'{"x": "\ufffd!"}'),
+    "half an emoji, and no JSON": (r'{"x": "\ud83d!', r'{"arguments":"{\"x\": \"\\ufffd!"}'),
 }
 
 

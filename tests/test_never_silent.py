@@ -281,6 +281,9 @@ def prepared(body: Any) -> Json:
     return prepare_chat(BACKEND, request).params
 
 
+# Integers of any size too.
+any_json = json_values | st.integers()
+
 # A turn that has everything, and keys of it that it does not need: any value there is as good as none.
 TURN: Json = {
     "model": MODEL,
@@ -342,7 +345,7 @@ def with_value(body: Json, path: tuple[Any, ...], value: Any) -> Json:
 
 
 @settings(law, max_examples=MANY or 100)
-@given(st.lists(st.tuples(st.sampled_from(UNNEEDED), json_values), min_size=1, max_size=4))
+@given(st.lists(st.tuples(st.sampled_from(UNNEEDED), any_json), min_size=1, max_size=4))
 def test_any_value_in_a_key_that_the_turn_does_not_need_changes_nothing(
     values: list[tuple[tuple[Any, ...], Any]],
 ) -> None:
@@ -359,11 +362,11 @@ keys_of_items = st.sampled_from(
         *("outputs", "result", "output_format", "queries", "results", "error", "environment", "stdout", "path", "diff"),
     ]
 )
-objects = st.dictionaries(keys_of_items, json_values, max_size=3)
+objects = st.dictionaries(keys_of_items, any_json, max_size=3)
 any_items = st.builds(
     lambda kind, keys, call_id: {"type": kind, "call_id": call_id, **keys},
     st.sampled_from(sorted({*ITEMS, *CALLS, *OUTPUTS} - {"*"})),
-    st.dictionaries(keys_of_items, json_values | st.lists(objects, max_size=2), max_size=4),
+    st.dictionaries(keys_of_items, any_json | st.lists(objects, max_size=2), max_size=4),
     st.sampled_from(["c1", "c1", "c2", None]),
 )
 any_tools = st.builds(

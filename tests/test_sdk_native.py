@@ -33,7 +33,7 @@ from tests.sdk import (
     wire_events,
 )
 from tests.stream_grammar import check_stream
-from tests.turns import assert_error
+from tests.turns import assert_error, create
 
 OURS = ("id", "created_at", "store", "background", "previous_response_id")
 # The SDK's types want `cache_write_tokens`; what a native backend leaves out stays out, so strict clients get this.
@@ -167,6 +167,20 @@ async def test_a_function_call_makes_a_round_trip(served_natively: Running, back
     assert answered == output, "the new input is not as it came"
 
 
+async def test_items_keep_the_ids_by_which_others_name_them(served_natively: Running, backend: FakeBackend) -> None:
+    whole = native_events("Hello.")[-1]["response"]
+    request = {"type": "mcp_approval_request", "id": "mcpr_1", "server_label": "s", "name": "f", "arguments": "{}"}
+    search = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search"}}
+    backend.script(json_answer(whole | {"output": [request, search]}), native("Done."))
+    telegram = {"type": "acme:telegram", "text": "stop"}
+    first = await create(served_natively.http, input=[{"role": "user", "content": "Hi"}, telegram])
+    approval = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+    await create(served_natively.http, input=[approval], previous_response_id=first["id"])
+    _, vendor, *sent = backend.turns[-1].json["input"]
+    assert sent == [request, search, approval]
+    assert vendor == telegram, "the id that we made for it is none that upstream could know"
+
+
 async def test_reasoning_is_replayed_where_upstream_can_open_it_again(
     served_natively: Running, backend: FakeBackend
 ) -> None:
@@ -181,6 +195,7 @@ async def test_reasoning_is_replayed_where_upstream_can_open_it_again(
     await served_natively.openai.responses.create(model=MODEL, input="On", previous_response_id=first.id)
     replayed = [item for item in backend.turns[-1].json["input"] if item.get("type") == "reasoning"]
     assert [item["encrypted_content"] for item in replayed] == ["gAAA"]
+    assert "id" not in replayed[0], "Azure would look it up"
 
 
 async def test_what_cannot_be_found_cannot_be_continued(served_natively: Running, backend: FakeBackend) -> None:

@@ -16,7 +16,7 @@ from backends.wire.streams import BackendStream, NativeEvent, NativeRun
 from core.errors import BackendError, BackendRefused
 from core.seals import Sealer
 from requests.events import ResponseBuilder
-from requests.messages import told_summary
+from requests.messages import summary_text
 from requests.open_items import Event
 from requests.tools import Item
 
@@ -108,11 +108,17 @@ def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
     if not request.history:
         return given
     history = [
-        item if item.get("role") == "assistant" or item["type"] == "reasoning" else _without_id(item)
+        _without_id(item) if _has_foreign_id(item) else item
         for item in (_with_summary(sealer, item) for item in request.history)
         if item["type"] != "compaction_trigger" and (item["type"] != "reasoning" or _is_upstreams(sealer, item))
     ]
     return [*history, *(given if isinstance(given, list) else map(_without_id, request.input))]
+
+
+def _has_foreign_id(item: Item) -> bool:
+    """Whether upstream takes an item only without its id: reasoning, which Azure looks up; and what we had no right name for. The
+    others need theirs, because items refer to each other, and hosted calls are invalid without."""
+    return item["type"] == "reasoning" or str(item.get("id")).startswith("item_")
 
 
 def _with_summary(sealer: Sealer, item: Item) -> Item:
@@ -120,7 +126,7 @@ def _with_summary(sealer: Sealer, item: Item) -> Item:
     sealed = item.get("encrypted_content") if item.get("type") == "compaction" else None
     if not sealed or (summary := sealer.open(sealed)) is None:
         return item
-    return {"type": "message", "role": "user", "content": told_summary(summary)}
+    return {"type": "message", "role": "user", "content": summary_text(summary)}
 
 
 def _is_upstreams(sealer: Sealer, item: Item) -> bool:

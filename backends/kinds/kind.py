@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from backends.kinds.server import Discovery, ModelFacts, Row, Server, context_in, text_of
 from backends.kinds.words import NO_WORDS, Words
-from requests.messages import EVERY_PART
+from requests.content import EVERY_PART
 
 
 @dataclass(frozen=True)

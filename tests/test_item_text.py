@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requests.messages import ATTACHED, EVERY_PART, responses_input_to_messages
-from requests.told import told
+from requests.content import EVERY_PART
+from requests.item_text import item_as_text
+from requests.messages import ATTACHED, responses_input_to_messages
 from requests.truncation import truncated
 from tests.conftest import Running
 from tests.fake_backend import FakeBackend
@@ -29,7 +30,7 @@ NO_PICTURES = EVERY_PART - {"image"}
 
 
 def shown(item: Json, carries: frozenset[str] = EVERY_PART) -> tuple[str, list[str]]:
-    """What a model is told of an item, and the URLs of the pictures that it is shown."""
+    """What a model reads of an item, and the URLs of the pictures that it is shown."""
     first, *behind = responses_input_to_messages([item], carries=carries)
     assert first["role"] == "assistant"
     parts = [part for message in behind for part in message["content"]]
@@ -157,16 +158,18 @@ def test_pictures_go_with_their_turn_when_a_conversation_is_shortened() -> None:
 
 @law
 @given(st.dictionaries(texts.filter(bool), json_values, max_size=4), st.booleans())
-def test_whatever_an_item_holds_it_is_told(fields: Json, shows_pictures: bool) -> None:
-    said, _ = told({"type": "acme:note"} | fields | {"type": "acme:note"}, shows_pictures=shows_pictures)
+def test_whatever_an_item_holds_it_is_text(fields: Json, shows_pictures: bool) -> None:
+    said, _ = item_as_text({"type": "acme:note"} | fields | {"type": "acme:note"}, shows_pictures=shows_pictures)
     assert said.startswith("[acme:note: {")
 
 
 @law
 @given(st.text("data:/,;base64pngAZ+= \n", max_size=80))
-def test_no_data_url_is_told(text: str) -> None:
-    said, _ = told({"type": "acme:note", "text": text}, shows_pictures=False)
-    again, _ = told({"type": "acme:note", "text": json.loads(said[12:-1]).get("text", "")}, shows_pictures=False)
+def test_no_data_url_is_left(text: str) -> None:
+    said, _ = item_as_text({"type": "acme:note", "text": text}, shows_pictures=False)
+    again, _ = item_as_text(
+        {"type": "acme:note", "text": json.loads(said[12:-1]).get("text", "")}, shows_pictures=False
+    )
     assert again == said, "a second look finds something to name"
 
 

@@ -7,8 +7,7 @@ import base64
 import re
 from typing import Any
 
-import orjson
-
+from core.json import encode_json
 from requests.tools import Item
 
 # The type of the data, its parameters, and the data: up to what ends a URL in a text, or over lines as base64 is often broken.
@@ -18,29 +17,29 @@ DATA_URL = re.compile(
 # Pictures that models can look at, and how they begin. Others would be refused, again in every turn.
 PICTURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-NOT_TOLD = frozenset({"type", "id", "status", "call_id", "fingerprint"})
+LEFT_OUT = frozenset({"type", "id", "status", "call_id", "fingerprint"})
 SAYS_TYPE = ("mimeType", "mime_type", "media_type")
 IS_FILE = re.compile(r"(image|audio|video)/.|application/(pdf|octet-stream)")
 
 
-def told(item: Item, *, shows_pictures: bool) -> tuple[str, list[str]]:
+def item_as_text(item: Item, *, shows_pictures: bool) -> tuple[str, list[str]]:
     """An item as a text, and the URLs of the pictures in it that are to be shown behind it."""
-    telling = _Telling(shows_pictures)
+    text = _Text(shows_pictures)
     said = {
-        key: telling.value(value, key, item)
+        key: text.value(value, key, item)
         for key, value in item.items()
-        if key not in NOT_TOLD and value not in (None, "", [])
+        if key not in LEFT_OUT and value not in (None, "", [])
     }
-    return f"[{item['type']}: {orjson.dumps(said).decode()}]", telling.pictures
+    return f"[{item['type']}: {encode_json(said).decode()}]", text.pictures
 
 
-class _Telling:
+class _Text:
     def __init__(self, shows_pictures: bool) -> None:
         self.pictures: list[str] = []
         self._shows_pictures = shows_pictures
 
     def value(self, value: Any, key: str, holder: dict[str, Any]) -> Any:
-        """A value at `key` of an object, as it is told."""
+        """A value at `key` of an object, as the model reads it."""
         if isinstance(value, str):
             if key == "encrypted_content":
                 return "(sealed)"
