@@ -47,15 +47,12 @@ def check_item(item: Item, where: str) -> None:
 
 
 def _check_call(item: Item, kind: str, where: str) -> None:
-    call_id = call_id_of(item)
-    is_named = isinstance(item.get("name"), str) and bool(item["name"])
-    # A hosted search answers itself, and the output of a function may name that instead.
-    may_lack_id = item.get("execution") == "server" or (kind == "function_call_output" and is_named)
-    if not isinstance(call_id, str) and not (call_id is None and may_lack_id):
+    call_id, name = call_id_of(item), item.get("name")
+    if not isinstance(call_id, str) and not (call_id is None and _may_lack_id(item, kind)):
         raise InvalidRequest(f"A {kind} needs a 'call_id'.", param=f"{where}.call_id")
-    if kind in ("function_call", "custom_tool_call") and not is_named:
+    if kind in ("function_call", "custom_tool_call") and not (isinstance(name, str) and name):
         raise InvalidRequest(f"A {kind} needs a 'name'.", param=f"{where}.name")
-    if not isinstance(item.get("namespace") or "", str):
+    if "namespace" in item and not isinstance(item["namespace"] or "", str):
         raise InvalidRequest("A namespace is a string.", param=f"{where}.namespace")
     if kind in ("function_call_output", "custom_tool_call_output") and item.get("output") is None:
         raise InvalidRequest(f"A {kind} needs an 'output'.", param=f"{where}.output")
@@ -68,6 +65,12 @@ def _check_call(item: Item, kind: str, where: str) -> None:
         if not isinstance(item.get("tools") or [], list):
             raise InvalidRequest("The tools of a tool_search_output are a list.", param=f"{where}.tools")
         check_tools(item.get("tools") or [], f"{where}.tools")
+
+
+def _may_lack_id(item: Item, kind: str) -> bool:
+    """A hosted search answers itself, and the output of a function may name that instead."""
+    names_function = kind == "function_call_output" and isinstance(item.get("name"), str)
+    return names_function or item.get("execution") == "server"
 
 
 def _check_content(content: Any, where: str) -> None:

@@ -82,7 +82,12 @@ SAID_TO_MODEL = (BRINGS_TOOLS - OUTPUTS) | {"agent_message"}
 def without_superseded(items: list[Item]) -> list[Item]:
     """The items, less what the last compaction among them stands for: all before it but what people said, and calls that are
     answered behind it. One that could not be opened (its `summary` is None) stands for nothing."""
-    last = max((index for index, item in enumerate(items) if _is_summary(item)), default=0)
+    summaries = (
+        index
+        for index, item in enumerate(items)
+        if item.get("type") == "compaction" and item.get("summary", "") is not None
+    )
+    last = max(summaries, default=0)
     if not last:
         return items
     open_calls = {call_id_of(item) for item in items[last:] if item.get("type") in OUTPUTS}
@@ -94,10 +99,6 @@ def without_superseded(items: list[Item]) -> list[Item]:
         or (item.get("type") in CALLS and call_id_of(item) in open_calls)
     ]
     return [*kept, *items[last:]]
-
-
-def _is_summary(item: Item) -> bool:
-    return item.get("type") == "compaction" and item.get("summary", "") is not None
 
 
 class _Node:
@@ -142,7 +143,7 @@ class _Conversation:
 
     def item(self, item: Item, where: str) -> None:
         kind = item.get("type") or "message"
-        if kind in CALLS and call_id_of(item) and self._is_answered(item):
+        if kind in CALLS and call_id_of(item) and (kind != "tool_search_call" or self._is_answered(item)):
             self._call(item)
             return
         if kind in OUTPUTS and (call_id_of(item) or item.get("name")):
@@ -198,7 +199,7 @@ class _Conversation:
         return node
 
     def _is_answered(self, call: Item) -> bool:
-        """Whether a call has an output, or must have one: a hosted search may have answered itself."""
+        """Whether a search has an output, or must have one: a hosted one may have answered itself."""
         if needs_output(call) or call.get("execution") != "server":
             return True
         return any(

@@ -24,46 +24,41 @@ def needs_output(call: Item) -> bool:
 class OpenCalls(Generic[T]):
     """The calls that wait for their outputs, and something for each of them."""
 
+    __slots__ = ("_again", "_open")
+
     def __init__(self) -> None:
-        self._open: dict[str, list[tuple[int, Item, T]]] = {}
-        self._count = 0
+        self._open: dict[str, tuple[Item, T]] = {}
+        # Those that wait behind another of their id.
+        self._again: dict[str, list[tuple[Item, T]]] = {}
 
     def add(self, call: Item, what: T) -> None:
-        self._count += 1
-        waiting = (self._count, call, what)
-        if (others := self._open.get(call["call_id"])) is None:
-            self._open[call["call_id"]] = [waiting]
+        call_id = call["call_id"]
+        if call_id in self._open:
+            self._again.setdefault(call_id, []).append((call, what))
         else:
-            others.append(waiting)
+            self._open[call_id] = call, what
 
     def take(self, output: Item) -> T | None:
         """What was added for the call that an output answers. None if no call waits for it."""
         call_id = call_id_of(output) or self._named(output)
-        others = self._open.get(call_id) if call_id else None
-        if not others or not call_id:
+        found = self._open.pop(call_id, None) if call_id is not None else None
+        if found is None or call_id is None:
             return None
-        _, _, what = others.pop(0)
-        if not others:
-            del self._open[call_id]
-        return what
+        if again := self._again.get(call_id):
+            self._open[call_id] = again.pop(0)
+        return found[1]
 
     def __iter__(self) -> Iterator[Item]:
         """The calls that still wait."""
-        for others in self._open.values():
-            for _, call, _ in others:
-                yield call
+        for call, _ in (*self._open.values(), *(waiting for again in self._again.values() for waiting in again)):
+            yield call
 
     def _named(self, output: Item) -> str | None:
-        """The id of the oldest open call of the function that an output names."""
-        if not output.get("name"):
+        """The id of the first open call of the function that an output names."""
+        name, namespace = output.get("name"), output.get("namespace")
+        if not name:
             return None
-        first = min(
-            (
-                (number, call["call_id"])
-                for others in self._open.values()
-                for number, call, _ in others[:1]
-                if call.get("name") == output.get("name") and call.get("namespace") == output.get("namespace")
-            ),
-            default=(0, None),
-        )
-        return first[1]
+        for call_id, (call, _) in self._open.items():
+            if call.get("name") == name and call.get("namespace") == namespace:
+                return call_id
+        return None

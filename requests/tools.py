@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import orjson
@@ -209,6 +210,19 @@ def tools_responses_to_chat(tools: list[Tool]) -> list[Tool]:
 
 
 def _flat_name(name: str, namespace: str | None) -> str:
+    """The name of a tool as chat servers take one."""
+    if len(name) <= MAX_NAME and (namespace is None or len(namespace) <= MAX_NAME):
+        return _flat_name_kept(name, namespace)
+    return _flattened(name, namespace)
+
+
+@lru_cache(maxsize=4096)
+def _flat_name_kept(name: str, namespace: str | None) -> str:
+    """The same again in every turn of an agent."""
+    return _flattened(name, namespace)
+
+
+def _flattened(name: str, namespace: str | None) -> str:
     whole = f"{namespace}__{name}" if namespace else name
     flat = re.sub(r"[^a-zA-Z0-9_-]", "_", whole)
     fits = len(flat) <= MAX_NAME and (flat == whole or not namespace)

@@ -7,8 +7,9 @@ Turn, ChatRequest ──apply──▶             its builder knows the tools, 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from api.turns.backend import Backend
 from api.turns.history import SEALED, opened
@@ -22,8 +23,7 @@ from requests.tools import KNOWN_TOOLS, NO_TOOLS, Item, ToolBook, ToolChoice, to
 log = logging.getLogger("nomyo.responses")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(Struct, frozen=True):
     """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, which of them the client
     has allowed (`choice`), and the names of what nothing comes of (`ignored`)."""
 
@@ -31,7 +31,7 @@ class ChatRequest:
     book: ToolBook
     choice: ToolChoice
     one_call: bool
-    ignored: list[str]
+    ignored: set[str]
 
 
 def prepare_chat(
@@ -62,7 +62,7 @@ def prepare_chat(
         places = [place for place, item in enumerate(given) if id(item) in kept]
     book = ToolBook.of(body.get("tools"), items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
-    ignored = {*ignored_in(body), *book.ignored}
+    ignored = ignored_in(body) | book.ignored
     messages = responses_input_to_messages(
         items,
         request.params.instructions,
@@ -77,7 +77,7 @@ def prepare_chat(
         stream = request.stream or kind.streams_always
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
     one_call = request.params.parallel_tool_calls is False
-    return ChatRequest(params, book, choice, one_call, ignored=sorted(ignored))
+    return ChatRequest(params, book, choice, one_call, ignored)
 
 
 def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
@@ -85,7 +85,7 @@ def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
     no chat form, are named to the client. Raises `Unsupported` where the settings refuse those."""
     turn.builder.offer(chat.book, allowed=chat.choice.allowed, one_call=chat.one_call)
     if chat.ignored:
-        turn.headers["x-nomyo-ignored"] = _named(chat.ignored)
+        turn.headers["x-nomyo-ignored"] = _named(sorted(chat.ignored))
     omitted = chat.book.omitted
     if not omitted:
         return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from api.turns.backend import Backend
 from api.turns.chat_events import whole_answer

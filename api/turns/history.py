@@ -56,7 +56,12 @@ async def resolve_history(
 
 def opened(sealer: Sealer, items: list[Item]) -> list[Item]:
     """The items, with what we have sealed in them in the open: for a backend, never for a client or the store."""
-    return [_opened(sealer, item) if item["type"] in SEALED else item for item in items]
+    return [
+        _opened(sealer, item)
+        if item["type"] in SEALED and (item.get("encrypted_content") or item["type"] == "compaction")
+        else item
+        for item in items
+    ]
 
 
 def _opened(sealer: Sealer, item: Item) -> Item:

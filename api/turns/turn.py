@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from msgspec import Struct
+
 from api.http.replies import Express
 from api.turns.history import resolve_history, resolve_references
 from backends.fleet.pool import Pool
@@ -29,8 +31,7 @@ from requests.tools import CALLS, Item
 NOTHING_REMEMBERED: Mapping[str, list[Item]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class TurnRequest:
+class TurnRequest(Struct, frozen=True):
     """What is asked. `params` is what of the `body` we act on, `model` the name by which an endpoint is chosen; `history` are the
     items of the turns before, `input` those of this one, each with an id. `has_references`: some of `input` stand where the client
     named stored items."""
