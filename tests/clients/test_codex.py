@@ -16,25 +16,33 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import router
+from requests.sse import frame
 from tests.clients.codex import HTTP, KEY, REFUSED, WEBSOCKET, Codex, Heard, Json, Listener, Way, codex_binary
 from tests.conftest import running_router
 from tests.fake_backend import (
+    DONE,
     Answer,
     FakeBackend,
     Reply,
     call,
     chat,
     chat_usage,
+    chunk,
     cut,
     http_error,
     native,
+    pause,
     reasoning,
     sse_error,
     stall,
+    steps,
 )
+from tests.fake_backend.answers import event_stream
+from tests.fake_backend.native_answers import native_events
 
 pytestmark = pytest.mark.skipif(
     not codex_binary().exists(), reason=f"Codex is not at {codex_binary()}: `make clients` installs it"
@@ -331,6 +339,45 @@ async def test_a_backend_that_speaks_responses_itself_is_reached(codex: Codex) -
     assert [item["type"] for item in second["input"][: len(first["input"])]] == [i["type"] for i in first["input"]]
     assert "previous_response_id" not in second, "the backend does not know our ids"
     assert second["tools"] == first["tools"] == codex.heard.bodies[0]["tools"]
+
+
+@pytest.mark.parametrize(
+    "codex",
+    [Way(asks, kind=kind) for asks in (False, True) for kind in ("openai-chat", "openai")],
+    ids=["http-chat", "http-native", "websocket-chat", "websocket-native"],
+    indirect=True,
+)
+@pytest.mark.parametrize("silent", ["before it begins", "in the middle"])
+async def test_codex_waits_for_a_backend_that_is_silent(
+    codex: Codex, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """For longer than its patience, 3 s here. An event counts for it, an SSE comment does not."""
+    monkeypatch.setattr("api.http.silence.KEEPALIVE_S", 0.7)
+    state = codex.served.app.state
+    monkeypatch.setattr(state, "config", msgspec.structs.replace(state.config, stream_start_s=0.7))
+    codex.settings.append("model_providers.mine.stream_idle_timeout_ms=3000")
+    if silent == "before it begins":
+        say = native if codex.way.kind == "openai" else chat
+        codex.backend.script(steps(pause(6), say("I am here.")))
+    elif codex.way.kind == "openai":
+        codex.backend.script(paused_natively(6, "I am here."))
+    else:
+        ending = steps(pause(6), chunk({}, finish_reason="stop"), DONE)
+        codex.backend.script(chat("I am here.", then=ending))
+    ran = await codex.succeeds("Say something.")
+    assert ran.answer == "I am here."
+    assert len(codex.backend.turns) == 1, "it asked again"
+
+
+def paused_natively(seconds: float, text: str) -> Answer:
+    """The whole answer, with a pause behind its last delta."""
+
+    async def answer(reply: Reply) -> None:
+        events = native_events(text, request=reply.request.json)
+        last = max(n for n, event in enumerate(events) if event["type"].endswith(".delta"))
+        await event_stream(events[: last + 1], then=steps(pause(seconds), *map(frame, events[last + 1 :])))(reply)
+
+    return answer
 
 
 # ── long conversations, and later ones ───────────────────────────────────────────────────────────────────────────────

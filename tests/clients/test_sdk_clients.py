@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import orjson
 import pytest
 
 from api.turns.compaction import SUMMARIZE
+from requests.events import ResponseBuilder
 from requests.messages import SUMMARY
 from tests.conftest import running_router
 from tests.fake_backend import Answer, FakeBackend, Reply, call, chat, chat_usage, http_error, reasoning, sse_error
@@ -321,7 +323,32 @@ def ran(name: str) -> Ran:
     return asyncio.run(_run(CLIENTS[name]))
 
 
-async def _run(client: Client) -> Ran:
+@functools.cache
+def ran_in_silence(name: str) -> Ran:
+    """The same, before a backend that is silent for long before each piece: streams begin by themselves and are full of `keepalive`s."""
+    with pytest.MonkeyPatch.context() as patched:
+        write = Reply.write
+
+        async def write_late(self: Reply, data: bytes) -> None:
+            await asyncio.sleep(0.02)
+            await write(self, data)
+
+        kept_alive: list[Json] = []
+        keep_alive = ResponseBuilder.keep_alive
+
+        def counted(self: ResponseBuilder) -> list[Json]:
+            kept_alive.extend(events := keep_alive(self))
+            return events
+
+        patched.setattr(ResponseBuilder, "keep_alive", counted)
+        patched.setattr(Reply, "write", write_late)
+        patched.setattr("api.http.silence.KEEPALIVE_S", 0.004)
+        run = asyncio.run(_run(CLIENTS[name], stream_start_s=0.004))
+        assert len(kept_alive) > 20
+        return run
+
+
+async def _run(client: Client, **settings: Any) -> Ran:
     answers = {name: deque(SCENARIOS[name].answers) for name in client.scenarios.split()}
     sent = defaultdict(list)
 
@@ -334,7 +361,8 @@ async def _run(client: Client) -> Ran:
     async with FakeBackend(strict=True) as backend:
         backend.models = [*answers, "gpt-compact"]
         backend.default = by_model
-        async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}]) as router:
+        endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat"}
+        async with running_router(endpoints=[endpoint], **settings) as router:
             out, err = await _output(client.command, f"{router.url}/v1", *answers)
             in_flight = router.in_flight() + backend.in_flight
     printed = {line["scenario"]: line for line in map(orjson.loads, out.splitlines())}
@@ -393,10 +421,11 @@ PAIRS = [(client, scenario) for client in CLIENTS for scenario in CLIENTS[client
 
 
 @pytest.mark.parametrize(("client", "scenario"), PAIRS, ids=[f"{client}-{scenario}" for client, scenario in PAIRS])
-def test_a_client_gets_what_the_model_said(client: str, scenario: str) -> None:
+@pytest.mark.parametrize("way", [ran, ran_in_silence], ids=["at once", "in silence"])
+def test_a_client_gets_what_the_model_said(client: str, scenario: str, way: Callable[[str], Ran]) -> None:
     if reason := CLIENTS[client].missing:
         pytest.skip(reason)
-    expected, run = SCENARIOS[scenario], ran(client)
+    expected, run = SCENARIOS[scenario], way(client)
     printed = run.printed.get(scenario, {"error": "it printed nothing"})
     assert "error" not in printed, f"{printed['error']}\n{run.log}"
     gave = printed["result"]
