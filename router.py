@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
@@ -44,6 +45,7 @@ from core.config import Config, ConfigError, config_file, load_config
 from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
+from core.stopping import Stopping
 from core.tasks import TaskRunner
 from core.telemetry import Telemetry
 from db import INTERRUPTED, UnfinishedResponse, make_store
@@ -117,7 +119,10 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
         stack.push_async_callback(state.pool.close)
         # Made here, not in create_app: a runner that has drained takes nothing more.
         state.tasks = TaskRunner(config.background.max_concurrent, config.background.max_queued)
-        stack.push_async_callback(state.tasks.drain, config.background.drain_s, INTERRUPTED)
+        drain = partial(state.tasks.drain, config.background.drain_s, INTERRUPTED)
+        stack.push_async_callback(drain)
+        state.stopping = Stopping(config.background.drain_s, drain)
+        stack.push_async_callback(state.stopping.close)
         await _take_over(state, orphans)
         orphans.clear()
         await stack.enter_async_context(cluster.answering(app, Protocol))

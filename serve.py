@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
 import os
 import signal
 import socket
@@ -24,10 +25,11 @@ from backends.kinds import KINDS
 from cluster.workers import FOLDER, Workers, new_folder
 from core.config import Config, ConfigError, load_config
 
+# What is interrupted is answered, and stored.
+LAST_WORDS_S = 5
 OPTIONS: dict[str, Any] = {
     # Written below ASGI where that is safe (api/wire.py).
     "http": "api.http.protocol:Protocol",
-    "timeout_graceful_shutdown": 10,
     # Of a WebSocket message: as large as a body may be.
     "ws_max_size": 64 * 1024 * 1024,
     # Nothing here asks who the client is.
@@ -119,17 +121,18 @@ def main() -> None:
         check_address(given.host, settings)
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
-    workers = settings.workers
     config = uvicorn.Config(
         "router:app",
         host=given.host,
         port=given.port,
         log_level=given.log_level,
         access_log=given.access_log,
-        workers=workers,
+        workers=settings.workers,
+        # For what is interrupted then (core/stopping.py).
+        timeout_graceful_shutdown=math.ceil(settings.background.drain_s) + LAST_WORDS_S,
         **OPTIONS,
     )
-    if workers == 1:
+    if settings.workers == 1:
         uvicorn.Server(config).run()
         return
     with new_folder() as folder:

@@ -31,6 +31,7 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from core.errors import APIError, BackendRefused, InvalidRequest
 from core.state import AppState
+from core.stopping import Stopping
 from requests.bounded_json import BOM, TooDeep
 from requests.chat import DecodeError
 
@@ -238,13 +239,15 @@ class PassedOn(StreamedReply):
         async with aclosing(self._answer):
             with contextlib.suppress(ClientLeft):
                 async with ClientWatch(scope, receive):
-                    await self._send_all(outlet_of(scope, send, self._passing.express, bytes))
+                    outlet = outlet_of(scope, send, self._passing.express, bytes)
+                    await self._send_all(outlet, scope["app"].state.stopping)
 
-    async def _send_all(self, outlet: Outlet) -> None:
+    async def _send_all(self, outlet: Outlet, stopping: Stopping) -> None:
         await outlet.start(self.raw_headers)
         try:
-            async for received in self._answer:
-                await outlet.write(received)
+            with stopping.taking_over():
+                async for received in self._answer:
+                    await outlet.write(received)
         except APIError as error:
             piece = self._passing.error_piece(error)
             if piece is None:

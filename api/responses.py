@@ -39,7 +39,7 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
-from core.errors import APIError, BackendError, NotFound, ServerError
+from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError
 from core.json import TOO_DEEP, decode_json, encode_json
 from core.state import AppState
 from requests.kept import kept_request
@@ -88,20 +88,35 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
             # Before the last event leaves: a client that chains on it at once must find the row.
             await _to_the_end(record(state, turn))
     except Exception as error:
-        described = _described(error, turn)
-        if not builder.started or not (turn.request.stream or turn.request.background):
-            raise described from error
-        ending += builder.fail(described)
-        turn.describe()
-        await _record_failure(state, turn)
-    except BaseException:
+        ending += await _ended_by(state, turn, _described(error, turn))
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and not turn.request.background and state.stopping.interrupts():
+            ending += await _ended_by(state, turn, Interrupted())
+            yield [*ending, builder.end()]
+            return
         # The client left, or somebody cancelled us: no time to wait for the store, but it will know.
         if turn.row_begun and not turn.request.background:
-            builder.cancel()
+            if state.stopping.is_over:
+                builder.fail(Interrupted())
+            else:
+                builder.cancel()
             turn.describe()
             state.db.update_response(turn.id, builder.response, owner=turn.owner)
         raise
     yield [*ending, builder.end()]
+
+
+async def _ended_by(state: AppState, turn: Turn, error: APIError) -> list[Event]:
+    """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
+    builder = turn.builder
+    if builder.ended:  # It was about to be recorded.
+        return []
+    if not builder.started or not (turn.request.stream or turn.request.background):
+        raise error from error.__cause__
+    events = builder.fail(error)
+    turn.describe()
+    await _record_failure(state, turn)
+    return events
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

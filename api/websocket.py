@@ -30,9 +30,10 @@ from api.socket_messages import decoded, error_message, input_behind, read_creat
 from api.socket_turn import SocketTurn
 from api.steering import MAX_PENDING, Steer, can_be_steered, refused, required_input, steering_items
 from api.turns.turn import Turn, begin_turn
-from core.errors import APIError, InvalidRequest, ServerError, TooManyRequests, UpgradeRefused
+from core.errors import APIError, Interrupted, InvalidRequest, ServerError, TooManyRequests, UpgradeRefused
 from core.json import encode_json
 from core.state import AppState
+from core.stopping import Stopping
 from requests.open_items import Event
 from requests.responses import new_id
 from requests.tools import Item
@@ -42,6 +43,8 @@ log = logging.getLogger("nomyo.websocket")
 routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 CONNECTION_LIMIT_S = 3600.0
+# Of a close: the service restarts.
+GOING_AWAY = 1012
 # Turns of one socket: those that it can be continued from, and those that run or wait.
 MAX_REMEMBERED = 32
 MAX_UNANSWERED = 64
@@ -55,10 +58,15 @@ async def respond_over_websocket(websocket: WebSocket) -> None:
         raise UpgradeRefused
     await websocket.accept()
     socket = Socket(websocket)
+    stopping: Stopping = websocket.app.state.stopping
     with contextlib.suppress(WebSocketDisconnect):
         try:
             async with asyncio.timeout(CONNECTION_LIMIT_S):
                 await socket.serve()
+        except asyncio.CancelledError:
+            if not (stopping.has_begun and socket.is_stopped):
+                raise
+            await websocket.close(GOING_AWAY)
         except TimeoutError:
             await socket.send(error_message(ConnectionLimitReached()))
             await websocket.close()
@@ -85,14 +93,27 @@ class Socket:
         self._waiting: dict[str, list[Steer]] = {}
         self._ended: deque[str] = deque(maxlen=MAX_REMEMBERED)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Its own task, which the stop of the service has ended where it `is_stopped`.
+        self._server: asyncio.Task[None] | None = None
+        self.is_stopped = False
         self._remembered: dict[str, list[Item]] = {}
 
     async def serve(self) -> None:
-        """Takes messages until the client leaves. Its turns end with it."""
+        """Takes messages until the client leaves, or the service stops. Its turns end with it."""
+        task = self._server = asyncio.current_task()
+        assert task is not None
+        listeners = self._state.stopping.listeners
+        listeners.add(self._stop_if_idle)
         try:
             while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
                 self._take(message.get("text") or message.get("bytes") or b"")
+        except asyncio.CancelledError:
+            if self.is_stopped or self._state.stopping.is_over:
+                self.is_stopped = True
+                task.uncancel()
+            raise
         finally:
+            listeners.discard(self._stop_if_idle)
             # First: a turn that is being recorded takes no cancellation, and its lane would go on with the next one.
             for waiting in self._lanes.values():
                 waiting.clear()
@@ -121,6 +142,8 @@ class Socket:
                 self._steer(message)
                 return
             given = SocketTurn(message, stream_id, partial(self.send, stream_id=stream_id))
+            if self._state.stopping.has_begun:
+                raise Interrupted
             if sum(1 + len(waiting) for waiting in self._lanes.values()) >= MAX_UNANSWERED:
                 raise TooManyRequests(f"This connection has {MAX_UNANSWERED} turns that are not answered yet.")
         except APIError as error:
@@ -139,6 +162,14 @@ class Socket:
             while waiting:
                 await self._answer(waiting.popleft(), stream_id)
         del self._lanes[stream_id]
+        if self._state.stopping.has_begun:
+            self._stop_if_idle()
+
+    def _stop_if_idle(self) -> None:
+        """The service stops: a turn that runs gets time to end, and no other one begins."""
+        if not self._lanes and self._server is not None and not self.is_stopped:
+            self.is_stopped = True
+            self._server.cancel()
 
     async def _answer(self, given: SocketTurn | APIError, stream_id: str | None) -> None:
         try:

@@ -13,6 +13,7 @@ from cache import Cache
 from cluster.protocol import Cluster
 from core.config import Config
 from core.seals import Sealer
+from core.stopping import Stopping
 from core.tasks import TaskRunner
 from core.telemetry import Telemetry
 from db import Store
@@ -34,6 +35,7 @@ class AppState(State):
     sealer: Sealer
     images: ImageFetcher
     tasks: TaskRunner[Any]
+    stopping: Stopping
 
     def __init__(self) -> None:
         # Starlette looks each name up in a dict of its own, by a function that is called when all else has failed: a

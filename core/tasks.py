@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ class TaskRunner(Generic[J]):
         self._entries: dict[str, _Entry[J]] = {}
         self._queued: deque[_Entry[J]] = deque()
         self._draining = False
+        self._drained_at = math.inf
 
     def get(self, job_id: str) -> J | None:
         """The job, until it has ended or stopped."""
@@ -84,8 +86,10 @@ class TaskRunner(Generic[J]):
     async def drain(self, timeout_s: float, reason: APIError) -> None:
         """Starts nothing more, gives the running jobs `timeout_s`, and stops the rest with `reason`."""
         self._draining = True
+        now = asyncio.get_running_loop().time()
+        self._drained_at = min(self._drained_at, now + timeout_s)
         if running := [entry.running for entry in self._entries.values() if entry.running]:
-            await asyncio.wait(running, timeout=timeout_s)
+            await asyncio.wait(running, timeout=max(self._drained_at - now, 0))
         await asyncio.gather(*(self.cancel(job_id, reason) for job_id in list(self._entries)))
 
     def _start(self) -> None:

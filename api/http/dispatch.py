@@ -10,6 +10,7 @@ Application ──▶ middlewares, if somebody has added some ──▶ dispatch
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
@@ -27,7 +28,7 @@ from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
-from core.errors import APIError
+from core.errors import APIError, Interrupted
 from core.state import AppState
 
 
@@ -91,6 +92,10 @@ class Application(FastAPI):
         try:
             check_key(self.state, scope)
             return await endpoint(Request(scope, receive, send))
+        except asyncio.CancelledError:
+            if not self.state.stopping.interrupts():
+                raise
+            return reply_to_error(Interrupted(), scope, self.table.envelope(scope["path"]))
         except Exception as error:
             return reply_to_error(error, scope, self.table.envelope(scope["path"]))
 

@@ -47,6 +47,17 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        begin_to_stop(self)
+
+    def handle_websocket_upgrade(self) -> None:
+        from api.http.socket_protocol import SocketProtocol  # Of a library that most services do without.
+
+        if self.config.ws == "auto":
+            self.ws_protocol_class = SocketProtocol
+        super().handle_websocket_upgrade()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.timeout_keep_alive_task is not None:
@@ -85,6 +96,14 @@ class Protocol(HttpToolsProtocol):
 
     def _look_in(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+
+def begin_to_stop(protocol: Any) -> bool:
+    """uvicorn stops. Gives whether its application sees to what still runs."""
+    stopping = getattr(getattr(protocol.app, "state", None), "stopping", None)
+    if stopping is not None:
+        stopping.begin(protocol.tasks)
+    return stopping is not None
 
 
 class Wire:

@@ -1,0 +1,15 @@
+"""uvicorn's WebSockets, but that a stop does not close those in which a turn runs."""
+
+from __future__ import annotations
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from api.http.protocol import begin_to_stop
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """One connection. Whoever serves it closes it (`core/stopping.py`)."""
+
+    def shutdown(self) -> None:
+        if self.close_sent or not self.handshake_complete or not begin_to_stop(self):
+            super().shutdown()
