@@ -3,7 +3,8 @@
     POST /v1/responses/compact          a window of items to go on with
     input item `compaction_trigger`     the same summary as the one output item of an ordinary response (Codex)
 
-The summary is made by the model of the request. Sent back, it is opened and given to the model in the place where it stands.
+The summary is made by the model of the request. Sent back, it is opened and given to the model in the place where it
+stands.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 @routes.post("/input_tokens")
 async def count_input_tokens(request: Request) -> Response:
-    """Counts the input tokens of a request for a response, with its history, instructions and tools: by the backend where it
-    can, else by an estimate, which the header `x-nomyo-estimated: true` admits. Answers `{object, input_tokens}`. Errors: as of
-    POST /v1/responses."""
+    """Counts the input tokens of a request for a response, with its history, instructions and tools: by the backend
+    where it can, else by an estimate, which the header `x-nomyo-estimated: true` admits. Answers `{object,
+    input_tokens}`. Errors: as of POST /v1/responses."""
     state: AppState = request.app.state
     body = await read_json(request)
     if not isinstance(body, dict):

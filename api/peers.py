@@ -1,6 +1,8 @@
-"""Requests that concern more than one process of the service: what this one cannot answer is asked of its peers, as the client asked it.
+"""Requests that concern more than one process of the service: what this one cannot answer is asked of its peers, as the
+client asked it.
 
-A peer is asked with the client's own key, so that it answers as whoever asks. What a peer has handed on is handed on no further.
+A peer is asked with the client's own key, so that it answers as whoever asks. What a peer has handed on is handed on no
+further.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ a turn that runs, `response.steer` adds to one (`api/steering.py`).
     lane "a"   turn ── turn ── turn     one after another
     lane "b"   turn ── turn             beside lane "a"
 
-A lane is a `stream_id`, which its events echo; messages without one share a lane. What the store does not know, such as the
-turns with `store: false`, the socket remembers, so that they can be continued on it. Specification: OpenAI's WebSocket mode
-(openai-beta: responses_websockets=2026-02-06), Open Responses 2026-04-24.
+A lane is a `stream_id`, which its events echo; messages without one share a lane. What the store does not know, such as
+the turns with `store: false`, the socket remembers, so that they can be continued on it. Specification: OpenAI's
+WebSocket mode (openai-beta: responses_websockets=2026-02-06), Open Responses 2026-04-24.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ MAX_UNANSWERED = 64
 
 @routes.websocket("")
 async def respond_over_websocket(websocket: WebSocket) -> None:
-    """Takes `response.create` messages: the body of POST /v1/responses, and `stream_id`, `generate`. Answers each with the events
-    of a stream, or with `{"type": "error", "status", "error"}`, after which the socket stays open."""
+    """Takes `response.create` messages: the body of POST /v1/responses, and `stream_id`, `generate`. Answers each with
+    the events of a stream, or with `{"type": "error", "status", "error"}`, after which the socket stays open."""
     if not websocket.app.state.config.websockets:
         raise UpgradeRefused
     await websocket.accept()
@@ -122,6 +122,7 @@ class Socket:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def send(self, event: Event, stream_id: str | None = None) -> None:
+        """Sends an event as one message. Raises `WebSocketDisconnect` if the client is gone."""
         if self._websocket.application_state is WebSocketState.DISCONNECTED:
             raise WebSocketDisconnect
         if stream_id is not None:

@@ -27,7 +27,7 @@ SHOWN_URL = 200
 
 
 class InvalidImage(InvalidRequest):
-    """An image that cannot be used. `place` says which: the number of its message, and of its part in this."""
+    """An image that cannot be used. `place` is which: the number of its message, and of its part in this."""
 
     code = "invalid_image_url"
     place: tuple[int, int] | None = None

@@ -90,6 +90,7 @@ class Asked(msgspec.Struct, kw_only=True):
 
     @property
     def streams(self) -> bool:
+        """Whether the answer comes in lines: unless it is asked not to."""
         return self.stream is not False
 
     @property
@@ -119,6 +120,7 @@ class GenerateAsked(Asked, kw_only=True):
 
     @property
     def is_empty(self) -> bool:
+        """Whether it only loads the model, or unloads it."""
         return not self.prompt
 
 
@@ -131,6 +133,7 @@ class EmbedAsked(msgspec.Struct):
 
     @property
     def texts(self) -> list[str]:
+        """The texts to embed, under either name."""
         given = self.prompt if self.input is None else self.input
         return list(given) if isinstance(given, list) else [given] if given else []
 
@@ -139,8 +142,8 @@ T = TypeVar("T")
 
 
 def read_ollama(body: bytes, kind: type[T]) -> T:
-    """A request of Ollama's. Raises `InvalidRequest`. What is to be translated is bounded in depth, what only goes on need not be:
-    that is for `check_depth` to say."""
+    """A request of Ollama's. Raises `InvalidRequest`. What is to be translated is bounded in depth, what only goes on
+    need not be: that is for `check_depth` to find."""
     try:
         return msgspec.json.decode(body, type=kind)
     except RecursionError:
@@ -173,7 +176,7 @@ def generate_ollama_to_responses(asked: GenerateAsked, names: Mapping[str, str] 
 
 
 def omitted_options(options: Mapping[str, Any] | None) -> list[str]:
-    """The options that a chat server is not told."""
+    """The options that a chat server does not get."""
     return sorted((options or {}).keys() - {*OPTIONS, "num_predict"})
 
 
@@ -217,8 +220,8 @@ def _effort(think: bool | str | None) -> str | None:
 
 
 def _items(messages: Sequence[OllamaMessage]) -> list[Item]:
-    """The input items of a chat. Calls get ids, which Ollama's have not always; a call that was never answered gets an output,
-    because chat servers insist on one."""
+    """The input items of a chat. Calls get ids, which Ollama's have not always; a call that was never answered gets an
+    output, because chat servers insist on one."""
     items: list[Item] = []
     open_calls: dict[str, str] = {}
     used: set[str] = set()
@@ -292,7 +295,7 @@ IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"
 
 
 class OllamaAnswer:
-    """What a backend says, in Ollama's words: `feed` it the events, and take a `line` of what came since the last
+    """A backend's answer, as Ollama encodes it: `feed` it the events, and take a `line` of what came since the last
     one; `last` is the end, and the whole answer where no lines were taken. `is_chat`: of /api/chat, else of
     /api/generate."""
 
@@ -308,7 +311,7 @@ class OllamaAnswer:
         self._first_ns: int | None = None
 
     def feed(self, events: Sequence[Event]) -> None:
-        """Raises `BackendError` for a call that Ollama's clients cannot be told."""
+        """Raises `BackendError` for a call that Ollama's format cannot hold."""
         for event in events:
             match event["type"]:
                 case "response.output_text.delta":
@@ -322,23 +325,23 @@ class OllamaAnswer:
                     self._call(event["item"])
 
     def line(self) -> Json | None:
-        """What was said since the last line, if anything was."""
+        """What came since the last line, if anything did."""
         if not (self._text or self._thinking or self._calls):
             return None
         if self._first_ns is None:
             self._first_ns = time.monotonic_ns()
-        return {"model": self._model, "created_at": _now(), **self._said(), "done": False}
+        return {"model": self._model, "created_at": _now(), **self._shown(), "done": False}
 
     def last(self, response: Json) -> Json:
         """The end. `response` is the finished response."""
         usage = response.get("usage") or {}
         reason = (response.get("incomplete_details") or {}).get("reason")
         ended_ns = time.monotonic_ns()
-        first_ns = self._first_ns or self._began_ns  # A whole answer does not say when it began.
+        first_ns = self._first_ns or self._began_ns  # A whole answer does not show when it began.
         return {
             "model": self._model,
             "created_at": _now(),
-            **self._said(),
+            **self._shown(),
             "done": True,
             "done_reason": {None: "stop", "max_output_tokens": "length"}.get(reason, reason),
             "total_duration": ended_ns - self._began_ns,
@@ -352,16 +355,16 @@ class OllamaAnswer:
     def loaded(self, *, is_unload: bool) -> Json:
         """The answer to a request that asks nothing."""
         reason = "unload" if is_unload else "load"
-        return {"model": self._model, "created_at": _now(), **self._said(), "done": True, "done_reason": reason}
+        return {"model": self._model, "created_at": _now(), **self._shown(), "done": True, "done_reason": reason}
 
-    def _said(self) -> Json:
-        said: Json = {"role": "assistant"} if self._is_chat else {}
-        said["content" if self._is_chat else "response"] = "".join(self._text)
+    def _shown(self) -> Json:
+        message: Json = {"role": "assistant"} if self._is_chat else {}
+        message["content" if self._is_chat else "response"] = "".join(self._text)
         if self._thinking:
-            said["thinking"] = "".join(self._thinking)
+            message["thinking"] = "".join(self._thinking)
         if self._calls:
-            said["tool_calls"] = self._calls
-        shown: Json = {"message": said} if self._is_chat else said
+            message["tool_calls"] = self._calls
+        shown: Json = {"message": message} if self._is_chat else message
         if self._logprobs:
             shown["logprobs"] = self._logprobs
         self._text, self._thinking, self._calls, self._logprobs = [], [], [], []
@@ -404,6 +407,7 @@ class Embeddings(msgspec.Struct):
 
     @property
     def prompt_tokens(self) -> int:
+        """The tokens of all texts; 0 where the server does not count them."""
         return (self.usage and self.usage.prompt_tokens) or 0
 
 

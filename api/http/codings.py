@@ -1,4 +1,5 @@
-"""Compressed bodies: `Content-Encoding` undone, in pieces, so that a bomb stops at the limit and nobody waits for a long body.
+"""Compressed bodies: `Content-Encoding` undone, in pieces, so that a bomb stops at the limit and nobody waits for a
+long body.
 
 Content-Encoding: gzip, zstd      gzip was put on first, so zstd is taken off first
 """
@@ -43,8 +44,8 @@ class BrokenBody(InvalidRequest):
 
 
 async def decoded(body: bytes, codings: str, limit: float, too_large: APIError) -> bytes:
-    """A body as it was before its `codings` were put on. Raises `too_large` past `limit` bytes, `UnsupportedCoding`, and
-    `BrokenBody` for data that is not what the header says."""
+    """A body as it was before its `codings` were put on. Raises `too_large` past `limit` bytes, `UnsupportedCoding`,
+    and `BrokenBody` for data that is not what the header names."""
     names = [name for coding in codings.split(",") if (name := coding.strip().lower()) not in ("", "identity")]
     for name in names:
         if name not in DECODERS:
@@ -75,7 +76,8 @@ def _gunzipped(body: memoryview) -> Generator[bytes]:
 
 
 def _deflated(body: memoryview) -> Generator[bytes]:
-    """deflate is zlib's format (RFC 9110); some send the bare stream that is in it. A header of zlib's can be no beginning of one."""
+    """deflate is zlib's format (RFC 9110); some send the bare stream that is in it. A header of zlib's can be no
+    beginning of one."""
     has_header = len(body) > 1 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0
     if (yield from _inflated(body, zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS, "deflate")):
         raise BrokenBody("deflate", "there is something behind its end")
@@ -140,11 +142,11 @@ def _unbrotli(body: memoryview) -> Generator[bytes]:
         for start in range(0, len(body), INPUT):
             piece = decoder.process(bytes(body[start : start + INPUT]), output_buffer_limit=OUTPUT)
             yield piece
-            while piece or not decoder.can_accept_more_data():  # It says yes while it still has something to give.
+            while piece or not decoder.can_accept_more_data():  # True while it still has something to give.
                 piece = decoder.process(b"", output_buffer_limit=OUTPUT)
                 yield piece
     except brotli.error:
-        raise BrokenBody("br", "it is not what it says") from None
+        raise BrokenBody("br", "it is not what its header names") from None
     if not decoder.is_finished():
         raise BrokenBody("br", "it ends too early")
 

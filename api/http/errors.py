@@ -18,7 +18,7 @@ from core.errors import APIError, InvalidRequest, ServerError
 
 log = logging.getLogger("nomyo")
 
-# The body that says an error, as JSON has it.
+# The body of an error, as JSON has it.
 Envelope = Callable[[APIError], Any]
 
 
@@ -28,6 +28,7 @@ def openai_envelope(error: APIError) -> dict[str, Any]:
 
 
 def error_reply(error: APIError, envelope: Envelope = openai_envelope) -> Response:
+    """The reply of an error: its status, its headers and its body, spelled by `envelope`."""
     return json_response(envelope(error), error.status, error.headers())
 
 

@@ -18,8 +18,8 @@ class ClientLeft(Exception):
 
 
 class ClientWatch:
-    """Cancels its body the moment the client closes the connection, and raises `ClientLeft` then. For requests whose body
-    has been read: what `receive` gives after that is the disconnect."""
+    """Cancels its body the moment the client closes the connection, and raises `ClientLeft` then. For requests whose
+    body has been read: what `receive` gives after that is the disconnect."""
 
     __slots__ = ("_body", "_has_left", "_receive", "_watcher", "_wire")
 
@@ -67,7 +67,8 @@ class ClientWatch:
 
 
 async def _take_cancellation(task: asyncio.Task[Any]) -> None:
-    """The client left in the last moment, and what cancels us may not have arrived yet: it must not hit whoever is next."""
+    """The client left in the last moment, and what cancels us may not have arrived yet: it must not hit whoever is
+    next."""
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
     task.uncancel()
@@ -87,14 +88,15 @@ class Closable(Protocol[T_co]):
 
 
 class Primed(Generic[T]):
-    """An answer that was begun before its HTTP answer is: one that cannot start is an HTTP error. A generator that never
-    started would run no `finally`, so this is none."""
+    """An answer that was begun before its HTTP answer is: one that cannot start is an HTTP error. A generator that
+    never started would run no `finally`, so this is none."""
 
     def __init__(self, pieces: Closable[T]) -> None:
         self._pieces = pieces
         self._first: T | None = None
 
     async def prime(self) -> None:
+        """Waits for the first piece. Raises what the source raises, and `StopAsyncIteration` if there is none."""
         self._first = await anext(self._pieces)
 
     def __aiter__(self) -> Primed[T]:
@@ -107,4 +109,5 @@ class Primed(Generic[T]):
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
+        """Closes the source."""
         await self._pieces.aclose()

@@ -1,8 +1,9 @@
 """Straight to the socket: what our server protocol gives to an endpoint beyond ASGI.
 
-By ASGI a task waits in `receive` to find out that a client leaves, and each piece of an answer goes through a dict, a coroutine and
-checks of what we have just made ourselves: a third of a plain request. `Protocol` is uvicorn's own, which hands a `Wire`
-along with each request. Where there is none (another server, a test), or somebody stands between us and the server, the way is ASGI's.
+By ASGI a task waits in `receive` to find out that a client leaves, and each piece of an answer goes through a dict, a
+coroutine and checks of what we have just made ourselves: a third of a plain request. `Protocol` is uvicorn's own, which
+hands a `Wire` along with each request. Where there is none (another server, a test), or somebody stands between us and
+the server, the way is ASGI's.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ class Protocol(HttpToolsProtocol):
     _idle_since: float | None = None
 
     def on_message_begin(self) -> None:
+        """A request begins: its scope gets us."""
         super().on_message_begin()
         extensions: dict[str, Any] = {EXTENSION: self}
         self.scope["extensions"] = extensions
 
     def data_received(self, data: bytes) -> None:
+        """Bytes of the client."""
         super().data_received(data)
-        # uvicorn stops reading behind a long body, and when another request waits. Whoever is watched must be read from to be missed.
+        # uvicorn stops reading behind a long body, and when another request waits. Whoever is watched must be read from
+        # to be missed.
         if self.on_left is not None and self.flow.read_paused:
             self.watch()
 
@@ -59,6 +63,7 @@ class Protocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: whoever watches is called."""
         super().connection_lost(exc)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
@@ -69,6 +74,7 @@ class Protocol(HttpToolsProtocol):
     # uvicorn starts a timer after each answer, and stops it at the next request. Here one runs on, and looks.
 
     def on_response_complete(self) -> None:
+        """An answer is whole: the next request that waits begins."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -85,6 +91,7 @@ class Protocol(HttpToolsProtocol):
         self._idle_since = None
 
     def timeout_keep_alive_handler(self) -> None:
+        """Closes a connection on which no request has come for too long."""
         self.timeout_keep_alive_task = None
         if self._idle_since is None:
             return
@@ -107,8 +114,8 @@ def begin_to_stop(protocol: Any) -> bool:
 
 
 class Wire:
-    """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right. Whoever sets `is_silent` finds
-    out whether something was written since."""
+    """A request whose answer is written without waiting. What uvicorn keeps of its state is kept right. Whoever sets
+    `is_silent` finds out whether something was written since."""
 
     __slots__ = ("_cycle", "_flow", "_protocol", "_transport", "is_silent")
 
@@ -127,6 +134,7 @@ class Wire:
 
     @property
     def has_left(self) -> bool:
+        """Whether the client is gone."""
         return self._transport.is_closing()
 
     @property
@@ -188,8 +196,9 @@ class Wire:
 
 
 def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
-    """Gives a request its wire, if the server under us has one, and these are the server's own: nobody else wants to see what comes and
-    goes. `take_wire` must follow: the wire refers to the request and the request to its wire, and only the collector would free the two."""
+    """Gives a request its wire, if the server under us has one, and these are the server's own: nobody else wants to
+    see what comes and goes. `take_wire` must follow: the wire refers to the request and the request to its wire, and
+    only the collector would free the two."""
     protocol = (scope.get("extensions") or {}).get(EXTENSION)
     cycle = getattr(send, "__self__", None)
     if protocol is not None and isinstance(cycle, RequestResponseCycle) and cycle.receive == receive:

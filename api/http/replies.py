@@ -38,13 +38,15 @@ class JSONReply(Response):
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A reply whose body is `body` as JSON."""
     return JSONReply(encode_json(body), status, headers or {})
 
 
 class Express:
-    """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task that
-    reads. `write` takes events. `send` takes bytes, and gives False where the client reads too slowly: `close` it then, and its reader
-    opens it again. Both are None while there is no such way: it is closed, the answer has not begun or has ended, or it has no wire."""
+    """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task
+    that reads. `write` takes events. `send` takes bytes, and gives False where the client reads too slowly: `close` it
+    then, and its reader opens it again. Both are None while there is no such way: it is closed, the answer has not
+    begun or has ended, or it has no wire."""
 
     __slots__ = ("send", "write")
 
@@ -53,6 +55,7 @@ class Express:
         self.send: Callable[[bytes], bool] | None = None
 
     def close(self) -> None:
+        """Nothing goes this way any more."""
         self.write = self.send = None
 
 
@@ -68,10 +71,12 @@ class Outlet:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, body: bytes) -> None:
+        """Sends a piece of the body; returns when the client reads quickly enough for another."""
         self._is_silent = False
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self, body: bytes = b"") -> None:
+        """Sends the last piece of the body."""
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def resume(self) -> None:

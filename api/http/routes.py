@@ -1,4 +1,5 @@
-"""Which endpoint answers a request: from a dict where the path is fixed, by FastAPI where it or the query has parameters.
+"""Which endpoint answers a request: from a dict where the path is fixed, by FastAPI where it or the query has
+parameters.
 
 routes = Routes(prefix="/v1/responses", tags=["responses"])       a front door, in its own file
 RouteTable(doors).find(scope)                                     asked by the dispatch
@@ -31,13 +32,15 @@ REPLY = "nomyo.reply"
 
 
 class ParameterRoute(APIRoute):
-    """A route whose reply is given to the dispatch. FastAPI reads its parameters and describes it, and would send it too."""
+    """A route whose reply is given to the dispatch. FastAPI reads its parameters and describes it, and would send it
+    too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._with_parameters = AsyncExitStackMiddleware(self.app)
 
     def get_route_handler(self) -> Callable[[Request], Any]:
+        """FastAPI's handler, but that its reply is handed over in the scope and not sent."""
         handler = super().get_route_handler()
 
         async def hand_over(request: Request) -> Response:
@@ -110,7 +113,8 @@ class RouteTable:
         return scope, self._options if method == "OPTIONS" else self._refuse
 
     def spelled(self, path: str) -> str:
-        """The path of ours that is meant: `/responses`, `//v1/responses/` and Azure's `/openai/v1/responses` are `/v1/responses`."""
+        """The path of ours that is meant: `/responses`, `//v1/responses/` and Azure's `/openai/v1/responses` are
+        `/v1/responses`."""
         path = re.sub("/{2,}", "/", path)
         bare = path.removeprefix("/openai").removeprefix("/v1") if path.startswith("/openai/") else path
         parts = bare.split("/")

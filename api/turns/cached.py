@@ -10,15 +10,15 @@ from requests.events import replay
 from requests.open_items import Event
 from requests.tools import Item
 
-# These shape how an answer travels and what is kept of it, not what it says.
+# These shape how an answer travels and what is kept of it, not its content.
 NOT_IN_CACHE_KEY = frozenset(
     {"input", "previous_response_id", "stream", "stream_options", "store", "background", "metadata", "nomyo"}
 )
 
 
 def cache_key(request: TurnRequest) -> list[Any]:
-    """The whole request that a backend would see, and whose it is: parameters first, then the items of history and input,
-    without the ids that are new in every turn."""
+    """The whole request that a backend would see, and whose it is: parameters first, then the items of history and
+    input, without the ids that are new in every turn."""
     shaping = {key: value for key, value in request.body.items() if key not in NOT_IN_CACHE_KEY and value is not None}
     return [{"principal": request.principal.id, **shaping}, *map(_lasting, request.items)]
 

@@ -1,7 +1,7 @@
 """The answer of a backend that speaks chat completions.
 
 chat_answer ──▶ chat_events       items → messages → chunks → events
-                structured        the same, for a backend that must be shown its JSON format, and whose answer is checked
+                structured        the same, where the prompt must describe the JSON format, and the answer is checked
                 compacted         a summary of the conversation, as one sealed item
                 compacted_first   a context that grew past its threshold: a summary, then the answer to what is left
 """

@@ -1,4 +1,5 @@
-"""The answer of a backend that cannot hold its model to a JSON format: it is shown the format, and its answer is checked."""
+"""The answer of a backend that cannot hold its model to a JSON format: it is shown the format, and its answer is
+checked."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ log = logging.getLogger("nomyo.responses")
 
 
 async def structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> AsyncGenerator[list[Event]]:
-    """The answer of a backend that cannot hold its model to a JSON format: the model is told the format, its answer is checked,
-    and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported` where the settings refuse."""
+    """The answer of a backend that cannot hold its model to a JSON format: the format is described to the model, its
+    answer is checked, and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported`
+    where the settings refuse."""
     if backend.kind.structured_outputs == "refuse":
         raise Unsupported("The backend of this model cannot be held to a JSON format.", param="text.format")
     assert turn.request.params.text is not None
@@ -34,28 +36,28 @@ async def structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> As
         inner = await whole_answer(backend, params)
         output = inner.response["output"]
         usage = _sum(usage, inner.chat_usage)
-        said = output_text(output)
+        answer = output_text(output)
         if inner.response["status"] != "completed" or not _is_text(output):
             break  # Cut off, refused, or not the answer yet.
-        text, problem = checker.check(said)
+        text, problem = checker.check(answer)
         if problem is None:
             _set_text(output, text)
             break
         log.info("%s: the answer does not fit its format%s", turn.id, ", not repaired" if is_repair else "")
         if is_repair:
             raise ModelFailed(f"The model did not answer in the format that was asked for: {problem}")
-        params["messages"] = [*params["messages"], *repair_prompt(said, problem)]
+        params["messages"] = [*params["messages"], *repair_prompt(answer, problem)]
     yield turn.builder.begin() + turn.builder.completion(output, finish_reason=inner.finish_reason, usage=usage)
 
 
 def _is_text(output: list[Item]) -> bool:
-    """Whether the model has said something, and neither called a tool nor refused."""
+    """Whether the model has answered with text, and neither called a tool nor refused."""
     parts = [part["type"] for item in output if item["type"] == "message" for part in item["content"]]
     return "refusal" not in parts and not any(item["type"] == "function_call" for item in output)
 
 
 def _set_text(output: list[Item], text: str) -> None:
-    """Makes `text` all that the output says. Log probabilities belong to what the model said, which may be more."""
+    """Makes `text` all of the output. Log probabilities belong to the model's own text, which may be longer."""
     messages = [item for item in output if item["type"] == "message"]
     for message in messages[1:]:
         output.remove(message)

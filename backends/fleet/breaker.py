@@ -30,6 +30,7 @@ class Breaker:
         self.until: float | None = None
 
     def state(self, now: float) -> State:
+        """How it stands at a time, in s of the monotonic clock."""
         return "closed" if self.until is None else "open" if now < self.until else "half_open"
 
     def allows(self, now: float) -> bool:
@@ -37,7 +38,8 @@ class Breaker:
         return self.until is None or (now >= self.until and not self._probing)
 
     def wants_probe(self, now: float) -> bool:
-        """Whether a request should be sent to find out if it works again. It goes elsewhere if not: but not if that takes long."""
+        """Whether a request should be sent to find out if it works again. It goes elsewhere if not: but not if that
+        takes long."""
         return self.until is not None and self.allows(now) and not self._hung
 
     def begin(self, now: float) -> None:
@@ -58,7 +60,7 @@ class Breaker:
             self._probing = False
             self._cooldown = min(self._cooldown * 2, self._max_cooldown_s)
         elif self.until is not None:
-            # One that was in flight when it opened: it says nothing new.
+            # One that was in flight when it opened: nothing is learnt from it.
             self.until = max(self.until, now + asked_s)
             return
         elif self.failures < self._threshold and not asked_s:
@@ -66,5 +68,5 @@ class Breaker:
         self.until = now + max(self._cooldown, asked_s)
 
     def abandoned(self) -> None:
-        """It ended without telling anything: the client left."""
+        """It ended and nothing is learnt from it: the client left."""
         self._probing = False

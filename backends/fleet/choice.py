@@ -38,10 +38,12 @@ class Candidate:
 
     @property
     def is_free(self) -> bool:
+        """Whether it has a slot."""
         return self.in_flight < self.max_concurrent
 
     @property
     def is_well(self) -> bool:
+        """Whether it answers, and its breaker lets a request through."""
         return self.healthy and self.allowed
 
     @property
@@ -51,8 +53,9 @@ class Candidate:
 
 
 def choose(candidates: Sequence[Candidate], warm: str | None, random: Random) -> Candidate | None:
-    """The endpoint for a request, of those with a free slot; None if it has to wait for one. `warm` is where its prefix was last.
-    One that is down, or that its breaker guards, gets a request only if all are: then any is as good a guess."""
+    """The endpoint for a request, of those with a free slot; None if it has to wait for one. `warm` is where its
+    prefix was last. One that is down, or that its breaker guards, gets a request only if all are: then any is as
+    good a guess."""
     well = [candidate for candidate in candidates if candidate.is_well]
     free = [candidate for candidate in (well or candidates) if candidate.is_free]
     if len(free) < 2:
@@ -71,7 +74,7 @@ def choose(candidates: Sequence[Candidate], warm: str | None, random: Random) ->
     equal = [candidate for candidate in free if candidate.load == least]
     if len(equal) == 1:
         return equal[0]
-    # The first of several random arrivals: each is it as often as its weight says.
+    # The first of several random arrivals: each is it as often as its weight asks.
     return min(equal, key=lambda candidate: -math.log(1.0 - random.random()) / candidate.weight)
 
 
@@ -84,10 +87,12 @@ class Affinity:
         self._places: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def get(self, name: str, now: float) -> str | None:
+        """The endpoint that served a conversation last, by the name of that, unless it is too long ago."""
         place = self._places.get(name)
         return place[0] if place and now - place[1] <= self._max_age_s else None
 
     def put(self, name: str, endpoint: str, now: float) -> None:
+        """Remembers the endpoint that serves a conversation; the oldest one is forgotten for it."""
         self._places[name] = (endpoint, now)
         self._places.move_to_end(name)
         if len(self._places) > self._max_entries:

@@ -1,5 +1,5 @@
-"""All endpoints: which there are, and what they serve. Each has a task that asks it what it has now and then, so that whoever wants
-to know reads memory alone."""
+"""All endpoints: which there are, and what they serve. Each has a task that asks it what it has now and then, so that
+whoever wants to know reads memory alone."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ MOST_NAMES = 1000
 
 
 class Endpoints(dict[str, Endpoint]):
-    """The endpoints by key, which is the address, or is made of it. `open()` inside the running loop, `close()` at its end. `on_change` is
-    called when other models are served than before."""
+    """The endpoints by key, which is the address, or is made of it. `open()` inside the running loop, `close()` at its
+    end. `on_change` is called when other models are served than before."""
 
     def __init__(self, config: Config, cluster: Cluster, on_change: Callable[[], None]) -> None:
         super().__init__()
@@ -48,6 +48,7 @@ class Endpoints(dict[str, Endpoint]):
     # ── which there are ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:
+        """Makes the endpoints of the settings, and looks at all of them for as long as a start may take."""
         self.clear()
         for config in self._config.endpoints:
             self._add(config)
@@ -56,6 +57,7 @@ class Endpoints(dict[str, Endpoint]):
         await asyncio.wait(looks, timeout=FIRST_LOOK_S)
 
     async def close(self) -> None:
+        """Ends all looking, and all connections."""
         for task in (*self._watches.values(), *self._looks.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -65,8 +67,8 @@ class Endpoints(dict[str, Endpoint]):
         await asyncio.gather(*self._closing)
 
     async def reconfigure(self, config: Config) -> None:
-        """Takes new settings: endpoints that stay as they are keep all they know, those that go or change answer what they have
-        begun."""
+        """Takes new settings: endpoints that stay as they are keep all they know, those that go or change answer what
+        they have begun."""
         self._config = config
         wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in config.endpoints}
         before = {endpoint.url: endpoint for endpoint in self.values() if not endpoint.leaving}
@@ -130,6 +132,7 @@ class Endpoints(dict[str, Endpoint]):
     # ── what they serve ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def kind(self, key: str) -> Kind:
+        """The kind of an endpoint; of one that is not there, one that knows nothing."""
         endpoint = self.get(key)
         return endpoint.kind if endpoint else UNKNOWN
 
@@ -139,7 +142,7 @@ class Endpoints(dict[str, Endpoint]):
         return endpoint.name if endpoint else key
 
     def context(self, key: str, model: str) -> int | None:
-        """How many tokens an endpoint takes for one of its models, by its own name, if it says."""
+        """How many tokens an endpoint takes for one of its models, by its own name, if that is known."""
         endpoint = self.get(key)
         facts = endpoint.facts.get(model) if endpoint else None
         return facts.context if facts else None
@@ -151,7 +154,8 @@ class Endpoints(dict[str, Endpoint]):
         }
 
     def serving(self, model: str) -> list[tuple[Endpoint, str]]:
-        """The endpoints that have a model, and its name there. `openai/` in front is how clients of several providers name the API."""
+        """The endpoints that have a model, and its name there. `openai/` in front is how clients of several providers
+        name the API."""
         serving = self._serving.get(model)
         if serving is None:
             serving = [
@@ -168,8 +172,8 @@ class Endpoints(dict[str, Endpoint]):
         return serving
 
     async def search(self, model: str) -> None:
-        """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound` if it is not to be
-        found, `BackendUnreachable` while nobody could be asked."""
+        """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound`
+        if it is not to be found, `BackendUnreachable` while nobody could be asked."""
         if time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER_S:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_FOR_S):
@@ -192,8 +196,8 @@ class Endpoints(dict[str, Endpoint]):
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def look(self, model: str | None = None) -> None:
-        """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than until
-        somebody serves it. Callers at the same time share the looks."""
+        """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than
+        until somebody serves it. Callers at the same time share the looks."""
         looks = {self.look_at(endpoint) for endpoint in self.values() if not endpoint.leaving}
         while looks and not (model and self.serving(model)):
             _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
@@ -217,8 +221,8 @@ class Endpoints(dict[str, Endpoint]):
         self._on_change()
 
     def _lost(self, endpoint: Endpoint) -> None:
-        """An endpoint has not answered for a while: who waits for its first byte goes elsewhere, if there is an elsewhere. It may
-        only be slow."""
+        """An endpoint has not answered for a while: who waits for its first byte goes elsewhere, if there is an
+        elsewhere. It may only be slow."""
         others = [other for other in self.values() if other is not endpoint and other.healthy]
         if any(other.name_of(model) for other in others for model in endpoint.models):
             endpoint.client.give_up()

@@ -5,9 +5,9 @@
             …attempt.endpoint, attempt.model…
             attempt.begun = True                # from here on there is no second try
 
-The loop ends after the first attempt that ends well. An attempt that failed is swallowed if there is a next one: another endpoint of
-the model, else one of its `fallback_models`, else the same endpoint a moment later, if it only was not ready. What no other
-endpoint can take gets the error it got first.
+The loop ends after the first attempt that ends well. An attempt that failed is swallowed if there is a next one:
+another endpoint of the model, else one of its `fallback_models`, else the same endpoint a moment later, if it only was
+not ready. What no other endpoint can take gets the error it got first.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Attempts:
         asked_s = error.retry_after_s
         if asked_s is not None and asked_s > LONGEST_WAIT_S:
             return False
-        # A server that is busy says when to come back, or it is the client that knows; no wait brings money.
+        # A server that is busy names the time to come back, or it is the client that knows; no wait brings money.
         is_busy = isinstance(error, TooManyRequests) and asked_s is not None and error.code != "insufficient_quota"
         is_soon = is_busy or isinstance(error, BackendUnreachable)
         if not is_soon or not self._waits:
@@ -129,7 +129,7 @@ class Attempts:
 
 class Attempt:
     """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer.
-    `was_asked`: its success says something of the endpoint."""
+    `was_asked`: its success counts for the endpoint."""
 
     __slots__ = ("_attempts", "begun", "endpoint", "model", "was_asked")
 

@@ -1,4 +1,5 @@
-"""An order in which nobody is starved: first come, first served among the places of one principal, and the principals in turn."""
+"""An order in which nobody is starved: first come, first served among the places of one principal, and the principals
+in turn."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ P = TypeVar("P", bound=OfPrincipal)
 
 
 class FairQueue(Generic[P]):
-    """Whoever serves takes the first of the iteration that it can: all places of the principal whose turn it is, then those of the next
-    one. A principal of which a place was served goes behind the others, so one that only waits for other models loses nothing."""
+    """Whoever serves takes the first of the iteration that it can: all places of the principal whose turn it is, then
+    those of the next one. A principal of which a place was served goes behind the others, so one that only waits for
+    other models loses nothing."""
 
     def __init__(self) -> None:
         # Of each principal, its places; the principal that is next comes first.
@@ -28,7 +30,8 @@ class FairQueue(Generic[P]):
         return self._length
 
     def push(self, place: P, *, first: bool = False) -> None:
-        """Puts a place behind the others of its principal. `first`: before all others; it was served, and comes back."""
+        """Puts a place behind the others of its principal. `first`: before all others; it was served, and comes
+        back."""
         places = self._waiting.setdefault(place.principal, OrderedDict())
         places[place] = None
         self._length += 1

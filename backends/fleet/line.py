@@ -1,5 +1,6 @@
-"""Who waits for a slot, and who gets one: a machine that is fed events and acts through its `Effects`. Pure: it has no clock and no loop,
-`now` is what it is given with each event, in seconds of any clock that the processes of the service have in common.
+"""Who waits for a slot, and who gets one: a machine that is fed events and acts through its `Effects`. Pure: it has no
+clock and no loop, `now` is what it is given with each event, in seconds of any clock that the processes of the service
+have in common.
 
                     given_back, woken, changed
                                ▼
@@ -8,8 +9,8 @@
        │                 └─ leave                       whose client has gone
        └─ is full ─────────────────────────▶ reject
 
-Where other processes serve the same endpoints, their lines and this one are one (`SharedLine`): whoever has waited longest goes
-first, in whichever process, and a slot that he does not take is anybody's after `give_way_s`.
+Where other processes serve the same endpoints, their lines and this one are one (`SharedLine`): whoever has waited
+longest goes first, in whichever process, and a slot that he does not take is anybody's after `give_way_s`.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Effects(Protocol[WishIn, Slot]):
 
 @dataclass(eq=False, slots=True)
 class Place(Generic[Wish]):
-    """A place in a line. Wishes that are `alike` can be served by the same slots: where one cannot be served, none of them is tried.
-    None: alike to no other."""
+    """A place in a line. Wishes that are `alike` can be served by the same slots: where one cannot be served, none of
+    them is tried. None: alike to no other."""
 
     principal: str
     wish: Wish
@@ -112,8 +113,8 @@ class Line(Generic[Wish, Slot]):
 
     @property
     def must_be_joined(self) -> bool:
-        """Whether somebody who comes now may not look for a free slot himself: those who wait have a right to it, and hear of it a moment
-        later. Where there is no other process, each free slot has been offered to them before."""
+        """Whether somebody who comes now may not look for a free slot himself: those who wait have a right to it, and
+        hear of it a moment later. Where there is no other process, each free slot has been offered to them before."""
         return bool(self._shared.give_way_s) and len(self._queue) + self._shared.elsewhere() > 0
 
     @property
@@ -137,7 +138,8 @@ class Line(Generic[Wish, Slot]):
         return place
 
     def come_back(self, place: Place[Wish], now: float) -> None:
-        """The slot that was handed to a place turned out to be another process's: it is the first to get one, and has waited all along."""
+        """The slot that was handed to a place turned out to be another process's: it is the first to get one, and has
+        waited all along."""
         self._join(place, now, first=True)
 
     def leave(self, place: Place[Wish]) -> None:
@@ -156,7 +158,8 @@ class Line(Generic[Wish, Slot]):
             self._shared.wake()  # There may be more than one, and whoever is next waits elsewhere.
 
     def changed(self) -> None:
-        """More can be served than before, for a reason that each process finds out by itself: a model, a breaker, new settings."""
+        """More can be served than before, for a reason that each process finds out by itself: a model, a breaker, new
+        settings."""
         while self._serve_one():
             pass
 

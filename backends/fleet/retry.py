@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class RetryBudget:
-    """Each request adds `ratio` of a retry, each retry takes one. `RESERVE` are there from the start, for small traffic, and
-    never more than `MOST`. Retries are at most `ratio` of the requests, and the reserve: a fleet that fails is not asked for
-    twice the work."""
+    """Each request adds `ratio` of a retry, each retry takes one. `RESERVE` are there from the start, for small
+    traffic, and never more than `MOST`. Retries are at most `ratio` of the requests, and the reserve: a fleet that
+    fails is not asked for twice the work."""
 
     RESERVE = 10.0
     MOST = 100.0

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 @dataclass(slots=True)
 class Routing:
-    """`principal` is whose place in the line it takes, `affinity` names what may be warm somewhere (a conversation, a prefix), the
-    surest first."""
+    """`principal` is whose place in the line it takes, `affinity` names what may be warm somewhere (a conversation, a
+    prefix), the surest first."""
 
     principal: str = ""
     affinity: Sequence[str] = ()

@@ -1,4 +1,5 @@
-"""The slots of all endpoints: which one a request gets, if there is one for it. Choosing reads memory alone; the rules are in choice.py."""
+"""The slots of all endpoints: which one a request gets, if there is one for it. Choosing reads memory alone; the rules
+are in choice.py."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ class Slots:
         self.affinity = Affinity(max_entries=10_000, max_age_s=WARM_S)
 
     def take(self, model: str, routing: Routing) -> Slot | None:
-        """The best free slot for a request, taken; None if there is none. No other process takes it at the same time, or `InFlight.confirm`
-        finds out that one did."""
+        """The best free slot for a request, taken; None if there is none. No other process takes it at the same time,
+        or `InFlight.confirm` finds out that one did."""
         with self._cluster.exclusive():
             return self._take(model, routing)
 

@@ -4,8 +4,8 @@
     answer.status, answer.headers
     while received := await answer.readany(): …
 
-A library's client costs more than all the rest of a request (aiohttp: about 0.2 ms); this does what a model server needs and nothing
-else. What goes wrong is an `OSError`, a `TimeoutError` or a `BadAnswer`. Specification: RFC 9112.
+A library's client costs more than all the rest of a request (aiohttp: about 0.2 ms); this does what a model server
+needs and nothing else. What goes wrong is an `OSError`, a `TimeoutError` or a `BadAnswer`. Specification: RFC 9112.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ MOST_ANSWER = 256 * 1024 * 1024
 
 # What `readany` gives when the tap has read, and has left something for whoever reads.
 LEFT = b"(left by the tap)"
-# Is given what arrives, before it wakes its reader: True, it has taken it; False, it leaves something; None, it was not for it.
+# Is given what arrives, before it wakes its reader: True, it has taken it; False, it leaves something; None, it was not
+# for it.
 Tap = Callable[[bytes], bool | None]
 
 
@@ -145,12 +146,15 @@ class Origin:
     # Called by the connections.
 
     def opened(self, connection: Connection) -> None:
+        """A connection is open."""
         self._open.add(connection)
 
     def closed(self, connection: Connection) -> None:
+        """A connection is closed."""
         self._open.discard(connection)
 
     def kept(self, connection: Connection) -> None:
+        """A connection is free for the next request."""
         self._idle.append(connection)
         if self._idle_timer is None:
             self._idle_timer = connection.loop.call_later(KEPT_S, self._close_idle)
@@ -190,6 +194,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_answering(self) -> bool:
+        """Whether an answer is under way."""
         return self._answer is not None
 
     def silent_s(self) -> float:
@@ -198,9 +203,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def parser(self) -> httptools.HttpResponseParser:
+        """The parser of the answer that is under way."""
         return self._parser
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
         self._transport = cast(asyncio.Transport, transport)
         if hasattr(select, "poll") and (raw := transport.get_extra_info("socket")) is not None:
             self._poll = select.poll()
@@ -223,6 +230,7 @@ class Connection(asyncio.Protocol):
         return answer
 
     def data_received(self, data: bytes) -> None:
+        """Bytes of the server: parsed, and the reader of the answer woken."""
         answer = self._answer
         if answer is None:  # Nobody asked.
             self.abort()
@@ -252,10 +260,12 @@ class Connection(asyncio.Protocol):
         answer.wake()
 
     def resume(self) -> None:
+        """Reads from the socket again."""
         if self.is_open:
             self._transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
+        """It is closed: an answer that is under way ends or fails."""
         self.is_open = False
         self._origin.closed(self)
         if self._timer is not None:
@@ -289,6 +299,7 @@ class Connection(asyncio.Protocol):
             self._time_out()
 
     def give_up(self) -> None:
+        """The server is lost: an answer without a first byte fails with `TimeoutError`."""
         if self._answer is not None and not self._answer.has_body:
             self._time_out()
 
@@ -302,8 +313,8 @@ HEAD_TOO_LARGE = f"its head has more than {MOST_HEAD // 1024} KB"
 
 
 class Answer:
-    """An answer that is arriving. `headers` are by their names in lower case. A `tap` is offered what arrives while the reader
-    waits for it: to wake a task takes longer than to read a token."""
+    """An answer that is arriving. `headers` are by their names in lower case. A `tap` is offered what arrives while the
+    reader waits for it: to wake a task takes longer than to read a token."""
 
     __slots__ = (
         "_chunks",
@@ -374,6 +385,7 @@ class Answer:
 
     @property
     def at_eof(self) -> bool:
+        """Whether all of it has been read."""
         return self.is_whole and not self._chunks
 
     def close(self) -> None:
@@ -406,6 +418,7 @@ class Answer:
     # ── what its connection calls ────────────────────────────────────────────────────────────────────────────────────
 
     def wake(self) -> None:
+        """More has come, or its end: the tap is offered it, else the reader is woken."""
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
@@ -425,11 +438,13 @@ class Answer:
         waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
+        """Raises `error` in its reader, now or as soon as it reads."""
         self._error = error
         self.wake()
 
     def cut(self, error: Exception | None) -> None:
-        """The connection ended. That is the end of an answer without a length (RFC 9112, section 6.3), and a failure else."""
+        """The connection ended. That is the end of an answer without a length (RFC 9112, section 6.3), and a failure
+        else."""
         if self._has_begun and not self._has_length and error is None:
             self.is_whole = True
             self.wake()
@@ -439,7 +454,7 @@ class Answer:
     # ── what the parser calls ────────────────────────────────────────────────────────────────────────────────────────
 
     def on_status(self, status: bytes) -> None:
-        pass
+        """The words behind the status, which nobody needs."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.head_size += len(name) + len(value)
@@ -448,6 +463,7 @@ class Answer:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        """The head is whole; one of 100 to 199 is only an announcement."""
         parser = self._connection.parser
         self.status = parser.get_status_code()
         self.keeps_connection = parser.should_keep_alive()
@@ -457,10 +473,11 @@ class Answer:
         self._has_begun = True
         self._has_length = "content-length" in self.headers or "transfer-encoding" in self.headers
         if self.headers.get("content-encoding") in ("gzip", "deflate"):
-            # Nobody asked for it. 32: either of the two, as its head says.
+            # Nobody asked for it. 32: either of the two, by its head.
             self._decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)
 
     def on_body(self, data: bytes) -> None:
+        """A piece of the body, unpacked if it is compressed."""
         if self._decompressor is not None:
             try:
                 # A byte more than there is room for shows that there is more.
@@ -481,4 +498,5 @@ class Answer:
         raise OversizedAnswer(why)
 
     def on_message_complete(self) -> None:
+        """The answer is whole."""
         self.is_whole = self._has_begun

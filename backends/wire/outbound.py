@@ -32,7 +32,7 @@ LOOKUPS = 4
 
 
 class ForbiddenURL(httpx2.UnsupportedProtocol):
-    """The URL is not of the web, or holds a name and password. The message says which, to whoever gave the URL."""
+    """The URL is not of the web, or holds a name and password. The message names which, for whoever gave the URL."""
 
 
 class ForbiddenAddress(httpx2.ConnectError):
@@ -101,6 +101,8 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends a request to where it may go. Raises `ForbiddenURL` or `ForbiddenAddress` where it may not, and
+        httpx2's errors."""
         check_url(request.url)
         # httpx2 hands the extensions on to the request that follows a redirect.
         deadline = request.extensions.setdefault("deadline", self._deadline())
@@ -161,6 +163,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
+        """Closes its connections."""
         await self._pool.aclose()
         self._names.close()
 
@@ -259,6 +262,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
+        """Resolves a name, checks every address, and connects to the first that answers. Raises `ForbiddenAddress`."""
         try:
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:
@@ -292,9 +296,11 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
+        """Raises `ForbiddenAddress`."""
         raise ForbiddenAddress("no URL leads to a Unix socket")
 
     async def sleep(self, seconds: float) -> None:
+        """Waits for so many seconds."""
         await self._network.sleep(seconds)
 
 
@@ -312,4 +318,5 @@ class SystemNames:
         return [str(address[0]) for *_, address in found]
 
     def close(self) -> None:
+        """Ends its threads, without waiting for a name that is being resolved."""
         self._threads.shutdown(wait=False, cancel_futures=True)
