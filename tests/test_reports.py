@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.wire.errors import ServerErrors
@@ -198,6 +198,7 @@ SECRET = "sk-secret-Zeppelin"
 
 
 @given(JSON_VALUES, st.sampled_from([400, 401, 402, 403, 404, 413, 422, 429, 500, 503, 529]), st.booleans())
+@example({"error": {"message": ""}}, 400, True)
 def test_any_value_is_an_error_that_a_client_can_read(value: Any, status: int, passes_on: bool) -> None:
     errors = ServerErrors([SECRET], passes_on=passes_on)
     for error in (errors.of_answer(status, orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)), errors.inside(value)):

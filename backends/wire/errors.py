@@ -267,9 +267,9 @@ _CHAT_PARAMS = {"thinking": "reasoning_effort"}
 
 
 def _can_go_on(report: Report) -> bool:
-    """Whether it is an error object, and not about the router's key or settings."""
+    """Whether it is an error object with words, and not about the router's key or settings."""
     is_ours = report.status in (401, 407) or (report.status == 404 and _is_no_path(report))
-    return isinstance(report.object.get("message"), str) and not is_ours
+    return isinstance(report.object.get("message"), str) and bool(report.words) and not is_ours
 
 
 def _passed_on(report: Report) -> Named:
