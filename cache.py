@@ -1,10 +1,10 @@
-"""Answers that were given before, for requests that ask for them (`"nomyo": {"cache": true}`): the verbs of every cache (`Cache`), and
-the one that the settings ask for (`make_cache`).
+"""Answers that were given before, for requests that ask for them (`"nomyo": {"cache": true}`): the verbs of every cache
+(`Cache`), and the one that the settings ask for (`make_cache`).
 
     cache.py ──▶ stores/cache_memory.py, stores/cache_sqlite.py
 
-Three arguments make the key: the route, the model, and `messages`, which holds everything else that shapes the answer, and whose it
-is. What is cached is the whole response object, as JSON. Every cache is bounded in entries and in age.
+Three arguments make the key: the route, the model, and `messages`, which holds everything else that shapes the answer,
+and whose it is. What is cached is the whole response object, as JSON. Every cache is bounded in entries and in age.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["Cache", "CacheStats", "get_llm_cache", "make_cache"]
 
 
 class Cache(Protocol):
-    """What every cache does; tests/stores/ holds each of them to it. A cache that fails is a cache that misses: no request fails for
-    it."""
+    """What every cache does; tests/stores/ holds each of them to it. A cache that fails is a cache that misses: no
+    request fails for it."""
 
     persistent: bool
     """Whether entries reach a disk: answers to requests with `store: false` never go into such a cache."""
@@ -28,19 +28,25 @@ class Cache(Protocol):
         """Inside the running loop."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Gives up what it holds open."""
+        ...
 
     async def get_chat(self, route: str, model: str, messages: list[Any]) -> bytes | None:
         """The response that was set under the same three, or None."""
         ...
 
-    async def set_chat(self, route: str, model: str, messages: list[Any], response: bytes) -> None: ...
+    async def set_chat(self, route: str, model: str, messages: list[Any], response: bytes) -> None:
+        """Keeps a response, as JSON, under the three."""
+        ...
 
     async def invalidate(self, model: str | None = None) -> int:
         """Forgets all entries, or those of one model. Gives their number."""
         ...
 
-    async def stats(self) -> CacheStats: ...
+    async def stats(self) -> CacheStats:
+        """Its hits and misses since the start, and what it holds."""
+        ...
 
 
 def make_cache(config: CacheConfig) -> Cache | None:

@@ -1,4 +1,5 @@
-"""What the router keeps of responses: the verbs of every store (`Store`), and the one that the settings ask for (`make_store`).
+"""What the router keeps of responses: the verbs of every store (`Store`), and the one that the settings ask for
+(`make_store`).
 
     db.py ──▶ stores/sqlite.py     its own SQL behind the verbs
               stores/migrations/   how its tables came to be
@@ -32,16 +33,16 @@ __all__ = [
 
 
 class Store(Protocol):
-    """What every store does; tests/stores/ holds each of them to it. What writes is queued when it is called, in that order: awaiting
-    it waits for its commit, and raises `ServerError` (`storage_error`) if that failed. What reads sees what was committed. A database
-    that fails under a read raises its own error."""
+    """What every store does; tests/stores/ holds each of them to it. What writes is queued when it is called, in that
+    order: awaiting it waits for its commit, and raises `ServerError` (`storage_error`) if that failed. What reads sees
+    what was committed. A database that fails under a read raises its own error."""
 
     deletions: Deletions
     """Shared with whoever shares the database."""
 
     async def open(self) -> None:
-        """Inside the running loop. Makes what the database lacks. Raises the database's own error where it cannot be opened, and
-        `stores.migrations.NewerDatabase` for one that a later version has made."""
+        """Inside the running loop. Makes what the database lacks. Raises the database's own error where it cannot be
+        opened, and `stores.migrations.NewerDatabase` for one that a later version has made."""
         ...
 
     async def close(self) -> None:
@@ -64,21 +65,24 @@ class Store(Protocol):
         request: bytes | None = None,
         owner: str = "",
     ) -> Written:
-        """Stores a new response, made at `created_at` (Unix seconds): `input_messages` are the input items of its own turn, `response`
-        is the object, if there is one yet, `conversation` the id of the conversation that it is a turn of. `request` is what it takes
-        to run a turn again that waits in the background, opaque to the store, and kept until the turn has ended. The items of a
-        response can be found by their ids when it has ended. Storing one again changes where it stands, and nothing else."""
+        """Stores a new response, made at `created_at` (Unix seconds): `input_messages` are the input items of its own
+        turn, `response` is the object, if there is one yet, `conversation` the id of the conversation that it is a turn
+        of. `request` is what it takes to run a turn again that waits in the background, opaque to the store, and kept
+        until the turn has ended. The items of a response can be found by their ids when it has ended. Storing one again
+        changes where it stands, and nothing else."""
         ...
 
     def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
         """The response has come further. Does nothing if it was deleted meanwhile."""
         ...
 
-    async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None: ...
+    async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None:
+        """A response as it was stored last, or None where there is none of that owner."""
+        ...
 
     async def delete_response(self, response_id: str, *, owner: str = "") -> bool:
-        """Deletes a response with its events. Its items go with it, but for those that another response has too. Gives whether there
-        was such a response."""
+        """Deletes a response with its events. Its items go with it, but for those that another response has too. Gives
+        whether there was such a response."""
         ...
 
     # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,8 +106,8 @@ class Store(Protocol):
         ...
 
     async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
-        """Input and output items of responses that have ended, by their ids; those that are not there are left out. Where several
-        responses have an item of the same id, it is that of the one that was stored first."""
+        """Input and output items of responses that have ended, by their ids; those that are not there are left out.
+        Where several responses have an item of the same id, it is that of the one that was stored first."""
         ...
 
     # ── events of background streams ─────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +116,9 @@ class Store(Protocol):
         """Keeps all events of a response's stream, once. Does nothing if the response was deleted."""
         ...
 
-    async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None: ...
+    async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
+        """The events that were stored of a response, in their order; None where there is no such response."""
+        ...
 
     # ── for the service, over all owners ─────────────────────────────────────────────────────────────────────────────
 
@@ -125,7 +131,8 @@ class Store(Protocol):
         ...
 
     async def fail_orphaned_responses(self) -> int:
-        """Marks as failed what was running when the service stopped. For its start, before anything runs. Gives their number."""
+        """Marks as failed what was running when the service stopped. For its start, before anything runs. Gives their
+        number."""
         ...
 
     async def fail_orphans(self, orphans: Iterable[UnfinishedResponse]) -> int:
@@ -133,7 +140,8 @@ class Store(Protocol):
         ...
 
     async def delete_older_than(self, created_at: int) -> int:
-        """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on. Gives their number."""
+        """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on. Gives their
+        number."""
         ...
 
     async def get_setting(self, name: str, default: str) -> str:
@@ -142,8 +150,9 @@ class Store(Protocol):
 
 
 def make_store(url: str, deletions: Deletions | None = None) -> Store:
-    """The store at `url`, not opened yet: `sqlite:///relative/path`, `sqlite:////absolute/path`, or `sqlite://` for memory alone.
-    `deletions` is the count of those who share the database; None: nobody does. Raises `ValueError` for another database."""
+    """The store at `url`, not opened yet: `sqlite:///relative/path`, `sqlite:////absolute/path`, or `sqlite://` for
+    memory alone. `deletions` is the count of those who share the database; None: nobody does. Raises `ValueError` for
+    another database."""
     scheme, _, place = url.partition("://")
     if scheme == "sqlite":
         from stores.sqlite import SQLiteStore  # Of several databases, only the one in use is loaded.

@@ -3,8 +3,8 @@
     POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, translated for other servers
     POST /api/show, GET /api/tags, /api/ps, /api/version          what the fleet has
 
-A translated chat is a turn like any other (`api/turns/`), encoded as Ollama's lines. Nothing is stored. Errors have Ollama's form,
-`{"error": "…"}`.
+A translated chat is a turn like any other (`api/turns/`), encoded as Ollama's lines. Nothing is stored. Errors have
+Ollama's form, `{"error": "…"}`.
 """
 
 from __future__ import annotations
@@ -86,14 +86,15 @@ class OllamaHead(Head, kw_only=True):
 
 @routes.post("/chat")
 async def chat(request: Request) -> Response:
-    """The next message of a chat, in lines of JSON; with `stream: false` as one. Errors: 400 for what the server of the model cannot
-    be given, 404 without the model, 429, 502 and 504 for a backend's failures."""
+    """The next message of a chat, in lines of JSON; with `stream: false` as one. Errors: 400 for what the server of the
+    model cannot be given, 404 without the model, 429, 502 and 504 for a backend's failures."""
     return await _answered(request, Chatting)
 
 
 @routes.post("/generate")
 async def generate(request: Request) -> Response:
-    """The answer to a prompt, in lines of JSON; with `stream: false` as one. `suffix`, `template`, `raw` and `context` need an Ollama, and are a 400 elsewhere."""
+    """The answer to a prompt, in lines of JSON; with `stream: false` as one. `suffix`, `template`, `raw` and `context`
+    need an Ollama, and are a 400 elsewhere."""
     return await _answered(request, Generating)
 
 
@@ -154,9 +155,11 @@ class Asking(Passing, ABC):
         self._headers: dict[str, str] = {}
 
     def headers(self) -> dict[str, str]:
+        """Those of the attempt, and what the turn adds."""
         return {**super().headers(), **self._headers}
 
     def error_piece(self, error: APIError) -> bytes | None:
+        """The line of an error in the middle of an answer; None where that is no stream of lines."""
         if not self.content_type.startswith(NDJSON):
             return None
         line = _line({"error": error.message})
@@ -195,9 +198,9 @@ class Chatting(Asking):
         state, kind = self._state, self._pool.endpoints.kind(attempt.endpoint)
         asked = self._asked()
         self.content_type = NDJSON if asked.streams else "application/json; charset=utf-8"
-        said = OllamaAnswer(self._model, is_chat=self.is_chat)
+        answer = OllamaAnswer(self._model, is_chat=self.is_chat)
         if asked.is_empty:
-            yield _line(said.loaded(is_unload=asked.is_unload))
+            yield _line(answer.loaded(is_unload=asked.is_unload))
             return
         request = {**self._request(asked, kind.option_names), "model": self._model}
         turn = await begin_turn(state, request, self._principal)
@@ -209,13 +212,13 @@ class Chatting(Asking):
         backend = Backend(attempt.model, kind, state.sealer, create, adapting=Adapting(turn, state, attempt))
         async with aclosing(chat_answer(backend, turn)) as batches:
             async for events in batches:
-                said.feed(events)
-                if turn.request.stream and (line := said.line()):
+                answer.feed(events)
+                if turn.request.stream and (line := answer.line()):
                     yield _line(line)
         if not turn.builder.ended:
-            said.feed(turn.builder.finish())
-        rest = said.line() if turn.request.stream else None
-        last = said.last(turn.builder.response)
+            answer.feed(turn.builder.finish())
+        rest = answer.line() if turn.request.stream else None
+        last = answer.last(turn.builder.response)
         self._used_elsewhere = Used(last["prompt_eval_count"], last["eval_count"])
         yield (_line(rest) if rest else b"") + _line(last)
 
@@ -235,7 +238,7 @@ class Generating(Chatting):
             self._only_ollamas()
 
     def _only_ollamas(self) -> None:
-        """Goes to an Ollama, if one has the model; else whoever is chosen says what it cannot do."""
+        """Goes to an Ollama, if one has the model; else the refusal of whoever is chosen."""
         serving = [endpoint for endpoint in self._pool.endpoints.values() if endpoint.name_of(self._model)]
         others = {endpoint.key for endpoint in serving if not endpoint.kind.speaks_ollama}
         if len(others) < len(serving):
@@ -271,8 +274,8 @@ class EmbeddingOne(Embedding):
         return {"embedding": vectors[0] if vectors else []}
 
 
-def _line(said: Json) -> bytes:
-    return encode_json(said) + b"\n"
+def _line(row: Json) -> bytes:
+    return encode_json(row) + b"\n"
 
 
 # ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -304,7 +307,8 @@ async def list_running(request: Request) -> Response:
 
 @routes.post("/show")
 async def show(request: Request) -> Response:
-    """What is known of a model: what an Ollama says that has it, else its context. It takes no slot. 404 without the model."""
+    """What is known of a model: what an Ollama that has it reports, else its context. It takes no slot. 404 without the
+    model."""
     head, body = await _read(request)
     pool = request.app.state.pool
     serving = [

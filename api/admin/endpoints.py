@@ -19,8 +19,8 @@ routes = Routes(tags=["fleet"])
 
 @routes.get("/api/endpoints")
 async def list_endpoints(request: Request) -> Response:
-    """Every endpoint: what it has, how busy it is, how it fares; and the queue of those who wait for a slot. What is counted is counted
-    over all processes; how an endpoint stands is how the process sees it that was asked."""
+    """Every endpoint: what it has, how busy it is, how it fares; and the queue of those who wait for a slot. What is
+    counted is counted over all processes; how an endpoint stands is how the process sees it that was asked."""
     state: AppState = request.app.state
     figures = await all_figures(request)
     endpoints = [endpoint.describe() for endpoint in state.pool.endpoints.values()]

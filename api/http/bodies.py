@@ -28,8 +28,8 @@ async def read_json(request: Request) -> Any:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, uncompressed; of a form, the object that it stands for, as JSON. Raises `TooLarge` past `max_body_mb` of either,
-    `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no form."""
+    """The body, uncompressed; of a form, the object that it stands for, as JSON. Raises `TooLarge` past `max_body_mb`
+    of either, `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no form."""
     headers = request.scope[HEADERS]
     limit = request.app.state.config.max_body_mb * 1024 * 1024
     if (wire := wire_of(request.scope)) is None or (body := wire.body) is None or len(body) > limit:
@@ -62,7 +62,8 @@ def _too_large(limit: float) -> TooLarge:
 
 
 def _form_as_json(body: bytes) -> bytes:
-    """A form as an object: each value is JSON where it parses, else text. curl calls everything a form: what is JSON stays it."""
+    """A form as an object: each value is JSON where it parses, else text. curl calls everything a form: what is JSON
+    stays it."""
     if body.lstrip()[:1] in (b"{", b"[", b""):
         return body
     try:

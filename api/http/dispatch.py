@@ -33,7 +33,8 @@ from core.state import AppState
 
 
 class Application(FastAPI):
-    """FastAPI where it describes the API and reads parameters. Requests come in here: its own layers cost a third of a plain one."""
+    """FastAPI where it describes the API and reads parameters. Requests come in here: its own layers cost a third of a
+    plain one."""
 
     state: AppState
 
@@ -100,7 +101,8 @@ class Application(FastAPI):
             return reply_to_error(error, scope, self.table.envelope(scope["path"]))
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply that says why."""
+        """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply of
+        that error."""
         scope[HEADERS] = dict(scope["headers"])
         try:
             check_key(self.state, scope)
@@ -108,7 +110,7 @@ class Application(FastAPI):
         except APIError as error:
             if "websocket.http.response" in scope.get("extensions", {}):
                 await error_reply(error)(scope, receive, send)
-            else:  # The server under us can refuse, but not say why.
+            else:  # The server under us can refuse, but give no reason.
                 await send({"type": "websocket.close"})
 
 

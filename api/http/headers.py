@@ -1,4 +1,5 @@
-"""The headers of a request by name, once a request: Starlette's `Headers` looks through the whole list for each name."""
+"""The headers of a request by name, once a request: Starlette's `Headers` looks through the whole list for each
+name."""
 
 from __future__ import annotations
 
@@ -9,5 +10,6 @@ HEADERS = "nomyo.headers"
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """The headers of a request, by their names in lower case; of several of one name the last."""
     headers: dict[bytes, bytes] = scope[HEADERS]
     return headers

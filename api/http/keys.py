@@ -61,5 +61,6 @@ def _bearer_key(authorization: bytes) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _principal(given: bytes, *, is_admin: bool) -> Principal:
-    """Whoever asks where there is one key or none: an admin, who owns everything. The key that was sent is a label, as a digest."""
+    """Whoever asks where there is one key or none: an admin, who owns everything. The key that was sent is a label, as
+    a digest."""
     return Principal(hashlib.sha256(given).hexdigest()[:16] if given else "", owner="", is_admin=is_admin)
