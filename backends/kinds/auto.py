@@ -14,7 +14,6 @@ from core.errors import APIError, BackendError, BackendRefused
 class Auto(Kind):
     @property
     def is_known(self) -> bool:
-        """Never: it is what has not been found out yet."""
         return False
 
 

@@ -159,7 +159,7 @@ def count(value: Any) -> int | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A text that is not empty, if it is one."""
+    """A text that says something, if it is one."""
     return value if isinstance(value, str) and value else None
 
 
