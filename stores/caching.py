@@ -23,6 +23,7 @@ class CacheStats(TypedDict):
 
 
 def key_of(route: str, model: str, messages: list[Any]) -> str:
+    """The key of an entry: one hash of the three, whatever the order of keys in objects."""
     asked = [route, model, messages]
     try:
         text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
@@ -40,6 +41,7 @@ class Lookups:
         self.misses = 0
 
     def stats(self, entries: int) -> CacheStats:
+        """The figures of a cache that holds so many entries."""
         return {
             "backend": self._config.backend,
             "entries": entries,

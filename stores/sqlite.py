@@ -5,9 +5,9 @@
     response_events   the events of a background stream, kept for clients that join later
     settings          what all routers on this database share
 
-A conversation is a chain of rows, read in one query; those that went on lately stay in memory. Writes are queued and committed
-together. Ids begin with a time, so that new rows lie side by side at the end of each index: what a write costs does not depend on how
-many rows there are. How the tables came to be is in `migrations/`.
+A conversation is a chain of rows, read in one query; those that went on lately stay in memory. Writes are queued and
+committed together. Ids begin with a time, so that new rows lie side by side at the end of each index: what a write
+costs does not depend on how many rows there are. How the tables came to be is in `migrations/`.
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ class SQLiteConnection:
 
     @classmethod
     async def open(cls, path: str, prepare: Callable[[sqlite3.Connection], object] | None = None) -> SQLiteConnection:
-        """Opens the file at `path` (`:memory:`: a database without a file), and makes it and its folder where they are not there.
-        `prepare` makes the tables that are missing, in the connection's thread. Raises `sqlite3.Error`, or what `prepare` raises."""
+        """Opens the file at `path` (`:memory:`: a database without a file), and makes it and its folder where they are
+        not there. `prepare` makes the tables that are missing, in the connection's thread. Raises `sqlite3.Error`, or
+        what `prepare` raises."""
         if path != IN_MEMORY:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         connection = aiosqlite.Connection(partial(_connected, path, prepare), iter_chunk_size=64)
@@ -56,6 +57,7 @@ class SQLiteConnection:
             raise
 
     async def close(self) -> None:
+        """Waits for what it does, and closes the file."""
         await self._connection.close()
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
@@ -65,7 +67,8 @@ class SQLiteConnection:
 
 
 class SQLite:
-    """Runs SQL in the database at `path`: one connection writes, another one reads beside it. `prepare` makes what is missing in it."""
+    """Runs SQL in the database at `path`: one connection writes, another one reads beside it. `prepare` makes what is
+    missing in it."""
 
     def __init__(self, path: str, prepare: Callable[[sqlite3.Connection], object]) -> None:
         self.path = path
@@ -74,6 +77,7 @@ class SQLite:
         self._reader: SQLiteConnection | None = None
 
     async def open(self) -> None:
+        """Opens the file twice, to read and to write beside each other. Raises what `SQLiteConnection.open` does."""
         self._writer = await SQLiteConnection.open(self.path, self._prepare)
         try:
             self._reader = self._writer if self.path == IN_MEMORY else await SQLiteConnection.open(self.path)
@@ -82,6 +86,7 @@ class SQLite:
             raise
 
     async def close(self) -> None:
+        """Closes what is open."""
         for connection in {self._reader, self._writer} - {None}:
             assert connection is not None
             await connection.close()
@@ -126,8 +131,8 @@ def _read_all(
 
 
 def _write_all(writes: Iterable[Write], connection: sqlite3.Connection) -> None:
-    # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs more
-    # than the writing.
+    # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs
+    # more than the writing.
     with transaction(connection):
         for sql, group in groupby(writes, key=itemgetter(0)):
             rows = [values for _, values in group]

@@ -1,4 +1,5 @@
-"""Conversations that went on lately, in memory: those that go on are not read from the database at all. For every database.
+"""Conversations that went on lately, in memory: those that go on are not read from the database at all. For every
+database.
 
 begin ──▶ Begun ──commit, end──▶ warm ──get──▶ turns        a deletion, by whomever: nothing is warm any more
 """
@@ -19,8 +20,8 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Begun:
-    """What of a response is known before it has ended: of its input the JSON, and the ids of its items; and how many deletions there
-    were before it was stored."""
+    """What of a response is known before it has ended: of its input the JSON, and the ids of its items; and how many
+    deletions there were before it was stored."""
 
     key: Key
     previous: Key | None
@@ -35,8 +36,8 @@ class Begun:
 
 
 class WarmChains:
-    """Conversations by their last response, the latest used last: the JSON of their turns (`rows.turn_of`). All are of now: after a
-    deletion none that was there before it is sure any more."""
+    """Conversations by their last response, the latest used last: the JSON of their turns (`rows.turn_of`). All are of
+    now: after a deletion none that was there before it is sure any more."""
 
     def __init__(self, deletions: Deletions) -> None:
         self.deletions = deletions
@@ -62,6 +63,7 @@ class WarmChains:
             self.drop(next(iter(self._chains)))
 
     def drop(self, key: Key) -> list[bytes] | None:
+        """Forgets a conversation; gives its turns, if they were kept."""
         if dropped := self._current().pop(key, None):
             self._size -= _size_of(dropped)
         return dropped

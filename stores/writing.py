@@ -1,4 +1,5 @@
-"""Writes are queued when they are asked for, and committed together: one transaction for all turns that end at the same time.
+"""Writes are queued when they are asked for, and committed together: one transaction for all turns that end at the same
+time.
 
 write() ──▶ queue ──▶ batch ──run──▶ committed ──▶ then(), and whoever awaits it
 """
@@ -20,8 +21,9 @@ Write = tuple[str, tuple[Value, ...]]
 
 
 class Written:
-    """Queued writes, which are committed together or not at all; `then` is called behind the commit. Awaiting it waits for that, and
-    raises `ServerError` if it failed. Whoever stops waiting does not stop the write, and nobody has to wait at all."""
+    """Queued writes, which are committed together or not at all; `then` is called behind the commit. Awaiting it waits
+    for that, and raises `ServerError` if it failed. Whoever stops waiting does not stop the write, and nobody has to
+    wait at all."""
 
     __slots__ = ("_failure", "_is_done", "_then", "_waiting", "writes")
 
@@ -33,9 +35,11 @@ class Written:
         self._failure: ServerError | None = None
 
     def done(self) -> bool:
+        """Whether it is committed, or has failed."""
         return self._is_done
 
     def end(self, failure: ServerError | None) -> None:
+        """Ends it, without a failure or with one: calls what is to follow, and wakes who waits."""
         self._is_done, self._failure = True, failure
         if failure is None and self._then is not None:
             self._then()
@@ -53,8 +57,8 @@ class Written:
 
 
 class WriteQueue:
-    """Runs what is written, a batch at a time: `run` commits a list of writes in one transaction, or raises and has changed nothing.
-    `open()` inside the running loop, `close()` at its end: what is queued is written first."""
+    """Runs what is written, a batch at a time: `run` commits a list of writes in one transaction, or raises and has
+    changed nothing. `open()` inside the running loop, `close()` at its end: what is queued is written first."""
 
     def __init__(self, run: Callable[[list[Write]], Awaitable[None]]) -> None:
         self._run = run
@@ -64,10 +68,12 @@ class WriteQueue:
         self._writer: asyncio.Task[None] | None = None
 
     def open(self) -> None:
+        """Starts to write what is queued."""
         self._queue, self._queued, self._is_open = [], asyncio.Event(), True
         self._writer = asyncio.create_task(self._write_batches(), name="store writer")
 
     async def close(self) -> None:
+        """Writes what is queued, and stops."""
         if self._writer is not None:
             self._is_open = False
             self._queued.set()
@@ -106,6 +112,7 @@ class WriteQueue:
 
 
 def not_stored(cause: Exception | None = None) -> ServerError:
+    """The error of a write that failed; its cause is for the log."""
     failure = ServerError("The response could not be stored.", code="storage_error")
     failure.__cause__ = cause
     return failure

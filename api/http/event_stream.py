@@ -30,12 +30,13 @@ Events = Callable[[], list[dict[str, Any]]]
 
 
 def nothing() -> list[dict[str, Any]]:
+    """No events: what a stream that has none of its own gets while it is silent."""
     return []
 
 
 class EventStream(StreamedReply, Watched):
-    """All events of a batch leave in one write. While the stream is silent, it gets what `still_here` gives now and then, or a comment
-    where that is nothing.
+    """All events of a batch leave in one write. While the stream is silent, it gets what `still_here` gives now and
+    then, or a comment where that is nothing.
 
     `batches` must have been started (`prime`), or own nothing yet: it is closed here, whatever happens.
     """
@@ -61,8 +62,8 @@ class EventStream(StreamedReply, Watched):
         self._first: list[dict[str, Any]] | Exception | None = None
 
     async def prime(self, request: Request, *, start_s: float, beginning: Events) -> None:
-        """Waits for the first batch. Raises why there is none. After `start_s` the answer begins all the same, with the events of
-        `beginning`, unless that gives none: what goes wrong from then on breaks it off."""
+        """Waits for the first batch. Raises why there is none. After `start_s` the answer begins all the same, with the
+        events of `beginning`, unless that gives none: what goes wrong from then on breaks it off."""
         self._scope, self._beginning = request.scope, beginning
         self._outlet = outlet_of(request.scope, request._send, self._express, self._frames)
         self.watch(start_s)

@@ -68,6 +68,7 @@ class Outlet:
         self._is_silent = False
 
     async def start(self, headers: RawHeaders) -> None:
+        """Sends the head, with status 200."""
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, body: bytes) -> None:
@@ -85,8 +86,8 @@ class Outlet:
             await self._aside
 
     def write_aside(self, piece: Callable[[], bytes], headers: RawHeaders | None = None) -> None:
-        """Sends a piece while whoever writes has nothing to write; with `headers` as the first of the answer. It is made when it leaves:
-        pieces are numbered."""
+        """Sends a piece while whoever writes has nothing to write; with `headers` as the first of the answer. It is
+        made when it leaves: pieces are numbered."""
         if self._aside is None or self._aside.done():
             self._aside = asyncio.ensure_future(self._write_aside(piece, headers))
 
@@ -107,7 +108,8 @@ class Outlet:
 
 
 class WireOutlet(Outlet):
-    """The body of a streamed answer, on its way to the client by the wire. While its writer waits for more, `express` leads here."""
+    """The body of a streamed answer, on its way to the client by the wire. While its writer waits for more, `express`
+    leads here."""
 
     def __init__(self, send: Send, wire: Wire, express: Express, encode: Callable[[Any], bytes]) -> None:
         super().__init__(send)

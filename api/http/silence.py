@@ -15,7 +15,8 @@ NEARLY_S = 0.001
 
 
 class Watched(ABC):
-    """An answer that is watched for silence, from `watch` to `stop`. One timer an answer: nearly all end before it is due."""
+    """An answer that is watched for silence, from `watch` to `stop`. One timer an answer: nearly all end before it is
+    due."""
 
     has_begun = False
     _timer: asyncio.TimerHandle | None = None

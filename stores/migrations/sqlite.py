@@ -2,8 +2,8 @@
 
     PRAGMA user_version: 0 ──sqlite_0001_responses──▶ 1 ──sqlite_0002_owners──▶ 2
 
-A new file goes through all of them, so that there is one way to a table. A change of the tables is a new file here and a line in
-`MIGRATIONS`; what has been released is never edited.
+A new file goes through all of them, so that there is one way to a table. A change of the tables is a new file here and
+a line in `MIGRATIONS`; what has been released is never edited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PATIENCE_S = 3600.0
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Each step in a transaction of its own: whoever stops in the middle goes on there the next time. Raises `NewerDatabase`."""
+    """Each step in a transaction of its own: whoever stops in the middle goes on there the next time. Raises
+    `NewerDatabase`."""
     if version_of(connection) == len(MIGRATIONS):
         return
     is_new = not connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
@@ -38,6 +39,8 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def version_of(connection: sqlite3.Connection) -> int:
+    """The number of the last step that a database has taken; 0 for a new one, and for those from before there were
+    steps."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     return version
 

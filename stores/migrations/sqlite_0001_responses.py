@@ -25,6 +25,7 @@ TABLES = (
 
 
 def migrate(connection: sqlite3.Connection) -> None:
+    """Makes the tables, and adds what databases of the first versions lack."""
     for statement in TABLES:
         connection.execute(statement)
     if "output" not in {row["name"] for row in connection.execute("PRAGMA table_info(responses)")}:

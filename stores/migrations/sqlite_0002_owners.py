@@ -1,11 +1,12 @@
-"""Version 2: everything has an owner, an item id stays with whoever wrote it first, and a queued turn keeps its request.
+"""Version 2: everything has an owner, an item id stays with whoever wrote it first, and a queued turn keeps its
+request.
 
     responses         a row a response. `number` is the order in which they were begun
     response_items    the responses that have an item, by its owner and id: it is the one of the lowest number
     response_events   the events of a background stream
 
-All three are written anew: rows of earlier versions may hold the output within the response, and lead from an item to the last
-response that had it.
+All three are written anew: rows of earlier versions may hold the output within the response, and lead from an item to
+the last response that had it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ EARLIER = ("responses", "response_items", "response_events")
 
 
 def migrate(connection: sqlite3.Connection) -> None:
+    """Makes the tables anew with owners and conversations, and moves all rows into them."""
     for table in EARLIER:
         connection.execute(f"ALTER TABLE {table} RENAME TO earlier_{table}")
     for statement in TABLES:
