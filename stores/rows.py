@@ -24,7 +24,8 @@ NO_ITEMS = b"[]"
 
 
 class StoredResponse(TypedDict):
-    """A response as it is kept. `input` are the items of its own turn; `response` is the object, or None where there was none yet."""
+    """A response as it is kept. `input` are the items of its own turn; `response` is the object, or None where there
+    was none yet."""
 
     id: str
     owner: str
@@ -45,8 +46,8 @@ class UnfinishedResponse(StoredResponse):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The items of a response and of all before it, oldest first. `missing` is the id of the one that is not there, `unfinished` the
-    status of a response that has not ended."""
+    """The items of a response and of all before it, oldest first. `missing` is the id of the one that is not there,
+    `unfinished` the status of a response that has not ended."""
 
     items: list[Item]
     missing: str | None = None
@@ -85,8 +86,8 @@ def interrupted(response: Response | None) -> Response:
 
 
 def turn_of(given: bytes, output: bytes | None) -> bytes:
-    """A turn, of the JSON of its input and of its output. It takes as much memory as it is long: what orjson has made is a piece of
-    more, and to keep many of those leaves holes between them."""
+    """A turn, of the JSON of its input and of its output. It takes as much memory as it is long: what orjson has made
+    is a piece of more, and to keep many of those leaves holes between them."""
     return b",".join([array[1:-1] for array in (given, output or NO_ITEMS) if array != NO_ITEMS])
 
 
