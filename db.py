@@ -100,9 +100,9 @@ class Store(Protocol):
         order: Literal["asc", "desc"] = "desc",
         owner: str = "",
     ) -> ItemPage | None:
-        """A page of what a response was made from: the input of its own turn, behind input and output of all turns before it that are
-        still there; oldest first, or last. It begins behind the item `after`. Each item has an id that no other of them has, and that
-        stays. None: there is no such response, or no object of it yet."""
+        """A page of what a response was made from: the input of its own turn, behind input and output of all turns
+        before it that are still there; oldest first, or last. It begins behind the item `after`. Each item has an id
+        that no other of them has, and that stays. None: there is no such response, or no object of it yet."""
         ...
 
     async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:

@@ -56,7 +56,8 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class ItemPage:
-    """Some items of a longer list. `has_more`: there are others behind them. `knows_after`: what they should begin behind is in the list."""
+    """Some items of a longer list. `has_more`: there are others behind them. `knows_after`: what they should begin
+    behind is in the list."""
 
     items: list[Item]
     has_more: bool = False

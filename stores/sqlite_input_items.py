@@ -1,4 +1,5 @@
-"""The SQL of `list_input_items`: what a response was made from, a page of it, without any more of it leaving the database.
+"""The SQL of `list_input_items`: what a response was made from, a page of it, without any more of it leaving the
+database.
 
     chain    the response (0) and those before it (1, 2, …)
     items    of each the input (0), then, but for its own, the output (1): where each stands, and its id
@@ -37,8 +38,8 @@ _PAGE = """WITH RECURSIVE chain (depth, response, previous, input, output) AS (
     WHERE EXISTS (SELECT 1 FROM chain) ORDER BY page.position"""
 _ID = "CASE json_type(item.value, '$.id') WHEN 'text' THEN json_extract(item.value, '$.id') END"
 
-# Rows of `start`, `id` and `item`: one without an item where the page is empty, without a start where `after` is none of the items,
-# and none at all where there is no such response.
+# Rows of `start`, `id` and `item`: one without an item where the page is empty, without a start where `after` is none
+# of the items, and none at all where there is no such response.
 INPUT_ITEMS = {
     "asc": _PAGE.format(id=_ID, downwards="DESC", upwards="ASC"),
     "desc": _PAGE.format(id=_ID, downwards="ASC", upwards="DESC"),
