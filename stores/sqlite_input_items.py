@@ -23,7 +23,8 @@ _PAGE = """WITH RECURSIVE chain (depth, response, previous, input, output) AS (
     ), counted AS (
         SELECT *, ROW_NUMBER() OVER (PARTITION BY id ORDER BY depth DESC, half, place) AS nth FROM given
     ), items AS (
-        SELECT ROW_NUMBER() OVER (ORDER BY depth {downwards}, half {upwards}, place {upwards}) AS position, depth, half, place,
+        SELECT ROW_NUMBER() OVER (ORDER BY depth {downwards}, half {upwards}, place {upwards}) AS position,
+            depth, half, place,
             CASE WHEN id <> '' AND nth = 1 THEN id ELSE
             'item_' || substr(response, instr(response, '_') + 1) || '_' || half || '_' || place END AS id
         FROM counted
