@@ -291,7 +291,6 @@ async def create_response(request: Request) -> Response:
 
 
 async def _create_in_background(state: AppState, turn: Turn) -> Response:
-    turn.describes_itself = True
     job = Background(turn, state, lambda: run_turn(state, turn))
     job.begin()
     answer = (

@@ -182,6 +182,7 @@ async def test_those_that_had_begun_run_again_where_the_settings_say_so(
         assert response["status"] == ("completed" if reruns else "failed")
         if reruns:
             assert text_of(response) == "Whole."
+            assert response["nomyo"]["model"] == "test-model"
             async with follow(running.http, begun) as events:
                 check_stream(await events.rest())
 

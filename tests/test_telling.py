@@ -139,6 +139,32 @@ def test_frames_tell_what_events_tell_and_so_does_the_end(
 
 
 @law
+@given(streams() | mixtures, asked(), st.lists(st.integers(0, 4), max_size=12), st.sets(st.integers(0, 12)), endings)
+def test_keepalives_anywhere_change_nothing_but_numbers(
+    chunks: list[Json], asked: dict[str, Any], cuts: list[int], silences: set[int], ending: str
+) -> None:
+    for telling in TELLINGS[:2]:
+        quiet, kept_alive = ready(telling, asked), ready(telling, asked)
+        expected = told([*fed(quiet, chunks, cuts), *end(quiet, ending)])
+        assert kept_alive.keep_alive() == [], "it has not begun"
+        events: list[Any] = kept_alive.begin()
+        left = list(chunks)
+        for place, size in enumerate([*cuts, len(left)]):
+            if place in silences:
+                events += kept_alive.keep_alive()
+            count = size or 1
+            events += fed(kept_alive, left[:count], [0] if size == 0 else [])
+            left = left[count:]
+        ended = end(kept_alive, ending)
+        assert kept_alive.keep_alive() == [], "its last events have their numbers"
+        events = told([*events, *ended])
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert len(events) > len(expected) or not silences & set(range(len(cuts) + 1))
+        spoken = [{**event, "sequence_number": 0} for event in events if event["type"] != "keepalive"]
+        assert bare(spoken) == bare([{**event, "sequence_number": 0} for event in expected])
+
+
+@law
 @given(completions(), asked())
 def test_a_whole_answer_is_the_same_whether_it_is_told_or_not(
     given_: tuple[Json, list[Json]], asked: dict[str, Any]

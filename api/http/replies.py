@@ -66,6 +66,7 @@ class Outlet:
         self._send = send
         self._aside: asyncio.Task[None] | None = None
         self._is_silent = False
+        self._has_ended = False
 
     async def start(self, headers: RawHeaders) -> None:
         """Sends the head, with status 200."""
@@ -78,6 +79,7 @@ class Outlet:
 
     async def end(self, body: bytes = b"") -> None:
         """Sends the last piece of the body."""
+        self._has_ended = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def resume(self) -> None:
@@ -94,7 +96,8 @@ class Outlet:
     async def _write_aside(self, piece: Callable[[], bytes], headers: RawHeaders | None) -> None:
         if headers is not None:
             await self.start(headers)
-        await self.write(piece())
+        if not self._has_ended:
+            await self.write(piece())
 
     def was_silent(self) -> bool:
         """Whether nothing was sent since this was asked last."""

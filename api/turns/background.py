@@ -33,6 +33,7 @@ class Background:
         self, turn: Turn, state: AppState, run: Callable[[], AsyncGenerator[list[Event]]], *, is_again: bool = False
     ) -> None:
         """`run` gives its events. `is_again`: another process has begun it, so that the store knows more than this one."""
+        turn.describes_itself = True  # Whoever reads its response has seen no headers of it.
         self._turn = turn
         self._db = state.db
         self._run = run
