@@ -28,6 +28,7 @@ import api.compact
 import api.input_tokens
 import api.models
 import api.ollama
+import api.ollama_models
 import api.passthrough
 import api.responses
 import api.stored
@@ -65,6 +66,7 @@ DOORS = (
     api.models.routes,
     api.passthrough.routes,
     api.ollama.routes,
+    api.ollama_models.routes,
     api.admin.endpoints.routes,
     api.admin.metrics.routes,
     api.admin.cache.routes,

@@ -1,10 +1,10 @@
 """Ollama's API on the same pool, for Ollama's clients.
 
     POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, translated for other servers
-    POST /api/show, GET /api/tags, /api/ps, /api/version          what the fleet has
 
-A translated chat is a turn like any other (`api/turns/`), encoded as Ollama's lines. Nothing is stored. Errors have
-Ollama's form, `{"error": "…"}`.
+What the fleet has is answered in `api/ollama_models.py`.
+A translated chat is a turn like any other (`api/turns/`), encoded as Ollama's lines. Nothing is stored. Errors have Ollama's form,
+`{"error": "…"}`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from starlette.responses import Response
 from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
-from api.http.replies import json_response
 from api.http.routes import Routes
-from api.passthrough import Head, PassedOn, Passing, Used, with_model, without
+from api.passthrough import Head, PassedOn, Passing, Used, without
 from api.turns.adapting import Adapting
 from api.turns.backend import Backend
 from api.turns.chat_answer import chat_answer
 from api.turns.turn import begin_turn
 from backends.fleet.failover import Attempt
 from backends.fleet.routing import Routing
+from backends.fleet.unloading import unload
 from backends.wire.client import create_chat_with_retries
-from core.errors import APIError, InvalidRequest, NotFound, Unsupported
+from core.errors import APIError, InvalidRequest, NotFound
 from core.json import encode_json
 from core.keys import Principal
 from core.state import AppState
 from requests.bounded_json import check_depth
 from requests.ollama import (
-    VERSION,
     ChatAsked,
     EmbedAsked,
     GenerateAsked,
@@ -49,11 +48,9 @@ from requests.ollama import (
     embed_ollama_to_openai,
     embeddings_openai_to_ollama,
     generate_ollama_to_responses,
-    listed_model,
+    is_no_time,
     omitted_options,
     read_ollama,
-    running_model,
-    shown_model,
 )
 
 NDJSON = "application/x-ndjson"
@@ -74,6 +71,7 @@ class OllamaHead(Head, kw_only=True):
 
     model: str = ""
     name: str = ""
+    keep_alive: Any = None
     # Of /api/generate: what only an Ollama can do.
     suffix: Any = None
     template: Any = None
@@ -111,23 +109,26 @@ async def embeddings(request: Request) -> Response:
 
 
 async def _answered(request: Request, kind: type[Asking]) -> Response:
-    head, body = await _read(request)
+    head, body = await read_head(request)
     asking = kind(request.app.state, principal_of(request), request.url.path, head, body)
     asking.ignores_nomyo = bool(head.nomyo)
+    if isinstance(asking, Chatting) and is_no_time(head.keep_alive) and (unloaded := await asking.unload()):
+        return unloaded
     answer = Primed(asking.run())
     try:
         async with ClientWatch(request.scope, request.receive):
             await answer.prime()
     except APIError as error:
         await answer.aclose()
-        raise _in_ollamas_words(error, head.model) from error
+        raise in_ollamas_words(error, head.model) from error
     except BaseException:
         await answer.aclose()
         raise
     return PassedOn(answer, asking)
 
 
-async def _read(request: Request) -> tuple[OllamaHead, bytes]:
+async def read_head(request: Request) -> tuple[OllamaHead, bytes]:
+    """What of a request chooses its endpoint, and its body. Raises `InvalidRequest`."""
     body = await read_body(request)
     head = read_ollama(body, OllamaHead)
     if head.nomyo:
@@ -138,7 +139,7 @@ async def _read(request: Request) -> tuple[OllamaHead, bytes]:
     return head, body
 
 
-def _in_ollamas_words(error: APIError, model: str) -> APIError:
+def in_ollamas_words(error: APIError, model: str) -> APIError:
     """An unknown model, in Ollama's words."""
     return NotFound(f"model '{model}' not found") if error.code == "model_not_found" else error
 
@@ -194,13 +195,25 @@ COUNTS = {key: re.compile(rb'"%s":\s*(\d{1,12})' % key.encode()) for key in ("pr
 class Chatting(Asking):
     is_chat = True
 
+    async def unload(self) -> Response | None:
+        """Unloads the model, if nothing else is asked for."""
+        asked = self._asked()
+        if not asked.is_empty:
+            return None
+        try:
+            await unload(self._pool.endpoints, self._model)
+        except APIError as error:
+            raise in_ollamas_words(error, self._model) from error
+        line = _line(OllamaAnswer(self._model, is_chat=self.is_chat).loaded(is_unload=True))
+        return Response(line, media_type=NDJSON if asked.streams else "application/json; charset=utf-8")
+
     async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
         state, kind = self._state, self._pool.endpoints.kind(attempt.endpoint)
         asked = self._asked()
         self.content_type = NDJSON if asked.streams else "application/json; charset=utf-8"
         answer = OllamaAnswer(self._model, is_chat=self.is_chat)
         if asked.is_empty:
-            yield _line(answer.loaded(is_unload=asked.is_unload))
+            yield _line(answer.loaded(is_unload=False))
             return
         request = {**self._request(asked, kind.option_names), "model": self._model}
         turn = await begin_turn(state, request, self._principal)
@@ -218,7 +231,7 @@ class Chatting(Asking):
         if not turn.builder.ended:
             answer.feed(turn.builder.finish())
         rest = answer.line() if turn.request.stream else None
-        last = answer.last(turn.builder.response)
+        last = answer.last(turn.builder.response, turn.builder.timings)
         self._used_elsewhere = Used(last["prompt_eval_count"], last["eval_count"])
         yield (_line(rest) if rest else b"") + _line(last)
 
@@ -274,69 +287,5 @@ class EmbeddingOne(Embedding):
         return {"embedding": vectors[0] if vectors else []}
 
 
-def _line(row: Json) -> bytes:
-    return encode_json(row) + b"\n"
-
-
-# ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@routes.get("/version")
-async def version(request: Request) -> Response:
-    """The version of Ollama whose API this is."""
-    return json_response({"version": VERSION})
-
-
-@routes.get("/tags")
-async def list_models(request: Request) -> Response:
-    """Every model that is served."""
-    return json_response({"models": [listed_model(name) for name in request.app.state.pool.endpoints.models()]})
-
-
-@routes.get("/ps")
-async def list_running(request: Request) -> Response:
-    """The models that are in some server's memory."""
-    running: dict[str, int | None] = {}
-    for endpoint in request.app.state.pool.endpoints.values():
-        for name, there in endpoint.models.items():
-            if there in endpoint.loaded and not endpoint.leaving:
-                context = endpoint.facts[there].context if there in endpoint.facts else None
-                running[name] = running.get(name) or context
-    return json_response({"models": [running_model(name, context) for name, context in sorted(running.items())]})
-
-
-@routes.post("/show")
-async def show(request: Request) -> Response:
-    """What is known of a model: what an Ollama that has it reports, else its context. It takes no slot. 404 without the
-    model."""
-    head, body = await _read(request)
-    pool = request.app.state.pool
-    serving = [
-        (endpoint, there)
-        for endpoint in pool.endpoints.values()
-        if not endpoint.leaving and (there := endpoint.name_of(head.model))
-    ]
-    if not serving:
-        raise NotFound(f"model '{head.model}' not found")
-    error: APIError | None = None
-    for endpoint, there in serving:
-        if endpoint.kind.speaks_ollama and endpoint.healthy:
-            try:
-                answer = await endpoint.client.forward("/api/show", with_model(body, there), below_root=True)
-                return Response(b"".join([piece async for piece in answer.pieces()]), media_type=answer.content_type)
-            except APIError as failure:
-                error = error or failure
-    if error:
-        raise _in_ollamas_words(error, head.model)
-    contexts = [pool.endpoints.context(endpoint.key, there) for endpoint, there in serving]
-    return json_response(shown_model(head.model, max(filter(None, contexts), default=None)))
-
-
-@routes.post("/pull")
-@routes.post("/push")
-@routes.post("/create")
-@routes.post("/copy")
-@routes.delete("/delete")
-async def change_models(request: Request) -> Response:
-    """Models are changed at the servers that have them: 501."""
-    raise Unsupported("models are not changed here, but at the servers behind this router", status=501)
+def _line(line: Json) -> bytes:
+    return encode_json(line) + b"\n"

@@ -62,6 +62,8 @@ class Choice(msgspec.Struct):
 class ChatChunk(msgspec.Struct):
     choices: list[Choice] | None = None
     usage: Usage | None = None
+    # llama.cpp's, beside the usage.
+    timings: Any = None
     # An error in the middle of a stream: `{"error": {…}}`, or vLLM's `{"object": "error", "message": …}`.
     error: Any = None
     object: str | None = None

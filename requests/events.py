@@ -84,6 +84,8 @@ class ResponseBuilder:
         # The backend's names of calls that the client had forbidden, and did not get.
         self.suppressed: list[str] = []
         self._usage: dict[str, Any] | None = None
+        # How long the backend took, in its words, where it says.
+        self.timings: Any = None
         self._finish_reason: str | None = None
 
     def offer(self, book: ToolBook, *, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
@@ -274,6 +276,7 @@ class ResponseBuilder:
         events: list[Event] = []
         if chunk.usage is not None:
             self._usage = chunk.usage.model_dump()
+            self.timings = chunk.timings
         for choice in chunk.choices or ():
             if choice.index:  # n > 1: the others have no place in a response
                 continue

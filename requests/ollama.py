@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,9 +21,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from core.errors import BackendError, InvalidRequest, Unsupported
-from core.json import encode_json
 from requests.bounded_json import TooDeep, mend
 from requests.chat import DecodeError
+from requests.ollama_tools import OllamaMessage, ToolRounds
 from requests.open_items import Event
 from requests.tools import Item, arguments_of
 
@@ -33,7 +31,6 @@ Json = dict[str, Any]
 
 # Codex wants 0.13.4 or newer.
 VERSION = "0.34.0"
-NO_OUTPUT = "(no output)"
 THINK_LEVELS = ("low", "medium", "high", "max")
 # Options that chat servers know by the same name. The others are about how Ollama loads a model, or unknown.
 OPTIONS = (
@@ -52,27 +49,11 @@ OPTIONS = (
     "mirostat_tau",
     "mirostat_eta",
 )
+# No server is as quick as this: what takes less came from a buffer.
+QUICKEST_TOKEN_NS = 100_000
+# A month: what is more is no duration.
+MOST_MS = 30 * 86_400_000
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
-
-
-class Function(msgspec.Struct):
-    name: str
-    arguments: dict[str, Any] | None = None
-
-
-class ToolCall(msgspec.Struct):
-    function: Function
-    id: str | None = None
-
-
-class OllamaMessage(msgspec.Struct):
-    role: str
-    content: str | None = None
-    thinking: str | None = None
-    images: list[str] | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_name: str | None = None
-    tool_call_id: str | None = None
 
 
 class Asked(msgspec.Struct, kw_only=True):
@@ -86,17 +67,11 @@ class Asked(msgspec.Struct, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     truncate: bool | None = None
-    keep_alive: Any = None
 
     @property
     def streams(self) -> bool:
         """Whether the answer comes in lines: unless it is asked not to."""
         return self.stream is not False
-
-    @property
-    def is_unload(self) -> bool:
-        """Whether the model is to leave the memory."""
-        return str(self.keep_alive).rstrip("hmsu") in ("0", "0.0")
 
 
 class ChatAsked(Asked, kw_only=True):
@@ -139,6 +114,11 @@ class EmbedAsked(msgspec.Struct):
 
 
 T = TypeVar("T")
+
+
+def is_no_time(keep_alive: Any) -> bool:
+    """Whether a `keep_alive` has the model leave the memory at once: zero, in any unit."""
+    return str(keep_alive).rstrip("hmnsuµ") in ("0", "0.0")
 
 
 def read_ollama(body: bytes, kind: type[T]) -> T:
@@ -220,52 +200,22 @@ def _effort(think: bool | str | None) -> str | None:
 
 
 def _items(messages: Sequence[OllamaMessage]) -> list[Item]:
-    """The input items of a chat. Calls get ids, which Ollama's have not always; a call that was never answered gets an
-    output, because chat servers insist on one."""
-    items: list[Item] = []
-    open_calls: dict[str, str] = {}
-    used: set[str] = set()
-    given = {call.id for message in messages for call in message.tool_calls or ()}
-    # Nine letters and digits: Mistral's templates take no other ids.
-    made = (call_id for count in itertools.count(1) if (call_id := f"call{count:05}") not in given)
-
-    def answer(call_id: str, output: Any) -> None:
-        del open_calls[call_id]
-        items.append({"type": "function_call_output", "call_id": call_id, "output": output})
-
+    """The input items of a chat, as `ToolRounds` pairs its calls and their outputs."""
+    rounds = ToolRounds({call.id for message in messages for call in message.tool_calls or () if call.id})
     for index, message in enumerate(messages):
         content = _content(message, f"messages[{index}]")
         if message.role == "tool":
-            answer(_answered_call(message, open_calls, index), content)
+            rounds.answer(message, content)
             continue
-        for call_id in list(open_calls):
-            answer(call_id, NO_OUTPUT)
+        rounds.begin(message.role)
         if message.thinking and message.role == "assistant":
             thought = {"type": "reasoning_text", "text": message.thinking}
-            items.append({"type": "reasoning", "summary": [], "content": [thought]})
+            rounds.add({"type": "reasoning", "summary": [], "content": [thought]})
         if content or not message.tool_calls:
-            items.append({"type": "message", "role": message.role, "content": content})
+            rounds.add({"type": "message", "role": message.role, "content": content})
         for call in message.tool_calls or ():
-            call_id = call.id if call.id and call.id not in used else next(made)
-            used.add(call_id)
-            open_calls[call_id] = call.function.name
-            arguments = encode_json(call.function.arguments or {}).decode()
-            items.append(
-                {"type": "function_call", "call_id": call_id, "name": call.function.name, "arguments": arguments}
-            )
-    for call_id in list(open_calls):
-        answer(call_id, NO_OUTPUT)
-    return items
-
-
-def _answered_call(message: OllamaMessage, open_calls: Mapping[str, str], index: int) -> str:
-    """The call that a tool message answers: by its id, else the first of its name, else the first."""
-    if message.tool_call_id and message.tool_call_id in open_calls:
-        return message.tool_call_id
-    named = [call_id for call_id, name in open_calls.items() if name == message.tool_name]
-    for call_id in named or ([] if message.tool_name else open_calls):
-        return call_id
-    raise InvalidRequest(f"messages[{index}]: the assistant has made no call that this tool message answers")
+            rounds.call(call.function, call.id)
+    return rounds.items()
 
 
 def _content(message: OllamaMessage, where: str) -> str | list[Json]:
@@ -313,6 +263,8 @@ class OllamaAnswer:
     def feed(self, events: Sequence[Event]) -> None:
         """Raises `BackendError` for a call that Ollama's format cannot hold."""
         for event in events:
+            if self._first_ns is None and event["type"] == "response.output_item.added":
+                self._first_ns = time.monotonic_ns()
             match event["type"]:
                 case "response.output_text.delta":
                     self._text.append(event["delta"])
@@ -328,29 +280,37 @@ class OllamaAnswer:
         """What came since the last line, if anything did."""
         if not (self._text or self._thinking or self._calls):
             return None
-        if self._first_ns is None:
-            self._first_ns = time.monotonic_ns()
         return {"model": self._model, "created_at": _now(), **self._shown(), "done": False}
 
-    def last(self, response: Json) -> Json:
-        """The end. `response` is the finished response."""
+    def last(self, response: Json, timings: Any = None) -> Json:
+        """The end. `response` is the finished response, `timings` llama.cpp's own."""
         usage = response.get("usage") or {}
         reason = (response.get("incomplete_details") or {}).get("reason")
-        ended_ns = time.monotonic_ns()
-        first_ns = self._first_ns or self._began_ns  # A whole answer does not show when it began.
+        count = usage.get("output_tokens") or 0
         return {
             "model": self._model,
             "created_at": _now(),
             **self._shown(),
             "done": True,
             "done_reason": {None: "stop", "max_output_tokens": "length"}.get(reason, reason),
-            "total_duration": ended_ns - self._began_ns,
-            "load_duration": 0,
             "prompt_eval_count": usage.get("input_tokens") or 0,
-            "prompt_eval_duration": first_ns - self._began_ns,
-            "eval_count": usage.get("output_tokens") or 0,
-            "eval_duration": max(ended_ns - first_ns, 1),
+            "eval_count": count,
+            **self._durations(count, timings),
         }
+
+    def _durations(self, count: int, timings: Any) -> Json:
+        """In nanoseconds; those that nobody knows are left out, as a real Ollama leaves out its zeros."""
+        total_ns = max(time.monotonic_ns() - self._began_ns, 1)
+        known = timings if isinstance(timings, dict) else {}
+        prompt_ns, eval_ns = (_ns_of_ms(known.get(key)) for key in ("prompt_ms", "predicted_ms"))
+        if eval_ns is None:
+            prompt_ns = (self._first_ns or self._began_ns) - self._began_ns
+            eval_ns = total_ns - prompt_ns
+            if eval_ns < count * QUICKEST_TOKEN_NS:
+                # It came all at once: when it was begun is not to be seen.
+                prompt_ns, eval_ns = None, total_ns
+        durations = {"prompt_eval_duration": prompt_ns, "eval_duration": eval_ns}
+        return {"total_duration": total_ns, **{name: took for name, took in durations.items() if took}}
 
     def loaded(self, *, is_unload: bool) -> Json:
         """The answer to a request that asks nothing."""
@@ -381,6 +341,10 @@ class OllamaAnswer:
         function = {"index": self._call_count, "name": item["name"], "arguments": arguments}
         self._call_count += 1
         self._calls.append({"id": item["call_id"], "function": function})
+
+
+def _ns_of_ms(value: Any) -> int | None:
+    return int(value * 1e6) if type(value) in (int, float) and 0 < value < MOST_MS else None
 
 
 def _now() -> str:
@@ -427,51 +391,3 @@ def embeddings_openai_to_ollama(answer: Any, count: int) -> tuple[list[list[floa
         raise BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
     rows = sorted(given.data, key=lambda row: row.index)
     return [row.embedding for row in rows], given.prompt_tokens
-
-
-# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-LONG_AGO = "1970-01-01T00:00:00Z"
-NEVER = "9999-12-31T23:59:59Z"
-
-
-def listed_model(name: str) -> Json:
-    """A row of /api/tags. What we do not know is empty; the digest is one of the name, because clients cut it without a
-    look."""
-    return {
-        "name": name,
-        "model": name,
-        "modified_at": LONG_AGO,
-        "size": 0,
-        "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": _details(),
-    }
-
-
-def running_model(name: str, context: int | None) -> Json:
-    """A row of /api/ps."""
-    row = listed_model(name)
-    del row["modified_at"]
-    return {**row, "expires_at": NEVER, "size_vram": 0, "context_length": context or 0}
-
-
-def shown_model(name: str, context: int | None) -> Json:
-    """The answer of /api/show for a model that is not at an Ollama."""
-    info: Json = {"general.architecture": "unknown", "general.basename": name}
-    if context:
-        info["unknown.context_length"] = context
-    return {
-        "license": "",
-        "modelfile": "",
-        "parameters": "",
-        "template": "",
-        "details": _details(),
-        "model_info": info,
-        "capabilities": ["completion", "tools"],
-        "modified_at": LONG_AGO,
-    }
-
-
-def _details() -> Json:
-    texts = ("parent_model", "format", "family", "parameter_size", "quantization_level")
-    return {**dict.fromkeys(texts, ""), "families": []}

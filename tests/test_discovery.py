@@ -307,10 +307,10 @@ class TestLMStudio:
         assert (await discover("lmstudio", LMStudio(answers))).models == {"qwen/qwen3-4b:2": ModelFacts(True, 4096)}
 
     async def test_an_unknown_path_that_is_a_200_is_not_asked_again(self):
-        server, memory = LMStudio(LM_STUDIO_V1), Memory()
+        server, memory = LMStudio(LM_STUDIO), Memory()
         for _ in range(2):
             assert (await discover("lmstudio", server, memory)).models["qwen/qwen3-4b"].loaded is True
-        assert server.asked.count("/api/v0/models") == 1
+        assert server.asked.count("/api/v1/models") == 1
 
 
 class TestOpenAI:

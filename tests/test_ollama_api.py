@@ -204,9 +204,88 @@ class TestChat:
 
     async def test_no_messages_load_the_model_and_ask_nothing(self, backend, client):
         assert (await client.chat(MODEL, [])).done_reason == "load"
+        assert backend.turns == []
+
+
+LM_STUDIOS = {"models": [{"key": MODEL, "loaded_instances": [{"id": f"{MODEL}:2"}, {"id": MODEL}]}]}
+
+
+class TestUnloading:
+    @pytest.mark.parametrize(
+        ("kind", "listings", "path", "bodies"),
+        [
+            (
+                "ollama",
+                {"/api/ps": {"models": [{"name": MODEL}]}},
+                "/api/generate",
+                [{"model": MODEL, "keep_alive": 0}],
+            ),
+            (
+                "llama.cpp",
+                {"/v1/models": {"data": [{"id": MODEL, "status": {"value": "loaded"}}]}, "/props": {"role": "router"}},
+                "/models/unload",
+                [{"model": MODEL}],
+            ),
+            (
+                "llama-swap",
+                {"/running": {"running": [{"model": MODEL, "state": "ready"}]}},
+                f"/api/models/unload/{MODEL}",
+                [{}],
+            ),
+            (
+                "lmstudio",
+                {"/api/v1/models": LM_STUDIOS},
+                "/api/v1/models/unload",
+                [{"instance_id": f"{MODEL}:2"}, {"instance_id": MODEL}],
+            ),
+        ],
+    )
+    async def test_a_keep_alive_of_zero_unloads_where_the_server_can(
+        self, stack: AsyncExitStack, backend, client_of, kind, listings, path, bodies
+    ):
+        backend.routes |= {f"GET {where}": json_answer(listing) for where, listing in listings.items()}
+        backend.routes[f"POST {path}"] = json_answer({"success": True})
+        running = await stack.enter_async_context(running_router(endpoints=[{"url": backend.url, "kind": kind}]))
+        client = client_of(running)
+        assert [model.model for model in (await client.ps()).models] == [MODEL]
         (part,) = await parts_of(client.generate(MODEL, "", keep_alive=0, stream=True))
         assert (part.done, part.done_reason) == (True, "unload")
+        assert (await client.ps()).models == []
+        asked = [request for request in backend.requests if request.method == "POST"]
+        assert [request.path for request in asked] == [path] * len(bodies)
+        assert all(request.json.items() >= body.items() for request, body in zip(asked, bodies, strict=True))
+        assert (await client.chat(MODEL, [], keep_alive="0s")).done_reason == "unload"
+        assert len([request for request in backend.requests if request.method == "POST"]) == len(bodies)
+
+    @pytest.mark.parametrize("kind", ["vllm", "openai-chat", "llama.cpp", "lmstudio", "llama-swap"])
+    async def test_it_is_a_501_where_the_server_cannot(self, stack: AsyncExitStack, backend, client_of, kind):
+        url = f"{backend.url}/v1" if kind == "openai-chat" else backend.url
+        backend.routes["GET /running"] = json_answer({"running": [{"model": MODEL, "state": "ready"}]})
+        running = await stack.enter_async_context(running_router(endpoints=[{"url": url, "kind": kind}]))
+        for ask in (client_of(running).generate, client_of(running).chat):
+            with pytest.raises(ollama.ResponseError, match="cannot take it out of memory") as caught:
+                await ask(MODEL, keep_alive=0)
+            assert caught.value.status_code == 501
         assert backend.turns == []
+
+    async def test_it_leaves_every_server_that_has_it(self, stack: AsyncExitStack, backend, client_of):
+        other = await stack.enter_async_context(FakeBackend())
+        for one in (backend, other):
+            one.routes["GET /api/ps"] = json_answer({"models": [{"name": MODEL}]})
+            one.routes["POST /api/generate"] = json_answer({"done": True})
+        endpoints = [{"url": one.url, "kind": "ollama"} for one in (backend, other)]
+        client = client_of(await stack.enter_async_context(running_router(endpoints=endpoints)))
+        assert (await client.generate(MODEL, keep_alive=0)).done_reason == "unload"
+        assert [one.requests[-1].path for one in (backend, other)] == ["/api/generate"] * 2
+
+    async def test_what_asks_something_is_answered(self, backend, client):
+        backend.script(chat("Hello."))
+        assert (await client.chat(MODEL, [USER], keep_alive=0)).message.content == "Hello."
+
+    async def test_a_model_that_nobody_has(self, client):
+        with pytest.raises(ollama.ResponseError) as caught:
+            await client.generate("nope", keep_alive=0)
+        assert (caught.value.error, caught.value.status_code) == ("model 'nope' not found", 404)
 
 
 class TestGenerate:
@@ -271,14 +350,15 @@ class TestEmbeddings:
 class TestModels:
     async def test_list(self, backend, client):
         (model,) = (await client.list()).models
-        assert (model.model, model.size, model.details.families) == (MODEL, 0, [])
+        assert (model.model, model.size, model.modified_at, model.details.families) == (MODEL, None, None, None)
         assert len(model.digest) == 64
 
     async def test_ps_has_what_is_loaded(self, backend, client):
         assert (await client.ps()).models == []
         await client.chat(MODEL, [USER])
         (model,) = (await client.ps()).models
-        assert (model.model, model.name, model.context_length) == (MODEL, MODEL, 0)
+        assert (model.model, model.name, model.context_length) == (MODEL, MODEL, None)
+        assert (model.expires_at, model.size_vram) == (None, None)
 
     async def test_show(self, stack: AsyncExitStack, backend, client_of):
         backend.routes["GET /v1/models"] = json_answer({"data": [{"id": MODEL, "max_model_len": 4096}]})
@@ -286,6 +366,84 @@ class TestModels:
         shown = await client_of(running).show(MODEL)
         assert shown.capabilities == ["completion", "tools"]
         assert shown.modelinfo[f"{shown.modelinfo['general.architecture']}.context_length"] == 4096
+
+    @pytest.mark.parametrize(
+        ("kind", "listings", "capabilities"),
+        [
+            (
+                "llama.cpp",
+                {
+                    "/v1/models": {"data": [{"id": MODEL}]},
+                    "/props": {
+                        "modalities": {"vision": True, "audio": True},
+                        "chat_template_caps": {"supports_tools": False},
+                        "chat_template": "{% if enable_thinking %}",
+                    },
+                },
+                ["completion", "vision", "audio", "thinking"],
+            ),
+            (
+                "llama.cpp",
+                {
+                    "/v1/models": {
+                        "data": [
+                            {
+                                "id": MODEL,
+                                "status": {"value": "unloaded"},
+                                "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text"]},
+                            }
+                        ]
+                    }
+                },
+                ["completion", "tools", "vision"],
+            ),
+            (
+                "vllm",
+                {"/v1/models": {"data": [{"id": MODEL, "architecture": {"output_modalities": ["embeddings"]}}]}},
+                ["embedding"],
+            ),
+            ("lmstudio", {"/api/v1/models": {"models": [{"key": MODEL, "type": "embedding"}]}}, ["embedding"]),
+            (
+                "lmstudio",
+                {
+                    "/api/v1/models": {
+                        "models": [
+                            {
+                                "key": MODEL,
+                                "type": "llm",
+                                "capabilities": {
+                                    "vision": True,
+                                    "trained_for_tool_use": False,
+                                    "reasoning": {"default": "on"},
+                                },
+                            }
+                        ]
+                    }
+                },
+                ["completion", "vision", "thinking"],
+            ),
+            ("lmstudio", {"/api/v0/models": {"data": [{"id": MODEL, "type": "embeddings"}]}}, ["embedding"]),
+            (
+                "lmstudio",
+                {"/api/v0/models": {"data": [{"id": MODEL, "type": "vlm"}]}},
+                ["completion", "tools", "vision"],
+            ),
+        ],
+    )
+    async def test_show_says_what_the_server_says_that_the_model_can(
+        self, stack: AsyncExitStack, backend, client_of, kind, listings, capabilities
+    ):
+        backend.routes |= {f"GET {where}": json_answer(listing) for where, listing in listings.items()}
+        running = await stack.enter_async_context(running_router(endpoints=[{"url": backend.url, "kind": kind}]))
+        assert (await client_of(running).show(MODEL)).capabilities == capabilities
+
+    async def test_list_says_what_the_server_says(self, stack: AsyncExitStack, backend, client_of):
+        meta = {"n_params": 134515008, "size": 96576768, "ftype": "Q4_1"}
+        backend.routes["GET /v1/models"] = json_answer({"data": [{"id": MODEL, "meta": meta}]})
+        running = await stack.enter_async_context(running_router(endpoints=[{"url": backend.url, "kind": "llama.cpp"}]))
+        (model,) = (await client_of(running).list()).models
+        details = model.details
+        assert (model.size, details.parameter_size, details.quantization_level) == (96576768, "134.52M", "Q4_1")
 
     async def test_the_version_is_new_enough_for_codex(self, served):
         version = (await served.http.get("/api/version")).json()["version"]
@@ -324,8 +482,8 @@ class TestErrors:
         assert isinstance(answer.json()["error"], str)
 
     async def test_a_bad_message_says_where_it_is(self, client):
-        with pytest.raises(ollama.ResponseError, match=r"messages\[0\]: the assistant has made no call") as caught:
-            await client.chat(MODEL, [{"role": "tool", "content": "out"}])
+        with pytest.raises(ollama.ResponseError, match=r"messages\[0\]\.images\[0\]: illegal base64") as caught:
+            await client.chat(MODEL, [{"role": "user", "content": "Look.", "images": ["no base64!"]}])
         assert caught.value.status_code == 400
 
     async def test_what_the_server_refuses_keeps_its_words(self, backend, client):
@@ -366,6 +524,35 @@ class TestErrors:
             await client_of(running).list()
         assert caught.value.status_code == 401
         assert (await client_of(running, Authorization="Bearer secret").list()).models
+
+    @pytest.mark.parametrize(
+        ("method", "path", "key", "status"),
+        [
+            ("GET", "/api/nothing", "secret", 404),
+            ("GET", "/api/chat/x", "secret", 404),
+            ("GET", "/api", "secret", 404),
+            ("GET", "/api/chat", "secret", 405),
+            ("POST", "/api/chat", "wrong", 401),
+            ("POST", "/api/nothing", "wrong", 401),
+            ("POST", "//api/chat/", "wrong", 401),
+            ("HEAD", "/api/nothing", "secret", 404),
+        ],
+    )
+    async def test_errors_outside_the_endpoints_have_ollamas_form(
+        self, stack: AsyncExitStack, backend, method, path, key, status
+    ):
+        endpoints = [{"url": backend.url, "kind": "lmstudio"}]
+        running = await stack.enter_async_context(running_router(endpoints=endpoints, api_key="secret"))
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = await running.http.request(method, running.url + path, headers=headers)
+        assert answer.status_code == status
+        if method != "HEAD":
+            assert list(answer.json()) == ["error"]
+            assert isinstance(answer.json()["error"], str)
+
+    async def test_the_routers_own_paths_keep_openais_form(self, served):
+        answer = await served.http.post("/api/endpoints")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (405, "invalid_method")
 
     async def test_the_faults_of_clients_are_not_the_servers(self, backend, served, client):
         for _ in range(5):
@@ -474,7 +661,7 @@ class TestNative:
             8,
         )
 
-    @pytest.mark.parametrize("name", ["llama3", "fast"])
+    @pytest.mark.parametrize("name", ["llama3", "fast", "LLama3:Latest", "LLAMA3"])
     async def test_the_ollama_gets_its_own_name_of_the_model(self, backend, native, name, client_of):
         backend.routes["POST /api/chat"] = json_answer(said("Hello.", done=True))
         backend.routes["POST /api/show"] = json_answer({"model_info": {"a": 1}, "capabilities": ["vision"]})
@@ -534,3 +721,17 @@ class TestNative:
         assert {model.model for model in (await client.list()).models} == {"llama3:latest", "fast", "other:1b"}
         running = (await client.ps()).models
         assert {model.model: model.context_length for model in running} == {"llama3:latest": 8192, "fast": 8192}
+
+    async def test_its_rows_go_through(self, stack: AsyncExitStack, backend, client_of):
+        details = {"family": "llama", "parameter_size": "8.0B", "quantization_level": "Q4_K_M"}
+        row = {"name": "llama3:latest", "size": 5, "digest": "ab" * 32, "modified_at": "2026-01-02T03:04:05Z"}
+        run = {"name": "llama3:latest", "size": 7, "size_vram": 6, "expires_at": "2026-01-02T03:09:05Z"}
+        backend.routes["GET /api/tags"] = json_answer({"models": [{**row, "details": details, "new": [1]}]})
+        backend.routes["GET /api/ps"] = json_answer({"models": [run]})
+        endpoint = {"url": backend.url, "kind": "ollama", "aliases": {"fast": "llama3:latest"}}
+        router = await stack.enter_async_context(running_router(endpoints=[endpoint]))
+        listed = {row["name"]: row for row in (await router.http.get("/api/tags")).json()["models"]}
+        for name in ("llama3:latest", "fast"):
+            assert listed[name] == {**row, "details": details, "new": [1], "name": name, "model": name}
+        first = (await client_of(router).ps()).models[0]
+        assert (first.size, first.size_vram, first.digest, first.expires_at.year) == (7, 6, "ab" * 32, 2026)

@@ -16,7 +16,6 @@ from requests.events import ResponseBuilder
 from requests.items import check_input, input_items
 from requests.messages import responses_input_to_messages
 from requests.ollama import (
-    NO_OUTPUT,
     ChatAsked,
     EmbedAsked,
     GenerateAsked,
@@ -25,12 +24,12 @@ from requests.ollama import (
     embed_ollama_to_openai,
     embeddings_openai_to_ollama,
     generate_ollama_to_responses,
-    listed_model,
+    is_no_time,
     omitted_options,
     read_ollama,
-    running_model,
-    shown_model,
 )
+from requests.ollama_models import listed_model, running_model, shown_model
+from requests.ollama_tools import NO_OUTPUT
 from requests.params import check_request
 from requests.responses import chat_message_to_output_items, response_resource
 from requests.sse import SSEDecoder
@@ -146,20 +145,37 @@ class TestRequests:
         assert messages[2]["content"] == NO_OUTPUT
         assert messages_of(USER, {"role": "assistant", "tool_calls": [made("f")]})[-1]["content"] == NO_OUTPUT
 
-    @pytest.mark.parametrize(
-        "messages",
-        [
-            [USER, {"role": "tool", "tool_name": "f", "content": "out"}],
-            [
-                USER,
-                {"role": "assistant", "tool_calls": [made("f")]},
-                {"role": "tool", "tool_name": "g", "content": "o"},
-            ],
-        ],
-    )
-    def test_an_output_without_a_call_is_refused(self, messages):
-        with pytest.raises(InvalidRequest, match=rf"messages\[{len(messages) - 1}\]"):
-            messages_of(*messages)
+    def test_an_output_without_a_call_keeps_its_place_and_gets_the_call_that_it_must_have_had(self):
+        messages = messages_of(USER, {"role": "tool", "tool_name": "f", "content": "out"}, USER)
+        assert [message["role"] for message in messages] == ["user", "assistant", "tool", "user"]
+        assert (messages[1]["tool_calls"][0]["function"]["name"], messages[2]["content"]) == ("f", "out")
+        unnamed = messages_of(USER, {"role": "tool", "content": "out"})
+        assert [message["role"] for message in unnamed] == ["user", "assistant", "tool"]
+
+    def test_an_output_of_another_tool_answers_no_call(self):
+        called = {"role": "assistant", "tool_calls": [made("f")]}
+        messages = messages_of(USER, called, {"role": "tool", "tool_name": "g", "content": "of g"})
+        outputs = {message["tool_call_id"]: message["content"] for message in messages if message["role"] == "tool"}
+        calls = [call for message in messages for call in message.get("tool_calls", ())]
+        assert {call["function"]["name"]: outputs[call["id"]] for call in calls} == {"f": NO_OUTPUT, "g": "of g"}
+
+    @pytest.mark.parametrize("ids", [("a", "b"), (None, None), ("same", "same")])
+    def test_two_assistant_messages_with_calls_and_then_both_results(self, ids):
+        # Strands sends them so.
+        said = [
+            {"role": "assistant", "content": f"{x}", "tool_calls": [made("f", {"x": x}, **({"id": id} if id else {}))]}
+            for x, id in enumerate(ids)
+        ]
+        results = [{"role": "tool", "tool_name": "f", "content": f"of {x}"} for x in range(2)]
+        messages = messages_of(USER, *said, *results)
+        assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant", "tool"]
+        assert [message["content"] for message in messages[1:]] == ["0", "of 0", "1", "of 1"]
+
+    def test_an_output_that_comes_late_goes_to_its_call(self):
+        called = {"role": "assistant", "tool_calls": [made("f", id="a")]}
+        messages = messages_of(USER, called, USER, {"role": "tool", "tool_call_id": "a", "content": "out"})
+        assert [message["role"] for message in messages] == ["user", "assistant", "tool", "user"]
+        assert messages[2]["content"] == "out"
 
     def test_thinking_goes_back_where_the_server_reads_it(self):
         said = {"role": "assistant", "content": "Four.", "thinking": "2+2"}
@@ -260,7 +276,7 @@ class TestRequests:
         ("keep_alive", "unloads"), [(0, True), ("0", True), ("0s", True), (-1, False), ("5m", False), (None, False)]
     )
     def test_a_keep_alive_of_zero_unloads(self, keep_alive, unloads):
-        assert ChatAsked(keep_alive=keep_alive).is_unload is unloads
+        assert is_no_time(keep_alive) is unloads
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -312,8 +328,40 @@ class TestAnswers:
         last = lines[-1]
         assert (last["done_reason"], last["prompt_eval_count"], last["eval_count"]) == ("stop", 7, 3)
         assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["created_at"]) for line in lines)
-        assert last["total_duration"] >= last["prompt_eval_duration"] >= 0
-        assert last["eval_duration"] > 0, "clients divide by it"
+        assert last["total_duration"] == last["eval_duration"] > 0, "it came all at once: nobody knows when it began"
+        assert "prompt_eval_duration" not in last
+
+    def test_durations_are_the_servers_own_where_it_gives_them(self):
+        building, answer = builder(), OllamaAnswer("m", is_chat=True)
+        answer.feed(building.begin())
+        timings = {"prompt_n": 1, "prompt_ms": 3046.452, "predicted_n": 8, "predicted_ms": 768.051}
+        usage = {"prompt_tokens": 5, "completion_tokens": 8}
+        for made_of in ({"delta": {"content": "A"}}, {"delta": {}, "finish_reason": "stop"}):
+            answer.feed(building.chunk(decode_chunk(_body({"choices": [made_of]}))))
+        answer.feed(building.chunk(decode_chunk(_body({"choices": [], "usage": usage, "timings": timings}))))
+        answer.feed(building.finish())
+        last = answer.last(building.response, building.timings)
+        assert (last["prompt_eval_duration"], last["eval_duration"]) == (3_046_452_000, 768_051_000)
+
+    @pytest.mark.parametrize(
+        "timings", [None, [], {}, {"predicted_ms": "1"}, {"predicted_ms": -1}, {"predicted_ms": 1e300}]
+    )
+    def test_odd_timings_are_left(self, timings):
+        last = OllamaAnswer("m", is_chat=True).last({"usage": {"output_tokens": 24}}, timings)
+        assert last["eval_duration"] == last["total_duration"] > 0
+
+    def test_durations_by_the_routers_own_clock(self, monkeypatch):
+        now_ns = 10**12
+        monkeypatch.setattr("time.monotonic_ns", lambda: now_ns)
+        building, answer = builder(), OllamaAnswer("m", is_chat=True)
+        answer.feed(building.begin())
+        now_ns += 2 * 10**9
+        answer.feed(building.chunk(decode_chunk(_body({"choices": [{"delta": {"content": "A"}}]}))))
+        now_ns += 3 * 10**9
+        answer.feed(building.finish())
+        last = answer.last({"usage": {"output_tokens": 24}})
+        taken = [last[f"{what}_duration"] // 10**9 for what in ("prompt_eval", "eval", "total")]
+        assert taken == [2, 3, 5]
 
     def test_a_prompts_answer(self):
         lines = told([chunk({"reasoning_content": "Hm."}), chunk({"content": "Four"})], is_chat=False)
@@ -383,15 +431,37 @@ class TestEmbeddings:
 
 
 def test_a_digest_can_be_cut_as_clients_cut_it():
-    rows = [listed_model("a"), running_model("a", None), listed_model("b")]
+    rows = [listed_model("a", {}), running_model("a", {}, {}, None), listed_model("b", {})]
     assert [len(row["digest"]) for row in rows] == [64, 64, 64]
     assert rows[0]["digest"] == rows[1]["digest"] != rows[2]["digest"]
 
 
+def test_what_nobody_knows_of_a_model_is_left_out():
+    assert listed_model("a", {}).keys() == {"name", "model", "digest", "details"}
+    assert running_model("a", {"size": 5}, {}, 9).items() >= {"size": 5, "context_length": 9}.items()
+    assert running_model("a", {}, {}, None).keys() == {"name", "model", "digest", "details"}
+
+
+def test_an_ollamas_rows_are_its_own_but_for_the_name():
+    row = {
+        "name": "a:1b",
+        "model": "a:1b",
+        "size": 5,
+        "digest": "abc",
+        "odd": [1],
+        "modified_at": "2026-01-01T00:00:00Z",
+    }
+    run = {"name": "a:1b", "model": "a:1b", "size": 7, "size_vram": 6, "expires_at": "2026-01-01T00:05:00Z"}
+    assert listed_model("b", row) == {**row, "name": "b", "model": "b", "details": {}}
+    running = running_model("b", row, {**run, "context_length": 4}, 9)
+    assert running.items() >= {**run, "name": "b", "model": "b", "context_length": 4, "digest": "abc"}.items()
+
+
 def test_the_context_of_a_model_is_where_clients_look_for_it():
-    info = shown_model("m", 4096)["model_info"]
+    info = shown_model("m", {}, 4096, None)["model_info"]
     assert info[f"{info['general.architecture']}.context_length"] == 4096
-    assert "unknown.context_length" not in shown_model("m", None)["model_info"]
+    assert "unknown.context_length" not in shown_model("m", {}, None, None)["model_info"]
+    assert shown_model("m", {"details": {"family": "qwen3"}}, 8, None)["model_info"]["qwen3.context_length"] == 8
 
 
 # ── laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -404,16 +474,27 @@ ids = st.one_of(st.none(), st.sampled_from(["a", "b", "call00001"]))
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Json]:
-    """Chats as Ollama's clients keep them: calls with ids, with the same ids again, or with none, answered in any order, or not."""
+    """Chats as Ollama's clients keep them: calls with ids, with the same ids again, or with none, of one message or of several that
+    stand together, answered in any order, or not; and outputs of calls that are not there."""
     messages: list[Json] = []
-    for role in draw(st.lists(st.sampled_from(["system", "user", "assistant", "caller"]), min_size=1, max_size=8)):
-        message: Json = {"role": "assistant" if role == "caller" else role, "content": draw(texts)}
-        messages.append(message)
-        if role != "caller":
+    for role in draw(
+        st.lists(
+            st.sampled_from(["system", "user", "assistant", "caller", "callers", "orphan"]), min_size=1, max_size=8
+        )
+    ):
+        if role == "orphan":
+            messages.append({"role": "tool", "tool_name": "of_nobody", "content": draw(texts)})
             continue
-        calls = draw(st.lists(st.tuples(names, arguments, ids), min_size=1, max_size=3))
-        message["tool_calls"] = [made(name, given, **({"id": id} if id else {})) for name, given, id in calls]
-        answered = draw(st.permutations(message["tool_calls"]))[: draw(st.integers(0, len(calls)))]
+        if role in ("system", "user", "assistant"):
+            messages.append({"role": role, "content": draw(texts)})
+            continue
+        made_calls: list[Json] = []
+        for _ in range(2 if role == "callers" else 1):
+            calls = draw(st.lists(st.tuples(names, arguments, ids), min_size=1, max_size=3))
+            tool_calls = [made(name, given, **({"id": id} if id else {})) for name, given, id in calls]
+            messages.append({"role": "assistant", "content": draw(texts), "tool_calls": tool_calls})
+            made_calls += tool_calls
+        answered = draw(st.permutations(made_calls))[: draw(st.integers(0, len(made_calls)))]
         named = [call["function"]["name"] for call in answered]
         messages += [{"role": "tool", "tool_name": name, "content": draw(texts)} for name in named]
     return messages
@@ -429,12 +510,13 @@ def test_law_every_conversation_becomes_one_that_strict_servers_take(messages):
 
     for role in ("user", "assistant"):
         assert "".join(said(m, role) for m in chat) == "".join(said(m, role) for m in messages), f"what the {role} says"
-    called = [call["function"] for message in messages for call in message.get("tool_calls", [])]
+    called = [call["function"]["name"] for message in messages for call in message.get("tool_calls", [])]
+    orphans = ["of_nobody"] * sum(message.get("tool_name") == "of_nobody" for message in messages)
     sent = [call for message in chat for call in message.get("tool_calls", [])]
-    assert [call["function"]["name"] for call in sent] == [call["name"] for call in called]
+    assert sorted(call["function"]["name"] for call in sent) == sorted([*called, *orphans])
     assert len({call["id"] for call in sent}) == len(sent), "two calls have one id"
     outputs = sorted(message["content"] for message in messages if message["role"] == "tool")
-    missing = [NO_OUTPUT] * (len(called) - len(outputs))
+    missing = [NO_OUTPUT] * (len(called) + len(orphans) - len(outputs))
     assert sorted(message["content"] for message in chat if message["role"] == "tool") == sorted([*outputs, *missing])
 
 

@@ -123,11 +123,14 @@ class RouteTable:
         return path.rstrip("/") or "/"
 
     def envelope(self, path: str) -> Envelope:
-        """How an error of a path is put."""
+        """How an error of a path is put: as the front door does that answers there, else the one below whose prefix it is."""
+        below: Envelope | None = None
         for door in self._doors:
             if any(route.path_regex.match(path) for route in door.routes if isinstance(route, Route)):
                 return door.envelope
-        return openai_envelope
+            if door.prefix and (path == door.prefix or path.startswith(f"{door.prefix}/")):
+                below = below or door.envelope
+        return below or openai_envelope
 
     def find_socket(self, scope: Scope) -> SocketEndpoint:
         """The endpoint of a WebSocket. Raises `NotFound` where there is none."""

@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import aclosing
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,6 +30,7 @@ from core.errors import (
     BackendUnreachable,
     TooManyRequests,
 )
+from core.json import encode_json
 
 log = logging.getLogger("nomyo.backends")
 
@@ -114,13 +116,13 @@ class Endpoint:
             weight=self.config.weight,
             max_concurrent=self.max_concurrent,
             in_flight=self.busy,
-            loaded=self._has_loaded(model),
+            loaded=self.has_loaded(model),
             healthy=self.healthy,
             allowed=breaker is None or breaker.allows(now),
             probe=breaker is not None and breaker.wants_probe(now),
         )
 
-    def _has_loaded(self, model: str) -> bool:
+    def has_loaded(self, model: str) -> bool:
         """Whether a model is in memory. Where the server does not say, all are taken to be."""
         facts = self.facts.get(model)
         return facts is None or facts.loaded is None or model in self.loaded
@@ -199,6 +201,11 @@ class Endpoint:
         """Its failures are forgotten."""
         self.breakers.clear()
 
+    async def unload(self, model: str) -> None:
+        """Takes one of its models, by its own name, out of memory. Raises an `APIError`, a 501 where the server cannot do that."""
+        await self.kind.unload(model, self._get, self._post)
+        self.loaded.discard(model)
+
     async def close(self) -> None:
         await self.client.close()
 
@@ -226,6 +233,12 @@ class Endpoint:
 
     async def _get(self, path: str) -> Any:
         return await self.client.get_json(path, LISTING_TIMEOUT_S)
+
+    async def _post(self, path: str, params: dict[str, Any]) -> None:
+        answer = await self.client.forward(path, encode_json(params), below_root=True)
+        async with aclosing(answer.pieces()) as pieces:
+            async for _ in pieces:
+                pass
 
     def _become(self, found: Kind) -> None:
         """The kind is known now: the endpoint speaks as that kind does."""

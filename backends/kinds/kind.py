@@ -2,6 +2,7 @@
 
 facts           what it carries, knows and lacks             fields
 discover        what a server of it has                      a method, asked of a `Server`
+unload          takes a model out of memory                  a method
 recognition     how `kind: auto` knows it                    `hosts`, `lists`, `marks`
 names           what it calls a model that a client asked for
 words           how it words its errors
@@ -13,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from backends.kinds.server import Discovery, ModelFacts, Row, Server, context_in, text_of
+from backends.kinds.described import listed_capabilities
+from backends.kinds.server import Discovery, GetJson, ModelFacts, PostJson, Row, Server, context_in, text_of
 from backends.kinds.words import NO_WORDS, Words
+from core.errors import Unsupported
 from requests.content import EVERY_PART
 
 
@@ -87,8 +90,21 @@ class Kind:
         unknown."""
         (rows,) = await server.listing("/models", "data")
         return Discovery(
-            {name: ModelFacts(context=context_in(row)) for row in rows if (name := text_of(row.get("id")))}
+            {
+                name: ModelFacts(context=context_in(row), capabilities=listed_capabilities(row))
+                for row in rows
+                if (name := text_of(row.get("id")))
+            }
         )
+
+    async def unload(self, model: str, get_json: GetJson, post_json: PostJson) -> None:
+        """Takes one of its models out of memory. Raises `Unsupported`, a 501, where the server cannot do that."""
+        raise self.cannot_unload()
+
+    def cannot_unload(self) -> Unsupported:
+        """The error for a server that keeps its models."""
+        words = f"the server of this model ({self.name}) cannot take it out of memory when it is asked to"
+        return Unsupported(words, param="keep_alive", status=501)
 
     def lists(self, rows: list[Row]) -> bool:
         """Whether the models at /v1/models, at least one, are listed as this kind does it."""

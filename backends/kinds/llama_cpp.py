@@ -6,13 +6,34 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
+from backends.kinds.described import (
+    EMBEDS,
+    Capabilities,
+    capabilities_of,
+    listed_capabilities,
+    parameter_size,
+    row_of,
+)
 from backends.kinds.kind import Kind
-from backends.kinds.server import Discovery, ModelFacts, Row, Server, count, dict_of, text_of
+from backends.kinds.server import (
+    Discovery,
+    GetJson,
+    ModelFacts,
+    PostJson,
+    Row,
+    Server,
+    count,
+    dict_of,
+    is_missing,
+    text_of,
+)
 from backends.kinds.words import AUDIO, IMAGES, TOOLS, Words
+from core.errors import APIError
 
 
 class LlamaCpp(Kind):
@@ -34,6 +55,8 @@ class LlamaCpp(Kind):
                 loaded=(status == "loaded" if status else None) if is_router else not props.get("is_sleeping"),
                 context=count(dict_of(row.get("meta")).get("n_ctx")) or (None if is_router else _n_ctx(props)),
                 aliases=tuple(alias for alias in dict.fromkeys(known) if alias != name),
+                row=_row(row),
+                capabilities=_capabilities(row, {} if is_router else props),
             )
         version = text_of(props.get("build_info"))
         if not is_router:
@@ -44,8 +67,16 @@ class LlamaCpp(Kind):
             *(server.soon(f"/props?model={quote(name, safe='')}&autoload=false") for name in unknown)
         )
         for name, answer in zip(unknown, answers, strict=True):
-            models[name] = ModelFacts(True, _n_ctx(answer or {}), models[name].aliases)
+            can = _capabilities(models[name].row, answer) if answer else models[name].capabilities
+            models[name] = replace(models[name], context=_n_ctx(answer or {}), capabilities=can)
         return Discovery(models, version=version)
+
+    async def unload(self, model: str, get_json: GetJson, post_json: PostJson) -> None:
+        """Where it is a router: a server of one model keeps it."""
+        try:
+            await post_json("/models/unload", {"model": model})
+        except APIError as error:
+            raise (self.cannot_unload() if is_missing(error) else error) from None
 
     def is_mark(self, answer: Row) -> bool:
         return "default_generation_settings" in answer
@@ -70,6 +101,29 @@ class LlamaCpp(Kind):
 def _aliases(row: Row) -> list[str]:
     aliases: Any = row.get("aliases")
     return [alias for alias in aliases if text_of(alias)] if isinstance(aliases, list) else []
+
+
+def _row(row: Row) -> Row:
+    meta = dict_of(row.get("meta"))
+    size, quant = parameter_size(count(meta.get("n_params"))), text_of(meta.get("ftype"))
+    return row_of(size=count(meta.get("size")), format="gguf", parameter_size=size, quantization_level=quant)
+
+
+def _capabilities(row: Row, props: Row) -> Capabilities | None:
+    """By /props, which has what the model's template can do; else by the listing."""
+    modalities, caps = dict_of(props.get("modalities")), dict_of(props.get("chat_template_caps"))
+    template = text_of(props.get("chat_template")) or ""
+    tools = caps.get("supports_tools", True) is True
+    thinking = caps.get("supports_reasoning_effort") is True or any(word in template for word in _THINKS)
+    listed = listed_capabilities(row, tools=tools, thinking=thinking)
+    if listed == EMBEDS or not modalities:
+        return listed
+    vision, audio = (modalities.get(what) is True for what in ("vision", "audio"))
+    return capabilities_of(tools=tools, vision=vision, audio=audio, thinking=thinking)
+
+
+# In the template of a model that thinks.
+_THINKS = ("enable_thinking", "<think>")
 
 
 def _n_ctx(props: Row) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backends.kinds.kind import Kind
-from backends.kinds.server import Discovery, ModelFacts, Row, Server, count, rows_of, text_of
+from backends.kinds.server import Discovery, GetJson, ModelFacts, PostJson, Row, Server, count, rows_of, text_of
 from backends.kinds.words import AUDIO, IMAGES, THINKING, Words
 
 
@@ -27,8 +27,14 @@ class Ollama(Kind):
             models[name] = ModelFacts(
                 loaded=None if elsewhere else run is not None,
                 context=count(run.get("context_length")) if run else None,
+                row=row,
+                run=run or {},
             )
         return Discovery(models, version=version)
+
+    async def unload(self, model: str, get_json: GetJson, post_json: PostJson) -> None:
+        """By a request that asks nothing, and keeps nothing."""
+        await post_json("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
 
     def lists(self, rows: list[Row]) -> bool:
         return all(map(_is_ollamas, rows))
@@ -38,10 +44,14 @@ class Ollama(Kind):
         return "models" in answer and "data" not in answer
 
     def name_in(self, models: Mapping[str, ModelFacts], wanted: str) -> str | None:
-        """Also without the tag that it adds itself."""
-        found = super().name_in(models, wanted)
-        latest = f"{wanted}:latest"
-        return latest if found is None and ":" not in wanted and latest in models else found
+        """Also in another case, and without the tag that it adds itself."""
+        if (found := super().name_in(models, wanted)) is not None:
+            return found
+        tagged = wanted if ":" in wanted else f"{wanted}:latest"
+        if tagged in models:
+            return tagged
+        alike = [name for name in models if name.casefold() in (wanted.casefold(), tagged.casefold())]
+        return alike[0] if len(alike) == 1 else None
 
 
 def _name(row: Row) -> str | None:

@@ -17,6 +17,8 @@ from core.errors import APIError, BackendError, BackendRefused
 # GET below the server's root: where `/v1` begins for the kinds that add it, else the configured URL. Raises an
 # `APIError`.
 GetJson = Callable[[str], Awaitable[Any]]
+# POST there, with an object.
+PostJson = Callable[[str, dict[str, Any]], Awaitable[Any]]
 Row = dict[str, Any]
 
 # How long the listing waits for the answers beside it.
@@ -33,6 +35,11 @@ class ModelFacts:
     context: int | None = None
     # Other names that the server knows it by.
     aliases: tuple[str, ...] = ()
+    # What it lists of the model, as a row of Ollama's /api/tags has it, and, in memory, one of its /api/ps.
+    row: Row = field(default_factory=dict, compare=False)
+    run: Row = field(default_factory=dict, compare=False)
+    # What the model can do, in Ollama's words.
+    capabilities: tuple[str, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

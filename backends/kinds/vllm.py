@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+from backends.kinds.described import listed_capabilities
 from backends.kinds.kind import Kind
 from backends.kinds.server import Discovery, ModelFacts, Server, context_in, text_of
 from backends.kinds.words import AUDIO, IMAGES, TOOLS, Words
@@ -17,7 +18,11 @@ class VLLM(Kind):
         models = {}
         for row in rows:
             if name := text_of(row.get("id")):
-                models[name] = ModelFacts(True, lengths[name] or lengths.get(text_of(row.get("parent"))))
+                models[name] = ModelFacts(
+                    True,
+                    lengths[name] or lengths.get(text_of(row.get("parent"))),
+                    capabilities=listed_capabilities(row),
+                )
         return Discovery(models, version=version)
 
 

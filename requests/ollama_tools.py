@@ -1,0 +1,121 @@
+"""Messages of Ollama's API, and which call each tool message of a chat answers.
+
+An Ollama hands its messages to the template of the model as they come: calls need no ids and no outputs, and outputs no calls. Chat
+servers insist on all of them, each output right behind the message that made its call.
+
+    assistant f, g      ──▶   calls f, g     outputs of both
+    assistant h         ──▶   call h         its output
+    tool f, tool h
+
+Specification: ollama/ollama api/types.go, Message.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import msgspec
+
+from core.json import encode_json
+from requests.tools import Item
+
+NO_OUTPUT = "(no output)"
+# What made an output that names no tool.
+UNNAMED = "tool"
+
+
+class Function(msgspec.Struct):
+    name: str
+    arguments: dict[str, Any] | None = None
+
+
+class ToolCall(msgspec.Struct):
+    function: Function
+    id: str | None = None
+
+
+class OllamaMessage(msgspec.Struct):
+    role: str
+    content: str | None = None
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class _Call(msgspec.Struct, eq=False):
+    id: str
+    given_id: str | None
+    name: str
+    # Where its output stands.
+    outputs: list[Item]
+
+
+class ToolRounds:
+    """Puts the items of a chat together. Calls get ids of their own where theirs are none, or repeated; a call that was never
+    answered gets an output, and an output without a call the call that it must have had."""
+
+    def __init__(self, given_ids: Collection[str]) -> None:
+        # Nine letters and digits: Mistral's templates take no other ids.
+        made = (f"call{count:05}" for count in itertools.count(1))
+        self._made = (call_id for call_id in made if call_id not in given_ids)
+        self._used: set[str] = set()
+        # The items of each message and, behind them, the outputs of its calls.
+        self._slots: list[tuple[list[Item], list[Item]]] = []
+        # The calls without an output: of assistant messages that stand together, those that stand last first.
+        self._rounds: deque[list[_Call]] = deque()
+        self._is_round_open = False
+
+    def begin(self, role: str) -> None:
+        """A message that is no tool's begins."""
+        self._slots.append(([], []))
+        if role != "assistant" or not self._is_round_open:
+            if self._rounds and not self._rounds[0]:
+                self._rounds.popleft()
+            self._rounds.appendleft([])
+        self._is_round_open = role == "assistant"
+
+    def add(self, item: Item) -> None:
+        """An item of the message that has begun."""
+        self._slots[-1][0].append(item)
+
+    def call(self, function: Function, given_id: str | None) -> None:
+        """A call of the message that has begun."""
+        call_id = given_id if given_id and given_id not in self._used else next(self._made)
+        self._used.add(call_id)
+        items, outputs = self._slots[-1]
+        arguments = encode_json(function.arguments or {}).decode()
+        items.append({"type": "function_call", "call_id": call_id, "name": function.name, "arguments": arguments})
+        self._rounds[0].append(_Call(call_id, given_id, function.name, outputs))
+
+    def answer(self, message: OllamaMessage, content: Any) -> None:
+        """A tool's message."""
+        self._is_round_open = False
+        if (call := self._answered(message)) is None:
+            self.begin("assistant")
+            self.call(Function(message.tool_name or UNNAMED), message.tool_call_id)
+            self._is_round_open = False
+            call = self._rounds[0][-1]
+        calls = next(calls for calls in self._rounds if call in calls)
+        calls.remove(call)
+        call.outputs.append({"type": "function_call_output", "call_id": call.id, "output": content})
+
+    def items(self) -> list[Item]:
+        """All of them, in their order."""
+        for call in self._open():
+            call.outputs.append({"type": "function_call_output", "call_id": call.id, "output": NO_OUTPUT})
+        return [item for slot in self._slots for part in slot for item in part]
+
+    def _answered(self, message: OllamaMessage) -> _Call | None:
+        """The call that a tool's message answers: by its id, else the first of its name, else the first that is open."""
+        wanted, name = message.tool_call_id, message.tool_name
+        if wanted and (call := next((call for call in self._open() if call.given_id == wanted), None)):
+            return call
+        return next((call for call in self._open() if not name or call.name == name), None)
+
+    def _open(self) -> Iterator[_Call]:
+        return (call for calls in self._rounds for call in calls)
