@@ -41,8 +41,8 @@ class Store(Protocol):
     """Shared with whoever shares the database."""
 
     async def open(self) -> None:
-        """Inside the running loop. Makes what the database lacks. Raises the database's own error where it cannot be
-        opened, and `stores.migrations.NewerDatabase` for one that a later version has made."""
+        """Inside the running loop. Makes what the database lacks. Raises `core.errors.StartError` where it cannot be
+        opened, such as `stores.migrations.NewerDatabase` for one that a later version has made."""
         ...
 
     async def close(self) -> None:

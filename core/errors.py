@@ -19,7 +19,8 @@
         ├── BackendTimeout  504
         └── BackendRefused  its own 4xx, kept because the client can act on it
 
-    ConfigError                  a setting is wrong: one line for whoever starts the router; no client sees it
+    StartError                   the router cannot start: one line for whoever starts it; no client sees it
+    └── ConfigError              a setting is wrong
 
 Foreign errors (httpx2's, openai's, a server's own) get one of these names at the border, in `backends/wire/errors.py`.
 Specification: OpenAI's `{"error": {message, type, param, code}}`, which Open Responses shares.
@@ -204,5 +205,9 @@ class BackendRefused(BackendError):
     roles: str | None = None
 
 
-class ConfigError(Exception):
-    """One line for the person who wrote the settings."""
+class StartError(Exception):
+    """One line for the person who starts the router: what is wrong, and what to do."""
+
+
+class ConfigError(StartError):
+    """A setting is wrong."""

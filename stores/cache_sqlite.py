@@ -10,6 +10,7 @@ from typing import Any
 
 from core.config import CacheConfig
 from stores.caching import CacheStats, Lookups, key_of
+from stores.files import opening
 from stores.sqlite_connection import SQLiteConnection, transaction
 from stores.writing import Value
 
@@ -45,7 +46,8 @@ class SQLiteCache:
         self._lookups = Lookups(config)
 
     async def open(self) -> None:
-        self._connection = await SQLiteConnection.open(self._config.path, _make_tables)
+        with opening(self._config.path, "cache.path"):
+            self._connection = await SQLiteConnection.open(self._config.path, _make_tables)
 
     async def close(self) -> None:
         await self._db.close()

@@ -16,11 +16,11 @@ from collections.abc import Callable, Generator, Iterable
 from functools import cache, partial
 from itertools import chain, groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
 
+from stores.files import make_private, opening
 from stores.writing import Value, Write
 
 Row = dict[str, Any]
@@ -43,10 +43,10 @@ class SQLiteConnection:
     @classmethod
     async def open(cls, path: str, prepare: Callable[[sqlite3.Connection], object] | None = None) -> SQLiteConnection:
         """Opens the file at `path` (`:memory:`: a database without a file), and makes it and its folder where they are
-        not there. `prepare` makes the tables that are missing, in the connection's thread. Raises `sqlite3.Error`, or
-        what `prepare` raises."""
-        if path != IN_MEMORY:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        not there. `prepare` makes the tables that are missing, in the connection's thread. Raises `OSError`,
+        `sqlite3.Error`, or what `prepare` raises."""
+        if path != IN_MEMORY and prepare is not None:
+            make_private(path)
         connection = aiosqlite.Connection(partial(_connected, path, prepare), iter_chunk_size=64)
         # Whoever ends without closing it, as after a failed start, must not wait for its thread.
         connection._thread.daemon = True
@@ -77,10 +77,11 @@ class SQLite:
         self._reader: SQLiteConnection | None = None
 
     async def open(self) -> None:
-        """Opens the file twice, to read and to write beside each other. Raises what `SQLiteConnection.open` does."""
-        self._writer = await SQLiteConnection.open(self.path, self._prepare)
+        """Opens the file twice, to read and to write beside each other. Raises `StartError`."""
         try:
-            self._reader = self._writer if self.path == IN_MEMORY else await SQLiteConnection.open(self.path)
+            with opening(self.path, "database.url"):
+                self._writer = await SQLiteConnection.open(self.path, self._prepare)
+                self._reader = self._writer if self.path == IN_MEMORY else await SQLiteConnection.open(self.path)
         except BaseException:
             await self.close()
             raise

@@ -11,6 +11,7 @@ Application ──▶ middlewares, if somebody has added some ──▶ dispatch
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
@@ -28,7 +29,7 @@ from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
-from core.errors import APIError, Interrupted
+from core.errors import APIError, Interrupted, StartError
 from core.state import AppState
 
 
@@ -60,7 +61,7 @@ class Application(FastAPI):
             return
         scope["app"] = self
         if scope["type"] != "http":
-            serve = self._serve_socket if scope["type"] == "websocket" else super().__call__
+            serve = self._serve_socket if scope["type"] == "websocket" else self._live
             await serve(scope, receive, send)
             return
         headers = scope[HEADERS] = dict(scope["headers"])
@@ -77,6 +78,16 @@ class Application(FastAPI):
             await reply(scope, receive, send)
         finally:
             take_wire(scope)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The lifespan. Of what stops the start the server logs a line, where one says all."""
+
+        async def send_line(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], StartError):
+                message = {**message, "message": f"nomyo-router cannot start: {error}"}
+            await send(message)
+
+        await super().__call__(scope, receive, send_line)
 
     def build_middleware_stack(self) -> ASGIApp:
         """What somebody has added stands before the dispatch and sees every request. Nothing of FastAPI's own does."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from core.errors import StartError
 
-class NewerDatabase(Exception):
+
+class NewerDatabase(StartError):
     """A database that a later version of the router has made: what it keeps is not understood here."""
 
     def __init__(self, database: str, its: int, ours: int) -> None:

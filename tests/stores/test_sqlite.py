@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import stores.sqlite
+from core.errors import StartError
 from db import Store, make_store
 from tests.stores.rows import item, row
 from tests.turns import SOON_S, soon
@@ -69,7 +70,7 @@ async def test_what_was_stored_is_there_after_a_restart(store, path):
 
 
 async def test_a_file_that_cannot_be_opened_is_an_error(tmp_path):
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(StartError, match=f"{tmp_path} is a folder"):
         await make_store(f"sqlite:///{tmp_path}").open()
 
 

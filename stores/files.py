@@ -1,0 +1,62 @@
+"""The files of databases: nobody else's to read, and one line about one that cannot be opened."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import stat
+from collections.abc import Generator
+from pathlib import Path
+
+from core.errors import StartError
+
+log = logging.getLogger("nomyo.db")
+
+# What SQLite says, what that means, and what to do. The rest goes by its own words.
+CAUSES = {
+    sqlite3.SQLITE_NOTADB: ("is no SQLite database", "move it away, or give another"),
+    sqlite3.SQLITE_CORRUPT: ("is damaged", "put a copy in its place, or give another"),
+    sqlite3.SQLITE_FULL: ("finds no room on its disk", "make some"),
+    sqlite3.SQLITE_READONLY: ("cannot be written", "let this user write it and its folder"),
+    sqlite3.SQLITE_PERM: ("cannot be written", "let this user write it and its folder"),
+    sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "let this user write it and its folder"),
+    sqlite3.SQLITE_BUSY: ("is locked by another process", "end that one, and start again"),
+    sqlite3.SQLITE_IOERR: ("cannot be read or written, by a fault of its disk", "look at the disk and its room"),
+}
+
+
+def make_private(path: str) -> None:
+    """Makes the file at `path` and the folders that it lacks, which nobody but us may read. SQLite gives the files beside it the
+    same permissions. A file that is there already stays as it is, and the log says if others may read it. Raises `OSError`."""
+    file = Path(path)
+    for folder in reversed(file.parents):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700)
+    try:
+        # Not opened if it is there: to close it would take SQLite's locks of this process away.
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        if file.is_dir():
+            raise IsADirectoryError(f"{path} is a folder") from None
+        if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning("%s can be read by other users, with what is kept in it: chmod 600 %s", path, path)
+
+
+@contextlib.contextmanager
+def opening(path: str, setting: str) -> Generator[None]:
+    """Raises `StartError`, in one line, where the database at `path`, which `setting` names, cannot be opened in here."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        what, advice = CAUSES.get(code, (f"cannot be opened: {error}", "give another"))
+        raise StartError(f"{path} {what}: {advice} ({setting})") from error
+    except IsADirectoryError as error:
+        raise StartError(f"{path} is a folder: name a file in it ({setting})") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise StartError(
+            f"{path} cannot be opened: {error.filename}: {why}: make room for it there, or give another ({setting})"
+        ) from error
