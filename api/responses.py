@@ -184,7 +184,9 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         input_messages=turn.request.input,
         response=response,
         # Whoever is not here any more when it is its turn must be able to run it.
-        request=kept_request(turn.request.body, state.sealer.seal) if turn.request.background else None,
+        request=kept_request(turn.request.body, partial(state.sealer.seal, purpose="request"))
+        if turn.request.background
+        else None,
         owner=turn.owner,
     )
     return written

@@ -1,43 +1,62 @@
-"""Opaque texts that a client carries for us: sealed reasoning and compacted conversations.
+"""Opaque texts that a client carries for us, or that we keep: sealed reasoning, compacted conversations, requests.
+
+    key ──purpose──▶ a key of its own ──▶ "nomyo_1_" + Fernet
 
 Encrypted and authenticated (Fernet: AES-128-CBC with HMAC-SHA256), so that nobody else can read or forge one, and every
-router with the same key can open it again.
+router with the same key can open it again, for the purpose that it was sealed for and no other.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+import hmac
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
+
+Purpose = Literal["reasoning", "compaction", "request"]
+
+# How ours begin. Before they did, they had one key for all purposes, and looked like those of others.
+PREFIX = "nomyo_1_"
 
 
 class Sealer:
     """Seals with one key. `key` is any text; what it is made of is up to whoever chose it."""
 
     def __init__(self, key: str) -> None:
-        self._key = base64.urlsafe_b64encode(hashlib.sha256(key.encode()).digest())
+        self._key = hashlib.sha256(key.encode()).digest()
+        self._fernets: dict[bytes, Fernet] = {}
 
-    @cached_property
-    def _fernet(self) -> Fernet:
-        from cryptography.fernet import Fernet  # 6 MB, for those who seal
-
-        return Fernet(self._key)
-
-    def seal(self, text: str) -> str:
+    def seal(self, text: str, purpose: Purpose) -> str:
         """The text, encrypted, as letters and digits: about a third longer."""
-        return self._fernet.encrypt(text.encode()).decode()
+        return PREFIX + self._fernet(self._key_for(purpose)).encrypt(text.encode()).decode()
 
-    def open(self, sealed: Any) -> str | None:
-        """The text, or None for anything that was not sealed with this key: a client may send what it likes."""
+    def open(self, sealed: Any, purpose: Purpose) -> str | None:
+        """The text, or None for what was not sealed with this key for this purpose: a client may send what it likes."""
         if not isinstance(sealed, str):
             return None
         from cryptography.fernet import InvalidToken
 
+        key = self._key_for(purpose) if is_ours(sealed) else self._key
         try:
-            return self._fernet.decrypt(sealed.encode()).decode()
+            return self._fernet(key).decrypt(sealed.removeprefix(PREFIX).encode()).decode()
         except (InvalidToken, UnicodeError):
             return None
+
+    def _key_for(self, purpose: Purpose) -> bytes:
+        # Whose it is belongs in here too, as soon as there are several owners.
+        return hmac.digest(self._key, purpose.encode(), "sha256")
+
+    def _fernet(self, key: bytes) -> Fernet:
+        if (fernet := self._fernets.get(key)) is None:
+            from cryptography.fernet import Fernet  # 6 MB, for those who seal
+
+            fernet = self._fernets[key] = Fernet(base64.urlsafe_b64encode(key))
+        return fernet
+
+
+def is_ours(sealed: Any) -> bool:
+    """Whether a router of ours sealed it, with whichever key. Those from before the prefix are not known."""
+    return isinstance(sealed, str) and sealed.startswith(PREFIX)

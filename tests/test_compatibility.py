@@ -444,7 +444,7 @@ async def tried(served: Running, backend: FakeBackend, example: Example) -> Tria
     stored = (await served.http.post(URL, json=plain | {"model": MODEL, "input": "hi", "store": True})).json()
     given = orjson.loads(
         orjson.dumps(plain | example.given)
-        .replace(b"{ours}", served.app.state.sealer.seal(MARK).encode())
+        .replace(b"{ours}", served.app.state.sealer.seal(MARK, "compaction").encode())
         .replace(b"{previous}", stored["id"].encode())
         .replace(b"{stored}", stored["output"][0]["id"].encode())
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from tests.fake_backend import FakeBackend, chat, json_answer, stall, steps, unt
 from tests.test_laws import law, texts
 from tests.turns import URL, Json, create, ended, retrieve
 
-SEALER = Sealer("a key")
+SEAL = partial(Sealer("a key").seal, purpose="request")
+OPEN = partial(Sealer("a key").open, purpose="request")
 SECRET = "Hippopotamonstrosesquippedalian"
 MCP = {
     "type": "mcp",
@@ -83,7 +85,7 @@ bodies = st.fixed_dictionaries(
 @given(bodies)
 def test_what_is_kept_is_what_was_given(body: Json) -> None:
     body = orjson.loads(orjson.dumps(body))
-    assert given_request(kept_request(body, SEALER.seal), SEALER.open) == body
+    assert given_request(kept_request(body, SEAL), OPEN) == body
 
 
 @law
@@ -94,11 +96,11 @@ def test_nothing_is_kept_twice_sealed_or_left_out(body: Json) -> None:
 
 
 def test_no_credential_can_be_read_in_what_is_kept() -> None:
-    kept = kept_request(BODY, SEALER.seal)
+    kept = kept_request(BODY, SEAL)
     assert SECRET.encode() not in kept
     assert b'"Hi"' in kept, "what is no credential is not sealed"
     assert orjson.dumps(FUNCTION) in kept
-    assert given_request(kept, SEALER.open) == BODY
+    assert given_request(kept, OPEN) == BODY
 
 
 @law
@@ -109,7 +111,7 @@ def test_what_we_do_not_know_of_a_tool_is_sealed(tool: Json, where: str) -> None
         f"parameter {where}": SECRET,
         "input": [{"tools": [{**tool, "y": SECRET}]}],
     }
-    assert SECRET.encode() not in kept_request(body, SEALER.seal)  # fmt: skip
+    assert SECRET.encode() not in kept_request(body, SEAL)  # fmt: skip
 
 
 def test_a_request_without_credentials_is_not_sealed_at_all() -> None:
@@ -119,7 +121,7 @@ def test_a_request_without_credentials_is_not_sealed_at_all() -> None:
 
 
 def test_what_was_sealed_with_another_key_is_none() -> None:
-    assert given_request(kept_request(BODY, SEALER.seal), Sealer("another").open) is None
+    assert given_request(kept_request(BODY, SEAL), partial(Sealer("another").open, purpose="request")) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,10 @@ async def test_a_queued_turn_keeps_its_request_until_it_ends(ending: str, backen
         queued = await create(running.http, **body, background=True)
         assert queued["status"] == "queued"
         kept = kept_in(file)[queued["id"]]
-        assert given_request(kept, running.app.state.sealer.open) == {**body, "background": True}
+        assert given_request(kept, partial(running.app.state.sealer.open, purpose="request")) == {
+            **body,
+            "background": True,
+        }
         if ending == "cancelled":
             await running.http.post(f"{URL}/{queued['id']}/cancel")
         if ending != "stopped":

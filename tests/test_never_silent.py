@@ -169,7 +169,7 @@ async def test_a_configuration_holds_until_the_next_one(served: Running, backend
 
 
 async def test_a_configuration_holds_behind_a_summary(served: Running, backend: FakeBackend) -> None:
-    summary = {"type": "compaction", "encrypted_content": served.app.state.sealer.seal("All is well.")}
+    summary = {"type": "compaction", "encrypted_content": served.app.state.sealer.seal("All is well.", "compaction")}
     arrived = await sent(served, backend, input=[update("high"), USER, summary, USER])
     assert arrived["reasoning_effort"] == "high"
 
@@ -269,7 +269,7 @@ async def test_without_a_server_that_knows_prompts_a_model_is_missing(served: Ru
 # ── whatever comes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 BACKEND = Backend(MODEL, KINDS["openai-chat"], Sealer("k"), None)  # type: ignore[arg-type]
-SEALED = Sealer("k").seal("They spoke of rain.")
+SEALED = Sealer("k").seal("They spoke of rain.", "compaction")
 
 
 def prepared(body: Any) -> Json:

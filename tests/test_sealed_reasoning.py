@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from core.seals import Sealer
-from requests.messages import UNREADABLE
 from tests.carried import FUNCTION, SECRET, TRIGGER, Json, messages, said, summary_in, user
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, reasoning
 from tests.sdk import wire_events
 from tests.stream_grammar import check_stream
-from tests.turns import create
+from tests.turns import assert_error, create, turn
 
 pytestmark = pytest.mark.usefixtures("strict_backend")
 
@@ -63,10 +62,19 @@ async def test_nothing_is_sealed_unless_the_client_asks(served: Running, backend
 
 
 async def test_reasoning_that_we_cannot_open_is_left_out(served: Running, backend: FakeBackend) -> None:
-    for sealed in ("gAAAAABforeign", Sealer("another key").seal("Hm."), None):
+    another, of_another_kind = (
+        Sealer("another key").seal("Hm.", "reasoning"),
+        served.app.state.sealer.seal("Hm.", "compaction"),
+    )
+    for sealed in ("gAAAAABforeign", another, of_another_kind, None):
         thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": sealed}
-        await create(served.http, input=[user("Hi"), thought, said("Yo"), user("Well?")])
+        answer = await served.http.post(
+            "/v1/responses", json=turn(input=[user("Hi"), thought, said("Yo"), user("Well?")])
+        )
+        assert answer.status_code == 200, answer.text
         assert thoughts(backend) == [None]
+        named = answer.headers.get("x-nomyo-ignored", "")
+        assert ("input.reasoning" in named) == (sealed is not None), "there is nothing to open in the last one"
     open_thought = {**thought, "encrypted_content": "gAAA", "content": [{"type": "reasoning_text", "text": "So."}]}
     await create(served.http, input=[user("Hi"), open_thought, said("Yo"), user("Well?")])
     assert thoughts(backend) == ["So."]
@@ -96,5 +104,36 @@ async def test_routers_share_what_is_sealed_if_they_share_the_key(
     async with running_router(endpoints=endpoints, secret_key=keys[0]) as running:
         (item,) = (await create(running.http, input=[user("Hi"), TRIGGER]))["output"]
     async with running_router(endpoints=endpoints, secret_key=keys[1]) as running:
-        await create(running.http, input=[item, user("Well?")])
-    assert summary_in(backend, 0) == (SECRET if opens else UNREADABLE)
+        answer = await running.http.post("/v1/responses", json=turn(input=[item, user("Well?")]))
+    if opens:
+        assert summary_in(backend, 0) == SECRET
+    else:
+        assert_error(answer, 400, code="invalid_encrypted_content", param="input[0].encrypted_content")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_compaction_of_ours_that_cannot_be_opened_is_a_400(
+    stream: bool, served: Running, backend: FakeBackend
+) -> None:
+    """The conversation would be gone."""
+    sealer = served.app.state.sealer
+    for sealed in (sealer.seal(SECRET, "reasoning"), sealer.seal(SECRET, "compaction")[:-8], "nomyo_1_"):
+        item = {"type": "compaction", "encrypted_content": sealed}
+        given = turn(input=[user("Hi"), item, user("Well?")], stream=stream)
+        answer = await served.http.post("/v1/responses", json=given)
+        assert_error(answer, 400, code="invalid_encrypted_content", param="input[1].encrypted_content")
+    assert not backend.turns
+
+
+async def test_a_native_backend_gets_no_reasoning_of_ours_and_that_of_others_as_it_is(backend: FakeBackend) -> None:
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai"}
+    ours = {"type": "reasoning", "summary": [], "encrypted_content": Sealer("another").seal("Hm.", "reasoning")}
+    others = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAAABforeign"}
+    compaction = {"type": "compaction", "encrypted_content": Sealer("another").seal(SECRET, "compaction")}
+    async with running_router(endpoints=[endpoint]) as running:
+        answer = await running.http.post("/v1/responses", json=turn(input=[user("Hi"), ours, others, user("So?")]))
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-nomyo-ignored"] == "input.reasoning"
+        assert [item for item in backend.turns[-1].json["input"] if item.get("type") == "reasoning"] == [others]
+        refused = await running.http.post("/v1/responses", json=turn(input=[user("Hi"), compaction, user("So?")]))
+        assert_error(refused, 400, code="invalid_encrypted_content", param="input[1].encrypted_content")

@@ -232,7 +232,7 @@ async def test_who_asks_for_a_summary_is_shown_the_thoughts_as_one(
     thought_item, message = events[-1]["response"]["output"]
     assert thought_item["summary"] == [{"type": "summary_text", "text": "Hm. So."}]
     assert not thought_item.get("content")
-    assert served.app.state.sealer.open(thought_item["encrypted_content"]) == "Hm. So."
+    assert served.app.state.sealer.open(thought_item["encrypted_content"], "reasoning") == "Hm. So."
     assert message["content"][0]["text"] == "Yo"
     types = [event["type"] for event in events]
     assert "response.reasoning_summary_part.added" in types

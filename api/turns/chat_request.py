@@ -50,19 +50,21 @@ def prepare_chat(
     given = request.input if items is None else items
     items = [*request.history, *given]
     earlier, places = len(request.history), None
+    unread: set[str] = set()
     types = {item["type"] for item in items}
     if types <= UNSPOKEN:
         raise InvalidRequest("The input says nothing to the model.", param="input")
     body = configured(request.body, items) if "configuration_update" in types else request.body
     if not SEALED.isdisjoint(types):
-        history, given = opened(backend.sealer, request.history), opened(backend.sealer, given)
+        history = opened(backend.sealer, request.history, unread, "previous_response_id")
+        given = opened(backend.sealer, given, unread)
         items = without_superseded([*history, *given])
         kept = set(map(id, items))
         earlier = sum(id(item) in kept for item in history)
         places = [place for place, item in enumerate(given) if id(item) in kept]
     book = ToolBook.of(body.get("tools"), items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
-    ignored = ignored_in(body) | book.ignored
+    ignored = ignored_in(body) | book.ignored | unread
     messages = responses_input_to_messages(
         items,
         request.params.instructions,

@@ -29,7 +29,7 @@ async def summary_of(backend: Backend, request: TurnRequest) -> tuple[Item, dict
     summary = output_text(inner.response["output"])
     if not summary.strip():
         raise BackendError("The model made no summary.", code="backend_empty_answer")
-    item = {"type": "compaction", "id": new_id("cmp"), "encrypted_content": backend.sealer.seal(summary)}
+    item = {"type": "compaction", "id": new_id("cmp"), "encrypted_content": backend.sealer.seal(summary, "compaction")}
     return item, inner.chat_usage
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from core.errors import InvalidRequest
-from core.seals import Sealer
+from core.seals import Sealer, is_ours
 from core.state import AppState
 from requests.items import without_cut_calls
 from requests.tools import Item
@@ -54,19 +54,36 @@ async def resolve_history(
     return without_cut_calls(history.items)
 
 
-def opened(sealer: Sealer, items: list[Item]) -> list[Item]:
-    """The items, with what we have sealed in them in the open: for a backend, never for a client or the store."""
+def opened(sealer: Sealer, items: list[Item], ignored: set[str], where: str = "") -> list[Item]:
+    """The items, with what we have sealed in them in the open: for a backend, never for a client or the store. `ignored` gets
+    the name of reasoning that cannot be opened. Raises `InvalidRequest` for a compaction of ours that cannot: the
+    conversation would be gone. `where` is the parameter that they come by, if it is not the input."""
     return [
-        _opened(sealer, item)
+        _opened(sealer, item, ignored, where or f"input[{index}].encrypted_content")
         if item["type"] in SEALED and (item.get("encrypted_content") or item["type"] == "compaction")
         else item
-        for item in items
+        for index, item in enumerate(items)
     ]
 
 
-def _opened(sealer: Sealer, item: Item) -> Item:
+def _opened(sealer: Sealer, item: Item, ignored: set[str], where: str) -> Item:
     if item["type"] == "compaction":
-        return {**item, "summary": sealer.open(item.get("encrypted_content"))}
-    if item.get("content") or (text := sealer.open(item.get("encrypted_content"))) is None:
+        return {**item, "summary": summary_in(sealer, item, where)}
+    if item.get("content"):
+        return item
+    if (text := sealer.open(item["encrypted_content"], "reasoning")) is None:
+        ignored.add("input.reasoning")
         return item
     return {**item, "content": [{"type": "reasoning_text", "text": text}]}
+
+
+def summary_in(sealer: Sealer, item: Item, where: str) -> str | None:
+    """The summary in a compaction; None in one that is not ours. Raises `InvalidRequest` for one of ours that cannot be opened."""
+    sealed = item.get("encrypted_content")
+    if (summary := sealer.open(sealed, "compaction")) is None and is_ours(sealed):
+        raise InvalidRequest(
+            "This compaction cannot be opened: it was sealed with another key, or was changed since.",
+            param=where,
+            code="invalid_encrypted_content",
+        )
+    return summary

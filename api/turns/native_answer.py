@@ -10,11 +10,12 @@ from typing import Any
 import orjson
 
 from api.turns.backend import Backend, batches_of
+from api.turns.history import summary_in
 from api.turns.turn import Turn, TurnRequest
 from backends.wire.errors import ANY_SERVER
 from backends.wire.streams import BackendStream, NativeEvent, NativeRun
 from core.errors import BackendError, BackendRefused
-from core.seals import Sealer
+from core.seals import Sealer, is_ours
 from requests.events import ResponseBuilder
 from requests.messages import summary_text
 from requests.open_items import Event
@@ -26,6 +27,8 @@ NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
 
 async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of the answer, renamed to our id and numbers. Raises what upstream refused, or that it broke off."""
+    if any(_is_sealed_here(item) for item in turn.request.input):
+        turn.headers["x-nomyo-ignored"] = "input.reasoning"
     answer = await _begun(backend, native_params(turn.request, backend.model, backend.sealer))
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
@@ -104,12 +107,16 @@ def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
     ids, and reasoning that it cannot open is of no use to it."""
     given = request.input if request.has_references else request.params.input
     if isinstance(given, list):
-        given = [_with_summary(sealer, item) for item in given]
+        given = [
+            _with_summary(sealer, item, f"input[{index}].encrypted_content")
+            for index, item in enumerate(given)
+            if not _is_sealed_here(item)
+        ]
     if not request.history:
         return given
     history = [
         _without_id(item) if _has_foreign_id(item) else item
-        for item in (_with_summary(sealer, item) for item in request.history)
+        for item in (_with_summary(sealer, item, "previous_response_id") for item in request.history)
         if item["type"] != "compaction_trigger" and (item["type"] != "reasoning" or _is_upstreams(sealer, item))
     ]
     return [*history, *(given if isinstance(given, list) else map(_without_id, request.input))]
@@ -121,17 +128,22 @@ def _has_foreign_id(item: Item) -> bool:
     return item["type"] == "reasoning" or str(item.get("id")).startswith("item_")
 
 
-def _with_summary(sealer: Sealer, item: Item) -> Item:
-    """A summary that we have sealed, as a message: upstream could not open it."""
-    sealed = item.get("encrypted_content") if item.get("type") == "compaction" else None
-    if not sealed or (summary := sealer.open(sealed)) is None:
+def _with_summary(sealer: Sealer, item: Item, where: str) -> Item:
+    """A summary that we have sealed, as a message: upstream could not open it. `where` is its place in the request."""
+    if item.get("type") != "compaction" or (summary := summary_in(sealer, item, where)) is None:
         return item
     return {"type": "message", "role": "user", "content": summary_text(summary)}
 
 
 def _is_upstreams(sealer: Sealer, item: Item) -> bool:
     """Whether reasoning was sealed by somebody else than us."""
-    return bool(item.get("encrypted_content")) and sealer.open(item["encrypted_content"]) is None
+    sealed = item.get("encrypted_content")
+    return bool(sealed) and not is_ours(sealed) and sealer.open(sealed, "reasoning") is None
+
+
+def _is_sealed_here(item: Item) -> bool:
+    """Whether it is reasoning that a router of ours has sealed: upstream would refuse it."""
+    return item.get("type") == "reasoning" and is_ours(item.get("encrypted_content"))
 
 
 def _without_id(item: Item) -> Item:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -137,7 +138,7 @@ async def begin_turn(
 async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     """The turn of a background response that has not ended, from its row (`db.UnfinishedResponse`): the same id, input and times. Raises
     `InvalidRequest` where it cannot run any more, and `ServerError` where its request cannot be read."""
-    body = given_request(row["request"] or b"{}", state.sealer.open)
+    body = given_request(row["request"] or b"{}", partial(state.sealer.open, purpose="request"))
     if body is None:
         raise ServerError("The request of this response was sealed with another key.", code="cannot_open_request")
     params = check_request(body)
@@ -156,7 +157,8 @@ def _turn(state: AppState, request: TurnRequest, response_id: str, created_at: i
     status = "queued" if params.background else "in_progress"
     resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
     taken = [item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id")]
-    seal = state.sealer.seal if "reasoning.encrypted_content" in (params.include or ()) else None
+    asks = "reasoning.encrypted_content" in (params.include or ())
+    seal = partial(state.sealer.seal, purpose="reasoning") if asks else None
     return Turn(
         request,
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),

@@ -119,7 +119,7 @@ class TestEarlierFile:
         (reasoning, *_) = ANSWERED["first"]["output"]
         async with on_file(file_of_71a920e, backend) as running:
             key = await running.app.state.db.get_setting("secret_key", "another")
-            assert Sealer(key).open(reasoning["encrypted_content"]) == "Sea air, so mild."
+            assert Sealer(key).open(reasoning["encrypted_content"], "reasoning") == "Sea air, so mild."
 
     async def test_it_becomes_the_same_as_a_new_file(self, file_of_71a920e, tmp_path):
         new = tmp_path / "new.db"
@@ -231,6 +231,7 @@ asyncio.run(main())
 def test_several_processes_may_bring_a_file_along_at_once(begins_as: str, path: Path) -> None:
     if begins_as != "new":
         shutil.copy(DATA / "router-71a920e.db", path)
+        path.chmod(0o600)  # Else each of them warns.
     command = [sys.executable, "-c", OPEN, str(path), id_of("third")]
     pipe = subprocess.PIPE
     processes = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
