@@ -28,8 +28,9 @@ CAUSES = {
 
 
 def make_private(path: str) -> None:
-    """Makes the file at `path` and the folders that it lacks, which nobody but us may read. SQLite gives the files beside it the
-    same permissions. A file that is there already stays as it is, and the log says if others may read it. Raises `OSError`."""
+    """Makes the file at `path` and the folders that it lacks, which nobody but us may read. SQLite gives the files
+    beside it the same permissions. A file that is there stays as it is, and the log names it if others may read it.
+    Raises `OSError`."""
     file = Path(path)
     for folder in reversed(file.parents):
         with contextlib.suppress(FileExistsError):
@@ -46,7 +47,7 @@ def make_private(path: str) -> None:
 
 @contextlib.contextmanager
 def opening(path: str, setting: str) -> Generator[None]:
-    """Raises `StartError`, in one line, where the database at `path`, which `setting` names, cannot be opened in here."""
+    """Raises `StartError`, in one line, where the database at `path`, which `setting` names, cannot be opened here."""
     try:
         yield
     except sqlite3.Error as error:
