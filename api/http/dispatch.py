@@ -80,7 +80,7 @@ class Application(FastAPI):
             take_wire(scope)
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The lifespan. Of what stops the start the server logs a line, where one says all."""
+        """The lifespan. Of what stops the start the server logs a line, where one is enough."""
 
         async def send_line(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed" and isinstance(error := sys.exc_info()[1], StartError):
