@@ -19,8 +19,8 @@ log = logging.getLogger("nomyo.background")
 
 
 async def run_again(state: AppState, rows: Iterable[Row]) -> list[Row]:
-    """Of responses that have not ended and that no process is working on, oldest first, queues those that only waited, and
-    with `background.rerun` those that had begun. Gives the others. Raises `ServerError` where the store fails."""
+    """Of responses that have not ended and that no process is working on, oldest first, queues those that only waited,
+    and with `background.rerun` those that had begun. Gives the others. Raises `ServerError` where the store fails."""
     others: list[Row] = []
     again = 0
     for row in rows:
@@ -38,7 +38,7 @@ def _runs_again(state: AppState, row: Mapping[str, Any]) -> bool:
 
 
 async def _is_queued_again(state: AppState, row: Mapping[str, Any]) -> bool:
-    """Whether it could be. If not, the response says why."""
+    """Whether it could be. If not, the response holds the reason."""
     try:
         turn = await begin_turn_again(state, row)
         turn.row_begun = True

@@ -10,11 +10,12 @@ from requests.bounded_json import decode_bounded
 from requests.open_items import Event
 from requests.tools import Item
 
-# These say how a message travels; `read_create` has looked at those that it must not ignore.
+# These shape how a message travels; `read_create` has looked at those that it must not ignore.
 ENVELOPE = frozenset({"type", "stream_id", "generate", "stream", "stream_options", "background"})
 
 
 def decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
+    """A message as an object, which may be `max_mb` large. Raises `TooLarge` or `InvalidRequest`."""
     if len(data) > max_mb * 1024 * 1024:
         raise TooLarge(f"The message is larger than {max_mb:g} MB.")
     message = decode_bounded(data.encode() if isinstance(data, str) else data, "message")
@@ -24,6 +25,7 @@ def decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
 
 
 def stream_id_of(message: dict[str, Any]) -> str | None:
+    """The `stream_id` of a message, if it has one. Raises `InvalidRequest` for an invalid one."""
     stream_id = message.get("stream_id")
     if stream_id is None:
         return None
@@ -56,4 +58,5 @@ def input_behind(items: list[Item], given: Any) -> Any:
 
 
 def error_message(error: APIError) -> Event:
+    """The message of an error that belongs to no response."""
     return {"type": "error", "status": error.status, "error": error.to_dict()}

@@ -4,7 +4,8 @@
                      ├─ waits for the client's tools ─▶ pending ─▶ they go before the input of the turn that brings the outputs
                      └─ failed, cancelled ─▶ failed: the client has them again
 
-Specification: OpenAI's WebSocket mode, as in the SDK (`response.steer`, `response.steer.accepted`, `.pending`, `.failed`).
+Specification: OpenAI's WebSocket mode, as in the SDK (`response.steer`, `response.steer.accepted`, `.pending`,
+`.failed`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ OUTPUT_OF = {"tool_search_call": "tool_search_output"}
 
 @dataclass(frozen=True, slots=True)
 class Steer:
-    """Words for a response. `given` is the input as it came, `items` what the model will read, `builder` numbers its events."""
+    """Words for a response. `given` is the input as it came, `items` what the model will read, `builder` numbers its
+    events."""
 
     id: str
     previous_response_id: str
@@ -40,13 +42,16 @@ class Steer:
     builder: ResponseBuilder
 
     def accepted(self) -> Event:
+        """The event of a steer that is read in the next round."""
         return self.builder.event("response.steer.accepted", steer=self._named)
 
     def pending(self, required: list[Item]) -> Event:
+        """The event of a steer that waits for what the client must send first."""
         reason = "waiting_for_required_input"
         return self.builder.event("response.steer.pending", reason=reason, required_input=required, steer=self._named)
 
     def failed(self, code: str, message: str) -> Event:
+        """The event of a steer that nobody will read."""
         named = {**self._named, "input": self.given}
         return self.builder.event("response.steer.failed", error=_error(code, message), steer=named)
 
@@ -69,7 +74,7 @@ def _error(code: str, message: str) -> dict[str, Any]:
 
 
 def steering_items(message: dict[str, Any]) -> list[Item]:
-    """The messages of a `response.steer`. Raises `InvalidRequest` for what is none of the user's."""
+    """The messages of a `response.steer`. Raises `InvalidRequest` for one that is not the user's."""
     if unknown := sorted(message.keys() - FIELDS):
         raise InvalidRequest(f"A steer has no '{unknown[0]}'.", param=unknown[0], code="unknown_parameter")
     given = message.get("input")
@@ -102,7 +107,8 @@ def can_be_steered(request: TurnRequest) -> bool:
 
 
 def required_input(output: list[Item]) -> list[Item]:
-    """What a response waits for before it can go on: for each call that the client runs, the beginning of its output."""
+    """What a response waits for before it can go on: for each call that the client runs, the beginning of its
+    output."""
     required: list[Item] = []
     for item in output:
         kind = item["type"]

@@ -1,7 +1,7 @@
 """What lies at URLs that a client named: the images and files of a request, a few at a time.
 
-All of it goes through the guarded client (`wire/outbound.py`): only public addresses are connected to, and limits hold for size
-and time.
+All of it goes through the guarded client (`wire/outbound.py`): only public addresses are connected to, and limits hold
+for size and time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Fetched:
 
 
 class Fetcher:
-    """Fetches what lies at URLs: at most `max_bytes` each, as it comes and decoded, in `timeout_s`, from public addresses, with
-    `allow_private` also from others; for one request no more than `max_count` URLs and `max_total_bytes`. `resolve` stands in for the
-    system's name service. `close()` when it is over."""
+    """Fetches what lies at URLs: at most `max_bytes` each, as it comes and decoded, in `timeout_s`, from public
+    addresses, with `allow_private` also from others; for one request no more than `max_count` URLs and
+    `max_total_bytes`. `resolve` stands in for the system's name service. `close()` when it is over."""
 
     accept = "*/*"
 
@@ -104,8 +104,8 @@ class Fetcher:
 async def fetch_in_order(
     urls: Iterable[str], fetch: Callable[[str], Awaitable[T]], is_enough: Callable[[dict[str, T]], bool]
 ) -> dict[str, T]:
-    """What `fetch` gives for each of the URLs, in their order, `AT_ONCE` at the same time. Where `is_enough` says so of what is there, no
-    other is begun."""
+    """What `fetch` gives for each of the URLs, in their order, `AT_ONCE` at the same time. Once `is_enough` of what is
+    there, no other is begun."""
     left = list(urls)
     order = list(left)
     left.reverse()

@@ -15,7 +15,7 @@ from core.errors import InvalidRequest
 
 Message = dict[str, Any]
 
-# What the first bytes of a file say that it is.
+# What a file is, by its first bytes.
 MAGIC = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -60,9 +60,10 @@ def _invalid(why: str) -> InvalidImage:
 
 
 async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) -> list[Message]:
-    """The messages, with each remote image as a data URL. Each URL is fetched once, those of this turn first, then the others from
-    the latest on. Those of earlier turns (before the last answer) that are too many or too much are named and not shown. Raises
-    the `InvalidImage` of the first that cannot be used, and for a turn that has too many by itself, before anything is fetched."""
+    """The messages, with each remote image as a data URL. Each URL is fetched once, those of this turn first, then the
+    others from the latest on. Those of earlier turns (before the last answer) that are too many or too much are named
+    and not shown. Raises the `InvalidImage` of the first that cannot be used, and for a turn that has too many by
+    itself, before anything is fetched."""
     new, earlier = _remote_images(messages)
     if not new and not earlier:
         return messages
@@ -103,8 +104,8 @@ async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) ->
 
 
 def _remote_images(messages: list[Message]) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]]:
-    """The distinct URLs of remote images, with their first places: those of this turn, which nobody has answered yet, and the other
-    ones, oldest first."""
+    """The distinct URLs of remote images, with their first places: those of this turn, which nobody has answered yet,
+    and the other ones, oldest first."""
     last_answer = max((at for at, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     new: dict[str, tuple[int, int]] = {}
     earlier: dict[str, tuple[int, int]] = {}

@@ -1,4 +1,5 @@
-"""JSON that clients and models write: strictly JSON, bounded in depth, and read where only half a character is wrong with it."""
+"""JSON that clients and models write: strictly JSON, bounded in depth, and read where only half a character is wrong
+with it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import orjson
 
 from core.errors import InvalidRequest
 
-# orjson writes 254 levels and reads 1024. What comes in is put into other JSON here, which makes it a few levels deeper.
+# orjson writes 254 levels and reads 1024. What comes in is put into other JSON here, which makes it a few levels
+# deeper.
 MAX_DEPTH = 200
 READ_DEPTH = 1024
 # What is no longer has no room for brackets enough.
@@ -39,8 +41,8 @@ class TooDeep(InvalidRequest):
 
 
 def decode_bounded(text: bytes, what: str = "body") -> Any:
-    """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `InvalidRequest` for what is no JSON; `what` it is, for
-    the message."""
+    """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `InvalidRequest` for what is no JSON; `what` it
+    is, for the message."""
     try:
         return _decode(text, what)
     except orjson.JSONDecodeError as error:
@@ -63,7 +65,7 @@ def _decode(text: bytes, what: str) -> Any:
     if len(text) <= SHALLOW or not _may_be_deep(text):
         try:
             return _read(text)
-        except (msgspec.MsgspecError, ValueError):  # orjson says where it is wrong.
+        except (msgspec.MsgspecError, ValueError):  # orjson names the place that is wrong.
             return orjson.loads(text)
     try:
         value = orjson.loads(b"".join((_OPEN, text, _CLOSE)))
@@ -85,9 +87,9 @@ def _may_be_deep(text: bytes) -> bool:
 
 
 def mend(text: bytes) -> bytes | None:
-    """A text without what makes it no JSON although all the rest of it can be read: a byte order mark in front, halves of surrogate
-    pairs. These are what is left of an emoji where somebody has cut a text in two: joined to their other half, else U+FFFD. None
-    where nothing of that kind is wrong with it."""
+    """A text without what makes it no JSON although all the rest of it can be read: a byte order mark in front, halves
+    of surrogate pairs. These are what is left of an emoji where somebody has cut a text in two: joined to their other
+    half, else U+FFFD. None where nothing of that kind is wrong with it."""
     mended = text.removeprefix(BOM)
     if b"\\ud" in mended or b"\\uD" in mended:
         mended = _ESCAPE.sub(lambda escape: rb"\ufffd" if escape["half"] else escape[0], mended)

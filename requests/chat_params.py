@@ -1,4 +1,4 @@
-"""The chat request that is made of a Responses request: `requests/compatibility.py` says what goes on, and as what.
+"""The chat request that is made of a Responses request: `requests/compatibility.py` has what goes on, and as what.
 
 body, messages ──chat_request──▶ parameters of POST /v1/chat/completions
 body ──ignored_in──▶ the names of what is not among them
@@ -47,9 +47,9 @@ def chat_request(
     choice: ToolChoice | None = None,
     efforts: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The parameters of POST /v1/chat/completions for a Responses request and its translated messages. `choice` holds the
-    tools and the tool choice, if they are not those of the request alone; `efforts` the backend's words for how much to think,
-    None if it knows all.
+    """The parameters of POST /v1/chat/completions for a Responses request and its translated messages. `choice` holds
+    the tools and the tool choice, if they are not those of the request alone; `efforts` the backend's words for how
+    much to think, None if it knows all.
 
     Keys that we do not know (`seed`, `top_k`, `chat_template_kwargs`, …) go on as they are. Raises `Unsupported` or
     `InvalidRequest` for a tool choice that the backend cannot be given.
@@ -108,8 +108,8 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def nearest_effort(effort: str | None, known: Sequence[str] | None) -> str | None:
-    """The word of a backend for an effort: the next lower one that it knows, else its least. None: it is told nothing. Thinking is
-    only switched off where that was asked for. A word that is none of ours goes on as it is."""
+    """The word of a backend for an effort: the next lower one that it knows, else its least. None: it is sent none.
+    Thinking is only switched off where that was asked for. A word that is none of ours goes on as it is."""
     if effort is None or known is None or effort in known:
         return effort
     if effort not in EFFORTS:
@@ -120,6 +120,7 @@ def nearest_effort(effort: str | None, known: Sequence[str] | None) -> str | Non
 
 
 def wants_logprobs(request: dict[str, Any]) -> bool:
+    """Whether a Responses request asks for log probabilities."""
     return bool(request.get("top_logprobs")) or "message.output_text.logprobs" in (request.get("include") or ())
 
 
@@ -139,7 +140,8 @@ def _response_format(format: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def configured(request: dict[str, Any], items: Sequence[Item]) -> dict[str, Any]:
-    """The request with the effort and the verbosity that the last `configuration_update` of the conversation gives them."""
+    """The request with the effort and the verbosity that the last `configuration_update` of the conversation gives
+    them."""
     settings: dict[tuple[str, str], Any] = {}
     for item in items:
         if item["type"] == "configuration_update":

@@ -14,8 +14,8 @@ TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
 
 
 class Content:
-    """Translates contents for a server that `carries` some kinds of parts beside text. `ignored` gets the names of keys of
-    which nothing comes."""
+    """Translates contents for a server that `carries` some kinds of parts beside text. `ignored` gets the names of keys
+    of which nothing comes."""
 
     def __init__(self, carries: frozenset[str], ignored: set[str]) -> None:
         self._carries = carries
@@ -23,11 +23,12 @@ class Content:
 
     @property
     def carries_images(self) -> bool:
+        """Whether the model takes images."""
         return "image" in self._carries
 
     def of(self, content: Any, where: str, *, between: str = "\n") -> Any:
-        """The content of a message: one text, with `between` between its parts, or parts where some are no texts. `where` is its
-        place in the request. Raises `Unsupported` for a part that the server cannot be given."""
+        """The content of a message: one text, with `between` between its parts, or parts where some are no texts.
+        `where` is its place in the request. Raises `Unsupported` for a part that the server cannot be given."""
         if content is None:
             return ""
         if isinstance(content, str):

@@ -1,5 +1,5 @@
-"""Items that no chat server knows, as a text: a model reads what was done in an earlier turn. Files and sealed texts are only named
-in it; pictures can be shown beside it."""
+"""Items that no chat server knows, as a text: a model reads what was done in an earlier turn. Files and sealed texts
+are only named in it; pictures can be shown beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from core.json import encode_json
 from requests.tools import Item
 
-# The type of the data, its parameters, and the data: up to what ends a URL in a text, or over lines as base64 is often broken.
+# The type of the data, its parameters, and the data: up to what ends a URL in a text, or over lines as base64 is often
+# broken.
 DATA_URL = re.compile(
     r"""data:([\w.+-]+/[\w.+-]+)((?:;[\w.=+-]+)*),([^\s"'<>()\[\]{}\\]*(?:\r?\n[A-Za-z0-9+/=]{60,})*)"""
 )
@@ -18,19 +19,19 @@ DATA_URL = re.compile(
 PICTURE = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP", re.DOTALL)
 BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 LEFT_OUT = frozenset({"type", "id", "status", "call_id", "fingerprint"})
-SAYS_TYPE = ("mimeType", "mime_type", "media_type")
+TYPE_KEYS = ("mimeType", "mime_type", "media_type")
 IS_FILE = re.compile(r"(image|audio|video)/.|application/(pdf|octet-stream)")
 
 
 def item_as_text(item: Item, *, shows_pictures: bool) -> tuple[str, list[str]]:
     """An item as a text, and the URLs of the pictures in it that are to be shown behind it."""
     text = _Text(shows_pictures)
-    said = {
+    shown = {
         key: text.value(value, key, item)
         for key, value in item.items()
         if key not in LEFT_OUT and value not in (None, "", [])
     }
-    return f"[{item['type']}: {encode_json(said).decode()}]", text.pictures
+    return f"[{item['type']}: {encode_json(shown).decode()}]", text.pictures
 
 
 class _Text:
@@ -66,7 +67,7 @@ def _as_url(text: str, key: str, holder: dict[str, Any]) -> str:
         given = holder.get("output_format")
         kind = f"image/{given if isinstance(given, str) else 'png'}"
     elif key == "data":
-        kind = next((holder[name] for name in SAYS_TYPE if isinstance(holder.get(name), str)), "")
+        kind = next((holder[name] for name in TYPE_KEYS if isinstance(holder.get(name), str)), "")
     if kind and IS_FILE.match(kind) and BASE64.fullmatch(text):
         return f"data:{kind};base64,{text}"
     return text

@@ -2,10 +2,10 @@
 
     items ──responses_input_to_messages──▶ messages
 
-A Responses conversation is a flat list of items; a chat conversation is a list of messages in which one assistant message
-holds the text and all tool calls of a turn, and the tool messages follow it at once. So items are gathered into nodes: an
-assistant message with the tool messages that answer it. An output that comes late still lands behind its call. The other
-direction is in `requests/from_messages.py`.
+A Responses conversation is a flat list of items; a chat conversation is a list of messages in which one assistant
+message holds the text and all tool calls of a turn, and the tool messages follow it at once. So items are gathered into
+nodes: an assistant message with the tool messages that answer it. An output that comes late still lands behind its
+call. The other direction is in `requests/from_messages.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THINK_TAGS = "<think>"
 SUMMARY = "A summary of our conversation up to here, which was made to save space:"
 UNREADABLE = "(It was made by another service and cannot be read here.)"
 ATTACHED = "(The attachments of this output follow in the next user message.)"
-# Items that say something to the router, and nothing to a model.
+# Items that are for the router, and not for a model.
 SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE) | {name for name, row in ITEMS.items() if row.is_setting}
 IGNORED_ITEMS = chat_names(ITEMS, IGNORED)
 UNSPOKEN = SILENT | IGNORED_ITEMS
@@ -52,9 +52,10 @@ def responses_input_to_messages(
 
     `history` is how many of the items come from earlier turns, so that an error names the place in the client's own
     `input`; `places` are those of the items there, if some were left out. `carries` names the content parts, other than
-    text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is where the backend reads earlier reasoning from: a key of the message,
-    `THINK_TAGS` for its text, or None where it must be left out. `book` knows the backend's names of the tools. `ignored`
-    gets the names of items and keys of which nothing came.
+    text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is
+    where the backend reads earlier reasoning from: a key of the message, `THINK_TAGS` for its text, or None where it
+    must be left out. `book` knows the backend's names of the tools. `ignored` gets the names of items and keys of which
+    nothing came.
     """
     items = [] if isinstance(input, str) else input
     conversation = _Conversation(
@@ -76,12 +77,12 @@ def responses_input_to_messages(
     return conversation.messages()
 
 
-SAID_TO_MODEL = (BRINGS_TOOLS - OUTPUTS) | {"agent_message"}
+NEVER_SUPERSEDED = (BRINGS_TOOLS - OUTPUTS) | {"agent_message"}
 
 
 def without_superseded(items: list[Item]) -> list[Item]:
-    """The items, less what the last compaction among them stands for: all before it but what people said, and calls that are
-    answered behind it. One that could not be opened (its `summary` is None) stands for nothing."""
+    """The items, less what the last compaction among them stands for: all before it but the messages of users, and
+    calls that are answered behind it. One that could not be opened (its `summary` is None) stands for nothing."""
     summaries = (
         index
         for index, item in enumerate(items)
@@ -95,7 +96,7 @@ def without_superseded(items: list[Item]) -> list[Item]:
         item
         for item in items[:last]
         if item.get("role") in ("user", "system", "developer")
-        or item.get("type") in SAID_TO_MODEL
+        or item.get("type") in NEVER_SUPERSEDED
         or (item.get("type") in CALLS and call_id_of(item) in open_calls)
     ]
     return [*kept, *items[last:]]
@@ -237,8 +238,8 @@ class _Conversation:
         elif call_id_of(item) is not None:
             raise orphan_output(item, where)
         else:  # A function that answers without having been called: it runs beside the conversation.
-            said = f"[output of {item['name']}: {text}]"
-            self.message("user", [{"type": "text", "text": said}, *shown] if shown else said)
+            named = f"[output of {item['name']}: {text}]"
+            self.message("user", [{"type": "text", "text": named}, *shown] if shown else named)
 
     def _output(self, output: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
         """A tool message takes text alone: from the first image on, all goes into a user message behind the outputs."""
@@ -282,14 +283,15 @@ def summary_text(summary: str | None) -> str:
 
 
 def _agent_text(content: str | list[dict[str, Any]]) -> str:
-    """What another agent has written to this one (Codex). The part that should be sealed is plain: nobody here has sealed it."""
+    """What another agent has written to this one (Codex). The part that should be sealed is plain: nobody here has
+    sealed it."""
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text") or part.get("encrypted_content") or "") for part in content)
 
 
 def reasoning_text(item: Item) -> str:
-    """What a reasoning item says: its content, or else its summary."""
+    """The text of a reasoning item: its content, or else its summary."""
     parts = item.get("content") or item.get("summary") or []
     return "\n\n".join(part["text"] for part in parts if part.get("text"))
 
@@ -304,8 +306,8 @@ def split_refusals(content: Any) -> tuple[Any, list[str]]:
 
 
 def whole_arguments(arguments: Any) -> str:
-    """Tool call arguments as the text of a JSON object, whatever a model made of them: servers parse those of the history, and a
-    call that was cut off at the token limit must not make the conversation fail for ever."""
+    """Tool call arguments as the text of a JSON object, whatever a model made of them: servers parse those of the
+    history, and a call that was cut off at the token limit must not make the conversation fail for ever."""
     if not isinstance(arguments, str):
         given = {} if arguments is None else arguments if isinstance(arguments, dict) else {"arguments": arguments}
         return encode_json(given).decode()
@@ -322,6 +324,7 @@ def whole_arguments(arguments: Any) -> str:
 
 
 def orphan_output(item: Item, where: str) -> InvalidRequest:
+    """The error for an output whose call is nowhere before it."""
     kind = item["type"].replace("_", " ")
     return InvalidRequest(f"No tool call found for {kind} with call_id {call_id_of(item)}.", param=where)
 

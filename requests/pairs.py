@@ -1,8 +1,8 @@
 """Calls and their outputs: which belongs to which.
 
-An output names its call by `call_id`. Ids may come again in a conversation (some servers count their calls from zero in every turn):
-then the outputs belong to the calls in their order. An output without an id belongs to the oldest open call of the function that it
-names; a call that a service answers within itself needs none.
+An output names its call by `call_id`. Ids may come again in a conversation (some servers count their calls from zero in
+every turn): then the outputs belong to the calls in their order. An output without an id belongs to the oldest open
+call of the function that it names; a call that a service answers within itself needs none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 
 def needs_output(call: Item) -> bool:
-    """Whether a conversation cannot go on without the output of a call: not of one that was cut off, nor of a hosted search."""
+    """Whether a conversation cannot go on without the output of a call: not of one that was cut off, nor of a hosted
+    search."""
     is_hosted = call["type"] == "tool_search_call" and call.get("execution") == "server"
     return call.get("status") != "incomplete" and not is_hosted
 
@@ -32,6 +33,7 @@ class OpenCalls(Generic[T]):
         self._again: dict[str, list[tuple[Item, T]]] = {}
 
     def add(self, call: Item, what: T) -> None:
+        """A call that is to be answered; ids may repeat, and are answered in their order."""
         call_id = call["call_id"]
         if call_id in self._open:
             self._again.setdefault(call_id, []).append((call, what))

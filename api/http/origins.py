@@ -1,10 +1,12 @@
 """Web pages that ask: which origins may, and the CORS headers that let them read the answer.
 
-A page of this machine may, and an app that has a scheme of its own, as at Ollama; `cors_origins` adds others. `null` is the origin of
-every page that hides its own, and may not unless it is named. Specification: WHATWG Fetch, section 3.3; Fetch Metadata.
+A page of this machine may, and an app that has a scheme of its own, as at Ollama; `cors_origins` adds others. `null` is
+the origin of every page that hides its own, and may not unless it is named. Specification: WHATWG Fetch, section 3.3;
+Fetch Metadata.
 
-Where no key is asked for, a page is all that tells the user's own clients from a site that they visit: `check_page` refuses the latter. A
-name of its own that leads here (DNS rebinding) helps no site, since such a name is a public one, and those must be in `allowed_hosts`.
+Where no key is asked for, the origin alone sets a page of a site that the user visits apart from the user's own
+clients: `check_page` refuses it. A name of its own that leads here (DNS rebinding) helps no site, since such a name is
+a public one, and those must be in `allowed_hosts`.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ PORTS = {"http": "80", "https": "443"}
 
 
 def check_page(scope: Scope, headers: dict[bytes, bytes], config: Config) -> None:
-    """Raises `Forbidden` for what a page of another site sends to a router that asks for no key, and where such a router can be reached
-    from outside by mistake. Who is no browser has nothing to fear: it names an address, a private name, or one of `allowed_hosts` as
-    `Host`, and sends neither `Origin` nor `Sec-Fetch-Site`."""
+    """Raises `Forbidden` for what a page of another site sends to a router that asks for no key, and where such a
+    router can be reached from outside by mistake. Who is no browser has nothing to fear: it names an address, a private
+    name, or one of `allowed_hosts` as `Host`, and sends neither `Origin` nor `Sec-Fetch-Site`."""
     try:
         passes = _passes(scope["server"], headers.get(b"host"), config.allow_open, config.allowed_hosts)
     except (KeyError, TypeError):  # It may be missing, and a list.
@@ -69,8 +71,8 @@ def _look_closely(scope: Scope, headers: dict[bytes, bytes], config: Config) -> 
 
 
 def _is_outside(server: Any) -> bool:
-    """Whether a connection came in at an address that other machines may reach. A Unix socket has a path here, and an in-process client
-    a name."""
+    """Whether a connection came in at an address that other machines may reach. A Unix socket has a path here, and an
+    in-process client a name."""
     address = _address(str(server[0]).partition("%")[0]) if server else None
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
@@ -108,7 +110,8 @@ def _is_of(origin: bytes, host: bytes) -> bool:
 
 
 def _is_page_load(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    """Whether the user follows a link: it changes nothing, and the page that has it does not get to see where it leads."""
+    """Whether the user follows a link: it changes nothing, and the page that has it does not get to see where it
+    leads."""
     return (
         scope.get("method") in ("GET", "HEAD")
         and headers.get(b"sec-fetch-mode") == b"navigate"

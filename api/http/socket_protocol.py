@@ -11,5 +11,6 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     """One connection. Whoever serves it closes it (`core/stopping.py`)."""
 
     def shutdown(self) -> None:
+        """Lets what runs end before it closes, if it can; else uvicorn's way."""
         if self.close_sent or not self.handshake_complete or not begin_to_stop(self):
             super().shutdown()

@@ -26,13 +26,14 @@ MOST_WAITED = 4096
 
 
 class Background:
-    """A background turn as a job of the task runner (`tasks.Job`). Its events are kept while it runs, so that a client can
-    join at any moment and from any event on; those of a stream are stored at the end, to be the same for ever."""
+    """A background turn as a job of the task runner (`tasks.Job`). Its events are kept while it runs, so that a client
+    can join at any moment and from any event on; those of a stream are stored at the end, to be the same for ever."""
 
     def __init__(
         self, turn: Turn, state: AppState, run: Callable[[], AsyncGenerator[list[Event]]], *, is_again: bool = False
     ) -> None:
-        """`run` gives its events. `is_again`: another process has begun it, so that the store knows more than this one."""
+        """`run` gives its events. `is_again`: another process has begun it, so that the store knows more than this
+        one."""
         turn.describes_itself = True  # Whoever reads its response has seen no headers of it.
         self._turn = turn
         self._db = state.db
@@ -45,16 +46,20 @@ class Background:
 
     @property
     def id(self) -> str:
+        """That of its response."""
         return self._turn.id
 
     @property
     def owner(self) -> str:
+        """Whose it is."""
         return self._turn.owner
 
     def begin(self) -> None:
+        """Makes the first event, of a response that is queued."""
         self._add(self._turn.builder.start())
 
     async def run(self) -> None:
+        """Runs the turn to its end, and keeps its events."""
         if self._is_again and not await self._is_wanted():
             self._turn.builder.cancel()
             self._add([self._turn.builder.end()])
@@ -89,7 +94,8 @@ class Background:
         await self._end()
 
     async def follow(self, after: int = -1) -> AsyncGenerator[list[Event]]:
-        """The events with a `sequence_number` above `after`, to the last: those there are at once, the others as they come."""
+        """The events with a `sequence_number` above `after`, to the last: those there are at once, the others as they
+        come."""
         position = 0
         self._number_behind(after)
         while True:
@@ -104,7 +110,8 @@ class Background:
                 await more.wait()
 
     def still_here(self) -> list[Event]:
-        """For who follows and hears nothing: a `keepalive` event, which all who follow get as they get the others. Gives none itself."""
+        """For who follows and hears nothing: a `keepalive` event, which all who follow get as they get the others.
+        Gives none itself."""
         if not (self._ended or self._turn.builder.ended):
             self._add(self._turn.builder.keep_alive())
         return []
@@ -115,7 +122,8 @@ class Background:
         return row is not None and row["status"] in ("queued", "in_progress")
 
     def _number_behind(self, after: int) -> None:
-        """Whoever followed it in another process has events of its waiting that are unknown here: what comes must have higher numbers."""
+        """Whoever followed it in another process has events of its waiting that are unknown here: what comes must have
+        higher numbers."""
         builder = self._turn.builder
         if self._is_again and builder.response["status"] == "queued" and after - builder.sequence_number < MOST_WAITED:
             while builder.sequence_number <= after:

@@ -105,8 +105,9 @@ class Pool:
     # ── choosing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def choose(self, model: str, routing: Routing | None = None) -> Slot:
-        """The endpoint for a request to `model`, with a slot taken, and the model's name there. Raises `NotFound` for a model
-        that nobody serves, `TooManyRequests` when no slot comes free, `BackendUnreachable` while no endpoint is known."""
+        """The endpoint for a request to `model`, with a slot taken, and the model's name there. Raises `NotFound` for a
+        model that nobody serves, `TooManyRequests` when no slot comes free, `BackendUnreachable` while no endpoint is
+        known."""
         routing = routing or Routing()
         serving = self.endpoints.serving(model)
         if not serving:
@@ -154,7 +155,8 @@ class Pool:
             self.telemetry.waited_s += waited_s
 
     async def _is_ours(self, slot: Slot) -> bool:
-        """Whether a slot that was taken is one of those that there are, over all processes; else it is taken no more."""
+        """Whether a slot that was taken is one of those that there are, over all processes; else it is taken no
+        more."""
         endpoint, _ = slot
         try:
             is_ours = await endpoint.running.confirm(endpoint.max_concurrent)
@@ -255,7 +257,7 @@ class Pool:
             self.endpoints.look_at(endpoint)  # It was there, and had the model, when it was last asked.
 
     def abandoned(self, key: str, model: str) -> None:
-        """A request ended for reasons of the client's, which say nothing of the endpoint."""
+        """A request ended for reasons of the client's: nothing is learnt of the endpoint."""
         if endpoint := self.endpoints.get(key):
             endpoint.abandoned(model)
 
@@ -305,7 +307,8 @@ class Pool:
 
 
 async def choose_endpoint(pool: Pool, model: str, routing: Routing | None = None) -> tuple[str, str]:
-    """The key of the endpoint for `model` (its URL), with a slot taken, and the model's name there. Errors: as `Pool.choose`."""
+    """The key of the endpoint for `model` (its URL), with a slot taken, and the model's name there. Errors: as
+    `Pool.choose`."""
     endpoint, name = await pool.choose(model, routing)
     return endpoint.key, name
 

@@ -166,7 +166,7 @@ def count(value: Any) -> int | None:
 
 
 def text_of(value: Any) -> str | None:
-    """A text that says something, if it is one."""
+    """A text that is not empty, if it is one."""
     return value if isinstance(value, str) and value else None
 
 
