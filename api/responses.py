@@ -42,7 +42,7 @@ from cache import get_llm_cache
 from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError
 from core.json import TOO_DEEP, decode_json, encode_json
 from core.state import AppState
-from requests.kept import kept_request
+from requests.kept import kept_items, kept_request
 from requests.open_items import Event
 from requests.responses import with_output_text
 
@@ -181,7 +181,7 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         model=turn.request.model,
         status=response["status"],
         created_at=response["created_at"],
-        input_messages=turn.request.input,
+        input_messages=kept_items(turn.request.input, partial(state.sealer.seal, purpose="request")),
         response=response,
         # Whoever is not here any more when it is its turn must be able to run it.
         request=kept_request(turn.request.body, partial(state.sealer.seal, purpose="request"))

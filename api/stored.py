@@ -13,9 +13,11 @@ from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
 from api.peers import answer_of_peer, is_from_peer, key_of
+from api.turns.history import stored_items
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, NotFound
 from core.state import AppState
+from requests.credentials import shown_item
 from requests.events import ResponseBuilder, replay, unfinished
 from requests.included import INCLUDABLE, without_unasked
 from requests.open_items import Event
@@ -110,7 +112,8 @@ async def list_input_items(
         raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
     asked = request.query_params
     include = {value for key in ("include", "include[]") for value in asked.getlist(key)}
-    items = [without_unasked(item, include) for item in page.items]
+    given = stored_items(request.app.state.sealer, page.items)
+    items = [without_unasked(shown_item(item), include) for item in given]
     ignored = ", ".join(f"include.{value}" for value in sorted(include - INCLUDABLE))
     return json_response(
         {

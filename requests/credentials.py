@@ -20,6 +20,11 @@ def without_credentials(tool: Tool) -> Tool:
     return {key: _shown(key, value) for key, value in tool.items() if key != "authorization"}
 
 
+def shown_item(item: dict[str, Any]) -> dict[str, Any]:
+    """An item, with the tools that it brings along `without_credentials`."""
+    return {**item, "tools": shown(item["tools"])} if "tools" in item else item
+
+
 def shown(value: Any) -> Any:
     """Any JSON, with the tools in it `without_credentials`."""
     if isinstance(value, dict):

@@ -15,7 +15,7 @@ from typing import Any
 from core.json import decode_json, encode_json
 from requests.credentials import CLIENTS_OWN
 from requests.params import CreateParams
-from requests.tools import Tool
+from requests.tools import Item, Tool
 
 Json = Any
 
@@ -37,6 +37,44 @@ def given_request(kept: bytes, open_: Callable[[str], str | None]) -> dict[str, 
         return {key: _given_parameter(key, value, open_) for key, value in decode_json(kept).items()}
     except CannotOpen:
         return None
+
+
+def kept_items(items: list[Item], seal: Callable[[str], str]) -> list[Item]:
+    """Input items, as they are stored: of the tools that they bring along, those are sealed that may hold a credential."""
+    if not any("tools" in item for item in items):
+        return items
+    return [{**item, "tools": _kept_tools(item["tools"], seal)} if "tools" in item else item for item in items]
+
+
+def given_items(items: list[Item], open_: Callable[[str], str | None]) -> list[Item]:
+    """The items that were given to `kept_items`, without the tools that `open_` cannot open."""
+    if not any("tools" in item for item in items):
+        return items
+    return [{**item, "tools": _given_tools(item["tools"], open_)} if "tools" in item else item for item in items]
+
+
+def _kept_tools(tools: Json, seal: Callable[[str], str]) -> Json:
+    if isinstance(tools, list):
+        return [_kept_tool(tool, seal) for tool in tools]
+    return tools if tools is None else _sealed(tools, seal)
+
+
+def _given_tools(tools: Json, open_: Callable[[str], str | None]) -> Json:
+    if not isinstance(tools, list):
+        return _opened_or(None, tools, open_)
+    given = [_opened_or(LOST, tool, open_) for tool in tools]
+    return [tool for tool in given if tool is not LOST]
+
+
+def _opened_or(instead: Json, tool: Json, open_: Callable[[str], str | None]) -> Json:
+    try:
+        return _given_part(tool, open_)
+    except CannotOpen:
+        return instead
+
+
+# What stands for a tool that cannot be opened.
+LOST = object()
 
 
 class CannotOpen(Exception):

@@ -14,7 +14,7 @@ from core.errors import StartError
 
 log = logging.getLogger("nomyo.db")
 
-# What SQLite says, what that means, and what to do. The rest goes by its own words.
+# SQLite's codes, what they mean, and what to do. The rest goes by its own words.
 CAUSES = {
     sqlite3.SQLITE_NOTADB: ("is no SQLite database", "move it away, or give another"),
     sqlite3.SQLITE_CORRUPT: ("is damaged", "put a copy in its place, or give another"),

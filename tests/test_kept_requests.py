@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.turns.history import stored_items
 from core.seals import Sealer
 from requests.credentials import without_credentials
-from requests.kept import SEALED, given_request, kept_request
+from requests.kept import SEALED, given_items, given_request, kept_items, kept_request
 from requests.params import CreateParams
 from tests.conftest import running_router
 from tests.fake_backend import FakeBackend, chat, json_answer, stall, steps, until
@@ -223,3 +224,54 @@ async def test_no_response_shows_a_credential(stream: bool, backend: FakeBackend
                 assert SECRET not in stored.text
                 (shown,) = [tool for tool in stored.json()["tools"] if tool["type"] == "mcp"]
                 assert shown["server_url"] == "https://notes.example:8443/<redacted>"
+
+
+# ── the items that bring tools along ─────────────────────────────────────────────────────────────────────────────────
+
+bringing = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.just("additional_tools"), "id": texts},
+        optional={"tools": st.one_of(st.lists(tools, max_size=3), values)},
+    ),
+    max_size=3,
+)
+
+
+@law
+@given(bringing)
+def test_items_that_are_stored_are_those_that_were_given(items: list[Json]) -> None:
+    items = orjson.loads(orjson.dumps(items))
+    kept = kept_items(items, SEAL)
+    assert [item["id"] for item in kept] == [item["id"] for item in items]
+    assert given_items(orjson.loads(orjson.dumps(kept)), OPEN) == items
+
+
+def test_a_tool_that_cannot_be_opened_is_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    items = [{"type": "additional_tools", "id": "a", "tools": [FUNCTION, MCP]}]
+    kept = kept_items(items, partial(Sealer("another").seal, purpose="request"))
+    assert stored_items(Sealer("a key"), kept) == [{**items[0], "tools": [FUNCTION]}]
+    assert "left out" in caplog.text
+
+
+async def test_tools_of_an_item_are_stored_sealed_shown_without_credentials_and_used_again(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    bringing = {"type": "additional_tools", "role": "developer", "tools": [FUNCTION, MCP]}
+    answered = {"id": "r", "object": "response", "status": "completed", "output": []}
+    backend.default = json_answer(answered)
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai"}
+    url = f"sqlite:///{tmp_path}/router.db"
+    async with running_router(endpoints=[endpoint], database={"url": url}) as running:
+        first = await create(running.http, input=[bringing, {"role": "user", "content": "Hi"}])
+        listed = await running.http.get(f"{URL}/{first['id']}/input_items?order=asc")
+        assert SECRET not in listed.text
+        item = listed.json()["data"][0]
+        assert item["tools"][0] == FUNCTION
+        assert item["tools"][1]["server_label"] == "notes"
+        await create(running.http, input="Go on.", previous_response_id=first["id"])
+        assert backend.turns[-1].json["input"][0]["tools"] == [FUNCTION, MCP]
+        await create(
+            running.http, input=[{"type": "item_reference", "id": item["id"]}, {"role": "user", "content": "?"}]
+        )
+        assert backend.turns[-1].json["input"][0]["tools"] == [FUNCTION, MCP]
+        assert SECRET.encode() not in bytes_in(tmp_path)

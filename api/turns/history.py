@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from core.errors import InvalidRequest
 from core.seals import Sealer, is_ours
 from core.state import AppState
 from requests.items import without_cut_calls
+from requests.kept import given_items
 from requests.tools import Item
+
+log = logging.getLogger("nomyo.responses")
 
 # The items of which we seal a part.
 SEALED = frozenset({"reasoning", "compaction"})
@@ -26,7 +30,7 @@ async def resolve_references(state: AppState, items: list[Item], owner: str) -> 
         if item["type"] != "item_reference":
             resolved.append(item)
         elif item["id"] in stored:
-            resolved.append(stored[item["id"]])
+            resolved += stored_items(state.sealer, [stored[item["id"]]])
         else:
             raise InvalidRequest(f"Item with id '{item['id']}' not found.", param=f"input[{index}].id")
     return resolved
@@ -51,7 +55,18 @@ async def resolve_history(
             f"Response '{previous_response_id}' is still {history.unfinished}: it can be continued when it has ended.",
             param="previous_response_id",
         )
-    return without_cut_calls(history.items)
+    return without_cut_calls(stored_items(state.sealer, history.items))
+
+
+def stored_items(sealer: Sealer, items: list[Item]) -> list[Item]:
+    """Items of the store, as they were given. Tools that they bring along and that cannot be opened are left out."""
+
+    def open_tool(sealed: str) -> str | None:
+        if (tool := sealer.open(sealed, "request")) is None:
+            log.warning("a tool of an earlier turn is left out: it was sealed with another key")
+        return tool
+
+    return given_items(items, open_tool)
 
 
 def opened(sealer: Sealer, items: list[Item], ignored: set[str], where: str = "") -> list[Item]:

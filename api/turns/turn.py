@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from api.http.replies import Express
-from api.turns.history import resolve_history, resolve_references
+from api.turns.history import resolve_history, resolve_references, stored_items
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing
 from core.errors import InvalidRequest, ServerError
@@ -147,7 +147,8 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     # Nobody knows any more which label asked; what the owner has is shared with nobody else.
     principal = Principal(f"kept {owner}", owner)
     has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
-    request = TurnRequest(body, params, row["model"], history, row["input"], principal, has_references)
+    items = stored_items(state.sealer, row["input"])
+    request = TurnRequest(body, params, row["model"], history, items, principal, has_references)
     check_input(request.items, len(history))
     return _turn(state, request, row["id"], row["created_at"])
 
