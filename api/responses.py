@@ -109,8 +109,6 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
 async def _ended_by(state: AppState, turn: Turn, error: APIError) -> list[Event]:
     """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
     builder = turn.builder
-    if builder.ended:  # It was about to be recorded.
-        return []
     if not builder.started or not (turn.request.stream or turn.request.background):
         raise error from error.__cause__
     events = builder.fail(error)
