@@ -15,7 +15,7 @@ from api.passthrough import with_model
 from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.kinds.server import ModelFacts
-from core.errors import APIError, NotFound, Unsupported
+from core.errors import APIError, NotFound, Unsupported, without_frames
 from requests.ollama import VERSION
 from requests.ollama_models import listed_model, running_model, shown_model
 
@@ -76,7 +76,7 @@ async def show(request: Request) -> Response:
                 answer = await endpoint.client.forward("/api/show", with_model(body, there), below_root=True)
                 return Response(b"".join([piece async for piece in answer.pieces()]), media_type=answer.content_type)
             except APIError as failure:
-                error = error or failure
+                error = error or without_frames(failure)
     if error:
         raise in_ollamas_words(error, head.model)
     known = [endpoint.facts.get(there, NOTHING_KNOWN) for endpoint, there in serving]

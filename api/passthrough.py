@@ -29,7 +29,7 @@ from api.http.replies import Express, Outlet, StreamedReply, outlet_of
 from api.http.routes import Routes
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
-from core.errors import APIError, BackendRefused, InvalidRequest
+from core.errors import APIError, BackendRefused, InvalidRequest, without_frames
 from core.state import AppState
 from core.stopping import Stopping
 from requests.bounded_json import BOM, TooDeep
@@ -249,6 +249,7 @@ class PassedOn(StreamedReply):
                 async for received in self._answer:
                     await outlet.write(received)
         except APIError as error:
+            without_frames(error)
             piece = self._passing.error_piece(error)
             if piece is None:
                 log.warning("an answer that was passed on broke off: %s", error.code)

@@ -39,7 +39,7 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
-from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError
+from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
 from core.state import AppState
 from requests.kept import kept_items, kept_request
@@ -88,7 +88,12 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
             # Before the last event leaves: a client that chains on it at once must find the row.
             await _to_the_end(record(state, turn))
     except Exception as error:
-        ending += await _ended_by(state, turn, _described(error, turn))
+        described = _described(error, turn)
+        without_frames(error)
+        try:
+            ending += await _ended_by(state, turn, described)
+        finally:
+            del described
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and not turn.request.background and state.stopping.interrupts():
             ending += await _ended_by(state, turn, Interrupted())

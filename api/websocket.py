@@ -30,7 +30,15 @@ from api.socket_messages import decoded, error_message, input_behind, read_creat
 from api.socket_turn import SocketTurn
 from api.steering import MAX_PENDING, Steer, can_be_steered, refused, required_input, steering_items
 from api.turns.turn import Turn, begin_turn
-from core.errors import APIError, Interrupted, InvalidRequest, ServerError, TooManyRequests, UpgradeRefused
+from core.errors import (
+    APIError,
+    Interrupted,
+    InvalidRequest,
+    ServerError,
+    TooManyRequests,
+    UpgradeRefused,
+    without_frames,
+)
 from core.json import encode_json
 from core.state import AppState
 from core.stopping import Stopping
@@ -148,7 +156,7 @@ class Socket:
             if sum(1 + len(waiting) for waiting in self._lanes.values()) >= MAX_UNANSWERED:
                 raise TooManyRequests(f"This connection has {MAX_UNANSWERED} turns that are not answered yet.")
         except APIError as error:
-            given = error
+            given = without_frames(error)
         if stream_id in self._lanes:
             self._lanes[stream_id].append(given)
             return
@@ -183,7 +191,7 @@ class Socket:
                 del self._running[stream_id]
             return
         except APIError as error:
-            described = error
+            described = without_frames(error)
         except WebSocketDisconnect:
             raise
         except Exception:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 # About how long a restart takes.
 RESTART_S = 5.0
@@ -86,6 +86,23 @@ class APIError(Exception):
         else:
             code = "server_error"
         return {"code": code, "message": self.message, "type": self.type, "param": self.param}
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """The error, and what caused it, without their frames. For an error that is kept, or has been answered: its frames
+    hold the request, and where one of them holds the error, only the collector would free them all."""
+    known: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in known:
+            known.add(id(one))
+            one.__traceback__ = None
+            waiting += (one.__cause__, one.__context__)
+    return error
 
 
 class InvalidRequest(APIError):

@@ -29,7 +29,7 @@ from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
-from core.errors import APIError, Interrupted, StartError
+from core.errors import APIError, Interrupted, StartError, without_frames
 from core.state import AppState
 
 
@@ -109,7 +109,9 @@ class Application(FastAPI):
                 raise
             return reply_to_error(Interrupted(), scope, self.table.envelope(scope["path"]))
         except Exception as error:
-            return reply_to_error(error, scope, self.table.envelope(scope["path"]))
+            reply = reply_to_error(error, scope, self.table.envelope(scope["path"]))
+            without_frames(error)
+            return reply
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply of
@@ -119,6 +121,7 @@ class Application(FastAPI):
             check_key(self.state, scope)
             await self.table.find_socket(scope)(WebSocket(scope, receive, send))
         except APIError as error:
+            without_frames(error)
             if "websocket.http.response" in scope.get("extensions", {}):
                 await error_reply(error)(scope, receive, send)
             else:  # The server under us can refuse, but give no reason.

@@ -19,6 +19,7 @@ from api.http.leaving import ClientLeft, ClientWatch, Closable
 from api.http.origins import share
 from api.http.replies import Express, Outlet, StreamedReply, outlet_of, raw
 from api.http.silence import Watched
+from core.errors import without_frames
 from requests.sse import KEEPALIVE, frames, obfuscated
 
 LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -72,7 +73,7 @@ class EventStream(StreamedReply, Watched):
                 self._first = await anext(self._batches)
         except BaseException as error:
             if self.has_begun and isinstance(error, Exception):
-                self._first = error
+                self._first = without_frames(error)
                 return
             self.stop()
             await self._batches.aclose()

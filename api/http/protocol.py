@@ -70,6 +70,9 @@ class Protocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = None
         if self.on_left is not None:
             self.on_left()
+        # The scope has this protocol, and the request that it was last of has both: they would wait for the collector, with the body.
+        self.scope = self.cycle = None  # type: ignore[assignment]  # it is as before the first request
+        self.pipeline.clear()
 
     # uvicorn starts a timer after each answer, and stops it at the next request. Here one runs on, and looks.
 
@@ -189,6 +192,7 @@ class Wire:
     def _end(self) -> None:
         cycle = self._cycle
         cycle.response_complete = True
+        cycle.body = bytearray()  # The connection may stay, and with it what it was last asked.
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()

@@ -16,11 +16,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from backends.fleet.pool import Pool, choose_endpoint, decrement_usage
 from backends.fleet.routing import Routing
-from core.errors import APIError, BackendError, BackendRefused, BackendUnreachable, NotFound, TooManyRequests
+from core.errors import (
+    APIError,
+    BackendError,
+    BackendRefused,
+    BackendUnreachable,
+    NotFound,
+    TooManyRequests,
+    without_frames,
+)
 
 log = logging.getLogger("nomyo.backends")
 
@@ -70,9 +78,9 @@ class Attempts:
                 # Of a name that nobody serves the fallback is the only place there is, and its errors are of more use.
                 unknown = isinstance(error, NotFound)
                 if not self._next_model(must_be_well=not unknown):
-                    raise self._first_error or error from None
+                    self._raise_first(error)
                 if not unknown:
-                    self._first_error = self._first_error or error
+                    self._first_error = self._first_error or without_frames(error)
             else:
                 return Attempt(self, endpoint, model)
 
@@ -88,14 +96,22 @@ class Attempts:
         await self._release(self._pool, attempt.endpoint, attempt.model)
         if attempt.begun or not isinstance(error, APIError) or not may_go_elsewhere(error):
             return False
-        self._first_error = self._first_error or error
         if self._plan(attempt.endpoint, error):
             self._done = False
             log.info("%s failed (%s), trying again", self._pool.endpoints.name(attempt.endpoint), error.code)
+            self._first_error = self._first_error or without_frames(error)
             return True
-        if error is not self._first_error:
-            raise self._first_error from None
+        if self._first_error is not None:
+            self._raise_first(error)
         return False
+
+    def _raise_first(self, error: APIError) -> NoReturn:
+        """Raises the first error that there was, or this one. None is kept: its frames will have what keeps it."""
+        first, self._first_error = self._first_error or error, None
+        try:
+            raise first from None
+        finally:
+            del first, error
 
     def _plan(self, endpoint: str, error: APIError) -> bool:
         """Whether there is a next attempt, and where."""

@@ -189,6 +189,7 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._poll: Any = None
+        self._parser: httptools.HttpResponseParser | None = None
         self.is_open = False
         self.seen = self._sent = 0.0
 
@@ -204,6 +205,7 @@ class Connection(asyncio.Protocol):
     @property
     def parser(self) -> httptools.HttpResponseParser:
         """The parser of the answer that is under way."""
+        assert self._parser is not None
         return self._parser
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -238,7 +240,7 @@ class Connection(asyncio.Protocol):
         self.seen = self.loop.time()
         room = answer.room
         try:
-            self._parser.feed_data(data)
+            self.parser.feed_data(data)
         except httptools.HttpParserError as error:
             answer.fail(answer.wrong or BadAnswer(str(error)))
             self.abort()
@@ -274,6 +276,8 @@ class Connection(asyncio.Protocol):
         if (answer := self._answer) is not None:
             self._answer = None
             answer.cut(error)
+        # It has the answer, which has us, who have what could not be sent.
+        self._parser = None
 
     def abort(self) -> None:
         """Ends it at once, whatever was under way."""

@@ -216,7 +216,8 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         path = self._url.decode().split("?")[0]
         method = self._parser.get_method().decode()
-        request = Request(method, path, self._headers, bytes(self._body), self._number)
+        body, self._body = bytes(self._body), bytearray()
+        request = Request(method, path, self._headers, body, self._number)
         self.backend.requests.append(request)
         self._unanswered.append(request)
         if len(self._unanswered) == 1:
