@@ -32,9 +32,9 @@ NOT_PASSED_ON = chat_names(PARAMETERS, ADAPTED, IGNORED, REFUSED, RUN_HERE) | {
 }
 IGNORED_PARAMETERS = chat_names(PARAMETERS, IGNORED)
 # Of the parameters that are objects: the keys of which something comes.
-HEEDED_KEYS = [
-    (holder, chat_keys(holder, CARRIED, ADAPTED, RUN_HERE)) for holder in ("reasoning", "stream_options", "text")
-]
+HEEDED_KEYS = {
+    holder: chat_keys(holder, CARRIED, ADAPTED, RUN_HERE) for holder in ("reasoning", "stream_options", "text")
+}
 HEEDED_INCLUDES = chat_names(INCLUDES, CARRIED, ADAPTED, RUN_HERE)
 
 
@@ -163,9 +163,10 @@ def ignored_in(request: dict[str, Any]) -> set[str]:
     names: set[str] = set()
     if not IGNORED_PARAMETERS.isdisjoint(request):
         names.update(name for name in IGNORED_PARAMETERS & request.keys() if request[name] is not None)
-    for holder, heeded in HEEDED_KEYS:
-        if (given := request.get(holder)) and not given.keys() <= heeded:
-            names.update(f"{holder}.{key}" for key in given.keys() - heeded if given[key] is not None)
+    if not HEEDED_KEYS.keys().isdisjoint(request):
+        for holder, heeded in HEEDED_KEYS.items():
+            if (given := request.get(holder)) and not given.keys() <= heeded:
+                names.update(f"{holder}.{key}" for key in given.keys() - heeded if given[key] is not None)
     if values := request.get("include"):
         names.update(f"include.{value}" for value in values if value not in HEEDED_INCLUDES)
     return names
