@@ -1,10 +1,9 @@
 """Ollama's API on the same pool, for Ollama's clients.
 
-    POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, translated for other servers
+    POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, or translated
 
-What the fleet has is answered in `api/ollama_models.py`.
-A translated chat is a turn like any other (`api/turns/`), encoded as Ollama's lines. Nothing is stored. Errors have Ollama's form,
-`{"error": "…"}`.
+What the fleet has is answered in `api/ollama_models.py`. A translated chat is a turn like any other (`api/turns/`),
+encoded as Ollama's lines. Nothing is stored. Errors have Ollama's form, `{"error": "…"}`.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ Message = dict[str, Any]
 
 
 class SocketTurn(Watched):
-    """What a message asks for, from its arrival on. `turn` is there as soon as it has begun; `steers` are what its client has added
-    meanwhile, `takes_up` those of the turn before that it begins with."""
+    """What a message asks for, from its arrival on. `turn` is there as soon as it has begun; `steers` are what its
+    client has added meanwhile, `takes_up` those of the turn before that it begins with."""
 
     def __init__(
         self,
@@ -62,7 +62,8 @@ class SocketTurn(Watched):
     async def answered(
         self, state: AppState, turn: Turn, batches: AsyncGenerator[list[Event]]
     ) -> AsyncGenerator[list[Event]]:
-        """The batches of a turn, and its end where it is cancelled. A silent one begins by itself, and is kept alive."""
+        """The batches of a turn, and its end where it is cancelled. A silent one begins by itself, and is kept
+        alive."""
         self._state, self.turn = state, turn
         turn.describes_itself = True
         self.watch(state.config.stream_start_s)

@@ -1,7 +1,7 @@
 """`response.steer` over a WebSocket: a user's words for a response that still runs, taken up when it has ended.
 
     accepted ──▶ the response ends ──▶ its successor begins with them
-                     ├─ waits for the client's tools ─▶ pending ─▶ they go before the input of the turn that brings the outputs
+                     ├─ waits for the client's tools ─▶ pending ─▶ they go before the input that brings the outputs
                      └─ failed, cancelled ─▶ failed: the client has them again
 
 Specification: OpenAI's WebSocket mode, as in the SDK (`response.steer`, `response.steer.accepted`, `.pending`,

@@ -1,6 +1,6 @@
 """Remote images, fetched for backends that cannot: `https://…` in a chat message becomes a data URL.
 
-    messages ──with_images_fetched──▶ messages    of this turn all, or an error; of earlier turns as many as there is room for
+    messages ──with_images_fetched──▶ messages    of this turn all, or an error; of others as many as have room
 
 What counts is what the bytes are, not what their server calls them.
 """
@@ -89,7 +89,8 @@ async def with_images_fetched(messages: list[Message], fetcher: ImageFetcher) ->
     for url, place in new.items():
         if url not in images:
             error = InvalidImage(
-                f"The images of a request may have {fetcher.max_total_bytes / 1024 / 1024:g} MB together, and these have more.",
+                f"The images of a request may have {fetcher.max_total_bytes / 1024 / 1024:g} MB together, and these "
+                f"have more.",
                 param="input",
                 code="images_too_large",
             )

@@ -9,7 +9,8 @@ from requests.tools import Item
 
 
 def without_unasked(item: Item, include: Collection[str]) -> Item:
-    """The item without what `include` does not ask for. Whatever a client must find stays as null, or as an empty list."""
+    """The item without what `include` does not ask for. Whatever a client must find stays as null, or as an empty
+    list."""
     for name, shorten in SHORTENED.get(item.get("type", "message"), ()):
         if name not in include:
             item = shorten(item)

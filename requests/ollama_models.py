@@ -1,5 +1,5 @@
-"""Rows of models as Ollama's clients read them. Clients show what is there: what nobody knows is left out, but for what they read
-without a look.
+"""Rows of models as Ollama's clients read them. Clients show what is there: what nobody knows is left out, but for what
+they read without a look.
 
 Specification: ollama/ollama api/types.go: ListModelResponse, ProcessModelResponse, ShowResponse.
 """
@@ -16,8 +16,8 @@ CHATS = ("completion", "tools")
 
 
 def listed_model(name: str, row: Mapping[str, Any]) -> Json:
-    """A row of /api/tags. `row` is an Ollama's own, or what another server lists, in its words. The digest of a model that is at no
-    Ollama is one of its name, because clients cut it without a look."""
+    """A row of /api/tags. `row` is an Ollama's own, or what another server lists, in its words. The digest of a model
+    that is at no Ollama is one of its name, because clients cut it without a look."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     return {"digest": digest, "details": {}, **row, "name": name, "model": name}
 

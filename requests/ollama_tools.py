@@ -1,7 +1,7 @@
 """Messages of Ollama's API, and which call each tool message of a chat answers.
 
-An Ollama hands its messages to the template of the model as they come: calls need no ids and no outputs, and outputs no calls. Chat
-servers insist on all of them, each output right behind the message that made its call.
+An Ollama hands its messages to the template of the model as they come: calls need no ids and no outputs, and outputs no
+calls. Chat servers insist on all of them, each output right behind the message that made its call.
 
     assistant f, g      ──▶   calls f, g     outputs of both
     assistant h         ──▶   call h         its output
@@ -56,8 +56,8 @@ class _Call(msgspec.Struct, eq=False):
 
 
 class ToolRounds:
-    """Puts the items of a chat together. Calls get ids of their own where theirs are none, or repeated; a call that was never
-    answered gets an output, and an output without a call the call that it must have had."""
+    """Puts the items of a chat together. Calls get ids of their own where theirs are none, or repeated; a call that was
+    never answered gets an output, and an output without a call the call that it must have had."""
 
     def __init__(self, given_ids: Collection[str]) -> None:
         # Nine letters and digits: Mistral's templates take no other ids.
@@ -111,7 +111,8 @@ class ToolRounds:
         return [item for slot in self._slots for part in slot for item in part]
 
     def _answered(self, message: OllamaMessage) -> _Call | None:
-        """The call that a tool's message answers: by its id, else the first of its name, else the first that is open."""
+        """The call that a tool's message answers: by its id, else the first of its name, else the first that is
+        open."""
         wanted, name = message.tool_call_id, message.tool_name
         if wanted and (call := next((call for call in self._open() if call.given_id == wanted), None)):
             return call

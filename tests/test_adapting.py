@@ -1,5 +1,5 @@
-"""Requests that a backend refuses, changed so that it takes them: what is changed, where that is named, and what is left
-alone."""
+"""Requests that a backend refuses, changed so that it takes them: what is changed, where that is named, and what is
+left alone."""
 
 import base64
 import logging

@@ -16,8 +16,9 @@ import router
 
 ROOT = Path(__file__).parents[1]
 
-# Each part of the house, and the parts that it may import. Imports go one way. `core.state` says what the application holds, so it
-# knows all that has a lifetime; `core.reloading` acts on it. A part with a dot is that module, and not of the folder's rule.
+# Each part of the house, and the parts that it may import. Imports go one way. `core.state` says what the application
+# holds, so it knows all that has a lifetime; `core.reloading` acts on it. A part with a dot is that module, and not of
+# the folder's rule.
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "core.state": {"backends", "cache", "cluster.protocol", "core", "db"},
@@ -228,7 +229,8 @@ def test_no_module_outside_stores_knows_a_database() -> None:
 
 
 def test_every_verb_of_the_store_is_given_an_owner() -> None:
-    """The default is for those who have one owner: a route that leaves it out would answer one owner with what is another's."""
+    """The default is for those who have one owner: a route that leaves it out would answer one owner with what is
+    another's."""
     verbs = {name for name, verb in vars(db.Store).items() if callable(verb) and "owner" in signature(verb).parameters}
     assert {"store_response", "get_response", "get_history", "get_items", "delete_response"} <= verbs
     calls = 0
@@ -284,7 +286,8 @@ def hurries(source: str) -> list[str]:
 
 
 def test_no_test_fails_because_something_took_long() -> None:
-    """`soon()` and `eventually()` of tests/turns.py wait for what must come; the fixture `clock` jumps over what must pass."""
+    """`soon()` and `eventually()` of tests/turns.py wait for what must come; the fixture `clock` jumps over what must
+    pass."""
     for file in sorted((ROOT / "tests").rglob("test_*.py")):
         if "clients" not in file.parts:
             assert not hurries(file.read_text()), f"{file.relative_to(ROOT)}: {hurries(file.read_text())}"

@@ -1,4 +1,5 @@
-"""What a body may be: compressed, a form, chunked, with half a character in it. At every front door, and within the limit."""
+"""What a body may be: compressed, a form, chunked, with half a character in it. At every front door, and within the
+limit."""
 
 from __future__ import annotations
 

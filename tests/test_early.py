@@ -1,5 +1,5 @@
-"""Streams whose backend takes its time: they begin by themselves after `stream_start_s`, and go on failing over; what headers cannot say
-any more is in the last response."""
+"""Streams whose backend takes its time: they begin by themselves after `stream_start_s`, and go on failing over; what
+headers cannot say any more is in the last response."""
 
 from __future__ import annotations
 

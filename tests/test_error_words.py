@@ -173,19 +173,20 @@ OVERFLOWS = {
     ),
     "Ollama's cloud": ("prompt too long; exceeded max context length by 4021 tokens", Overflow()),
     "OpenAI, chat": (
-        "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300001 tokens. Please reduce "
-        "the length of the messages.",
+        "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 300001 tokens. Please "
+        "reduce the length of the messages.",
         Overflow(272000, 300001),
     ),
     "OpenAI, more than a minute's": (
-        "Request too large for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, Requested 250011. The "
+        "Request too large for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, Requested 250011. "
+        "The "
         "input or output tokens must be reduced in order to run successfully. Visit https://example.com to learn more.",
         Overflow(30000, 250011),
     ),
     "Groq": ("Please reduce the length of the messages or completion.", Overflow()),
     "Groq, more than a minute's": (
-        "Request too large for model `m` in organization `org_1` service tier `on_demand` on tokens per minute (TPM): Limit "
-        "6000, Requested 9000, please reduce your message size and try again.",
+        "Request too large for model `m` in organization `org_1` service tier `on_demand` on tokens per minute (TPM): "
+        "Limit 6000, Requested 9000, please reduce your message size and try again.",
         Overflow(6000, 9000),
     ),
     "Cerebras": (
@@ -193,18 +194,19 @@ OVERFLOWS = {
         Overflow(8192, 10636),
     ),
     "Anthropic, with the answer": (
-        "input length and `max_tokens` exceed context limit: 187254 + 20000 > 204798, decrease input length or `max_tokens` "
-        "and try again",
+        "input length and `max_tokens` exceed context limit: 187254 + 20000 > 204798, decrease input length or "
+        "`max_tokens` and try again",
         Overflow(204798, 187254),
     ),
     "Bedrock": ("Input is too long for requested model.", Overflow()),
     "Bedrock, Nova": (
-        "The model returned the following errors: Input Tokens Exceeded: Number of input tokens exceeds maximum length. "
-        "Please update the input to try again.",
+        "The model returned the following errors: Input Tokens Exceeded: Number of input tokens exceeds maximum "
+        "length. Please update the input to try again.",
         Overflow(),
     ),
     "Vertex AI": (
-        "Unable to submit request because the input token count is 40000 but the model supports up to 32768. Reduce it.",
+        "Unable to submit request because the input token count is 40000 but the model supports up to 32768. Reduce "
+        "it.",
         Overflow(32768, 40000),
     ),
     "Moonshot": ("Invalid request: Your request exceeded model token limit: 131072", Overflow(131072, None)),
@@ -241,8 +243,8 @@ OVERFLOWS = {
         Overflow(131072, 200000),
     ),
     "Cohere": (
-        "too many tokens: size limit exceeded by 11326 tokens. Try using shorter or fewer inputs. The limit for this model "
-        "is 288000 tokens.",
+        "too many tokens: size limit exceeded by 11326 tokens. Try using shorter or fewer inputs. The limit for this "
+        "model is 288000 tokens.",
         Overflow(288000, None),
     ),
     "Doubao": ("Total tokens of image and text exceed max message tokens. Request id: 0217", Overflow()),
@@ -286,7 +288,8 @@ ROLES = {
         "system",
     ),
     "Anthropic": (
-        'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, not "system" as an '
+        'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter, not "system" as '
+        "an "
         "input message role.",
         "system",
     ),

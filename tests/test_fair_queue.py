@@ -1,4 +1,5 @@
-"""The queue of those who wait: first come, first served within a principal, the principals in turn, nobody blocked by who cannot be served."""
+"""The queue of those who wait: first come, first served within a principal, the principals in turn, nobody blocked by
+who cannot be served."""
 
 from __future__ import annotations
 
@@ -131,7 +132,8 @@ def test_a_position_says_when_it_is_its_turn(waiting: list[tuple[str, str]]) -> 
 def test_nobody_is_lost_overtaken_or_starved(steps: list[tuple[str, str] | str]) -> None:
     queue: FairQueue[Entry] = FairQueue()
     waiting: list[Entry] = []
-    # Who could have been served with a model, and the principals that were, since it came or its principal was last served.
+    # Who could have been served with a model, and the principals that were, since it came or its principal was last
+    # served.
     served_since: dict[tuple[str, str], list[str]] = {}
     for step in steps:
         if isinstance(step, tuple):

@@ -1,4 +1,5 @@
-"""A router without a key, and who may use it: programs of any kind, and web pages of its own machine, but no page of another site."""
+"""A router without a key, and who may use it: programs of any kind, and web pages of its own machine, but no page of
+another site."""
 
 from __future__ import annotations
 

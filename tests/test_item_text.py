@@ -1,5 +1,5 @@
-"""Items of hosted tools, as a chat server's model reads them: pictures and sealed texts are named, real text stays whole, and a
-picture goes as one where the model takes them."""
+"""Items of hosted tools, as a chat server's model reads them: pictures and sealed texts are named, real text stays
+whole, and a picture goes as one where the model takes them."""
 
 from __future__ import annotations
 

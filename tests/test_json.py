@@ -1,4 +1,5 @@
-"""JSON as servers and clients really send it: what orjson and msgspec refuse is read too, and nothing that leaves is broken."""
+"""JSON as servers and clients really send it: what orjson and msgspec refuse is read too, and nothing that leaves is
+broken."""
 
 from __future__ import annotations
 

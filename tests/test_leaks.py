@@ -56,7 +56,8 @@ async def three(stack: AsyncExitStack) -> list[FakeBackend]:
 
 
 async def nothing_is_left(pool: Pool) -> None:
-    """No slot, no place in the queue, no probe of a breaker, nobody who waits for a first byte, and no connection in use."""
+    """No slot, no place in the queue, no probe of a breaker, nobody who waits for a first byte, and no connection in
+    use."""
     endpoints = list(pool.endpoints.values())
     await eventually(
         lambda: all(endpoint.in_flight == 0 for endpoint in pool.endpoints.values()),

@@ -61,7 +61,8 @@ class World(Effects[Wish, str]):
 
 
 class Between(SharedLine):
-    """A line among the lines of several processes: what it announces all see, and `wakes` are the wake-ups that are on their way."""
+    """A line among the lines of several processes: what it announces all see, and `wakes` are the wake-ups that are on
+    their way."""
 
     give_way_s = GIVE_WAY_S
 

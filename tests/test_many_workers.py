@@ -1,5 +1,5 @@
-"""Two workers as their clients see them: many requests at once, each over a new connection, to whichever worker takes it; and what
-becomes of those when a worker dies, the settings change, or all of it stops."""
+"""Two workers as their clients see them: many requests at once, each over a new connection, to whichever worker takes
+it; and what becomes of those when a worker dies, the settings change, or all of it stops."""
 
 from __future__ import annotations
 
@@ -197,8 +197,8 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def service(backend: FakeBackend, folder: Path, *options: str) -> AsyncIterator[Service]:
-    """The service, up and answering; killed at the end if it still runs. With `--one-socket` the worker that is not stopped gets all
-    connections."""
+    """The service, up and answering; killed at the end if it still runs. With `--one-socket` the worker that is not
+    stopped gets all connections."""
     (folder / "tmp").mkdir()
     write_settings(folder, backend, LIMIT)
     port = free_port()

@@ -474,8 +474,8 @@ ids = st.one_of(st.none(), st.sampled_from(["a", "b", "call00001"]))
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Json]:
-    """Chats as Ollama's clients keep them: calls with ids, with the same ids again, or with none, of one message or of several that
-    stand together, answered in any order, or not; and outputs of calls that are not there."""
+    """Chats as Ollama's clients keep them: calls with ids, with the same ids again, or with none, of one message or of
+    several that stand together, answered in any order, or not; and outputs of calls that are not there."""
     messages: list[Json] = []
     for role in draw(
         st.lists(

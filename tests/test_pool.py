@@ -259,7 +259,8 @@ class TestWhoLeaves:
                 finally:
                     await decrement_usage(pool, url, name)
 
-            # More at once than there is room for, whatever the machine's speed: 6 slots, 50 who wait, 4 who are refused.
+            # More at once than there is room for, whatever the machine's speed: 6 slots, 50 who wait, 4 who are
+            # refused.
             tasks = [asyncio.create_task(request()) for _ in range(60)]
             await asyncio.sleep(0)
             for _ in range(1000):

@@ -1,5 +1,5 @@
-"""The pools of two workers, in one process: who gets a slot that comes free in either. Their cluster is a plain one (tests/cluster); the real
-one is in test_workers.py."""
+"""The pools of two workers, in one process: who gets a slot that comes free in either. Their cluster is a plain one
+(tests/cluster); the real one is in test_workers.py."""
 
 import asyncio
 import random
@@ -69,7 +69,8 @@ class Workers:
 
 @asynccontextmanager
 async def open_pools(*endpoints: dict[str, Any], far: bool = False, **settings: Any) -> AsyncIterator[Workers]:
-    """Two pools that have looked once, of workers, or of processes that are `far` from each other. At the end nobody waits, and every slot that is taken is counted."""
+    """Two pools that have looked once, of workers, or of processes that are `far` from each other. At the end nobody
+    waits, and every slot that is taken is counted."""
     config = parse_config({"models_refresh_s": 3600, **settings, "endpoints": list(endpoints)})
     shared = Shared()
     clusters = [InProcess(shared, far=far) for _ in range(2)]
@@ -220,7 +221,8 @@ class TestLimits:
                 await blocked
 
     async def test_a_server_with_new_settings_is_as_busy_as_it_was(self, backend):
-        """What a worker has begun under the old settings counts in the other one, and in the endpoint of the new ones."""
+        """What a worker has begun under the old settings counts in the other one, and in the endpoint of the new
+        ones."""
         async with open_pools(at(backend, max_concurrent=2), queue={"max": 0}) as workers:
             await workers.request(0)
             (before,) = workers.pools[0].endpoints.values()

@@ -1,5 +1,5 @@
-"""JSON formats for backends that cannot hold their model to one: the format is described to the model, its answer is checked and repaired
-once."""
+"""JSON formats for backends that cannot hold their model to one: the format is described to the model, its answer is
+checked and repaired once."""
 
 from __future__ import annotations
 
@@ -264,8 +264,8 @@ def test_a_schema_that_means_itself_comes_to_an_end(schema_: Json) -> None:
 
 @pytest.fixture(params=["openai-chat", "llama.cpp"])
 async def prompted(request: pytest.FixtureRequest, backend: FakeBackend) -> AsyncIterator[Running]:
-    """A router in front of a backend whose model must read the format. llama.cpp's is asked for a stream, whatever the client
-    wants."""
+    """A router in front of a backend whose model must read the format. llama.cpp's is asked for a stream, whatever the
+    client wants."""
     backend.strict = True
     endpoint = {"url": f"{backend.url}/v1", "kind": request.param, "structured_outputs": "prompt"}
     async with running_router(endpoints=[endpoint]) as running:

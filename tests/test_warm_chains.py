@@ -1,5 +1,5 @@
-"""Conversations that the store has in memory, through the router: they are not read, and no turn changes them. That they are right is
-proven in tests/stores/test_store_warm.py."""
+"""Conversations that the store has in memory, through the router: they are not read, and no turn changes them. That
+they are right is proven in tests/stores/test_store_warm.py."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ async def test_calls_that_were_cut_off_are_left_out_warm_and_read(served: Runnin
     assert [message["content"] for message in seen[0]] == ["1", "Yo.", "2"]
 
 
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 def items_of_every_kind() -> list[Json]:

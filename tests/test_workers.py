@@ -49,7 +49,8 @@ TURN = {"model": "test-model", "input": "Say something."}
 
 
 class OneWorker(httpcore2.AsyncNetworkBackend):
-    """Connections to one worker of several that listen at the same socket: the others are stopped until it has taken them."""
+    """Connections to one worker of several that listen at the same socket: the others are stopped until it has taken
+    them."""
 
     def __init__(self, service: Service, pid: int) -> None:
         self._service = service

@@ -123,7 +123,8 @@ class RouteTable:
         return path.rstrip("/") or "/"
 
     def envelope(self, path: str) -> Envelope:
-        """How an error of a path is put: as the front door does that answers there, else the one below whose prefix it is."""
+        """How an error of a path is put: as the front door does that answers there, else the one below whose prefix it
+        is."""
         below: Envelope | None = None
         for door in self._doors:
             if any(route.path_regex.match(path) for route in door.routes if isinstance(route, Route)):

@@ -11,8 +11,8 @@ EVERY_MODEL = ""
 
 
 class Learned:
-    """The changes that the requests to a server need, by model: of at most `MOST_MODELS`, and the one of which nothing was
-    learned for longest goes first."""
+    """The changes that the requests to a server need, by model: of at most `MOST_MODELS`, and the one of which nothing
+    was learned for longest goes first."""
 
     def __init__(self) -> None:
         # For each model its changes, and until when they are believed.
@@ -30,7 +30,8 @@ class Learned:
             del self._until[next(iter(self._until))]
 
     def changes(self, model: str, now: float) -> list[str]:
-        """The changes that a request to `model` needs, in the order in which they were learned, then those of all models."""
+        """The changes that a request to `model` needs, in the order in which they were learned, then those of all
+        models."""
         return [change for of in (model, EVERY_MODEL) if of in self._until for change in self._believed(of, now)]
 
     def _believed(self, model: str, now: float) -> list[str]:

@@ -7,8 +7,8 @@ from core.errors import APIError
 
 
 async def unload(endpoints: Endpoints, model: str) -> None:
-    """Unloads a model at every endpoint that has it in memory. Raises `NotFound` where nobody serves it, and the first endpoint's
-    error where none has unloaded it: `Unsupported`, a 501, of a server that cannot."""
+    """Unloads a model at every endpoint that has it in memory. Raises `NotFound` where nobody serves it, and the first
+    endpoint's error where none has unloaded it: `Unsupported`, a 501, of a server that cannot."""
     if not endpoints.serving(model):
         await endpoints.search(model)
     error: APIError | None = None

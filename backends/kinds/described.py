@@ -31,7 +31,8 @@ EMBEDS: Capabilities = ("embedding",)
 
 
 def listed_capabilities(row: Row, *, tools: bool = True, thinking: bool = False) -> Capabilities | None:
-    """By the modalities in a row of /v1/models: llama.cpp's and OpenRouter's `architecture`, others' own. None: it has none."""
+    """By the modalities in a row of /v1/models: llama.cpp's and OpenRouter's `architecture`, others' own. None: it has
+    none."""
     within = [dict_of(row.get("architecture")), row, dict_of(row.get("modalities"))]
     inputs = next(filter(None, (_texts(its.get("input_modalities") or its.get("input")) for its in within)), None)
     outputs = next(filter(None, (_texts(its.get("output_modalities") or its.get("output")) for its in within)), None)

@@ -42,8 +42,8 @@ TIMEOUT_S = 50
 
 @dataclass(frozen=True)
 class Scenario:
-    """`answers` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript of
-    each turn, and `asks` what the first one holds besides."""
+    """`answers` has an answer for each turn of the backend; `gives` is what the script prints; `sent` is the transcript
+    of each turn, and `asks` what the first one holds besides."""
 
     answers: tuple[Answer, ...]
     gives: Json
@@ -325,7 +325,8 @@ def ran(name: str) -> Ran:
 
 @functools.cache
 def ran_in_silence(name: str) -> Ran:
-    """The same, before a backend that is silent for long before each piece: streams begin by themselves and are full of `keepalive`s."""
+    """The same, before a backend that is silent for long before each piece: streams begin by themselves and are full of
+    `keepalive`s."""
     with pytest.MonkeyPatch.context() as patched:
         write = Reply.write
 

@@ -1,5 +1,5 @@
-"""A cluster whose members live in one process: what passes between them is a plain object, and a test decides what happens in which
-order. It keeps the laws of the others (test_every_cluster.py)."""
+"""A cluster whose members live in one process: what passes between them is a plain object, and a test decides what
+happens in which order. It keeps the laws of the others (test_every_cluster.py)."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Shared:
 
 
 class InProcess(Cluster):
-    """A member. `meanwhile` lets another one act between two of its calls. One that is `far` counts behind a network: what it knows of the
-    others is old, and it has to ask whether a slot is its own."""
+    """A member. `meanwhile` lets another one act between two of its calls. One that is `far` counts behind a network:
+    what it knows of the others is old, and it has to ask whether a slot is its own."""
 
     is_exact = True
     line: InProcessLine
@@ -182,7 +182,8 @@ class InProcessInFlight(InFlight):
 
 
 class FarInFlight(InProcessInFlight):
-    """What runs there is known to a server, and here as it was when it was last heard of: at an answer, or a moment after it changed."""
+    """What runs there is known to a server, and here as it was when it was last heard of: at an answer, or a moment
+    after it changed."""
 
     def __init__(self, member: InProcess, url: str) -> None:
         super().__init__(member, url)

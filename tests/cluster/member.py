@@ -1,5 +1,5 @@
-"""A worker of a service, for its tests: `python -m tests.cluster.member FOLDER`. Runs each line of its input, code as JSON, and prints
-what it gives. It leaves when its input ends."""
+"""A worker of a service, for its tests: `python -m tests.cluster.member FOLDER`. Runs each line of its input, code as
+JSON, and prints what it gives. It leaves when its input ends."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A service of each kind of cluster, for the suite that all must pass: this process as one member, and others that are given what
-to do."""
+"""A service of each kind of cluster, for the suite that all must pass: this process as one member, and others that are
+given what to do."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from tests.turns import SOON_S
 
 HERE = "http://server:1/v1"
 THERE = "http://server:2/v1"
-# An ASGI application in another process, for the requests of its peers: it answers with the status at the end of the path, and with
-# what came.
+# An ASGI application in another process, for the requests of its peers: it answers with the status at the end of the
+# path, and with what came.
 ANSWERS = """
 import json
 from contextlib import AsyncExitStack
@@ -29,8 +29,8 @@ from cluster.protocol import FROM_PEER
 
 async def app(scope, receive, send):
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    said = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode(), "by": cluster.number,
-        "authorization": headers.get("authorization"), "from_peer": scope.get(FROM_PEER, False)}
+    said = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode(),
+        "by": cluster.number, "authorization": headers.get("authorization"), "from_peer": scope.get(FROM_PEER, False)}
     status = int(scope["path"].rpartition("/")[2])
     if scope["path"].startswith("/only-") and not scope["path"].startswith(f"/only-{cluster.number}/"):
         status = 404
@@ -240,8 +240,8 @@ class TestProcesses:
                             if who
                             else asyncio.sleep(0, cluster.deletions.add(n))
                         )
-                look = f"[cluster.in_flight({HERE!r}).total(), cluster.in_flight({THERE!r}).total(), cluster.line.elsewhere(), "
-                look += "cluster.line.is_first(), cluster.deletions.value]"
+                look = f"[cluster.in_flight({HERE!r}).total(), cluster.in_flight({THERE!r}).total(), "
+                look += "cluster.line.elsewhere(), cluster.line.is_first(), cluster.deletions.value]"
                 since = {number: since for number, (count, since) in waiting.items() if count}
                 for number, seen in enumerate((eval(look, {"cluster": cluster}), await other.run(look))):
                     first = not since or min(since, key=since.__getitem__) == number

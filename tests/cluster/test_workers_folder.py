@@ -1,4 +1,5 @@
-"""Workers on one machine: what is theirs alone, their numbers, their sockets, and how many endpoints there is room for."""
+"""Workers on one machine: what is theirs alone, their numbers, their sockets, and how many endpoints there is room
+for."""
 
 from __future__ import annotations
 

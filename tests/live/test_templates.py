@@ -1,4 +1,5 @@
-"""Strict chat templates in a real llama.cpp server: it refuses in its own words, and the router answers all the same."""
+"""Strict chat templates in a real llama.cpp server: it refuses in its own words, and the router answers all the
+same."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The databases that a store can have, as its tests see them: a new one needs a class here and a line in `DATABASES`."""
+"""The databases that a store can have, as its tests see them: a new one needs a class here and a line in
+`DATABASES`."""
 
 from __future__ import annotations
 

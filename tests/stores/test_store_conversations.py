@@ -8,7 +8,8 @@ from tests.stores.rows import item, row, said, said_in, with_id
 
 
 class TestHistories:
-    """Out of the database: `deletions` has moved, so that nothing is warm. What is warm has its own tests, in test_store_warm.py."""
+    """Out of the database: `deletions` has moved, so that nothing is warm. What is warm has its own tests, in
+    test_store_warm.py."""
 
     async def test_200_turns_are_read_in_one_query_oldest_first(self, store, database):
         ids = [f"resp_{n}" for n in range(200)]

@@ -202,7 +202,8 @@ async def test_the_last_word_on_a_response_counts(store: Store) -> None:
 async def test_memory_and_database_say_the_same_whatever_happens(
     store: Store, other: Store, database: Database, cold: Store, seed: int
 ) -> None:
-    """Turns of many conversations that begin, end, branch, fail to be stored and are deleted, some of them at the same time."""
+    """Turns of many conversations that begin, end, branch, fail to be stored and are deleted, some of them at the same
+    time."""
     chance = random.Random(seed)
     names, known, running = count(), list[str](), list[str]()
     statements = await database.reads(store)
