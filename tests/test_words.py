@@ -44,7 +44,6 @@ NOT_YET = {
     "requests/responses.py",
     "requests/sse.py",
     "requests/tools.py",
-    "stores/files.py",
 }
 # What implements one of these is described there.
 PROTOCOLS = (Cache, Store)
