@@ -144,6 +144,11 @@ class Store(Protocol):
         number."""
         ...
 
+    async def outage(self) -> str | None:
+        """Why nothing can be written now, in a line for whoever looks after the service; None where all is well. Looks,
+        by writing, but not more often than once a second."""
+        ...
+
     async def get_setting(self, name: str, default: str) -> str:
         """A value that every router on this database shares. The first to ask decides it with its `default`."""
         ...

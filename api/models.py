@@ -32,10 +32,15 @@ async def retrieve_model(request: Request, model: str) -> Response:
 
 @routes.get("/health")
 async def health(request: Request) -> Response:
-    """200 while the router runs, whether or not its backends do. Asks for no key, and names no endpoint."""
+    """200 while the router runs, whether or not its backends do, and 503 while nothing can be stored. Asks for no key, and names
+    neither an endpoint nor a file."""
+    is_out = await request.app.state.db.outage() is not None
     endpoints = request.app.state.pool.endpoints.values()
     up = sum(endpoint.error is None for endpoint in endpoints)
-    return json_response({"status": "ok", "endpoints": {"configured": len(endpoints), "up": up}})
+    fleet = {"configured": len(endpoints), "up": up}
+    if is_out:
+        return json_response({"status": "storage_error", "endpoints": fleet}, 503, {"Retry-After": "5"})
+    return json_response({"status": "ok", "endpoints": fleet})
 
 
 @routes.get("/")

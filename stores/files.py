@@ -11,6 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from core.errors import StartError
+from stores.writing import Outage
 
 log = logging.getLogger("nomyo.db")
 
@@ -61,3 +62,39 @@ def opening(path: str, setting: str) -> Generator[None]:
         raise StartError(
             f"{path} cannot be opened: {error.filename}: {why}: make room for it there, or give another ({setting})"
         ) from error
+
+
+class Replaced(Exception):
+    """Where the file was that is open, there is another one now."""
+
+
+class OpenFile:
+    """The file of a database that is open. SQLite goes on writing to one that was deleted, and does not notice at once
+    that one was overwritten. To be closed after SQLite has closed it: else its locks are gone."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDONLY)
+        self._is_damaged = False
+
+    def check(self) -> None:
+        """Raises `Outage` where the file is gone or is no database any more, and `Replaced` where one is back."""
+        try:
+            now = os.stat(self._path)
+        except OSError as error:
+            raise Outage(f"{self._path} is gone ({error.strerror}): put it back, or start again") from error
+        if not os.path.samestat(now, os.fstat(self._file)):
+            raise Replaced
+        if os.pread(self._file, len(BEGINNING), 0) != BEGINNING:
+            self._is_damaged = True
+            raise Outage(f"{self._path} is no SQLite database any more: put a copy in its place")
+        if self._is_damaged:
+            raise Replaced
+
+    def close(self) -> None:
+        """Nothing looks at it any more."""
+        os.close(self._file)
+
+
+# Of a file of SQLite.
+BEGINNING = b"SQLite format 3\0"

@@ -12,12 +12,15 @@ costs does not depend on how many rows there are. How the tables came to be is i
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Literal
 
 from core.deletions import Deletions, OwnDeletions
+from core.errors import ServerError
 from core.json import decode_json, encode_json
 from stores.migrations.sqlite import migrate
 from stores.rows import (
@@ -92,6 +95,7 @@ GET_OF_ITEMS = """SELECT json_group_array(wanted.value) AS item_ids, r.input, r.
         (SELECT MIN(i.response) FROM response_items i JOIN responses ON number = i.response
         WHERE i.owner = ? AND i.item_id = wanted.value)
     GROUP BY r.number"""
+STORE_CHECK = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 STORE_SETTING = "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING"
 GET_SETTING = "SELECT value FROM settings WHERE name = ?"
 STORE_EVENTS = """INSERT OR IGNORE INTO response_events (response, events)
@@ -103,6 +107,10 @@ GET_EXPIRED = """SELECT owner, id FROM responses r
     WHERE created_at < ? AND status NOT IN ('queued', 'in_progress')
     AND NOT EXISTS (SELECT 1 FROM responses c WHERE c.owner = r.owner AND c.previous_response_id = r.id)
     LIMIT 500"""
+
+# How often it is looked whether the database can be written, and how long that may take.
+CHECK_EVERY_S = 1.0
+CHECK_S = 2.0
 
 # A response is stored before it is updated, so within a batch what is stored may go first.
 RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2}
@@ -117,6 +125,7 @@ class SQLiteStore:
         self._queue = WriteQueue(self._run)
         self._warm = WarmChains(self.deletions)
         self._running: dict[Key, Begun] = {}
+        self._checked_at = 0.0
 
     async def open(self) -> None:
         await self._connector.open()
@@ -275,6 +284,23 @@ class SQLiteStore:
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
         rows = await self._connector.read(GET_EVENTS, owner, response_id)
         return decode_json(rows[0]["events"]) if rows else None
+
+    # ── whether it works ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def outage(self) -> str | None:
+        now = time.monotonic()
+        if now - self._checked_at >= CHECK_EVERY_S:
+            self._checked_at = now
+            checked = self._queue.write((STORE_CHECK, ("checked_at", f"{time.time():.0f}")))
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await checked
+            except TimeoutError:
+                self._checked_at = 0.0
+                return "the database does not answer"
+            except ServerError:
+                self._checked_at = 0.0
+        return self._queue.outage
 
     # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

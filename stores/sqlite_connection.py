@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from stores.files import make_private, opening
-from stores.writing import Value, Write
+from core.errors import StartError
+from stores.files import CAUSES, OpenFile, Replaced, make_private, opening
+from stores.writing import Outage, Value, Write
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -31,6 +32,8 @@ logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 IN_MEMORY = ":memory:"
 BUSY_S = 5.0
+# Turns wait as long for another process that holds the database, such as a copy of it.
+LOCKED_S = 60.0
 ROWS_AT_ONCE = 32
 
 
@@ -75,13 +78,16 @@ class SQLite:
         self._prepare = prepare
         self._writer: SQLiteConnection | None = None
         self._reader: SQLiteConnection | None = None
+        self._file: OpenFile | None = None
 
     async def open(self) -> None:
         """Opens the file twice, to read and to write beside each other. Raises `StartError`."""
         try:
             with opening(self.path, "database.url"):
                 self._writer = await SQLiteConnection.open(self.path, self._prepare)
+                await self._writer.run(_wait_patiently)
                 self._reader = self._writer if self.path == IN_MEMORY else await SQLiteConnection.open(self.path)
+                self._file = None if self.path == IN_MEMORY else OpenFile(self.path)
         except BaseException:
             await self.close()
             raise
@@ -92,6 +98,9 @@ class SQLite:
             assert connection is not None
             await connection.close()
         self._reader = self._writer = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     async def read(self, sql: str, *values: Value, **named: Value) -> list[Row]:
         """The rows, by the names of their columns."""
@@ -104,8 +113,30 @@ class SQLite:
 
     async def write(self, writes: Iterable[Write]) -> None:
         """All of it in one transaction, in order; neighbours with the same SQL in one call."""
-        assert self._writer is not None, "the store is not open"
-        await self._writer.run(partial(_write_all, writes))
+        writes = list(writes)
+        try:
+            await self._write(writes)
+        except Replaced:
+            await self._open_again()
+            await self._write(writes)
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code not in CAUSES:
+                raise
+            raise Outage(f"{self.path} {': '.join(CAUSES[code])}") from error
+
+    async def _write(self, writes: list[Write]) -> None:
+        if self._writer is None:
+            raise Replaced
+        await self._writer.run(partial(_write_all, self._file, writes))
+
+    async def _open_again(self) -> None:
+        """Goes on with what stands where the file was that had been opened."""
+        await self.close()
+        try:
+            await self.open()
+        except StartError as error:
+            raise Outage(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -131,7 +162,13 @@ def _read_all(
     return [make(row) for row in connection.execute(sql, values).fetchall()]
 
 
-def _write_all(writes: Iterable[Write], connection: sqlite3.Connection) -> None:
+def _wait_patiently(connection: sqlite3.Connection) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {LOCKED_S * 1000:.0f}")
+
+
+def _write_all(file: OpenFile | None, writes: Iterable[Write], connection: sqlite3.Connection) -> None:
+    if file is not None:
+        file.check()
     # Few calls: between two of them this thread and the event loop's take the interpreter from each other, which costs
     # more than the writing.
     with transaction(connection):

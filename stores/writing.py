@@ -16,8 +16,14 @@ from core.errors import ServerError
 log = logging.getLogger("nomyo.db")
 
 Value = str | bytes | int | float | None
+# When a client may try again.
+OUTAGE_S = 5.0
 # A statement, and its values.
 Write = tuple[str, tuple[Value, ...]]
+
+
+class Outage(Exception):
+    """Nothing can be written to the database for now: one line about what is wrong, and what to do."""
 
 
 class Written:
@@ -65,6 +71,8 @@ class WriteQueue:
         self._queue: list[Written] = []
         self._queued = asyncio.Event()
         self._is_open = False
+        # Why nothing could be written the last time.
+        self.outage: str | None = None
         self._writer: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -101,18 +109,31 @@ class WriteQueue:
     async def _wrote(self, batch: list[Written]) -> bool:
         try:
             await self._run([write for written in batch for write in written.writes])
+        except Outage as error:
+            if self.outage is None:
+                log.error("nothing can be stored: %s", error)
+            self.outage = str(error)
+            for written in batch:
+                written.end(not_stored(error, status=503, retry_after_s=OUTAGE_S))
+            return True
         except Exception as error:
             if len(batch) == 1:
                 log.exception("a write failed")
                 batch[0].end(not_stored(error))
             return False
+        if self.outage is not None:
+            log.warning("responses are stored again")
+            self.outage = None
         for written in batch:
             written.end(None)
         return True
 
 
-def not_stored(cause: Exception | None = None) -> ServerError:
+def not_stored(
+    cause: Exception | None = None, *, status: int | None = None, retry_after_s: float | None = None
+) -> ServerError:
     """The error of a write that failed; its cause is for the log."""
-    failure = ServerError("The response could not be stored.", code="storage_error")
+    words = "The response could not be stored."
+    failure = ServerError(words, code="storage_error", status=status, retry_after_s=retry_after_s)
     failure.__cause__ = cause
     return failure

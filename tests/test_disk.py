@@ -8,18 +8,22 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 import yaml
 
+import stores.sqlite
+import stores.sqlite_connection
 from core.errors import StartError
 from db import make_store
 from stores.files import make_private, opening
-from tests.conftest import running_router
+from stores.sqlite_connection import BUSY_S
+from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend
 from tests.test_restart import ROOT, free_port
-from tests.turns import SOON_S, Json, create
+from tests.turns import SOON_S, URL, Json, assert_error, create, eventually, turn
 
 KEPT_OPEN = ("router.db", "router.db-wal", "router.db-shm", "cache.db", "cache.db-wal", "cache.db-shm")
 
@@ -165,3 +169,92 @@ def test_several_may_make_the_same_file_at_once(tmp_path: Path) -> None:
     for _ in range(2):
         make_private(str(tmp_path / "a" / "b.db"))
     assert mode_of(tmp_path / "a" / "b.db") == 0o600
+
+
+# ── while it runs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_file(backend: FakeBackend, file: Path) -> AbstractAsyncContextManager[Running]:
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat"}
+    return running_router(endpoints=[endpoint], database={"url": f"sqlite:///{file}"})
+
+
+async def health(running: Running) -> int:
+    return (await running.http.get("/health")).status_code
+
+
+def copy_of(file: Path) -> bytes:
+    """A whole database, as a backup of it would be."""
+    source, copy = sqlite3.connect(file), sqlite3.connect(file.with_name("copy"))
+    source.backup(copy)
+    source.close()
+    copy.close()
+    return file.with_name("copy").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["deleted", "overwritten", "replaced by a folder"])
+async def test_a_database_that_is_lost_is_noticed_and_taken_again_when_it_is_back(
+    how: str, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.sqlite, "CHECK_EVERY_S", 0)
+    file = tmp_path / "data" / "router.db"
+    async with with_file(backend, file) as running:
+        first = await create(running.http)
+        assert await health(running) == 200
+        copy = copy_of(file)
+        if how == "overwritten":
+            file.write_bytes(b"garbage" * 10_000)
+        else:
+            file.unlink()
+        if how == "replaced by a folder":
+            file.mkdir()
+        answer = await running.http.post(URL, json=turn())
+        assert_error(answer, 503, code="storage_error")
+        assert int(answer.headers["retry-after"]) > 0
+        assert await health(running) == 503
+        assert (await running.http.get("/v1/models")).status_code == 200, "the rest goes on"
+
+        if how == "replaced by a folder":
+            file.rmdir()
+        for left in ("router.db-wal", "router.db-shm"):
+            (file.parent / left).unlink(missing_ok=True)
+        file.write_bytes(copy)
+        assert await health(running) == 200
+        second = await create(running.http, previous_response_id=first["id"])
+    async with with_file(backend, file) as running:
+        for response in (first, second):
+            assert (await running.http.get(f"{URL}/{response['id']}")).status_code == 200
+
+
+@pytest.mark.heavy
+async def test_turns_wait_for_a_database_that_is_locked(backend: FakeBackend, tmp_path: Path) -> None:
+    file = tmp_path / "router.db"
+    async with with_file(backend, file) as running:
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        asking = [asyncio.create_task(create(running.http)) for _ in range(5)]
+        await asyncio.sleep(BUSY_S + 1)  # Once all that SQLite waited.
+        assert not any(task.done() for task in asking)
+        assert await health(running) == 503
+        other.execute("COMMIT")
+        other.close()
+        for response in await asyncio.gather(*asking):
+            assert response["status"] == "completed"
+        await eventually(lambda: running.app.state.db._queue.outage is None, "nothing is wrong any more")
+        assert await health(running) == 200
+
+
+async def test_one_that_is_locked_for_too_long_is_a_503(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.sqlite_connection, "LOCKED_S", 0.05)
+    file = tmp_path / "router.db"
+    async with with_file(backend, file) as running:
+        other = sqlite3.connect(file, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for answer in await asyncio.gather(*(running.http.post(URL, json=turn()) for _ in range(3))):
+            assert_error(answer, 503, code="storage_error")
+            assert int(answer.headers["retry-after"]) > 0
+        other.execute("COMMIT")
+        other.close()
+        assert (await create(running.http))["status"] == "completed"
