@@ -496,5 +496,6 @@ def test_a_service_that_cannot_start_ends_with_an_error_and_leaves_nothing_behin
         timeout=None,
     )
     assert ended.returncode == 3, ended.stderr
-    assert "unable to open database file" in ended.stderr
+    assert f"cannot start: {tmp_path} is a folder" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert list((tmp_path / "tmp").iterdir()) == [], "a folder is left"
