@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
+from typing import TypeVar
 
 from uvicorn.logging import DefaultFormatter
 
@@ -35,6 +36,8 @@ import api.stored
 import api.websocket
 from api.http.dispatch import Application
 from api.http.protocol import Protocol
+from backends.fetching import Fetcher
+from backends.files import FileFetcher
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from backends.kinds import KINDS
@@ -42,7 +45,7 @@ from cache import make_cache
 from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
-from core.config import Config, ConfigError, config_file, load_config
+from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
 from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
@@ -108,15 +111,10 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
         if state.cache is not None:
             await state.cache.open()
             stack.push_async_callback(state.cache.close)
-        images = config.images
-        state.images = ImageFetcher(
-            max_bytes=int(images.max_mb * MB),
-            timeout_s=images.timeout_s,
-            allow_private=images.allow_private,
-            max_count=images.max_count,
-            max_total_bytes=int(images.max_total_mb * MB),
-        )
+        state.images = _fetcher(ImageFetcher, config.images)
         stack.push_async_callback(state.images.close)
+        state.files = _fetcher(FileFetcher, config.files)
+        stack.push_async_callback(state.files.close)
         await state.pool.open()
         stack.push_async_callback(state.pool.close)
         # Made here, not in create_app: a runner that has drained takes nothing more.
@@ -171,6 +169,20 @@ async def _take_over(state: AppState, orphans: list[UnfinishedResponse]) -> None
     interrupted = await api.background.run_again(state, orphans)
     if interrupted and (failed := await state.db.fail_orphans(interrupted)):
         log.warning("%d responses were running when the router stopped: marked as failed", failed)
+
+
+F = TypeVar("F", bound=Fetcher)
+
+
+def _fetcher(kind: type[F], settings: ImagesConfig) -> F:
+    """A fetcher with the limits of its settings."""
+    return kind(
+        max_bytes=int(settings.max_mb * MB),
+        timeout_s=settings.timeout_s,
+        allow_private=settings.allow_private,
+        max_count=settings.max_count,
+        max_total_bytes=int(settings.max_total_mb * MB),
+    )
 
 
 def _collect_rarely() -> None:

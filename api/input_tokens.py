@@ -14,7 +14,7 @@ from api.http.replies import json_response
 from api.http.routes import Routes
 from api.responses import at_this_door
 from api.turns.backend import Backend
-from api.turns.chat_request import prepare_chat
+from api.turns.chat_request import with_files
 from api.turns.native_answer import native_params
 from api.turns.turn import TurnRequest, begin_turn
 from backends.fleet.failover import Attempts
@@ -55,8 +55,9 @@ async def _count(state: AppState, endpoint: Any, request: TurnRequest, model: st
     if endpoint.kind.native:
         params = {key: value for key, value in native_params(request, model, state.sealer).items() if key in COUNTED}
     else:
-        backend = Backend(model, endpoint.kind, state.sealer, endpoint.client.chat.completions.create)
-        params = prepare_chat(backend, request, stream=False).params
+        create = endpoint.client.chat.completions.create
+        backend = Backend(model, endpoint.kind, state.sealer, create, files=state.files)
+        params = (await with_files(backend, request, stream=False)).params
     if endpoint.kind.count_path:
         counted = await endpoint.client.post_json(endpoint.kind.count_path, params)
         if not isinstance(counted, dict) or not isinstance(counted.get("input_tokens"), int):

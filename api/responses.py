@@ -148,7 +148,9 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
     create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
     refuses = state.config.hosted_tools == "refuse"
     adapting = Adapting(turn, state, attempt)
-    backend = Backend(attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses, adapting=adapting)
+    backend = Backend(
+        attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses, adapting=adapting, files=state.files
+    )
     return native_answer(backend, turn) if native else chat_answer(backend, turn)
 
 

@@ -135,6 +135,10 @@ class ImagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_total_mb: Positive = 100.0
 
 
+class FilesConfig(ImagesConfig, frozen=True, forbid_unknown_fields=True):
+    """`files`: those that requests name by URL, and the router fetches for chat backends."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
@@ -166,6 +170,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     breaker: BreakerConfig = BreakerConfig()
     adapt: AdaptConfig = AdaptConfig()
     images: ImagesConfig = ImagesConfig()
+    files: FilesConfig = FilesConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
 
 
@@ -188,6 +193,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "breaker": BreakerConfig,
     "adapt": AdaptConfig,
     "images": ImagesConfig,
+    "files": FilesConfig,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.datastructures import State
 
+from backends.files import FileFetcher
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from cache import Cache
@@ -34,6 +35,7 @@ class AppState(State):
     # Only while the application runs:
     sealer: Sealer
     images: ImageFetcher
+    files: FileFetcher
     tasks: TaskRunner[Any]
     stopping: Stopping
 

@@ -175,7 +175,7 @@ PARTS: Mapping[str, PartRow] = {
     "input_audio": PartRow(CARRIED, note="refused by servers that take none"),
     "input_file.file_data": PartRow(CARRIED, note="plain text as text where a server takes no files"),
     "input_file.file_id": PartRow(REFUSED),
-    "input_file.file_url": PartRow(REFUSED),
+    "input_file.file_url": PartRow(CARRIED, note="fetched"),
     "input_image.file_id": PartRow(REFUSED),
     "input_image.image_url": PartRow(CARRIED, note="refused by servers that take none"),
     "input_text": PartRow(CARRIED, is_text=True),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from core.errors import Unsupported
 from requests.compatibility import PARTS
@@ -13,13 +14,25 @@ EVERY_PART = frozenset({"image", "file", "audio"})
 TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
 
 
+class Files:
+    """Files that a request names by URL: `fetched` as data URLs, or None where they are not shown; `wanted` gets the others, each with
+    its place in the request."""
+
+    __slots__ = ("fetched", "wanted")
+
+    def __init__(self, fetched: Mapping[str, str | None] | None = None) -> None:
+        self.fetched = fetched or {}
+        self.wanted: dict[str, str] = {}
+
+
 class Content:
     """Translates contents for a server that `carries` some kinds of parts beside text. `ignored` gets the names of keys
-    of which nothing comes."""
+    of which nothing comes. Without `files` none can be named by its URL."""
 
-    def __init__(self, carries: frozenset[str], ignored: set[str]) -> None:
+    def __init__(self, carries: frozenset[str], ignored: set[str], files: Files | None = None) -> None:
         self._carries = carries
         self._ignored = ignored
+        self._files = files
 
     @property
     def carries_images(self) -> bool:
@@ -71,19 +84,44 @@ class Content:
 
     def _file(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         data = part.get("file_data")
+        url = part.get("file_url")
+        name = part.get("filename") or "file"
+        given = "file_data"
+        if not isinstance(data, str) and isinstance(url, str) and url and self._files is not None:
+            if url not in self._files.fetched:
+                # A place of this turn is kept: what it brings must be there.
+                self._files.wanted[url] = f"{where}.file_url" if where[:1] != "." else EARLIER
+                return {"type": "text", "text": url}
+            data = self._files.fetched[url]
+            if data is None:
+                return {"type": "text", "text": f"(A file of an earlier turn that is not shown: {url[:SHOWN_URL]})"}
+            given, name = "file_url", part.get("filename") or _name_in(url)
         if not isinstance(data, str):
             given = next((key for key in ("file_id", "file_url") if part.get(key)), "file_data")
             raise Unsupported("A file must be given as 'file_data', a data URL or base64.", param=f"{where}.{given}")
         if "file" in self._carries:
-            return {"type": "file", "file": {"filename": part.get("filename") or "file", "file_data": data}}
+            return {"type": "file", "file": {"filename": name, "file_data": data}}
         text = _text_of_file(data)
         if text is None:
-            raise Unsupported("The backend takes no files, and this one is not plain text.", param=f"{where}.file_data")
-        return {"type": "text", "text": f"{part.get('filename') or 'file'}:\n{text}"}
+            raise Unsupported("The backend takes no files, and this one is not plain text.", param=f"{where}.{given}")
+        return {"type": "text", "text": f"{name}:\n{text}"}
 
     def _must_carry(self, kind: str, where: str) -> None:
         if kind not in self._carries:
             raise Unsupported(f"The backend of this model takes no {kind} input.", param=f"{where}.type")
+
+
+# The place of what an earlier turn brought, and as much of a URL as names what is not shown.
+EARLIER = "previous_response_id"
+SHOWN_URL = 200
+
+
+def _name_in(url: str) -> str:
+    """The name of a file by its URL."""
+    try:
+        return unquote(urlsplit(url).path).rpartition("/")[2] or "file"
+    except ValueError:
+        return "file"
 
 
 def _text_of_file(data: str) -> str | None:

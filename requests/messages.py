@@ -19,7 +19,7 @@ from core.errors import InvalidRequest
 from core.json import encode_json
 from requests.bounded_json import mend
 from requests.compatibility import IGNORED, ITEMS, RUN_HERE, chat_names
-from requests.content import EVERY_PART, Content
+from requests.content import EVERY_PART, Content, Files
 from requests.item_text import item_as_text
 from requests.pairs import OpenCalls, needs_output
 from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
@@ -47,6 +47,7 @@ def responses_input_to_messages(
     reasoning_key: str | None = "reasoning_content",
     book: ToolBook | None = None,
     ignored: set[str] | None = None,
+    files: Files | None = None,
 ) -> list[Message]:
     """Chat messages for a Responses input.
 
@@ -55,11 +56,11 @@ def responses_input_to_messages(
     text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is
     where the backend reads earlier reasoning from: a key of the message, `THINK_TAGS` for its text, or None where it
     must be left out. `book` knows the backend's names of the tools. `ignored` gets the names of items and keys of which
-    nothing came.
+    nothing came. `files` are those that are named by URL; without it they are refused.
     """
     items = [] if isinstance(input, str) else input
     conversation = _Conversation(
-        items, carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored
+        items, carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored, files
     )
     if instructions:
         conversation.system(instructions)
@@ -115,11 +116,17 @@ class _Node:
 
 class _Conversation:
     def __init__(
-        self, items: list[Item], carries: frozenset[str], reasoning_key: str | None, book: ToolBook, ignored: set[str]
+        self,
+        items: list[Item],
+        carries: frozenset[str],
+        reasoning_key: str | None,
+        book: ToolBook,
+        ignored: set[str],
+        files: Files | None,
     ) -> None:
         self._items = items
         self._ignored = ignored
-        self._content = Content(carries, ignored)
+        self._content = Content(carries, ignored, files)
         self._reasoning_key = reasoning_key
         self._book = book
         self._nodes: list[_Node] = []

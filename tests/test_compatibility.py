@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import json
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from openai.types.responses import (
 )
 from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
 
+from backends.fetching import Fetched
+from backends.files import FileFetcher
 from requests.compatibility import (
     EVENTS,
     INCLUDES,
@@ -276,7 +279,18 @@ PART_EXAMPLES: Mapping[str, Example] = {
         [{"type": "file", "file": {"filename": "a.txt", "file_data": MARK}}],
     ),
     "input_file.file_id": part({"type": "input_file", "file_id": "file_1"}),
-    "input_file.file_url": part({"type": "input_file", "file_url": "https://example.org/a.pdf"}),
+    "input_file.file_url": part(
+        {"type": "input_file", "file_url": "https://example.org/a.txt"},
+        [
+            {
+                "type": "file",
+                "file": {
+                    "filename": "a.txt",
+                    "file_data": f"data:text/plain;base64,{b64encode(MARK.encode()).decode()}",
+                },
+            }
+        ],
+    ),
     "input_image.file_id": part({"type": "input_image", "file_id": "file_1"}),
     "input_image.image_url": part(
         {"type": "input_image", "image_url": PIXEL}, [{"type": "image_url", "image_url": {"url": PIXEL}}]
@@ -466,8 +480,17 @@ def test_every_row_has_an_example(title: str) -> None:
 @pytest.mark.parametrize("title", EXAMPLES)
 @pytest.mark.parametrize("server", ["chat", "native"])
 async def test_what_the_table_says_happens(
-    title: str, server: str, served: Running, served_natively: Running, backend: FakeBackend
+    title: str,
+    server: str,
+    served: Running,
+    served_natively: Running,
+    backend: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    async def get(fetcher: FileFetcher, url: str) -> Fetched:
+        return Fetched(MARK.encode(), "text/plain")
+
+    monkeypatch.setattr(FileFetcher, "get", get)
     natively = server == "native"
     problems = {}
     for name, example in EXAMPLES[title].items():

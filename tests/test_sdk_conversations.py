@@ -348,7 +348,6 @@ async def test_images_and_files_reach_the_backend_now_and_in_the_next_turn(
     [
         ({"type": "input_image", "file_id": "file_1", "detail": "auto"}, "input[0].content[0].file_id"),
         ({"type": "input_file", "file_id": "file_1"}, "input[0].content[0].file_id"),
-        ({"type": "input_file", "file_url": "https://example.com/a.pdf"}, "input[0].content[0].file_url"),
     ],
 )
 async def test_what_a_chat_backend_cannot_be_given_is_refused_by_name(

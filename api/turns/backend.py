@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.turns.adapting import Adapting
+from backends.files import FileFetcher
 from backends.kinds.kind import Kind
 from backends.wire.streams import BackendStream
 from core.seals import Sealer
@@ -16,7 +17,7 @@ from core.seals import Sealer
 class Backend:
     """An endpoint, as a turn sees it. `model` is the model's name there; `create` sends a request, chat or native, and
     gives the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out.
-    `adapting` changes what it refuses; None: nothing is changed."""
+    `adapting` changes what it refuses; None: nothing is changed. `files` fetches files that are named by URL."""
 
     model: str
     kind: Kind
@@ -24,6 +25,7 @@ class Backend:
     create: Callable[[dict[str, Any]], Awaitable[Any]]
     refuses_hosted_tools: bool = False
     adapting: Adapting | None = None
+    files: FileFetcher | None = None
 
 
 def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

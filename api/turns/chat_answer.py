@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 from api.turns.backend import Backend
 from api.turns.chat_events import chat_events
-from api.turns.chat_request import ChatRequest, apply, prepare_chat
+from api.turns.chat_request import ChatRequest, apply, prepare_chat, with_files
 from api.turns.compaction import can_shrink, summary_of
 from api.turns.structured_answer import structured
 from api.turns.turn import Turn
@@ -30,6 +30,21 @@ def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
     if request.is_compaction:
         return _compacted(backend, turn)
     chat = prepare_chat(backend, request)
+    return _with_files(backend, turn) if chat.wanted else _prepared(backend, turn, chat)
+
+
+async def _with_files(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+    """The answer to a request that names files by URL."""
+    chat = await with_files(backend, turn.request)
+    before = turn.headers.get("x-nomyo-adapted")
+    turn.headers["x-nomyo-adapted"] = f"{before}, fetched_files" if before else "fetched_files"
+    async with aclosing(_prepared(backend, turn, chat)) as batches:
+        async for events in batches:
+            yield events
+
+
+def _prepared(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerator[list[Event]]:
+    request = turn.request
     apply(backend, turn, chat)
     threshold = request.compact_threshold
     if threshold and can_shrink(request.items) and (tokens := estimated_tokens(chat.params)) > threshold:
@@ -54,7 +69,7 @@ async def _compacted_first(backend: Backend, turn: Turn) -> AsyncGenerator[list[
     """The summary, and then the answer to what it leaves."""
     item, _ = await summary_of(backend, turn.request)
     yield turn.builder.begin() + turn.builder.item(item)
-    chat = prepare_chat(backend, turn.request, items=[*turn.request.input, item])
+    chat = await with_files(backend, turn.request, items=[*turn.request.input, item])
     apply(backend, turn, chat)
     async with aclosing(_translated(backend, turn, chat)) as batches:
         async for events in batches:

@@ -7,6 +7,7 @@ Turn, ChatRequest ──apply──▶             its builder knows the tools, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -17,6 +18,7 @@ from api.turns.turn import Turn, TurnRequest
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, Unsupported
 from requests.chat_params import chat_request, configured, ignored_in
+from requests.content import Files
 from requests.messages import UNSPOKEN, responses_input_to_messages, without_superseded
 from requests.tools import KNOWN_TOOLS, NO_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
 
@@ -25,13 +27,23 @@ log = logging.getLogger("nomyo.responses")
 
 class ChatRequest(Struct, frozen=True):
     """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, which of them the client
-    has allowed (`choice`), and the names of what nothing comes of (`ignored`)."""
+    has allowed (`choice`), the names of what nothing comes of (`ignored`), and the files that are still to be fetched, with their places
+    (`wanted`)."""
 
     params: dict[str, Any]
     book: ToolBook
     choice: ToolChoice
     one_call: bool
     ignored: set[str]
+    wanted: dict[str, str] = {}
+
+
+async def with_files(backend: Backend, request: TurnRequest, **options: Any) -> ChatRequest:
+    """`prepare_chat`, with the files that the request names by URL. Raises `InvalidRequest` for those that cannot be had."""
+    chat = prepare_chat(backend, request, **options)
+    if not chat.wanted or backend.files is None:
+        return chat
+    return prepare_chat(backend, request, **options, files=await backend.files.fetch_all(chat.wanted))
 
 
 def prepare_chat(
@@ -41,9 +53,10 @@ def prepare_chat(
     items: list[Item] | None = None,
     stream: bool | None = None,
     offers_tools: bool = True,
+    files: Mapping[str, str | None] | None = None,
 ) -> ChatRequest:
     """What a chat backend is asked for a request. `items` stand for its input, where they are others; `stream` is as the client
-    wants it, where it is not said. Raises `InvalidRequest` for what the backend cannot be given."""
+    wants it, where it is not said; `files` are those that were fetched. Raises `InvalidRequest` for what the backend cannot be given."""
     if request.params.prompt:
         raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
     kind = backend.kind
@@ -65,6 +78,7 @@ def prepare_chat(
     book = ToolBook.of(body.get("tools"), items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
     ignored = ignored_in(body) | book.ignored | unread
+    by_url = None if backend.files is None else Files(files)
     messages = responses_input_to_messages(
         items,
         request.params.instructions,
@@ -74,12 +88,13 @@ def prepare_chat(
         reasoning_key=kind.reasoning_key,
         book=book,
         ignored=ignored,
+        files=by_url,
     )
     if stream is None:
         stream = request.stream or kind.streams_always
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
     one_call = request.params.parallel_tool_calls is False
-    return ChatRequest(params, book, choice, one_call, ignored)
+    return ChatRequest(params, book, choice, one_call, ignored, by_url.wanted if by_url else {})
 
 
 def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:

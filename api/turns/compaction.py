@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from api.turns.backend import Backend
 from api.turns.chat_events import whole_answer
-from api.turns.chat_request import prepare_chat
+from api.turns.chat_request import with_files
 from api.turns.turn import TurnRequest
 from core.errors import BackendError
 from requests.items import input_items
@@ -25,7 +25,8 @@ ASKED_WITH = ("model", "instructions")
 
 async def summary_of(backend: Backend, request: TurnRequest) -> tuple[Item, dict[str, Any] | None]:
     """A summary of the conversation by the backend's model, as the one item that the client carries on, and what it used."""
-    inner = await whole_answer(backend, prepare_chat(backend, _summarizing(request), offers_tools=False).params)
+    chat = await with_files(backend, _summarizing(request), offers_tools=False)
+    inner = await whole_answer(backend, chat.params)
     summary = output_text(inner.response["output"])
     if not summary.strip():
         raise BackendError("The model made no summary.", code="backend_empty_answer")
