@@ -55,6 +55,7 @@ from core.telemetry import Telemetry
 from db import INTERRUPTED, UnfinishedResponse, make_store
 
 log = logging.getLogger("nomyo")
+turns = logging.getLogger("nomyo.turns")
 
 MB = 1024 * 1024
 RETENTION_EVERY_S = 3600.0
@@ -216,10 +217,12 @@ def log_to_stderr() -> None:
     """Shows our log beside uvicorn's, unless whoever runs us has set up logging already."""
     if not logging.getLogger().handlers and not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(DefaultFormatter("%(levelprefix)s %(name)s: %(message)s"))
+        handler.setFormatter(DefaultFormatter("%(asctime)s %(levelprefix)s %(name)s: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+    # A line a turn, where each request has one.
+    turns.disabled = not logging.getLogger("uvicorn.access").handlers
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -8,6 +8,8 @@ by plain ASGI.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import ipaddress
 import math
 import os
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.config import STARTUP_FAILURE
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from backends.kinds import KINDS
@@ -52,6 +54,12 @@ def check_address(host: str, settings: Config) -> None:
             f"--host {host}: other machines could use it without a key; set api_key (ROUTER_API_KEY), or "
             "allow_open: true (ROUTER_ALLOW_OPEN)"
         )
+
+
+# uvicorn's, with the time.
+LOGGING: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+for _formatter in LOGGING["formatters"].values():
+    _formatter["fmt"] = f"%(asctime)s {_formatter['fmt']}"
 
 
 class SharedPort(socket.socket):
@@ -116,6 +124,8 @@ def main() -> None:
         help="several workers: let all accept connections at one socket, where the quickest may take most of them",
     )
     given = parser.parse_args()
+    if not 0 <= given.port <= 65535:
+        raise SystemExit(f"nomyo-router cannot start: --port {given.port} is no port: they are 0 (any) to 65535")
     try:
         settings = load_config(kinds=KINDS)
         check_address(given.host, settings)
@@ -127,6 +137,7 @@ def main() -> None:
         port=given.port,
         log_level=given.log_level,
         access_log=given.access_log,
+        log_config=LOGGING,
         workers=settings.workers,
         # For what is interrupted then (core/stopping.py).
         timeout_graceful_shutdown=math.ceil(settings.background.drain_s) + LAST_WORDS_S,
@@ -149,4 +160,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Ctrl-C: uvicorn has ended the service, and raises the signal again for whoever started it.
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

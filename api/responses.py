@@ -44,9 +44,12 @@ from core.json import TOO_DEEP, decode_json, encode_json
 from core.state import AppState
 from requests.kept import kept_items, kept_request
 from requests.open_items import Event
+from requests.params import body_schema
 from requests.responses import with_output_text
 
 log = logging.getLogger("nomyo.responses")
+# Disabled but where each request has a line (`log_to_stderr`).
+turns = logging.getLogger("nomyo.turns")
 
 routes = Routes(prefix="/v1/responses", tags=["responses"])
 
@@ -80,7 +83,8 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
             ending = builder.finish()
-        turn.describe()
+        if turn.describes_itself:
+            turn.describe()
         if builder.suppressed:
             log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(builder.suppressed))
         _count(state, turn)
@@ -213,9 +217,12 @@ async def record(state: AppState, turn: Turn) -> None:
 
 
 def _count(state: AppState, turn: Turn) -> None:
-    """What a backend has counted."""
+    """What a backend has counted; and a line of the log, where each request has one."""
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
         state.telemetry.count_tokens(turn.request.model, usage["input_tokens"], usage["output_tokens"])
+    if not turns.disabled:
+        tokens = f"{usage['input_tokens']} + {usage['output_tokens']}" if usage else "no"
+        turns.info("%s: %s, %s tokens: %s", turn.id, turn.builder.response["status"], tokens, turn.describe_way())
 
 
 async def _record_failure(state: AppState, turn: Turn) -> None:
@@ -241,9 +248,8 @@ def _described(error: Exception, turn: Turn) -> APIError:
         error = at_this_door(error, turn.request.model)
         if error.status >= 500:
             # Not its message: a backend may repeat the prompt in it.
-            log.warning(
-                "%s: %s, %s", turn.id, error.code, type(error.__cause__).__name__ if error.__cause__ else "told so"
-            )
+            cause = f" ({type(error.__cause__).__name__})" if error.__cause__ else ""
+            log.warning("%s: %s%s: %s", turn.id, error.code, cause, turn.describe_way())
         return error
     if isinstance(error, RecursionError) or str(error) == TOO_DEEP:  # A request's depth was checked as it came.
         log.warning("%s: the backend's answer is nested too deeply", turn.id)
@@ -268,7 +274,9 @@ async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]
 # ── routes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@routes.post("")
+@routes.post(
+    "", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}}
+)
 async def create_response(request: Request) -> Response:
     """Creates a response. Body: OpenAI's and Open Responses' CreateResponse; `nomyo: {cache: true}` asks for the cache.
 

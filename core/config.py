@@ -217,7 +217,8 @@ def load_config(
     kinds of server that there are; without them an endpoint's is not checked. Raises `ConfigError`."""
     file = Path(path) if path else config_file(environ)
     try:
-        data = yaml.safe_load(file.read_text("utf-8"))
+        with file.open(encoding="utf-8") as stream:  # Not its text: PyYAML's errors name the file that they are in.
+            data = yaml.safe_load(stream)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:  # PyYAML's for a date that is none, Python's for text that is none

@@ -78,6 +78,21 @@ class CreateParams(msgspec.Struct):
     nomyo: Options | None = None
 
 
+def body_schema() -> dict[str, Any]:
+    """The JSON schema of the body of POST /v1/responses, without references, for the page of the API."""
+    (schema,), parts = msgspec.json.schema_components([CreateParams], ref_template="{name}")
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inlined(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        return inlined(parts[value["$ref"]]) if "$ref" in value else {key: inlined(part) for key, part in value.items()}
+
+    body: dict[str, Any] = inlined(schema)
+    return body
+
+
 def check_request(body: Any) -> CreateParams:
     """The checked parameters of a create request. Raises `InvalidRequest` or `Unsupported` that names the parameter."""
     if not isinstance(body, dict):

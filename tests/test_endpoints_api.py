@@ -58,6 +58,7 @@ class TestListing:
                         "version": "b1",
                         "state": "up",
                         "error": None,
+                        "advice": None,
                         "last_error": None,
                         "in_flight": 0,
                         "max_concurrent": 3,

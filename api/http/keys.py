@@ -35,7 +35,8 @@ def check_key(state: AppState, scope: Scope) -> None:
     if expected := config.api_key:
         is_known = hmac.compare_digest(given, expected.encode())
         if not is_known and not _needs_no_key(config, scope):
-            raise Unauthorized("Give the router's key as 'Authorization: Bearer …'.")
+            wrong = "The key that was given is not the router's." if given else "No key was given."
+            raise Unauthorized(f"{wrong} Give the router's key as 'Authorization: Bearer …'.")
     else:
         check_page(scope, headers, config)
     scope["principal"] = _principal(given, is_admin=is_known)

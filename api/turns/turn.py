@@ -108,6 +108,10 @@ class Turn:
         """Whom all that is kept of it belongs to."""
         return self.request.principal.owner
 
+    def describe_way(self) -> str:
+        """Its model, where it went and how long ago it came, for the log."""
+        return self.routing.describe(self.request.model)
+
     def describe(self) -> None:
         """Puts into a response that has ended what its headers do not say: under `nomyo` by their names, without `x-nomyo-`."""
         if self.describes_itself and self.headers:

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from fnmatch import fnmatchcase
 from typing import Any
 
+from backends.fleet.advice import NO_MODELS, PULL, advice, is_strange, seen_there
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Candidate
 from backends.fleet.learned import Learned
@@ -70,6 +71,8 @@ class Endpoint:
         self.seen: Discovery | None = None
         self.loaded: set[str] = set()
         self.error: str | None = "not asked yet"
+        # What whoever runs the router can do about the error, or about a server without models.
+        self.advice = ""
         self.version: str | None = None
         self.last_error: str | None = None
         self.outcomes: Counter[str] = Counter()
@@ -95,6 +98,10 @@ class Endpoint:
     def name_of(self, model: str) -> str | None:
         """What this endpoint calls `model`, or None if it does not serve it."""
         return self.models.get(model) or self.kind.name_in(self.facts, model)
+
+    def reason(self) -> str:
+        """Why it serves nothing, and what can be done about it."""
+        return " ".join(filter(None, (f"{self.name}: {self.error or 'it has no models.'}", self.advice)))
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of one of its models, by its own name."""
@@ -224,7 +231,7 @@ class Endpoint:
                 seen = await discover(self.kind, self._get, self._memory)
         except Exception as error:
             if not self._is_alive_and_declared(error):
-                self._failed_look(error)
+                await self._failed_look(error)
                 return
             if not self.kind.is_known:
                 self._become(UNKNOWN)
@@ -248,14 +255,18 @@ class Endpoint:
         # Nobody was sent there yet: it had no models.
         self._closing = asyncio.ensure_future(old.close())
 
-    def _failed_look(self, error: Exception) -> None:
+    async def _failed_look(self, error: Exception) -> None:
         if isinstance(error, TimeoutError):
             problem = f"no answer in {LISTING_TIMEOUT_S:g} s"
         else:
             problem = error.message if isinstance(error, APIError) else repr(error)
         if self.error != problem:
-            log.warning("endpoint %s: %s", self.name, problem)
-        self.error = problem
+            self.advice = advice(error, self.config, self.kind)
+            # Whoever asks meanwhile shall read the problem.
+            self.error = problem
+            if is_strange(error) and self.kind.is_known and not self.kind.is_found:
+                self.advice = await seen_there(self.config, self.kind, LISTING_TIMEOUT_S) or self.advice
+            log.warning("endpoint %s: %s", self.name, " ".join(filter(None, (problem, self.advice))))
         self.learned.forget()
         self._failed_looks += 1
         if self._failed_looks >= LOST_AFTER:
@@ -285,8 +296,11 @@ class Endpoint:
         models = {name: name for name in used} | {
             public: there for public, there in self.config.aliases.items() if there in used
         }
-        if self.error:
+        self.advice = "" if models else PULL if self.kind.speaks_ollama else NO_MODELS
+        if self.error and models:
             log.info("endpoint %s serves %d models", self.name, len(models))
+        elif (self.error or self.models) and not models:
+            log.warning("endpoint %s has no models. %s", self.name, self.advice)
         self.seen = seen
         self.facts = used
         self.loaded = {name for name, facts in used.items() if facts.loaded}
@@ -309,6 +323,7 @@ class Endpoint:
             "version": self.version,
             "state": "leaving" if self.leaving else "draining" if self.draining else "up" if self.healthy else "down",
             "error": self.error,
+            "advice": self.advice or None,
             "last_error": self.last_error,
             "in_flight": self.busy,
             "max_concurrent": self.max_concurrent,

@@ -185,13 +185,22 @@ class Endpoints(dict[str, Endpoint]):
     def _unknown(self, model: str) -> APIError:
         models = self.models()
         if not models:
-            return BackendUnreachable("No backend could be asked for its models yet.", retry_after_s=1)
+            return self._nothing_served(model)
         near = difflib.get_close_matches(model, models, n=3, cutoff=0.4) or sorted(models)[:3]
         return NotFound(
             f"The model '{model}' does not exist. The nearest are: {', '.join(near)}.",
             param="model",
             code="model_not_found",
         )
+
+    def _nothing_served(self, model: str) -> APIError:
+        """The error while there are no models at all, with what every endpoint lacks."""
+        asked = [endpoint for endpoint in self.values() if not endpoint.leaving]
+        reasons = " ".join(endpoint.reason() for endpoint in asked)
+        if all(endpoint.healthy for endpoint in asked):
+            message = f"The model '{model}' does not exist, and no other: {reasons}"
+            return NotFound(message, param="model", code="model_not_found")
+        return BackendUnreachable(f"No backend has a model. {reasons}", retry_after_s=1)
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+
+# A model's name in the log: a client may write anything.
+MOST_OF_NAME = 100
 
 
 @dataclass(slots=True)
@@ -20,9 +24,15 @@ class Routing:
     # Keys of endpoints that it is not sent to again.
     tried: set[str] = field(default_factory=set)
     attempts: int = 0
+    began_s: float = field(default_factory=time.monotonic, compare=False)
     waited_s: float = 0.0
     endpoint: str = ""
     model: str = ""
+
+    def describe(self, asked: str) -> str:
+        """The model that was asked for, where it went and how long ago that was, for the log."""
+        where = f" at {printable(self.endpoint)}" if self.endpoint else ""
+        return f"{printable(asked[:MOST_OF_NAME])}{where}, {time.monotonic() - self.began_s:.2f} s"
 
     def headers(self) -> dict[str, str]:
         """What the client reads of it."""

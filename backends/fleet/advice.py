@@ -1,0 +1,76 @@
+"""Why a server could not be asked what it has: what whoever runs the router can do about it.
+
+an error of its listing    advice(…)        one sentence, or ""
+what answers there         seen_there(…)    the same, where it answers as servers of another kind do
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from urllib.parse import urlsplit
+
+from backends.kinds import KINDS, recognise
+from backends.kinds.kind import Kind
+from backends.kinds.server import is_missing
+from backends.wire.client import BackendClient
+from core.config import EndpointConfig
+from core.errors import APIError, BackendRefused
+
+PULL = "Pull one there, such as with `ollama pull llama3.2:1b`."
+NO_MODELS = "Load a model there, or name those that it has in `models.names`."
+# Codes of answers that no server of the kind gives.
+_STRANGE = frozenset({"backend_bad_answer", "backend_error"})
+
+
+def advice(error: Exception, config: EndpointConfig, kind: Kind) -> str:
+    """What to do about a listing that failed with `error`; empty where nothing better is known than the error itself."""
+    if not isinstance(error, APIError):
+        return ""
+    cause = error.__cause__
+    is_tls = urlsplit(config.url).scheme == "https"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return "If it is your own, name the file of its authority in SSL_CERT_FILE before the router starts."
+    if is_tls and isinstance(cause, ssl.SSLError | ConnectionResetError):
+        return "If it speaks plain HTTP, write its url with http://."
+    if isinstance(cause, socket.gaierror):
+        return f"Is {urlsplit(config.url).hostname!r} in its url the name of that machine, as this one knows it?"
+    if isinstance(cause, ConnectionRefusedError):
+        return (
+            "Start it (`ollama serve`), or correct its url." if kind.speaks_ollama else "Start it, or correct its url."
+        )
+    if is_missing(error) and isinstance(error, BackendRefused):  # Else its own words are of that.
+        return "It has no list of models there: its url or kind is wrong."
+    if error.code == "backend_authentication_failed":
+        return "Give its key as `api_key` of the endpoint."
+    if not is_tls and _may_want_tls(error):
+        return "If it speaks TLS, write its url with https://."
+    return ""
+
+
+def _may_want_tls(error: APIError) -> bool:
+    """Servers of TLS answer plain HTTP in words of theirs (Go, nginx), with a TLS alert, or by hanging up."""
+    words = error.message.lower()
+    return "https" in words or "no valid http" in words or isinstance(error.__cause__, ConnectionResetError)
+
+
+def is_strange(error: Exception) -> bool:
+    """Whether a server answered as none of its kind does."""
+    return isinstance(error, APIError) and (is_missing(error) or error.code in _STRANGE)
+
+
+async def seen_there(config: EndpointConfig, kind: Kind, timeout_s: float) -> str:
+    """What to do about a server that does not answer as one of its kind, by what it is recognised as; empty where it is not."""
+    root, base = KINDS["auto"].addresses(config.url.rstrip("/"))
+    client = BackendClient(root, base, api_key=config.api_key, headers=config.headers, connect_timeout_s=timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s):
+            found = await recognise(lambda path: client.get_json(path, timeout_s), config.url)
+    except (APIError, TimeoutError):
+        return ""
+    finally:
+        await client.close()
+    if not found.is_same(kind):
+        return f"It answers as a server of another kind does: try `kind: {found.name}`, or `kind: auto`."
+    return "" if kind.adds_v1 else "Its API seems to begin at /v1: end its url so."
