@@ -26,6 +26,7 @@ CacheBackend = Literal["memory", "sqlite", "none"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"]
 StructuredOutputs = Literal["native", "prompt", "refuse"]
+ThinkTags = Literal["auto", "opened", "off"]
 HostedTools = Literal["omit", "refuse"]
 
 
@@ -61,6 +62,8 @@ class EndpointConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_efforts: tuple[Effort, ...] | None = None
     reasoning_replay: ReasoningReplay | None = None
     structured_outputs: StructuredOutputs | None = None
+    # YAML reads `off` as false.
+    think_tags: ThinkTags | bool = "auto"
 
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,6 +182,7 @@ CHOICES = {
     "reasoning_efforts": get_args(Effort),
     "reasoning_replay": get_args(ReasoningReplay),
     "structured_outputs": get_args(StructuredOutputs),
+    "think_tags": get_args(ThinkTags),
     "hosted_tools": get_args(HostedTools),
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {

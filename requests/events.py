@@ -16,38 +16,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
 import orjson
 
 from core.errors import APIError
-from requests.chat import ChatChunk, DecodeError, ToolCallDelta, is_error, parse_chunk, parse_head
+from requests.chat import DecodeError, is_error, parse_chunk
+from requests.chat_types import ChatChunk, Delta, ToolCallDelta
 from requests.credentials import shown
-from requests.open_items import (
-    NO_ARGUMENTS,
-    STREAMED_CALLS,
-    STREAMED_PARTS,
-    Event,
-    OpenCall,
-    OpenText,
-    Seal,
-    Telling,
-    empty_part,
-    sealed,
-    skeleton,
-)
+from requests.endings import USUAL, ends_answer, incomplete_reason
+from requests.growing_calls import GrowingCalls
+from requests.native import NO_FLOWS, Flows, NativeItems, put_in
+from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
+from requests.native_shapes import ending, whole_output, whole_response
+from requests.native_steps import goes_on
+from requests.open_items import NO_ARGUMENTS, STREAMED_CALLS, Event, OpenCall, OpenText, Seal, Telling, sealed
 from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
-from requests.responses import ID_PREFIXES, new_id, text_of, usage_chat_to_responses, whole_item
+from requests.responses import ID_PREFIXES, new_id, usage_chat_to_responses, whole_item
 from requests.sse import DeltaFrames, framed, only_data, renumbered
 from requests.thinking import ThinkSplitter
-from requests.tools import CALLS, Item, ToolBook, arguments_of, call_item
+from requests.thoughts import texts_in, thought_in
+from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, object_of
+from requests.whole_items import item_events
 
-INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
 # What a backend that speaks Responses has no say in.
-OURS = ("id", "object", "created_at", "model", "background", "store", "previous_response_id")
 SET_AT_THE_END = ("usage", "error", "incomplete_details", "completed_at")
-
+OURS = (
+    *("id", "object", "created_at", "model", "background", "store", "previous_response_id", "status", "output"),
+    *SET_AT_THE_END,
+)
+values_of_ours = itemgetter(*OURS)
 
 # The kind of an item, and of its part. Clients that ask for a summary of the reasoning show nothing else of it.
 THOUGHT = ("reasoning", "reasoning_text")
@@ -55,7 +55,6 @@ SUMMARIZED = ("reasoning", "summary_text")
 TEXT = ("message", "output_text")
 
 
-NO_BOOK = ToolBook(())
 # After so many deltas it is looked again what is around their texts, if they are not alike any more. Of some servers' no two are.
 LESSONS_EVERY = 8
 
@@ -73,16 +72,15 @@ class ResponseBuilder:
         self.sequence_number = 0
         self._output: list[Item | None] = []
         self._text: OpenText | None = None
-        self._calls: dict[int, OpenCall] = {}
+        self._calls: GrowingCalls | None = None
+        self._offered: tuple[ToolBook, frozenset[str] | None, bool] = (NO_BOOK, None, False)
+        self._native: NativeItems | None = None
+        self._flows: Flows = NO_FLOWS
         self._taken_call_ids = set(taken_call_ids)
         self._seal = seal
         self._thought = SUMMARIZED if (response.get("reasoning") or {}).get("summary") else THOUGHT
-        self._book = NO_BOOK
-        self._allowed: frozenset[str] | None = None
-        self._one_call = self._called = False
+        self._has_deltas = False
         self._thinking: ThinkSplitter | None = None
-        # The backend's names of calls that the client had forbidden, and did not get.
-        self.suppressed: list[str] = []
         self._usage: dict[str, Any] | None = None
         # How long the backend took, in its words, where it says.
         self.timings: Any = None
@@ -91,11 +89,22 @@ class ResponseBuilder:
     def offer(self, book: ToolBook, *, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
         """What the backend was offered, so that its calls are told as the client expects them. Calls of others than the
         `allowed`, and all but the first where only `one_call` may be made, are suppressed."""
-        self._book, self._allowed, self._one_call = book, allowed, one_call
+        self._offered = (book, allowed, one_call)
 
-    def expect_think_tags(self) -> None:
-        """The backend leaves `<think>…</think>` in its text."""
-        self._thinking = ThinkSplitter()
+    def expect_think_tags(self, *, are_open: bool = False) -> None:
+        """The backend may leave `<think>…</think>` in its text; where its templates open the tag, only the end of it."""
+        self._thinking = ThinkSplitter(is_open=are_open)
+
+    @property
+    def _tool_calls(self) -> GrowingCalls:
+        if self._calls is None:
+            self._calls = GrowingCalls(*self._offered)
+        return self._calls
+
+    @property
+    def suppressed(self) -> list[str]:
+        """The backend's names of calls that the client had forbidden, and did not get."""
+        return self._calls.suppressed if self._calls is not None else []
 
     @property
     def chat_usage(self) -> dict[str, Any] | None:
@@ -142,16 +151,15 @@ class ResponseBuilder:
 
     def finish(self) -> list[Event]:
         """The backend is done: closes what is open. At a limit the last item was cut off, and so was the response."""
-        reason = INCOMPLETE_REASONS.get(self._finish_reason or "")
+        reason = None if self._finish_reason in USUAL else incomplete_reason(self._finish_reason)
         events: list[Event] = []
         self._tell_held(events)
+        if self._calls is not None:
+            self._calls.settle(self, events)
         text_was_last = self._text is not None
-        events += self._close_text("incomplete" if reason else "completed")
-        calls = [call for call in self._calls.values() if call.is_told]
-        for call in calls:
-            cut = reason and call is calls[-1] and not text_was_last
-            events += call.close(self, "incomplete" if cut else "completed")
-        self._calls.clear()
+        events += self.close_text("incomplete" if reason else "completed")
+        if self._calls is not None:
+            self._calls.close(self, events, is_cut=bool(reason) and not text_was_last)
         self.response["output"] = list(self._output)
         self.response["usage"] = usage_chat_to_responses(self._usage)
         if reason:
@@ -190,10 +198,12 @@ class ResponseBuilder:
         return self.event(f"response.{'failed' if status == 'cancelled' else status}", response=self.response)
 
     def _stop(self, status: str) -> None:
-        parts: list[OpenText | OpenCall | None] = [self._text, *self._calls.values()]
+        parts: list[OpenText | OpenCall | None] = [self._text, *(self._calls.all if self._calls is not None else ())]
         for part in parts:
             if part is not None and part.output_index >= 0:
-                self._output[part.output_index] = part.item("incomplete")
+                self._output[part.output_index] = part.partial()
+        if self._native is not None:
+            self._native.stop(self)
         self.response["output"] = [item for item in self._output if item is not None]
         self.response["usage"] = usage_chat_to_responses(self._usage)
         self.response["status"] = status
@@ -225,8 +235,15 @@ class ResponseBuilder:
         return told
 
     def _tell_plain(self, told: list[Any], deltas: list[str]) -> None:
-        if deltas and self._text is not None:
-            told.append(self._text.grow_plainly(self, deltas, [orjson.dumps(delta)[1:-1] for delta in deltas]))
+        if not deltas or self._text is None:
+            return
+        try:
+            spelled = [orjson.dumps(delta)[1:-1] for delta in deltas]
+        except TypeError:  # Half a character is among them.
+            for delta in deltas:
+                self._text.grow(self, told, self._text.part, delta, None)
+        else:
+            told.append(self._text.grow_plainly(self, deltas, spelled))
 
     def _tell_run(self, told: list[Any], run: Run) -> None:
         if self._text is not None and self._plain_delta(run.pattern) == MARK:
@@ -275,26 +292,73 @@ class ResponseBuilder:
         """The events of one chunk: mostly a single delta."""
         events: list[Event] = []
         if chunk.usage is not None:
-            self._usage = chunk.usage.model_dump()
+            self._usage = chunk.usage
             self.timings = chunk.timings
         for choice in chunk.choices or ():
             if choice.index:  # n > 1: the others have no place in a response
                 continue
             if (delta := choice.delta) is not None:
-                if thought := delta.reasoning_content or delta.reasoning:
-                    self._tell_held(events)
-                    self._grow(events, *self._thought, thought)
-                if content := delta.content if isinstance(delta.content, str) else text_of(delta.content):
-                    self._grow_content(events, content, choice.logprobs.content if choice.logprobs else None)
-                if delta.refusal:
-                    self._tell_held(events)
-                    self._grow(events, "message", "refusal", delta.refusal)
-                for call in delta.tool_calls or ():
-                    self._tell_held(events)
-                    self._grow_call(events, call)
-            if choice.finish_reason:
+                self._has_deltas = True
+                self._grow_by(events, delta, choice.logprobs.content if choice.logprobs else None)
+            if choice.message is not None:
+                self._grow_to(events, choice.message)
+            elif choice.text and not self._has_deltas:
+                self._grow_content(events, choice.text, None)
+            if choice.finish_reason and ends_answer(choice.finish_reason):
                 self._finish_reason = choice.finish_reason
         return events
+
+    def _grow_by(self, events: list[Event], delta: Delta, logprobs: list[dict[str, Any]] | None) -> None:
+        thought = delta.reasoning_content or delta.reasoning or delta.thinking
+        if thought or delta.thinking_blocks or delta.reasoning_details:
+            self._grow_thought(events, thought or thought_in(delta))
+            if self._thinking is not None and self._thinking.is_open:
+                self._thinking = None  # Its server takes the thoughts out by itself.
+        content = delta.content
+        if type(content) is str:
+            if content:
+                self._grow_content(events, content, logprobs)
+        elif content:
+            for said, text in texts_in(content):
+                if said == "thought":
+                    self._grow_thought(events, text)
+                elif said == "refusal":
+                    self._grow_refusal(events, text)
+                else:
+                    self._grow_content(events, text, logprobs)
+                    logprobs = None
+        if delta.refusal:
+            self._grow_refusal(events, delta.refusal)
+        if delta.tool_calls or delta.function_call:
+            self._tell_held(events)
+            self._tool_calls.grow(self, events, delta.tool_calls or [ToolCallDelta(0, None, delta.function_call)])
+
+    def _grow_to(self, events: list[Event], message: Delta) -> None:
+        """What a message brings that stands where a delta should: the next piece, or all that was said so far once more, as
+        servers send it with their last chunk."""
+        calls = message.tool_calls or (
+            [ToolCallDelta(0, None, message.function_call)] if message.function_call else None
+        )
+        if self._has_deltas and self._calls is not None:
+            calls = None
+        texts = [*texts_in(message.content)]
+        thought = (thought_in(message) or "") + "".join(text for said, text in texts if said == "thought")
+        said = "".join(text for said, text in texts if said == "text")
+        rest = Delta(self._rest(said, "message"), self._rest(thought, "reasoning"), tool_calls=calls)
+        rest.refusal = None if self._has_deltas else message.refusal
+        self._grow_by(events, rest, None)
+
+    def _rest(self, text: str, kind: str) -> str:
+        items = [item for item in self._output if item is not None]
+        if self._text is not None:
+            items.append(self._text.item("in_progress"))
+        parts = [
+            part for item in items if item["type"] == kind for part in item.get("content") or item.get("summary") or ()
+        ]
+        said = "".join(part.get("text", "") for part in parts)
+        if text.startswith(said):
+            return text[len(said) :]
+        return "" if self._has_deltas else text
 
     def _plain_delta(self, chunk: ChatChunk) -> str | None:
         """The shortcut for most of all chunks: the delta of one that only goes on with the text or the thought that is open. None for
@@ -309,11 +373,13 @@ class ResponseBuilder:
         delta = choice.delta
         if delta is None or choice.finish_reason or choice.index or choice.logprobs is not None:
             return None
-        if delta.tool_calls or delta.refusal:
+        if delta.tool_calls or delta.refusal or delta.function_call or choice.message is not None:
             return None
         content = delta.content
-        if thought := delta.reasoning_content or delta.reasoning:
+        if thought := delta.reasoning_content or delta.reasoning or delta.thinking:
             return None if content or text.part != self._thought[1] else thought
+        if delta.thinking_blocks or delta.reasoning_details:
+            return None
         return content if content and type(content) is str and text.part == "output_text" else None
 
     def _grow(
@@ -325,12 +391,25 @@ class ResponseBuilder:
         logprobs: list[dict[str, Any]] | None = None,
     ) -> None:
         if self._text is None or self._text.kind != kind:
-            events += self._close_text()
+            events += self.close_text()
+            if self._calls is not None:
+                self._calls.settle(self, events)
             self._text = OpenText(kind, self.add(), self._seal)
             events.append(self._text.added(self))
         self._text.grow(self, events, part, delta, logprobs)
 
-    def _close_text(self, status: str = "completed") -> list[Event]:
+    def _grow_thought(self, events: list[Event], thought: str | None) -> None:
+        if not thought:
+            return
+        self._tell_held(events)
+        self._grow(events, *self._thought, thought)
+
+    def _grow_refusal(self, events: list[Event], refusal: str) -> None:
+        self._tell_held(events)
+        self._grow(events, "message", "refusal", refusal)
+
+    def close_text(self, status: str = "completed") -> list[Event]:
+        """Something else begins."""
         text, self._text = self._text, None
         return text.close(self, status) if text else []
 
@@ -348,41 +427,6 @@ class ResponseBuilder:
         for is_thought, text in self._thinking.flush() if self._thinking else ():
             self._grow(events, *(self._thought if is_thought else TEXT), text)
 
-    def _grow_call(self, events: list[Event], delta: ToolCallDelta) -> None:
-        name = delta.function.name if delta.function else None
-        key = delta.index if delta.index is not None else self._key_of(delta.id)
-        call = self._calls.get(key)
-        if call is not None and name and call.is_another(delta.id, self._book.call_of(name)):
-            # Some servers give every call the index 0, and no id.
-            events += call.close(self, "completed")
-            call = None
-        if call is None:
-            call = self._calls[key] = OpenCall(delta.id)
-        if name and call.call is None and not self._permits(name):
-            call.mute(name)
-        if call.muted:
-            return
-        events += self._close_text()
-        if name:
-            events += call.name(self, name, self._book)
-        if arguments := delta.function and delta.function.arguments:
-            call.grow(self, events, arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode())
-
-    def _permits(self, name: str) -> bool:
-        """Whether the client may be told of a call. One that is not, is as if it had not been made."""
-        if (self._allowed is not None and name not in self._allowed) or (self._one_call and self._called):
-            self.suppressed.append(name)
-            return False
-        self._called = True
-        return True
-
-    def _key_of(self, call_id: str | None) -> int:
-        """Without an index, a new id is a new call, and no id means the last one."""
-        for key, call in self._calls.items():
-            if call_id and call_id == call.backend_id:
-                return key
-        return len(self._calls) if call_id or not self._calls else len(self._calls) - 1
-
     # ── whole items ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def completion(self, items: list[Item], *, finish_reason: str | None, usage: dict[str, Any] | None) -> list[Event]:
@@ -391,13 +435,15 @@ class ResponseBuilder:
         self._usage = usage
         events: list[Event] = []
         for position, item in enumerate(items, 1):
-            cut = position == len(items) and finish_reason in INCOMPLETE_REASONS
+            cut = finish_reason not in USUAL and position == len(items) and incomplete_reason(finish_reason)
             status = "incomplete" if cut else "completed"
             if item["type"] == "function_call":
-                if not item["name"] or not self._permits(item["name"]):
+                book = self._offered[0]
+                name = book.wire_name(item["name"])
+                if not name or not self._tool_calls.permits(name):
                     continue
-                call = self._book.call_of(item["name"])
-                if call.type not in STREAMED_CALLS and arguments_of(item["arguments"]) is None:
+                call = book.call_of(name)
+                if call.type not in STREAMED_CALLS and object_of(call, item["arguments"]) is None:
                     continue
                 whole = {"call_id": item["call_id"], "arguments": item["arguments"], "status": status}
                 item = call_item(call, id=new_id(ID_PREFIXES[call.type]), **whole)
@@ -419,92 +465,101 @@ class ResponseBuilder:
         if item["type"] == "function_call" and not item["arguments"] and item["status"] == "completed":
             item["arguments"] = NO_ARGUMENTS
         output_index = self.add()
-        if self.telling == "nothing":
-            self._output[output_index] = item
-            return []
-        events = [self.event("response.output_item.added", output_index=output_index, item=skeleton(item))]
-        where = {"item_id": item["id"], "output_index": output_index}
-        if item["type"] in STREAMED_CALLS:
-            events += self._whole_arguments(where, item, closes)
-        if item["type"] == "compaction":
-            events.append(self.event("response.compaction.compacting", **where))
-        for index, part in enumerate(item.get("summary") or ()):
-            events += self._whole_summary({**where, "summary_index": index}, part)
-        for index, part in enumerate(item.get("content") or ()):
-            events += self._whole_part({**where, "content_index": index}, part)
-        if not closes:
-            self._output[output_index] = item
-            return events
-        return [*events, self.done(output_index, item)]
-
-    def _whole_arguments(self, where: dict[str, Any], item: Item, closes: bool) -> list[Event]:
-        name, key = STREAMED_CALLS[item["type"]]
-        named = {"name": item["name"]} if item["type"] == "function_call" else {}
-        delta = [self.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
-        return [*delta, self.event(f"{name}.done", **where, **named, **{key: item[key]})] if closes else delta
-
-    def _whole_summary(self, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
-        return [
-            self.event("response.reasoning_summary_part.added", **where, part={**part, "text": ""}),
-            self.event("response.reasoning_summary_text.delta", **where, delta=part["text"]),
-            self.event("response.reasoning_summary_text.done", **where, text=part["text"]),
-            self.event("response.reasoning_summary_part.done", **where, part=part),
-        ]
-
-    def _whole_part(self, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
-        if part["type"] not in STREAMED_PARTS:
-            return []
-        name, key = STREAMED_PARTS[part["type"]]
-        logprobs = {"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}
-        events = [self.event("response.content_part.added", **where, part=empty_part(part["type"]))]
-        if part[key]:
-            events.append(self.event(f"{name}.delta", **where, delta=part[key], **logprobs))
-        for index, annotation in enumerate(part.get("annotations") or ()):
-            note = {"annotation_index": index, "annotation": annotation}
-            events.append(self.event("response.output_text.annotation.added", **where, **note))
-        events.append(self.event(f"{name}.done", **where, **{key: part[key]}, **logprobs))
-        events.append(self.event("response.content_part.done", **where, part=part))
+        events = item_events(self, item, output_index, closes=closes) if self.telling != "nothing" else []
+        if closes and self.telling != "nothing":
+            return [*events, self.done(output_index, item)]
+        self._output[output_index] = item
         return events
 
     # ── native events ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def adopt(self, event: Event) -> list[Event]:
-        """An event of a backend that speaks Responses, as one of ours: our id, our numbers, all else untouched. Those that carry
-        the response only tell us how it stands: `begin` and `end` make ours."""
-        response = event.get("response")
-        if event["type"] == "response.created" and response is not None:
-            self._adopt_response(response)
-        events = self.begin()
-        if response is not None:
-            self._adopt_response(response)
-            return events
-        if event["type"] == "response.output_item.done":
-            # Not every server counts its items (llama.cpp's own Responses).
-            index = event.get("output_index", len(self._output))
-            self._output += [None] * (index + 1 - len(self._output))
-            self._output[index] = event["item"]
-        events.append({**event, "sequence_number": self.sequence_number})
-        self.sequence_number += 1
-        return events
+    def native(self, piece: NativeEvent | NativeRun) -> list[Any]:
+        """The events, or their frames, of a backend that speaks Responses, as ours: our id, our numbers, whatever is missing."""
+        if self.response["status"] in TERMINAL:
+            return []
+        if isinstance(piece, NativeRun):
+            frames = self._relayed(piece.heads, piece.datas)
+            return [event for one in piece.events() for event in self.native(one)] if frames is None else [frames]
+        if self.telling == "frames" and piece.data and self._native is not None:
+            head, data = piece.head, piece.data
+            if (frame := self._relayed([head], [data])) is not None:
+                return [frame]
+            frame = self._framed(head, [data])
+            if frame is not None and goes_on(self._native, self, head.type, data):
+                self.sequence_number += 1
+                return [frame]
+        return self.adopt(piece.model_dump())
 
-    def relay(self, type: str, number: Any, datas: list[bytes]) -> bytes | None:
-        """The shortcut for what most events of such a backend are, deltas: some of one `type` that go on as they are, but for their
-        numbers, as frames. `number` is what the first has, and the others go on. None, and nothing has happened, for any others."""
-        if self.telling != "frames" or not self.started or not type.endswith(".delta"):
+    def adopt(self, event: Event) -> list[Event]:
+        """An event of such a backend, behind those that should have come before it. Those that carry the response only say how it
+        stands: `begin` and `end` make ours."""
+        status = LIFECYCLE.get(event["type"])
+        if status is None:
+            return self.begin() + self._items.adopt(self, event)
+        response = event.get("response")
+        response = response if isinstance(response, dict) else {}
+        if not status:
+            if not self.started:
+                self._adopt_response(response)
+            return self.begin()
+        return self.begin() + self._finish_natively(response, status)
+
+    def adopt_whole(self, response: dict[str, Any]) -> list[Event]:
+        """A finished response of a backend that speaks Responses: the events that a stream of it would have had."""
+        return self.begin() + self._finish_natively(response, "completed")
+
+    def _finish_natively(self, response: dict[str, Any], status: str) -> list[Event]:
+        """What is left of the answer. What the backend says of its status counts, if it is one of an end."""
+        if isinstance(said := response.get("status"), str) and said in TERMINAL:
+            status = said
+        events: list[Event] = []
+        output = whole_output(response, "incomplete" if status == "incomplete" else "completed")
+        if self._native is not None:
+            self._native.finish(self, events, output, status)
+        elif self.telling == "nothing":
+            self._output = cast("list[Item | None]", output)
+        else:
+            for item in output:
+                put_in(self, events, item)
+        self._adopt_response(response)
+        output = [item for item in self._output if item is not None]
+        self.response |= {**ending(response, status), "output": output, "status": status}
+        return events if self.telling != "nothing" else []
+
+    def _adopt_response(self, response: dict[str, Any]) -> None:
+        ours = dict(zip(OURS, values_of_ours(self.response), strict=True))
+        if tools := response.get("tools"):
+            response = {**response, "tools": shown(tools)}
+        self.response = {**self.response, **whole_response(response), **ours}
+
+    @property
+    def _items(self) -> NativeItems:
+        if self._native is None:
+            self._native = NativeItems()
+            self._flows = self._native.flows
+        return self._native
+
+    def _relayed(self, heads: list[EventHead], datas: list[bytes]) -> bytes | None:
+        """The shortcut for what most events of such a backend are, deltas that go on with one thing: they go on as they are, but for
+        their numbers, as frames. None, and nothing has happened, for any others."""
+        flow = self._flows.get(place_of(heads[0]))
+        if flow is None or (frames := self._framed(heads[0], datas)) is None or not flow.take(heads):
             return None
-        ours = self.sequence_number
-        if number != ours:
-            told = [renumbered(data, ours + index) for index, data in enumerate(datas)]
-            datas = [data for data in told if data is not None]
-            if len(datas) < len(told):
-                return None
-        frames = framed(type, datas)
-        if frames is not None:
-            self.sequence_number = ours + len(datas)
+        self.sequence_number += len(datas)
         return frames
 
+    def _framed(self, first: EventHead, datas: list[bytes]) -> bytes | None:
+        """Events of one type as frames, with our numbers. None where they have none of their own."""
+        ours = self.sequence_number
+        if first.sequence_number != ours:
+            mended = [renumbered(data, ours + index) for index, data in enumerate(datas)]
+            datas = [data for data in mended if data is not None]
+            if len(datas) < len(mended):
+                return None
+        return framed(first.type, datas)
+
     def relay_alone(self, received: bytes) -> bytes | None:
-        """`relay`, for a read that holds one event: it is the frame already, where it has its name and the right number."""
+        """The same for a read that holds one event: it is the frame already, where it has its name and the right number."""
         if received.startswith(b"event: ") and received.endswith(b"\n\n") and received.count(b"\n") == 3:
             name, _, data = received[7:-2].partition(b"\ndata: ")
         elif (found := only_data(received)) is not None:
@@ -513,31 +568,25 @@ class ResponseBuilder:
             return None
         try:
             head = parse_head(data)
-        except DecodeError:
+            flow = self._flows[place_of(head)]
+        except (*DecodeError, KeyError):
+            return None
+        if head.delta is None or head.logprobs != flow.logprobs:
             return None
         number = self.sequence_number
-        if head.sequence_number != number or head.type.encode() != name:
-            return self.relay(head.type, head.sequence_number, [data])
-        if self.telling != "frames" or not number or not name.endswith(b".delta"):
-            return None
+        if head.sequence_number != number or flow.name != name:
+            return self._relayed([head], [data])
+        flow.append(head.delta)
         self.sequence_number = number + 1
         return received
 
-    def adopt_whole(self, response: dict[str, Any]) -> list[Event]:
-        """A finished response of a backend that speaks Responses: the events that a stream of it would have had."""
-        events = self.begin()
-        for item in response["output"]:
-            events += self.item(item)
-        self._adopt_response({"status": "completed", **response, "output": list(self._output)})
-        return events
-
-    def _adopt_response(self, response: dict[str, Any]) -> None:
-        ours = {key: self.response[key] for key in OURS}
-        if tools := response.get("tools"):
-            ours["tools"] = shown(tools)
-        self.response = {**self.response, **response, **ours}
-
     # ── what the items are made with ─────────────────────────────────────────────────────────────────────────────────
+
+    def number(self) -> int:
+        """The sequence number of the next event."""
+        number = self.sequence_number
+        self.sequence_number = number + 1
+        return number
 
     def event(self, type: str, **fields: Any) -> Event:
         event = {"type": type, "sequence_number": self.sequence_number, **fields}
@@ -549,8 +598,12 @@ class ResponseBuilder:
         self._output.append(None)
         return len(self._output) - 1
 
-    def done(self, output_index: int, item: Item) -> Event:
+    def keep(self, output_index: int, item: Item) -> None:
+        """The item is whole, or all of it that will ever be."""
         self._output[output_index] = item
+
+    def done(self, output_index: int, item: Item) -> Event:
+        self.keep(output_index, item)
         return self.event("response.output_item.done", output_index=output_index, item=item)
 
     def free_call_id(self, call_id: str | None) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from core.json import Halves, has_half
+from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
 from requests.sse import DeltaFrames
-from requests.tools import Call, Item, TextOfJSON, ToolBook, arguments_of, call_item
+from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, object_of
 
 Event = dict[str, Any]
 Seal = Callable[[str], str]
@@ -46,10 +48,13 @@ class Ladder(Protocol):
     sequence_number: int
     telling: Telling
 
+    def number(self) -> int: ...
     def event(self, type: str, **fields: Any) -> Event: ...
     def add(self) -> int: ...
+    def keep(self, output_index: int, item: Item) -> None: ...
     def done(self, output_index: int, item: Item) -> Event: ...
     def free_call_id(self, call_id: str | None) -> str: ...
+    def close_text(self) -> list[Event]: ...
 
 
 class OpenText:
@@ -58,6 +63,7 @@ class OpenText:
 
     __slots__ = (
         "_delta",
+        "_halves",
         "_logprobs",
         "_part_name",
         "_parts",
@@ -81,6 +87,8 @@ class OpenText:
         self.fragments: list[str] = []
         self.frames: DeltaFrames | None = None
         self._logprobs: list[dict[str, Any]] = []
+        # Half a character, where the last delta ended in one.
+        self._halves: Halves | None = None
 
     def grow_plainly(self, ladder: Ladder, deltas: list[str], spelled: list[bytes]) -> bytes:
         """What nearly all tokens are: more deltas of the part that is open, as frames. `spelled` are the deltas as JSON has them."""
@@ -102,10 +110,6 @@ class OpenText:
         delta: str,
         logprobs: list[dict[str, Any]] | None,
     ) -> None:
-        if ladder.telling == "nothing" and part == self.part:
-            self.fragments.append(delta)
-            self._logprobs += logprobs_chat_to_responses(logprobs) if logprobs else ()
-            return
         if part != self.part:
             events += self._close_part(ladder)
             self.part = part
@@ -113,18 +117,45 @@ class OpenText:
             self._part_name, index = SUMMARY if part == "summary_text" else CONTENT
             self._where = {"item_id": self.id, "output_index": self.output_index, index: len(self._parts)}
             events.append(ladder.event(f"{self._part_name}.added", **self._where, part=empty_part(part)))
+        if self._halves is not None or not delta.isascii():
+            delta = self._joined(delta)
+        if delta or logprobs:
+            self._tell(ladder, events, delta, logprobs)
+
+    def _tell(
+        self, ladder: Ladder, events: list[Event], delta: str, logprobs: list[dict[str, Any]] | None = None
+    ) -> None:
         self.fragments.append(delta)
+        told = logprobs_chat_to_responses(logprobs) if logprobs else []
+        if self.part == "output_text":
+            self._logprobs += told
+        if ladder.telling == "nothing":
+            return
         event = ladder.event(self._delta, **self._where, delta=delta)
-        if part == "output_text":
-            event["logprobs"] = logprobs_chat_to_responses(logprobs) if logprobs else []
-            self._logprobs += event["logprobs"]
-        if ladder.telling == "frames" and not logprobs:
+        if self.part == "output_text":
+            event["logprobs"] = told
+        if ladder.telling == "frames" and not logprobs and self._halves is None:
             self.frames = DeltaFrames(event)
         events.append(event)
+
+    def _joined(self, delta: str) -> str:
+        """The delta behind the half of a character that came before it, and without the one that it ends in."""
+        if self._halves is None:
+            if not has_half(delta):
+                return delta
+            self._halves, self.frames = Halves(), None
+        joined = self._halves.feed(delta)
+        if not self._halves.held:
+            self._halves = None
+        return joined
 
     def close(self, ladder: Ladder, status: str) -> list[Event]:
         events = self._close_part(ladder)
         return [*events, ladder.done(self.output_index, self.item(status))]
+
+    def partial(self) -> Item:
+        """What of it was in events, as an item."""
+        return self.item("incomplete")
 
     def item(self, status: str) -> Item:
         parts = [*self._parts, self._whole_part()] if self.part else self._parts
@@ -144,13 +175,15 @@ class OpenText:
     def _close_part(self, ladder: Ladder) -> list[Event]:
         if not self.part:
             return []
+        events: list[Event] = []
+        if self._halves is not None:
+            halves, self._halves = self._halves, None
+            self._tell(ladder, events, halves.flush())
         name, key = STREAMED_PARTS[self.part]
         part = self._whole_part()
         logprobs = {"logprobs": part["logprobs"]} if self.part == "output_text" else {}
-        events = [
-            ladder.event(f"{name}.done", **self._where, **{key: part[key]}, **logprobs),
-            ladder.event(f"{self._part_name}.done", **self._where, part=part),
-        ]
+        events.append(ladder.event(f"{name}.done", **self._where, **{key: part[key]}, **logprobs))
+        events.append(ladder.event(f"{self._part_name}.done", **self._where, part=part))
         self._parts.append(part)
         self.part, self.fragments, self.frames, self._logprobs = "", [], None, []
         return events
@@ -158,68 +191,160 @@ class OpenText:
 
 class OpenCall:
     """An open call of a tool. It opens with its name, which says what it is; arguments that come earlier wait. A call that is
-    told as an object (`shell_call`, …) opens when its arguments are whole; it is not told at all if they never are, or if the
-    client has forbidden it (`mute`)."""
+    an object (`shell_call`, …) opens when its arguments are whole; it never appears if they never are, or if the
+    client has forbidden it (`mute`). `spelled` is its name as far as it has come."""
 
-    __slots__ = ("_fragments", "_text", "_where", "backend_id", "call", "call_id", "id", "muted", "output_index")
+    __slots__ = (
+        "_blank",
+        "_fragments",
+        "_halves",
+        "_text",
+        "_told",
+        "_where",
+        "backend_id",
+        "call",
+        "call_id",
+        "id",
+        "muted",
+        "output_index",
+        "spelled",
+    )
 
     def __init__(self, backend_id: str | None) -> None:
         self.backend_id = backend_id
+        self.spelled = ""
         self.call: Call | None = None
         self.output_index = -1
         self.muted = False
         self._fragments: list[str] = []
+        # `{}`, which some servers send before the arguments.
+        self._blank = ""
+        self._halves: Halves | None = None
         self._text = TextOfJSON()
+        self._told = ""
 
     @property
-    def is_told(self) -> bool:
-        if self.muted:
+    def appears(self) -> bool:
+        if self.muted or self.call is None:
             return False
-        if self.call is None:
-            return False
-        return self.call.type in STREAMED_CALLS or arguments_of("".join(self._fragments)) is not None
+        return self.call.type in STREAMED_CALLS or object_of(self.call, self.arguments) is not None
 
-    def is_another(self, backend_id: str | None, tool: Call) -> bool:
-        """Whether a delta that has this id and names this tool begins another call."""
-        if backend_id:
-            return backend_id != self.backend_id
-        so_far = "".join(self._fragments)
-        return self.call is not None and (tool != self.call or bool(so_far and arguments_of(so_far) is not None))
+    @property
+    def arguments(self) -> str:
+        return "".join(self._fragments) or self._blank
 
-    def mute(self, name: str) -> None:
-        self.call, self.muted = Call("function_call", name), True
+    @property
+    def has_arguments(self) -> bool:
+        return bool(self._fragments or self._blank)
 
-    def name(self, ladder: Ladder, name: str, book: ToolBook) -> list[Event]:
+    @property
+    def is_json(self) -> bool:
+        """Whether the arguments are what they should be, as far as they have come."""
+        return bool(self._blank) or (bool(self._fragments) and self._fragments[0].lstrip()[:1] == "{")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are an object, and nothing waits. Asked of each delta, it would be a long answer to a long call."""
+        return (
+            bool(self._fragments)
+            and self._fragments[-1].rstrip()[-1:] in ("}", "")
+            and arguments_of(self.arguments) is not None
+        )
+
+    def repeats(self, arguments: str) -> bool:
+        """Whether a delta says all again that was said so far: no JSON goes on as it begins."""
+        return (
+            bool(self._fragments)
+            and _goes_again(self._fragments[0], arguments)
+            and arguments.startswith(self.arguments)
+        )
+
+    def mute(self) -> None:
+        self.call, self.muted = Call("function_call", self.spelled), True
+
+    def open(self, ladder: Ladder, call: Call) -> list[Event]:
         """The call is of this tool."""
-        if self.call is not None:
-            return []
-        self.call = book.call_of(name)
-        return self._open(ladder) if self.call.type in STREAMED_CALLS else []
+        self.call = call
+        return self._open(ladder) if call.type in STREAMED_CALLS else []
 
     def grow(self, ladder: Ladder, events: list[Event], arguments: str) -> None:
+        if not arguments.isascii() or self._halves is not None:
+            arguments = self._joined(arguments)
+        if self.repeats(arguments):
+            arguments = arguments[len(self.arguments) :]
+        if not self._fragments and arguments.strip() == NO_ARGUMENTS:
+            self._blank = arguments
+            return
+        if self._blank and arguments.strip():
+            self._blank = ""
+        if arguments:
+            self._fragments.append(arguments)
+            if self.output_index >= 0:
+                events += self._delta(ladder, arguments)
+
+    def goes_on(self, ladder: Ladder, events: list[Event], arguments: Any) -> bool:
+        """The next piece of its arguments, if there is nothing to be seen to."""
+        if self.output_index < 0 or self._blank or self._halves is not None or type(arguments) is not str:
+            return False
+        if not self._fragments or not arguments or arguments[0] == "{" or not arguments.isascii():
+            return False
+        events += ladder.close_text()
         self._fragments.append(arguments)
-        if self.output_index >= 0:
-            events += self._delta(ladder, arguments)
+        events += self._delta(ladder, arguments)
+        return True
+
+    @property
+    def waits(self) -> bool:
+        """Whether what comes next may change what it is."""
+        return bool(self._blank) or (self.call is None and bool(self.spelled))
+
+    def settle(self, ladder: Ladder, events: list[Event]) -> None:
+        """`{}` were all its arguments."""
+        if self._blank:
+            self._fragments.append(self._blank)
+            if self.output_index >= 0:
+                events += self._delta(ladder, self._blank)
+            self._blank = ""
 
     def close(self, ladder: Ladder, status: str) -> list[Event]:
-        if not self.is_told:
+        if self._halves is not None and (rest := self._halves.flush()):
+            self._fragments.append(rest)
+            events = self._delta(ladder, rest) if self.output_index >= 0 else []
+        else:
+            events = []
+        if not self.appears:
             return []
         call = self._known()
-        events = self._open(ladder) if self.output_index < 0 else []
+        if self.output_index < 0:
+            events += self._open(ladder)
+        self.settle(ladder, events)
         if not self._fragments and status == "completed" and call.type == "function_call":
-            self.grow(ladder, events, NO_ARGUMENTS)
+            self._fragments = [NO_ARGUMENTS]
+            events += self._delta(ladder, NO_ARGUMENTS)
         item = self.item(status)
         if call.type in STREAMED_CALLS:
             name, key = STREAMED_CALLS[call.type]
-            if call.type == "custom_tool_call" and (rest := item[key].removeprefix(self._text.text)):
+            if call.type == "custom_tool_call" and (rest := item[key].removeprefix(self._told)):
                 events.append(ladder.event(f"{name}.delta", **self._where, delta=rest))
             named = {"name": call.name} if call.type == "function_call" else {}
             events.append(ladder.event(f"{name}.done", **self._where, **named, **{key: item[key]}))
         return [*events, ladder.done(self.output_index, item)]
 
+    def partial(self) -> Item:
+        """What of it was in events, as an item."""
+        item = self.item("incomplete")
+        return item | {"input": self._told} if item["type"] == "custom_tool_call" else item
+
     def item(self, status: str) -> Item:
         arguments = "".join(self._fragments)
         return call_item(self._known(), id=self.id, call_id=self.call_id, arguments=arguments, status=status)
+
+    def _joined(self, arguments: str) -> str:
+        if self._halves is None:
+            if not has_half(arguments):
+                return arguments
+            self._halves = Halves()
+        return self._halves.feed(arguments)
 
     def _known(self) -> Call:
         if self.call is None:
@@ -241,8 +366,20 @@ class OpenCall:
         kind = self._known().type
         if kind not in STREAMED_CALLS:
             return []
-        delta = self._text.feed(arguments) if kind == "custom_tool_call" else arguments
+        delta = self._more_text(arguments) if kind == "custom_tool_call" else arguments
         return [ladder.event(f"{STREAMED_CALLS[kind][0]}.delta", **self._where, delta=delta)] if delta else []
+
+    def _more_text(self, arguments: str) -> str:
+        """What the client of a custom tool has not got of its text yet. A patch is held back while it may be wrapped in something."""
+        delta = self._text.feed(arguments)
+        if not self._told:
+            delta = "" if may_be_wrapped(self._text.text) else self._text.text
+        self._told += delta
+        return delta
+
+
+def _goes_again(first: str, arguments: str) -> bool:
+    return first[:1] == "{" and arguments[:1] == "{"
 
 
 def empty_part(kind: str) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from requests.chat import ChatChunk, DecodeError, decode_chunk, is_error, name_details
+from requests.chat import DecodeError, count_usage, decode_chunk, is_error
+from requests.chat_types import ChatChunk
+from requests.endings import ends_answer
 
 _BETWEEN = b"\n\ndata: "
 _DONE = b"[DONE]"
-_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning)": ?"')
+_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|thinking)": ?"')
 # What stands for the text in a pattern.
 MARK = "\N{NULL}a text"
 _MARK = rb"\u0000a text"
@@ -98,11 +100,13 @@ def decode_read(received: bytes) -> Read | None:
     for chunk in chunks:
         if is_error(chunk):
             return None
-        if chunk.usage is not None:
-            name_details(chunk.usage)
+        counts = chunk.usage is not None or chunk.x_groq is not None
         for choice in chunk.choices or ():
-            if choice.finish_reason:
+            if choice.finish_reason and ends_answer(choice.finish_reason):
                 is_end = True
+                counts = counts or choice.usage is not None
+        if counts:
+            count_usage(chunk)
     return Read([*chunks[:begin], run, *chunks[begin:]] if run is not None else [*chunks], is_end, is_done)
 
 

@@ -10,7 +10,7 @@ read what we build. Translators give the bare shapes; ids, statuses and the keys
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from secrets import token_hex
 from typing import Any
 
@@ -18,7 +18,9 @@ from requests.compatibility import ITEMS
 from requests.credentials import without_credentials
 from requests.from_messages import messages_to_responses_input
 from requests.messages import responses_input_to_messages, whole_arguments
+from requests.thoughts import THOUGHT_KEYS, message_thought, texts_in
 from requests.tools import CALLS, OUTPUTS, Item, tools_responses_to_chat
+from requests.usage import usage_chat_to_responses
 
 __all__ = [
     "build_response_object",
@@ -54,17 +56,25 @@ _random_hex = _random_hexes().__next__
 def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[str, Any]] | None = None) -> list[Item]:
     """Output items, in their bare shapes, for the message of a chat completion: reasoning, then text, then calls."""
     items: list[Item] = []
-    if reasoning := message.get("reasoning_content") or message.get("reasoning"):
-        items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": reasoning}]})
+    content = message.get("content")
+    refused = thought = ""
+    if not content or isinstance(content, str):
+        said = content or ""
+    else:
+        said, refused, thought = _said_in(content)
+    if not THOUGHT_KEYS.isdisjoint(message):
+        thought = message_thought(message) + thought
+    if thought:
+        items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": thought}]})
     parts: list[dict[str, Any]] = []
-    if text := text_of(message.get("content")):
-        part = {"type": "output_text", "text": text, "annotations": []}
+    if said:
+        part: dict[str, Any] = {"type": "output_text", "text": said, "annotations": []}
         parts.append({**part, "logprobs": logprobs_chat_to_responses(logprobs)} if logprobs else part)
-    if refusal := message.get("refusal"):
+    if refusal := message.get("refusal") or refused:
         parts.append({"type": "refusal", "refusal": refusal})
     if parts:
         items.append({"type": "message", "role": "assistant", "content": parts})
-    for call in message.get("tool_calls") or []:
+    for call in message.get("tool_calls") or _call_of_2023(message):
         function = call.get("function") or {}
         arguments = function.get("arguments")
         items.append(
@@ -83,50 +93,45 @@ def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[st
     return items
 
 
-def text_of(content: Any) -> str:
-    """The text of a chat content, which is one or has parts."""
-    if isinstance(content, list):
-        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
-    return content or ""
+def _said_in(content: Any) -> tuple[str, str, str]:
+    """The text, the refusal and the thought in the parts of a content."""
+    said = [*texts_in(content)]
+    text, refusal, thought = (
+        "".join(text for kind, text in said if kind == wanted) for wanted in ("text", "refusal", "thought")
+    )
+    return text, refusal, thought
+
+
+def _call_of_2023(message: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The call that a message made in the words of 2023."""
+    return [{"function": message["function_call"]}] if message.get("function_call") else ()
 
 
 def logprobs_chat_to_responses(logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Token log probabilities, with `bytes` even where the backend leaves them out: strict clients need them."""
     return [
-        {**_logprob(entry), "top_logprobs": [_logprob(top) for top in entry.get("top_logprobs") or []]}
-        for entry in logprobs
+        {**_logprob(entry), "top_logprobs": [*map(_logprob, _dicts(entry.get("top_logprobs")))]} for entry in logprobs
     ]
 
 
 def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
-    token = entry.get("token") or ""
+    token, logprob, spelled = entry.get("token"), entry.get("logprob", 0.0), entry.get("bytes")
+    token = token if isinstance(token, str) else "" if token is None else str(token)
+    is_number = isinstance(logprob, int | float) and not isinstance(logprob, bool)
+    are_bytes = isinstance(spelled, list) and spelled and all(type(byte) is int for byte in spelled)
     return {
         "token": token,
-        "logprob": entry.get("logprob") or 0.0,
-        "bytes": entry.get("bytes") or [*token.encode()],
+        "logprob": logprob if is_number else UNLIKELY,
+        "bytes": spelled if are_bytes else [*token.encode(errors="replace")],
     }
 
 
-def usage_chat_to_responses(usage: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Token counts. The detail objects are given, zeros included, exactly where the chat usage has a detail key."""
-    if not usage:
-        return None
-    input_tokens = usage.get("prompt_tokens") or 0
-    output_tokens = usage.get("completion_tokens") or 0
-    counts: dict[str, Any] = {
-        "input_tokens": input_tokens,
-        "output_tokens": output_tokens,
-        "total_tokens": usage.get("total_tokens") or input_tokens + output_tokens,
-    }
-    if "prompt_tokens_details" in usage or "completion_tokens_details" in usage:
-        prompt = usage.get("prompt_tokens_details") or {}
-        completion = usage.get("completion_tokens_details") or {}
-        counts["input_tokens_details"] = {
-            "cached_tokens": prompt.get("cached_tokens") or 0,
-            "cache_write_tokens": prompt.get("cache_write_tokens") or 0,
-        }
-        counts["output_tokens_details"] = {"reasoning_tokens": completion.get("reasoning_tokens") or 0}
-    return counts
+# OpenAI's word for minus infinity, which JSON does not have.
+UNLIKELY = -9999.0
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def response_resource(request: dict[str, Any], *, response_id: str, created_at: int, status: str) -> dict[str, Any]:

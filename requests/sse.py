@@ -151,34 +151,57 @@ def only_data(received: bytes) -> bytes | None:
     return received[start + 6 : -2]
 
 
+FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
+BOM = b"\xef\xbb\xbf"
+
+
+def looks_like_sse(begins: bytes) -> bool | None:
+    """Whether a body that begins so is an event stream, whatever its header says. None where that is too little to tell."""
+    begun = begins.removeprefix(BOM).lstrip()
+    if begun.startswith(FIELDS):
+        return True
+    is_part = (BOM.startswith(begins) and len(begins) < 3) or any(field.startswith(begun) for field in FIELDS)
+    return None if is_part else False
+
+
 class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
-    Comments, `id:`, `event:` and `retry:` are passed over: the backends that we read name an event inside its data. A
-    line `error: {…}`, which llama.cpp has sent in place of data, becomes the data `{"error": {…}}`.
+    Comments, `id:` and `retry:` are passed over; `event:` is kept for data that does not name its event (`name`). A
+    line `error: {…}`, which llama.cpp has sent in place of data, becomes the data `{"error": {…}}`. A stream that is no SSE, but JSON
+    or a JSON value a line, is understood as well: its values are the data.
     """
 
-    __slots__ = ("_data", "_started", "_tail", "is_between_events")
+    __slots__ = ("_data", "_event", "_is_json", "_names", "_plain", "_started", "_tail", "is_between_events")
 
     def __init__(self) -> None:
         self._tail = b""
         self._data: list[bytes] = []
-        self._started = False
+        self._event = b""
+        self._names: list[bytes] = []
+        # The last read, where it was plain: its names are looked for when they are wanted.
+        self._plain = b""
+        self._started = self._is_json = False
         self.is_between_events = True
 
     def feed(self, received: bytes) -> list[bytes]:
         """The data of each event that `received` completes, in order."""
         if self.is_between_events and (datas := _plain_datas(received)) is not None:
             self._started = True
+            self._plain = received
             return datas
+        self._plain, self._names = b"", []
         text = self._tail + received if self._tail else received
         if not self._started:
-            if len(text) < 3 and b"\xef\xbb\xbf".startswith(text):
+            if len(text) < 3 and BOM.startswith(text):
                 self._tail = text
                 self.is_between_events = False
                 return []
             self._started = True
-            text = text.removeprefix(b"\xef\xbb\xbf")
+            text = text.removeprefix(BOM)
+            self._is_json = text.lstrip()[:1] == b"{"
+        if self._is_json:
+            return self._values(text)
         lines = text.splitlines(keepends=True)
         # The last line waits for its end; a bare CR waits too, because an LF may follow in the next read.
         self._tail = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
@@ -190,18 +213,41 @@ class SSEDecoder:
 
     def flush(self) -> list[bytes]:
         """What is left when the stream ended. Servers that forget the last blank line are forgiven."""
+        tail, self._tail = self._tail, b""
+        self._plain, self._names = b"", []
+        if self._is_json:
+            return [tail] if tail.strip() else []
         events: list[bytes] = []
-        for line in (self._tail.rstrip(b"\r\n"), b""):
+        for line in (tail.rstrip(b"\r\n"), b""):
             self._line(line, events)
-        self._tail = b""
         return events
+
+    def name(self, index: int) -> str:
+        """What the event with this place in the last `feed` or `flush` was called, outside of its data. Mostly nothing."""
+        if self._plain.startswith(b"event: "):
+            return self._plain.split(b"\n")[3 * index][7:].decode(errors="replace")
+        return self._names[index].decode(errors="replace") if index < len(self._names) else ""
 
     def _line(self, line: bytes, events: list[bytes]) -> None:
         if not line:
             if data := b"\n".join(self._data):
                 events.append(data)
-            self._data = []
+                self._names.append(self._event)
+            self._data, self._event = [], b""
         elif line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line.startswith(b"event:"):
+            self._event = line[6:].strip()
         elif line.startswith(b"error:"):
             self._data.append(b'{"error":%b}' % line[6:].strip())
+
+    def _values(self, text: bytes) -> list[bytes]:
+        """The lines that have ended, if each is a JSON value. A value of several lines ends with the stream."""
+        self.is_between_events = False
+        whole, _, rest = text.rpartition(b"\n")
+        lines = [line for line in whole.splitlines() if line.strip()]
+        if not all(line.rstrip().endswith(b"}") and line.lstrip().startswith(b"{") for line in lines):
+            self._tail = text
+            return []
+        self._tail = rest
+        return lines

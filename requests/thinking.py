@@ -9,13 +9,15 @@ OPENING, CLOSING = "<think>", "</think>"
 
 class ThinkSplitter:
     """Parts thought from text while they are still arriving, however the tags are cut. Only a text that begins with the
-    tag has thoughts; later tags are text. `feed` and `flush` give `(is_thought, text)` pairs."""
+    tag has thoughts, or any where the tag `is_open` before it; later tags are text. `feed` and `flush` give `(is_thought, text)`
+    pairs."""
 
-    __slots__ = ("_held", "_state")
+    __slots__ = ("_held", "_state", "is_open")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_open: bool = False) -> None:
         self._held = ""
         self._state = "start"
+        self.is_open = is_open
 
     @property
     def is_over(self) -> bool:
@@ -32,9 +34,9 @@ class ThinkSplitter:
             begun = self._held.lstrip()
             if OPENING.startswith(begun[: len(OPENING)]) and len(begun) < len(OPENING):
                 return []
-            if not begun.startswith(OPENING):
+            if not begun.startswith(OPENING) and not self.is_open:
                 return [*pieces, *self._to_text(self._held)]
-            self._state, self._held = "begun", begun[len(OPENING) :]
+            self._state, self._held = "begun", begun.removeprefix(OPENING)
         if self._state == "begun" and (held := self._held.lstrip()):
             self._state, self._held = "thought", held
         if self._state == "begun":
@@ -68,9 +70,9 @@ class ThinkSplitter:
         return [(False, text)] if text else []
 
 
-def split_thinking(text: str) -> tuple[str, str]:
+def split_thinking(text: str, *, is_open: bool = False) -> tuple[str, str]:
     """The thought and the text of a whole answer."""
-    splitter = ThinkSplitter()
+    splitter = ThinkSplitter(is_open=is_open)
     pieces = [*splitter.feed(text), *splitter.flush()]
     return "".join(text for thought, text in pieces if thought), "".join(
         text for thought, text in pieces if not thought
@@ -84,13 +86,17 @@ def _overlap(text: str) -> int:
     )
 
 
-def with_thoughts_apart(message: dict[str, Any]) -> dict[str, Any]:
-    """A chat message with the thought in its text where other servers put it."""
+def with_thoughts_apart(message: dict[str, Any], *, are_open: bool = False) -> dict[str, Any]:
+    """A chat message with the thought in its text where other servers put it. Where the tags `are_open` before the text, it begins
+    with one, unless its server has taken that out by itself."""
     content = message.get("content")
     if not isinstance(content, str):
         return message
-    if not content.lstrip().startswith(OPENING):
+    if not are_open and not content.lstrip().startswith(OPENING):
         return message
-    thought, text = split_thinking(content)
     thought_before = message.get("reasoning_content") or message.get("reasoning") or ""
+    is_open = are_open and not thought_before
+    if not is_open and not content.lstrip().startswith(OPENING):
+        return message
+    thought, text = split_thinking(content, is_open=is_open)
     return {**message, "reasoning_content": thought_before + thought, "content": text}

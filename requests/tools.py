@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import orjson
-
 from core.errors import InvalidRequest, Unsupported
-from requests.bounded_json import decode_bounded
+from core.json import decode_json, whole_text
+from requests.bounded_json import check_depth
 from requests.compatibility import ITEMS, TOOLS
+from requests.patches import operation_in, patch_in, unwrapped
 
 Tool = dict[str, Any]
 Item = dict[str, Any]
@@ -113,6 +113,22 @@ class ToolBook:
         brought = [tool for item in items if item.get("type") in BRINGS_TOOLS for tool in item.get("tools") or []]
         return cls([*(tools or []), *brought])
 
+    def wire_name(self, name: str) -> str:
+        """The offered name that a backend means: some leave marks of their model's format before or behind it."""
+        if name in self._calls:
+            return name
+        plain = name.partition("<|")[0].strip()
+        own = plain.removeprefix("functions.")
+        return own if own in self._calls else plain
+
+    def begins(self, name: str) -> bool:
+        """Whether an offered name begins with this, or is this."""
+        return any(offered.startswith(name) for offered in self._calls)
+
+    def may_go_on(self, name: str) -> bool:
+        """Whether an offered name is longer than this, and begins so."""
+        return any(offered.startswith(name) and offered != name for offered in self._calls)
+
     def call_of(self, name: str) -> Call:
         """What the client is told when the backend calls `name`. A name that was not offered is a function."""
         return self._calls.get(name) or Call("function_call", name)
@@ -202,6 +218,7 @@ def _skills_of(tool: Tool) -> str:
 
 
 SKILLS = "There are skills, each a folder: when one fits what is to be done, read the SKILL.md in it first."
+NO_BOOK = ToolBook(())
 
 
 def tools_responses_to_chat(tools: list[Tool]) -> list[Tool]:
@@ -322,17 +339,19 @@ def custom_input(arguments: str, *, whole: bool = True) -> str:
     reader = TextOfJSON()
     reader.feed(arguments)
     if reader.begun or not whole:
-        return reader.text
+        return unwrapped(reader.text) if whole else reader.text
     try:
-        given = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return arguments
+        given = decode_json(arguments)
+    except ValueError:
+        return unwrapped(arguments)
     if isinstance(given, dict):
         texts = [value for value in given.values() if isinstance(value, str)]
         if isinstance(given.get("input"), str):
-            return str(given["input"])
+            return unwrapped(given["input"])
         if len(given) <= 1 and len(texts) == len(given):
-            return "".join(texts)
+            return unwrapped("".join(texts))
+    if (patch := patch_in(given)) is not None:
+        return patch
     return given if isinstance(given, str) else arguments
 
 
@@ -356,7 +375,7 @@ def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str)
     elif call.type == "custom_tool_call":
         item |= {"name": call.name, "input": custom_input(arguments, whole=status == "completed")}
     else:
-        given = arguments_of(arguments) or {}
+        given = object_of(call, arguments) or {}
         if call.type == "tool_search_call":
             item |= {"execution": "client", "arguments": given}
         elif call.type == "local_shell_call":
@@ -367,11 +386,28 @@ def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str)
             limits = {key: given.get(key) for key in ("timeout_ms", "max_output_length")}
             item["action"] = {"commands": commands, **limits}
         else:
-            operation = {"type": given.get("type") or "update_file", "path": str(given.get("path") or "")}
-            if operation["type"] != "delete_file":
-                operation["diff"] = str(given.get("diff") or "")
-            item["operation"] = operation
+            item["operation"] = _operation(given)
     return item | ({"namespace": call.namespace} if call.namespace else {})
+
+
+def object_of(call: Call, arguments: str) -> dict[str, Any] | None:
+    """The arguments of a call that is an object: also those of a patch that a model has written as it knows it. None for any
+    others."""
+    given = arguments_of(arguments)
+    if given is None and call.type == "apply_patch_call" and (patch := patch_in(arguments)) is not None:
+        return {"patch": patch}
+    return given
+
+
+def _operation(given: dict[str, Any]) -> dict[str, Any]:
+    """What an `apply_patch_call` does, by the parameters that it was offered, or by a patch in others."""
+    patch = None if given.get("path") else patch_in(given)
+    if patch is not None and (operation := operation_in(patch)) is not None:
+        return operation
+    operation = {"type": str(given.get("type") or "update_file"), "path": str(given.get("path") or "")}
+    if operation["type"] != "delete_file":
+        operation["diff"] = str(given.get("diff") or "")
+    return operation
 
 
 def call_of_item(item: Item) -> tuple[Call, Any]:
@@ -421,8 +457,10 @@ def _shell_output(output: Any) -> str:
 def arguments_of(arguments: str) -> dict[str, Any] | None:
     """Arguments as an object; None for anything else, and for what is nested too deeply."""
     try:
-        given = decode_bounded(arguments.encode(errors="surrogatepass") or b"{}", "arguments")
-    except InvalidRequest:
+        data = whole_text(arguments).encode() or b"{}"
+        check_depth(data, "arguments")
+        given = decode_json(data)
+    except (InvalidRequest, ValueError):
         return None
     return given if isinstance(given, dict) else None
 

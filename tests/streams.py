@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from requests.chat import ChatChunk, decode_chunk
+from requests.chat import decode_chunk
+from requests.chat_types import ChatChunk
 from requests.events import Event, ResponseBuilder
 from requests.responses import response_resource
 from tests.sdk import EVENT_CLASSES

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requests.chat import ChatChunk, decode_chunk
+from requests.chat import decode_chunk
+from requests.chat_types import ChatChunk
 from requests.events import ResponseBuilder
 from requests.reads import SHORTEST_RUN, Run, decode_read
 from requests.sse import SSEDecoder

@@ -249,7 +249,7 @@ async def test_our_id_is_in_every_event_and_in_the_body(
 async def test_the_events_are_upstreams_but_for_our_id_and_numbers(
     served_natively: Running, backend: FakeBackend
 ) -> None:
-    sent = native_events(reasoning("Hm."), with_logprobs("Hello."), call("now", "{}"))
+    sent = native_events(reasoning("Hm."), with_logprobs("Hello."), call("now", "{}"), usage=WHOLE_USAGE)
     backend.script(event_stream(sent))
     given = await wire_events(served_natively)
     assert [event["type"] for event in given] == [event["type"] for event in sent]
@@ -321,12 +321,13 @@ async def test_what_a_sparse_upstream_leaves_out_is_filled_in(served_natively: R
     check_types(await collected(await strict.responses.create(model=MODEL, input="Hi", stream=True)))
 
 
-async def test_the_usage_is_upstreams(served_natively: Running, backend: FakeBackend) -> None:
+async def test_the_usage_is_upstreams_and_whole(served_natively: Running, backend: FakeBackend) -> None:
     usage = responses_usage(100, 20, cached=64, reasoning=8) | {"acme_tokens": 3}
     backend.script(native("Hello.", usage=usage), native("Hello.", usage=usage))
     body = await served_natively.openai.responses.create(model=MODEL, input="Hi")
-    assert body.to_dict()["usage"] == usage
-    assert (await wire_events(served_natively))[-1]["response"]["usage"] == usage
+    whole = usage | {"input_tokens_details": {"cached_tokens": 64, "cache_write_tokens": 0}}
+    assert body.to_dict()["usage"] == whole
+    assert (await wire_events(served_natively))[-1]["response"]["usage"] == whole
 
 
 # ── background and cache ─────────────────────────────────────────────────────

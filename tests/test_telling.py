@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.turns.native_answer import adopted
-from backends.wire.streams import NativeRun, NativeStream
+from backends.wire.streams import NativeStream
 from core.errors import BackendCut
 from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
+from requests.native_events import NativeEvent, NativeRun, parse_head
 from requests.open_items import STREAMED_PARTS, Telling
 from requests.responses import chat_message_to_output_items
 from requests.sse import DeltaFrames, SSEDecoder, frame, frames, only_data, renumbered
@@ -379,87 +379,135 @@ def test_another_servers_event_gets_our_number_and_nothing_else(theirs: int, our
     assert renumbered(orjson.dumps({"delta": text}), ours) is None
 
 
+MESSAGE: Json = {"type": "message", "id": "msg_1", "status": "in_progress", "role": "assistant", "content": []}
+OPENING: list[Json] = [
+    {"type": "response.output_item.added", "sequence_number": 2, "output_index": 0, "item": MESSAGE},
+    {
+        "type": "response.content_part.added",
+        "sequence_number": 3,
+        "item_id": "msg_1",
+        "output_index": 0,
+        "content_index": 0,
+        "part": {"type": "output_text", "text": "", "annotations": [], "logprobs": []},
+    },
+]
+
+
+def delta_of(text: str, number: Any, **changes: Any) -> Json:
+    where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    return {
+        "type": "response.output_text.delta",
+        "sequence_number": number,
+        **where,
+        "delta": text,
+        "logprobs": [],
+        **changes,
+    }
+
+
+def opened(telling: Telling) -> ResponseBuilder:
+    """A builder for the answer of a server that speaks Responses, whose text has begun: five events."""
+    made = builder()
+    made.telling = telling
+    made.begin()
+    for event in [*OPENING, delta_of("begins", 4)]:
+        made.adopt(event)
+    return made
+
+
+def without_keys(event: Json, left_out: list[str]) -> Json:
+    return {key: value for key, value in event.items() if key not in left_out}
+
+
+DELTA_KEYS = ["sequence_number", "item_id", "output_index", "content_index", "delta", "logprobs"]
+
+
 @law
 @given(
-    st.permutations(["type", "sequence_number", "item_id", "delta"]),
-    numbers | st.sampled_from([2, 2, None, -1, 1.5, "7", {"sequence_number": 1}]),
+    st.permutations(["type", *DELTA_KEYS]),
+    numbers | st.sampled_from([5, 5, 5, None, -1, 1.5, "7", {"sequence_number": 1}]),
     texts,
-    st.booleans(),
+    st.lists(st.sampled_from(DELTA_KEYS), max_size=2),
     st.sampled_from([b"", b"event: response.output_text.delta\n", b"event: another\n"]),
     st.sampled_from([orjson.dumps, lambda event: json.dumps(event).encode()]),
 )
 def test_what_is_relayed_is_what_would_be_adopted(
-    keys: list[str], number: Any, text: str, numbered: bool, name: bytes, encode: Callable[[Json], bytes]
+    keys: list[str], number: Any, text: str, left_out: list[str], name: bytes, encode: Callable[[Json], bytes]
 ) -> None:
     """The event of another server, however it is spelled."""
-    values = {"type": "response.output_text.delta", "sequence_number": number, "item_id": text, "delta": text}
-    event = {key: values[key] for key in keys if numbered or key != "sequence_number"}
-    slow, quick = builder(), builder()
-    quick.telling = "frames"
-    slow.begin()
-    quick.begin()
+    values = delta_of(text, number)
+    event = without_keys({key: values[key] for key in keys}, left_out)
+    slow, quick = opened("events"), opened("frames")
     relayed = quick.relay_alone(name + b"data: %b\n\n" % encode(event))
     assert told([relayed] if relayed is not None else quick.adopt(event)) == told(slow.adopt(event))
     assert quick.sequence_number == slow.sequence_number
+    assert kept(quick) == kept(slow)
+
+
+def kept(made: ResponseBuilder) -> list[Json]:
+    """What would be kept of the answer if it broke off now."""
+    made.fail(BackendCut("x"))
+    output: list[Json] = made.response["output"]
+    return output
 
 
 @law
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["x.delta", "x.delta", "x.delta", "y.delta", "x.done"]),
+            st.sampled_from([*["response.output_text.delta"] * 4, "y.delta", "x.done"]),
             st.sampled_from([1, 1, 1, 1, 1, 1, 2, 0, -1, 0.5, None]),
             texts,
+            st.sampled_from([{}, {}, {}, {}, {"item_id": "another"}, {"logprobs": None}, {"delta": None}]),
         ),
         max_size=12,
     ),
-    st.integers(0, 3),
+    st.integers(3, 6),
     st.sampled_from([b"", b"event: %b\n"]),
     st.sampled_from([orjson.dumps, lambda event: json.dumps(event).encode()]),
     st.sampled_from(["frames", "events"]),
 )
 def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
-    drawn: list[tuple[str, Any, str]], first: int, name: bytes, encode: Callable[[Json], bytes], telling: Telling
+    drawn: list[tuple[str, Any, str, Json]],
+    first: int,
+    name: bytes,
+    encode: Callable[[Json], bytes],
+    telling: Telling,
 ) -> None:
     """Whether their numbers are ours, others, go on, or are none."""
     events: list[Json] = []
     number: Any = first
-    for type, step, text in drawn:
-        events.append({"type": type, "sequence_number": number if step else None, "delta": text})
+    for type, step, text, changes in drawn:
+        events.append(delta_of(text, number if step else None, type=type, **changes))
         number += step or 1
     read = b"".join((name and name % event["type"].encode()) + b"data: %b\n\n" % encode(event) for event in events)
-    slow, quick = builder(), builder()
-    quick.telling = telling
-    slow.begin()
-    quick.begin()
+    slow, quick = opened("events"), opened(telling)
     pieces, failure = NativeStream(cast(Any, None))._pieces_in(read)
     assert failure is None
-    made = [event for piece in pieces for event in adopted(quick, piece)]
+    made = [event for piece in pieces for event in quick.native(piece)]
     assert told(made) == told([told for event in events for told in slow.adopt(event)])
     assert quick.sequence_number == slow.sequence_number
+    assert kept(quick) == kept(slow)
 
 
 def test_a_burst_of_relayed_events_is_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that, the law above would hold of a shortcut that nobody takes."""
-    events = [{"type": "x.delta", "sequence_number": 2 + n, "delta": f"{n}"} for n in range(50)]
+    events = [delta_of(f"{n}", 5 + n) for n in range(50)]
     read = b"".join(frame(event) for event in events)
-    quick = builder()
-    quick.telling = "frames"
-    quick.begin()
+    quick = opened("frames")
     monkeypatch.setattr("requests.events.renumbered", None)
     [run], _ = NativeStream(cast(Any, None))._pieces_in(read)
     assert isinstance(run, NativeRun)
-    assert adopted(quick, run) == [read]
+    assert quick.native(run) == [read]
 
 
 def test_an_event_of_several_lines_is_not_relayed() -> None:
     """Its lines would not be data."""
-    made = builder()
-    made.telling = "frames"
-    made.begin()
-    assert made.relay("x.delta", 2, [b'{"type":"x.delta",\n"sequence_number":2,"delta":""}']) is None
-    assert made.relay("x.delta", 7, [b'{"type":"x.delta",\n"sequence_number":7,"delta":""}']) is None
-    assert made.sequence_number == 2
+    for number in (5, 9):
+        made = opened("frames")
+        data = orjson.dumps(delta_of("x", number)).replace(b',"', b',\n"', 1)
+        [event] = made.native(NativeEvent(parse_head(data), data))
+        assert event == delta_of("x", 5), "it was relayed"
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,72 @@ def test_a_thought_of_its_own_and_one_in_the_text_are_both_thoughts() -> None:
     assert output[1] == said("Hello")
 
 
+# What the templates of a server have opened, the model only closes.
+OPENED = {
+    "a thought and a text": ("I add.\n</think>\n\nFour.", ("I add.\n", "Four.")),
+    "the tag all the same": ("<think>\nI add.\n</think>\n\nFour.", ("I add.\n", "Four.")),
+    "an empty thought": ("\n</think>\n\nFour.", ("", "Four.")),
+    "a thought that never ends": ("I add.", ("I add.", "")),
+    "another tag behind it": ("I add.</think>a</think>b", ("I add.", "a</think>b")),
+    "nothing": ("", ("", "")),
+}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
+@pytest.mark.parametrize(("text", "expected"), OPENED.values(), ids=OPENED)
+def test_a_tag_that_a_template_has_opened_is_closed_by_the_model(
+    text: str, expected: tuple[str, str], size: int
+) -> None:
+    splitter = ThinkSplitter(is_open=True)
+    pieces = [piece for at in range(0, len(text), size) for piece in splitter.feed(text[at : at + size])]
+    pieces += splitter.flush()
+    assert (
+        tuple("".join(piece for is_thought, piece in pieces if is_thought is kind) for kind in (True, False))
+        == expected
+    )
+    message = with_thoughts_apart({"content": text}, are_open=True)
+    assert (message["reasoning_content"], message["content"]) == expected
+
+
+TAGGED: dict[tuple[str, Any], list[tuple[str, str]]] = {
+    ("<think>Hm.</think>Yo", None): [("reasoning", "Hm."), ("message", "Yo")],
+    ("<think>Hm.</think>Yo", "auto"): [("reasoning", "Hm."), ("message", "Yo")],
+    ("<think>Hm.</think>Yo", "off"): [("message", "<think>Hm.</think>Yo")],
+    # As YAML reads `off`.
+    ("<think>Hm.</think>Yo", False): [("message", "<think>Hm.</think>Yo")],
+    ("Hm.</think>Yo", "auto"): [("message", "Hm.</think>Yo")],
+    ("Hm.</think>Yo", "opened"): [("reasoning", "Hm."), ("message", "Yo")],
+}
+
+
+@pytest.mark.parametrize("as_stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("kind", ["llama.cpp", "vllm", "openai-chat", "ollama", "lmstudio"])
+@pytest.mark.parametrize(("sent", "expected"), TAGGED.items(), ids=map(str, TAGGED))
+async def test_the_tags_are_read_as_the_settings_say(
+    kind: str, sent: tuple[str, Any], expected: list[tuple[str, str]], as_stream: bool, backend: FakeBackend
+) -> None:
+    text, setting = sent
+    settings = {} if setting is None else {"think_tags": setting}
+    url = f"{backend.url}/v1" if kind == "openai-chat" else backend.url
+    async with running_router(endpoints=[{"url": url, "kind": kind, **settings}]) as running:
+        backend.default = fake.chat(text, as_stream=as_stream)
+        for response in (await create(running.http), (await stream(running.http))[-1]["response"]):
+            said_ = [(item["type"], item["content"][0]["text"]) for item in response["output"]]
+            assert said_ == expected
+
+
+@pytest.mark.parametrize("as_stream", [True, False], ids=["stream", "whole"])
+async def test_a_server_that_takes_its_thoughts_out_by_itself_may_be_called_opened(
+    as_stream: bool, backend: FakeBackend
+) -> None:
+    endpoint = {"url": backend.url, "kind": "vllm", "think_tags": "opened"}
+    async with running_router(endpoints=[endpoint]) as running:
+        backend.script(fake.chat(fake.reasoning("Hm."), "Yo", as_stream=as_stream))
+        response = await create(running.http)
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+    assert response["output"][1]["content"][0]["text"] == "Yo"
+
+
 # ── what a backend reads: earlier thoughts, and how much to think ──────────────────────────────────────────────────
 
 REPLAYED: dict[str, dict[str, Any]] = {

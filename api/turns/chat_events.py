@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import lru_cache
 from typing import Any
 
 from api.http.replies import Express
@@ -11,10 +13,13 @@ from api.turns.backend import Backend, batches_of
 from backends.wire.streams import BackendStream
 from core.errors import BackendError, BackendRefused
 from requests.chat import as_chunk, as_plain
+from requests.endings import USUAL, ending_of
 from requests.events import ResponseBuilder
 from requests.open_items import Event
 from requests.responses import chat_message_to_output_items, response_resource
 from requests.thinking import with_thoughts_apart
+
+log = logging.getLogger("nomyo.responses")
 
 
 async def chat_events(
@@ -22,8 +27,8 @@ async def chat_events(
 ) -> AsyncGenerator[list[Event]]:
     """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the
     first."""
-    if backend.kind.think_tags:
-        builder.expect_think_tags()
+    if backend.kind.think_tags != "off":
+        builder.expect_think_tags(are_open=backend.kind.think_tags == "opened")
     adapting = backend.adapting
     if adapting is not None:
         params = await adapting.prepared(params)
@@ -44,6 +49,8 @@ async def chat_events(
                     events += builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
                     if events or builder.telling == "nothing":
                         yield events
+            if builder.finish_reason not in USUAL:
+                check(builder.finish_reason)
             return
         except BackendRefused as error:
             # Some servers refuse in a stream: it is a refusal like any other as long as nothing came before it.
@@ -56,16 +63,36 @@ def _events_of_whole(backend: Backend, builder: ResponseBuilder, answer: Any) ->
     if not answer.choices:
         raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
     choice = answer.choices[0]
+    finish_reason = getattr(choice, "finish_reason", None)
+    if finish_reason not in USUAL:
+        check(finish_reason)
     logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
     message = as_plain(choice.message)
-    if backend.kind.think_tags:
-        message = with_thoughts_apart(message)
+    if backend.kind.think_tags != "off":
+        message = with_thoughts_apart(message, are_open=backend.kind.think_tags == "opened")
     items = chat_message_to_output_items(message, logprobs.get("content"))
     events = builder.begin()
     return events + builder.completion(
         items,
-        finish_reason=getattr(choice, "finish_reason", None),
+        finish_reason=finish_reason,
         usage=as_plain(answer.usage),
+    )
+
+
+def check(finish_reason: str | None) -> None:
+    """Raises a `BackendError` where a backend has given up its answer."""
+    ending = ending_of(finish_reason)
+    if ending is None:
+        _log_unknown(str(finish_reason)[:80])
+    elif ending == "failed":
+        raise BackendError(f"The backend gave up its answer: {finish_reason}.", code="backend_gave_up")
+
+
+@lru_cache(maxsize=100)
+def _log_unknown(finish_reason: str) -> None:
+    """Once for each."""
+    log.warning(
+        "A backend ended an answer with the reason %r, which nobody knows: it counts as completed", finish_reason
     )
 
 

@@ -7,17 +7,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-import orjson
-
 from api.turns.backend import Backend, batches_of
 from api.turns.history import summary_in
 from api.turns.turn import Turn, TurnRequest
 from backends.wire.errors import ANY_SERVER
-from backends.wire.streams import BackendStream, NativeEvent, NativeRun
+from backends.wire.streams import BackendStream
 from core.errors import BackendError, BackendRefused
 from core.seals import Sealer, is_ours
-from requests.events import ResponseBuilder
 from requests.messages import summary_text
+from requests.native_events import NativeEvent, NativeRun
 from requests.open_items import Event
 from requests.tools import Item
 
@@ -38,18 +36,18 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     if turn.express is not None and isinstance(answer, BackendStream):
         answer.shortcut(
             turn.express,
-            lambda batch: [told for piece in batch for told in adopted(builder, piece)],
+            lambda batch: [event for piece in batch for event in builder.native(piece)],
             builder.relay_alone,
         )
     async with aclosing(batches_of(answer)) as batches:
         async for batch in batches:
             events: list[Any] = []
             for piece in map(_as_native, batch):
-                if piece.type == "error" and isinstance(piece, NativeEvent):
+                if piece.type == "error" and isinstance(piece, NativeEvent) and not builder.ended:
                     if events:
                         yield events
                     raise errors.inside(piece.model_dump())
-                events += adopted(builder, piece)
+                events += builder.native(piece)
             if events:
                 yield events
     if not builder.ended:
@@ -72,19 +70,7 @@ async def _begun(backend: Backend, params: dict[str, Any]) -> Any:
 
 def _as_native(event: Any) -> NativeEvent | NativeRun:
     """Events of upstream's, also of an SDK that stands in for our client."""
-    if isinstance(event, NativeEvent | NativeRun):
-        return event
-    dumped = event.model_dump()
-    return NativeEvent(dumped["type"], dumped.get("sequence_number"), orjson.dumps(dumped))
-
-
-def adopted(builder: ResponseBuilder, piece: NativeEvent | NativeRun) -> list[Any]:
-    """Events of upstream's as ours."""
-    if isinstance(piece, NativeEvent):
-        frame = builder.relay(piece.type, piece.number, [piece.data])
-        return builder.adopt(piece.model_dump()) if frame is None else [frame]
-    frames = builder.relay(piece.type, piece.number, piece.datas)
-    return [told for event in piece.events() for told in adopted(builder, event)] if frames is None else [frames]
+    return event if isinstance(event, NativeEvent | NativeRun) else NativeEvent.of(event.model_dump())
 
 
 # ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -42,6 +42,10 @@ def kind_of(config: EndpointConfig, found: Kind | None = None) -> Kind:
         facts["reasoning_key"] = _REPLAY_KEYS.get(config.reasoning_replay, config.reasoning_replay)
     if config.structured_outputs is not None:
         facts["structured_outputs"] = config.structured_outputs
+    if not isinstance(config.think_tags, bool):
+        facts["think_tags"] = config.think_tags
+    elif not config.think_tags:
+        facts["think_tags"] = "off"
     return replace(KINDS[found.name if found else config.kind], **facts)
 
 

@@ -57,7 +57,6 @@ KIND = LlamaSwap(
     adds_v1=True,
     carries=frozenset({"image", "audio"}),
     streams_always=True,
-    think_tags=True,
     owner="llama-swap",
     marks=("/running",),
 )

@@ -102,7 +102,6 @@ KIND = LMStudio(
     "lmstudio",
     adds_v1=True,
     carries=frozenset({"image"}),
-    think_tags=True,
     lacks=frozenset({"/rerank"}),
     fetches_images=False,
     owner="organization_owner",

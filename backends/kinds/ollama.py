@@ -71,7 +71,6 @@ KIND = Ollama(
     carries=frozenset({"image"}),
     reasoning_key="reasoning",
     efforts=("none", "low", "medium", "high"),
-    think_tags=True,
     lacks=frozenset({"/rerank"}),
     fetches_images=False,
     marks=("/api/tags",),

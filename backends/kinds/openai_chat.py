@@ -7,7 +7,6 @@ from backends.kinds.words import IMAGES, NAME, TOOLS, Words
 
 KIND = Kind(
     "openai-chat",
-    think_tags=True,
     words=Words(
         overflow=(
             "is longer than the model's context length",  # SGLang

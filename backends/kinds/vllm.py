@@ -31,7 +31,6 @@ KIND = VLLM(
     adds_v1=True,
     carries=frozenset({"image", "audio"}),
     reasoning_key="reasoning",
-    think_tags=True,
     option_names=MappingProxyType({"repeat_penalty": "repetition_penalty"}),
     owner="vllm",
     words=Words(

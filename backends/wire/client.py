@@ -24,7 +24,9 @@ from backends.wire.http1 import MOST_ANSWER, Answer, Origin
 from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
 from core.json import encode_json
-from requests.chat import ChatCompletion, DecodeError, Dumped, decode_completion
+from requests.chat import DecodeError, decode_completion
+from requests.chat_types import ChatCompletion, Dumped
+from requests.sse import looks_like_sse
 
 MAX_ERROR_BODY = 64 * 1024
 SHORTEST_SECRET = 6
@@ -105,23 +107,33 @@ class BackendClient:
 
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
-        if _is_stream(answer):
-            return ChatStream(answer, self._errors)
-        body = await _read(answer)
+        is_stream, begins = _is_stream(answer), b""
+        if is_stream is None:
+            is_stream, begins = await _form(answer)
+        if is_stream:
+            return ChatStream(answer, self._errors, begins)
+        body = await _read(answer, begins)
         try:
             return decode_completion(body)
         except DecodeError:
+            if _is_streams(body):
+                return ChatStream(answer, self._errors, body)
             raise self._errors.not_an_answer(body) from None
 
     async def _create_response(self, **params: Any) -> Dumped | NativeStream:
         answer = await self._post("/responses", params)
-        if _is_stream(answer):
-            return NativeStream(answer, self._errors)
-        body = await _read(answer)
+        is_stream, begins = _is_stream(answer), b""
+        if is_stream is None:
+            is_stream, begins = await _form(answer)
+        if is_stream:
+            return NativeStream(answer, self._errors, begins)
+        body = await _read(answer, begins)
         response = json_or_none(body)
-        if not isinstance(response, dict) or not isinstance(response.get("output"), list):
-            raise self._errors.not_an_answer(body)
-        return Dumped(response)
+        if isinstance(response, dict) and _is_response(response):
+            return Dumped(response)
+        if _is_streams(body):
+            return NativeStream(answer, self._errors, body)
+        raise self._errors.not_an_answer(body)
 
     async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
         """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a `BackendError`."""
@@ -174,13 +186,55 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
         raise_named(error)
 
 
-def _is_stream(answer: Answer) -> bool:
-    return answer.headers.get("content-type", "").startswith("text/event-stream")
+def _is_stream(answer: Answer) -> bool | None:
+    """Whether an answer is a stream, by its head. None where that does not say."""
+    if "content-length" in answer.headers:
+        return False  # If it is one nevertheless, it is whole.
+    return answer.headers.get("content-type", "").lower().startswith(STREAMS) or None
 
 
-async def _read(answer: Answer) -> bytes:
+async def _form(answer: Answer) -> tuple[bool, bytes]:
+    """Whether an answer is a stream, by its first bytes, and these."""
+    begins = b""
     try:
-        return await answer.read()
+        while (is_sse := looks_like_sse(begins)) is None and (received := await answer.readany()):
+            begins += received
+    except BaseException as error:
+        answer.close()
+        if isinstance(error, Exception):
+            raise_named(error, begun=True)
+        raise
+    # A server that does not know its own form may well send JSON a line at a time.
+    is_lines = "json" not in answer.headers.get("content-type", "").lower() and begins.lstrip()[:1] == b"{"
+    return bool(is_sse or is_lines), begins
+
+
+def _is_response(answered: dict[str, Any]) -> bool:
+    """Whether a JSON answer says anything: an output, or why there is none."""
+    if isinstance(answered.get("output"), list) or isinstance(answered.get("output_text"), str):
+        return True
+    return answered.get("object") == "response" and answered.get("status") in ("failed", "incomplete", "cancelled")
+
+
+STREAMS = (
+    "text/event-stream",
+    "application/x-ndjson",
+    "application/ndjson",
+    "application/jsonl",
+    "application/json-lines",
+)
+
+
+def _is_streams(body: bytes) -> bool:
+    """Whether a body that is no JSON value is that of a stream: events, or a JSON object on each line."""
+    lines = [line for line in body.splitlines() if line.strip()]
+    return bool(looks_like_sse(body)) or (len(lines) > 1 and all(line.lstrip()[:1] == b"{" for line in lines))
+
+
+async def _read(answer: Answer, begins: bytes = b"") -> bytes:
+    """All of an answer, of which this was read already."""
+    try:
+        return begins if begins and answer.at_eof else begins + await answer.read()
     except Exception as error:
         raise_named(error, begun=True)
     finally:

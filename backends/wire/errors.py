@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 
-import orjson
-
 from backends.kinds import LEXICON
 from backends.wire.http1 import BadAnswer, ConnectTimeout, OversizedAnswer
 from backends.wire.reports import NO_HEADERS, Report, masking, read_report, report_of
@@ -28,6 +26,8 @@ from core.errors import (
     BackendUnreachable,
     TooManyRequests,
 )
+from core.json import decode_json, encode_json
+from requests.chat import means_error
 
 # What an error of a server's becomes.
 Named = BackendError | TooManyRequests
@@ -87,7 +87,7 @@ def _named_sdk_error(error: Exception) -> Named | None:
     if isinstance(error, openai.APIConnectionError):
         return BackendUnreachable("The backend could not be reached.")
     if isinstance(error, openai.APIStatusError):
-        return ANY_SERVER.of_answer(error.status_code, orjson.dumps(error.body), error.response.headers)
+        return ANY_SERVER.of_answer(error.status_code, encode_json(error.body), error.response.headers)
     if isinstance(error, openai.APIError):
         return ANY_SERVER.inside(error.body)
     return None
@@ -117,7 +117,7 @@ class ServerErrors:
         if not body.strip():
             return BackendError("The backend's answer is empty.", code="backend_empty_answer")
         value = json_or_none(body)
-        if isinstance(value, dict) and (value.get("error") or _has_failed(value.get("base_resp"))):
+        if isinstance(value, dict) and (means_error(value.get("error")) or _has_failed(value.get("base_resp"))):
             return self.inside(value)
         return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
 
@@ -321,6 +321,6 @@ ANY_SERVER = ServerErrors()
 def json_or_none(body: bytes) -> Any:
     """The value that a body holds as JSON, or None."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return decode_json(body)
+    except ValueError:
         return None

@@ -12,19 +12,27 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from backends.wire.errors import ANY_SERVER, ServerErrors, json_or_none, raise_named
 from backends.wire.http1 import LEFT, Answer, BadAnswer
 from core.errors import BackendCut, BackendError, TooManyRequests
-from requests.chat import ChatChunk, DecodeError, EventHead, decode_chunk, parse_head, parse_heads
+from core.json import decode_json_halves
+from requests.chat import DecodeError, decode_chunk, is_error, means_error
+from requests.chat_types import ChatChunk
+from requests.endings import ends_answer
+from requests.native_events import ENDS, LIFECYCLE, WHOLE, NativeEvent, NativeRun, parse_head, pieces_in
 from requests.reads import Run, decode_read
 from requests.sse import SSEDecoder
+from requests.thoughts import thought_in
 
 T = TypeVar("T")
 
 # What ends a stream of chat chunks.
 DONE = b"[DONE]"
+# How long what belongs to an answer may come behind its end: the usage, [DONE], the end of the HTTP body.
+GRACE_S = 15.0
+LAST_READ_S = 0.05
 
 # Pieces, and what is wrong behind them.
 Read = tuple[list[T], BackendError | TooManyRequests | None]
@@ -43,9 +51,11 @@ class BackendStream(ABC, Generic[T]):
     """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one. `errors` names those that
     are in it."""
 
-    def __init__(self, answer: Answer, errors: ServerErrors = ANY_SERVER) -> None:
+    def __init__(self, answer: Answer, errors: ServerErrors = ANY_SERVER, begins: bytes = b"") -> None:
+        """`begins` is what was read of it already."""
         self._answer = answer
         self.errors = errors
+        self._begins = begins
         self._decoder = SSEDecoder()
         self._left: Read[T] = ([], None)
         # The answer is whole; and its end was told.
@@ -111,13 +121,20 @@ class BackendStream(ABC, Generic[T]):
         try:
             while not self._done:
                 try:
-                    received = await self._answer.readany()
+                    if self._begins or self._ended:
+                        received = await self._late_read()
+                    else:
+                        received = await self._answer.readany()
                 except Exception as error:
+                    if self._ended:
+                        break
                     raise_named(error, begun=not nothing)
                 if received is LEFT:
                     batch, wrong = self._left
                 else:
                     batch, wrong = self._pieces_in(received) if received else self._read(self._decoder.flush())
+                if wrong is not None and nothing and not any(map(self._matters, batch)):
+                    raise wrong  # Nobody has got anything yet: another server may be asked.
                 if batch:
                     nothing = False
                     yield batch
@@ -130,15 +147,28 @@ class BackendStream(ABC, Generic[T]):
             if nothing:
                 raise BackendError("The backend's answer is empty.", code="backend_empty_answer")
             if not self._ended:
-                raise BackendCut("The backend ended its answer in the middle.")
+                raise self._cut()
         finally:
             self._answer.close()
 
+    async def _late_read(self) -> bytes:
+        """What was read already; or what comes behind the end, and before [DONE]: that is not waited for as long as for the answer."""
+        if self._begins:
+            begins, self._begins = self._begins, b""
+            return begins
+        async with asyncio.timeout(GRACE_S):
+            return await self._answer.readany()
+
     async def _last_read(self) -> None:
-        """The end of the HTTP body comes right behind [DONE]. Read, it leaves a connection that can be used again."""
+        """The end of the HTTP body comes right behind that of the answer. Read, it leaves a connection that can be used again."""
         with contextlib.suppress(BadAnswer, OSError):  # TimeoutError is an OSError
-            async with asyncio.timeout(0.05):
-                await self._answer.readany()
+            async with asyncio.timeout(LAST_READ_S):
+                while await self._answer.readany():
+                    pass
+
+    def _cut(self) -> BackendError | TooManyRequests:
+        """What is wrong with an answer that has no end."""
+        return BackendCut("The backend ended its answer in the middle.")
 
     async def aclose(self) -> None:
         """Cuts the answer if it has not ended: that aborts the backend's work."""
@@ -151,23 +181,35 @@ class BackendStream(ABC, Generic[T]):
     def _read(self, datas: list[bytes]) -> Read[T]:
         """Likewise in the data of some events."""
         pieces: list[T] = []
-        for data in datas:
-            if data == DONE:
+        for place, data in enumerate(datas):
+            if data[:1] == b"[" and data.strip() == DONE:
                 self._ended = self._done = True
                 break
             try:
-                pieces.append(self._piece(data))
+                pieces.append(self._piece(data, place))
             except (BackendError, TooManyRequests) as error:
-                return pieces, error
+                if not self._ended:
+                    return pieces, error
+                self._done = True  # An end stays an end, whatever comes behind it.
+            if self._done:
+                break
         return pieces, None
 
     @abstractmethod
-    def _piece(self, data: bytes) -> T:
-        """The piece in `data`. Notes in `_ended` whether the answer is whole with it. Raises when it is an error."""
+    def _matters(self, piece: T) -> bool:
+        """Whether a client gets anything of a piece but that the answer has begun."""
+
+    @abstractmethod
+    def _piece(self, data: bytes, place: int) -> T:
+        """The piece in `data`, which has this place in the read. Notes in `_ended` whether the answer is whole with it. Raises when it is an error."""
 
 
 class ChatStream(BackendStream[ChatChunk | Run]):
     """The chunks of a streamed chat completion."""
+
+    _has_choices = False
+    # What came in place of a chunk.
+    _odd = b""
 
     def _pieces_in(self, received: bytes) -> Read[ChatChunk | Run]:
         """All in one go, for a server that sends a hundred chunks at once; one by one where that cannot be."""
@@ -176,6 +218,7 @@ class ChatStream(BackendStream[ChatChunk | Run]):
             return super()._pieces_in(received)
         chunks, is_end, self._done = read
         self._ended = self._ended or is_end
+        self._has_choices = True
         return chunks, None
 
     async def _pieces(self) -> AsyncIterator[ChatChunk]:
@@ -183,100 +226,79 @@ class ChatStream(BackendStream[ChatChunk | Run]):
             for chunk in piece.chunks() if isinstance(piece, Run) else (piece,):
                 yield chunk
 
-    def _piece(self, data: bytes) -> ChatChunk:
+    def _piece(self, data: bytes, place: int) -> ChatChunk:
         try:
             chunk = decode_chunk(data)
         except DecodeError:
             raise self.errors.not_an_answer(data) from None
-        if chunk.error is not None or chunk.object == "error":
+        if is_error(chunk) or (not chunk.choices and self._decoder.name(place) == "error"):
             raise self.errors.inside(json_or_none(data))
-        for choice in chunk.choices or ():
-            if choice.finish_reason:
-                self._ended = True
+        if chunk.choices:
+            self._has_choices = True
+            for choice in chunk.choices:
+                if choice.finish_reason and ends_answer(choice.finish_reason):
+                    self._ended = True
+        elif not self._has_choices:
+            self._odd = data
         return chunk
 
+    def _matters(self, piece: ChatChunk | Run) -> bool:
+        if isinstance(piece, Run):
+            return True
+        deltas = [choice.delta or choice.message for choice in piece.choices or ()]
+        return any(
+            delta and (delta.content or delta.refusal or delta.tool_calls or thought_in(delta)) for delta in deltas
+        )
 
-class NativeEvent:
-    """An event of a native Responses stream, read no further than it must be: `data` is all of it."""
-
-    __slots__ = ("data", "number", "type")
-
-    def __init__(self, type: str, number: Any, data: bytes) -> None:
-        self.type = type
-        self.number = number
-        self.data = data
-
-    def model_dump(self) -> dict[str, Any]:
-        event = json_or_none(self.data)
-        if event is None:
-            raise ANY_SERVER.not_an_answer(self.data)
-        return cast(dict[str, Any], event)
-
-
-class NativeRun:
-    """Deltas of one type, one behind the other, with numbers likewise: `number` is the first."""
-
-    __slots__ = ("datas", "number", "type")
-
-    def __init__(self, type: str, number: int, datas: list[bytes]) -> None:
-        self.type = type
-        self.number = number
-        self.datas = datas
-
-    def events(self) -> list[NativeEvent]:
-        return [NativeEvent(self.type, number, data) for number, data in enumerate(self.datas, self.number)]
+    def _cut(self) -> BackendError | TooManyRequests:
+        return self.errors.not_an_answer(self._odd) if self._odd and not self._has_choices else super()._cut()
 
 
 class NativeStream(BackendStream[NativeEvent | NativeRun]):
     """The events of a native Responses stream."""
 
-    _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
-
     def _read(self, datas: list[bytes]) -> Read[NativeEvent | NativeRun]:
         """All in one go, where that can be."""
-        heads = parse_heads(datas) if len(datas) > 1 else None
-        if heads is None:
+        pieces = pieces_in(datas) if len(datas) > 1 else None
+        if pieces is None:
             return super()._read(datas)
-        self._ended = heads[-1].type in self._ENDS
-        begin, end = _run_in(heads)
-        pieces: list[NativeEvent | NativeRun] = [*map(_event_of, heads[:begin], datas[:begin])]
-        if begin < end:
-            pieces.append(NativeRun(heads[begin].type, heads[begin].sequence_number, datas[begin:end]))
-        return [*pieces, *map(_event_of, heads[end:], datas[end:])], None
+        self._ended = self._done = pieces[-1].type in ENDS
+        return pieces, None
+
+    def _matters(self, piece: NativeEvent | NativeRun) -> bool:
+        return piece.type not in LIFECYCLE
 
     async def _pieces(self) -> AsyncIterator[NativeEvent]:
         async for piece in super()._pieces():
             for event in piece.events() if isinstance(piece, NativeRun) else (piece,):
                 yield event
 
-    def _piece(self, data: bytes) -> NativeEvent:
+    def _piece(self, data: bytes, place: int) -> NativeEvent:
         try:
-            head = parse_head(data)
+            event = NativeEvent(parse_head(data), data)
         except DecodeError:
-            described = json_or_none(data)
-            if isinstance(described, dict) and "error" in described:
-                raise self.errors.inside(described) from None
+            event = self._odd_event(data, place)
+        if event.type in ENDS:
+            self._ended = self._done = True
+        return event
+
+    def _odd_event(self, data: bytes, place: int) -> NativeEvent:
+        """An event that does not name itself, or is no JSON by the letter; or a whole response in place of events."""
+        try:
+            value = decode_json_halves(data)
+        except ValueError:
             raise self.errors.not_an_answer(data) from None
-        self._ended = head.type in self._ENDS
-        return _event_of(head, data)
-
-
-def _event_of(head: EventHead, data: bytes) -> NativeEvent:
-    return NativeEvent(head.type, head.sequence_number, data)
-
-
-def _run_in(heads: list[EventHead]) -> tuple[int, int]:
-    """Where the deltas around the middle begin and end that are of one type, and whose numbers go on. Nowhere, if there is none."""
-    begin = end = len(heads) // 2
-    type, number = heads[begin].type, heads[begin].sequence_number
-    if not type.endswith(".delta") or not isinstance(number, int):
-        return begin, end
-    offset = number - begin
-    while begin > 0 and heads[begin - 1].type == type and heads[begin - 1].sequence_number == begin - 1 + offset:
-        begin -= 1
-    while end < len(heads) and heads[end].type == type and heads[end].sequence_number == end + offset:
-        end += 1
-    return begin, end
+        if not isinstance(value, dict):
+            raise self.errors.not_an_answer(data)
+        if value.get("object") == "response":
+            value = {"type": WHOLE, "response": value}
+        elif not isinstance(value.get("type"), str):
+            if means_error(value.get("error")):
+                raise self.errors.inside(value)
+            if not (name := self._decoder.name(place)):
+                raise self.errors.not_an_answer(data)
+            value = {**value, "type": name}
+        return NativeEvent.of(value)
 
 
 class RawAnswer:

@@ -1,0 +1,152 @@
+"""The calls of an answer that are still open, and which of them a delta goes on with.
+
+index 0, id a, name f, ""    ──▶ another call
+index 0,             '{"x"'  ──▶ goes on
+index 0, id a, name f, ":1}" ──▶ goes on: servers repeat ids and names in every chunk
+index 0, id b, name f, "{"   ──▶ another call: new arguments begin behind whole ones
+"""
+
+from __future__ import annotations
+
+from core.json import encode_json
+from requests.chat_types import ToolCallDelta, called_function
+from requests.open_items import Event, Ladder, OpenCall
+from requests.tools import NO_BOOK, ToolBook
+
+
+class GrowingCalls:
+    """Open calls by their index. Servers that give none, or 0 to every call, are understood by ids, names and arguments. `book` is
+    what the backend was offered; of that only the `allowed` may be called, and `one_call` be made."""
+
+    def __init__(self, book: ToolBook = NO_BOOK, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
+        self._calls: dict[int, OpenCall] = {}
+        self._last = 0
+        # It may be of another tool than it looks, or have other arguments.
+        self._waiting: OpenCall | None = None
+        self._book, self._allowed, self._one_call = book, allowed, one_call
+        self._called = False
+        # The backend's names of calls that the client had forbidden, and did not get.
+        self.suppressed: list[str] = []
+
+    @property
+    def all(self) -> list[OpenCall]:
+        return [*self._calls.values()]
+
+    def permits(self, name: str) -> bool:
+        """Whether the client may know of a call. One that it may not is as if it had not been made."""
+        if (self._allowed is not None and name not in self._allowed) or (self._one_call and self._called):
+            self.suppressed.append(name)
+            return False
+        self._called = True
+        return True
+
+    def grow(self, ladder: Ladder, events: list[Event], deltas: list[ToolCallDelta]) -> None:
+        """Goes on with the calls that these deltas of one chunk belong to, or begins others."""
+        if len(deltas) == 1 and self._goes_on_plainly(ladder, events, deltas[0]):
+            return
+        # Several in one chunk are several calls, by their places if by nothing else.
+        in_places = len(deltas) > 1 and not any(delta.id or delta.index is not None for delta in deltas)
+        for place, delta in enumerate(deltas):
+            self._grow(ladder, events, delta, place if in_places else delta.index)
+
+    def _goes_on_plainly(self, ladder: Ladder, events: list[Event], delta: ToolCallDelta) -> bool:
+        """The shortcut for nearly all deltas: a piece of the arguments of the call before, and nothing else."""
+        function = delta.function
+        if function is None or function.name or delta.id or delta.index != self._last:
+            return False
+        call = self._calls.get(self._last)
+        return call is not None and call.goes_on(ladder, events, function.arguments)
+
+    def _grow(self, ladder: Ladder, events: list[Event], delta: ToolCallDelta, index: int | None) -> None:
+        function = called_function(delta)
+        name = self._book.wire_name(function.name) if function.name else ""
+        arguments = function.arguments or ""
+        if isinstance(arguments, dict):
+            arguments = encode_json(arguments).decode()
+        key = self._key_of(index, delta.id, name, arguments)
+        call = self._calls.get(key)
+        if call is not None and self._is_another(call, delta.id, name, arguments):
+            self.settle(ladder, events)
+            events += ladder.close_text()
+            events += call.close(ladder, "completed")
+            call = None
+        if call is None:
+            call = self._calls[key] = OpenCall(delta.id)
+        self._last = key
+        if self._waiting is not call:
+            self.settle(ladder, events)
+        if name and call.call is None:
+            call.spelled = call.spelled + name if self._goes_on(call, name) else call.spelled or name
+        if call.spelled and call.call is None:
+            self._name(ladder, events, call, is_whole=bool(arguments) or call.has_arguments)
+        if not call.muted:
+            events += ladder.close_text()
+            call.grow(ladder, events, arguments)
+            self._waiting = call if call.waits else None
+
+    def settle(self, ladder: Ladder, events: list[Event]) -> None:
+        """Something else begins: no more of a name comes, and none of the arguments that may follow `{}`."""
+        if (call := self._waiting) is not None:
+            self._waiting = None
+            if call.spelled and call.call is None:
+                self._name(ladder, events, call, is_whole=True)
+            call.settle(ladder, events)
+
+    def close(self, ladder: Ladder, events: list[Event], *, is_cut: bool) -> None:
+        """The answer is whole, or was cut off in the last call."""
+        calls = [call for call in self._calls.values() if call.appears]
+        for call in calls:
+            events += call.close(ladder, "incomplete" if is_cut and call is calls[-1] else "completed")
+        self._calls.clear()
+
+    def _name(self, ladder: Ladder, events: list[Event], call: OpenCall, *, is_whole: bool) -> None:
+        """The call is of the tool that it names, unless more of the name may come."""
+        if not is_whole and self._book.may_go_on(call.spelled):
+            return
+        if self.permits(call.spelled):
+            events += ladder.close_text()
+            events += call.open(ladder, self._book.call_of(call.spelled))
+        else:
+            call.mute()
+
+    def _key_of(self, index: int | None, call_id: str | None, name: str, arguments: str) -> int:
+        """Without an index, an id that is known is that call; a new one with a name is a new call; else it is the last one."""
+        if index is not None:
+            return index
+        for key, call in self._calls.items():
+            if call_id and call_id == call.backend_id:
+                return key
+        last = self._calls.get(self._last)
+        if last is not None and (not (call_id and name) or self._is_noise(last, name, arguments)):
+            return self._last
+        return max(self._calls, default=-1) + 1
+
+    def _is_another(self, call: OpenCall, call_id: str | None, name: str, arguments: str) -> bool:
+        """Whether a delta with this id, name and arguments begins another call where this one is open."""
+        is_its_own = not name or (bool(call_id) and call_id == call.backend_id)
+        if is_its_own and call.repeats(arguments):
+            return False
+        if name and call.spelled and name != call.spelled:
+            return not self._goes_on(call, name)
+        if not arguments:
+            return False
+        if name and call_id and call.backend_id and call_id != call.backend_id and call.has_arguments:
+            return not self._is_noise(call, name, arguments)
+        return _begins_object(arguments) and call.is_whole
+
+    def _is_noise(self, call: OpenCall, name: str, arguments: str) -> bool:
+        """Whether a new id says nothing: some servers make one for each piece of a call."""
+        return call.spelled == name and call.is_json and not call.is_whole and not _begins_object(arguments)
+
+    def _goes_on(self, call: OpenCall, piece: str) -> bool:
+        """Whether this is the next piece of a call's name."""
+        return (
+            call.call is None
+            and not call.has_arguments
+            and piece != call.spelled
+            and self._book.begins(call.spelled + piece)
+        )
+
+
+def _begins_object(arguments: str) -> bool:
+    return arguments.lstrip()[:1] == "{"

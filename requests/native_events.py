@@ -1,0 +1,135 @@
+"""The events of a server that speaks Responses, read no further than they must be: most go on as they came."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, cast
+
+import msgspec
+
+from core.json import decode_json, whole_value
+
+# The events that carry the response: what it is then, or nothing where it goes on. Codex's own backend ends with `response.done`.
+WHOLE = "response.done"
+LIFECYCLE = {
+    "response.created": "",
+    "response.queued": "",
+    "response.in_progress": "",
+    "response.completed": "completed",
+    "response.incomplete": "incomplete",
+    "response.failed": "failed",
+    "response.cancelled": "cancelled",
+    "response.canceled": "cancelled",
+    WHOLE: "completed",
+}
+ENDS = frozenset({"error", *(type for type, status in LIFECYCLE.items() if status)})
+
+
+class EventHead(msgspec.Struct, gc=False):
+    """What is read of an event: what it is, what it belongs to, and what it adds."""
+
+    type: str
+    sequence_number: Any = None
+    item_id: str | None = None
+    output_index: int | None = None
+    content_index: int | None = None
+    summary_index: int | None = None
+    delta: str | None = None
+    logprobs: list[Any] | None = None
+
+
+# What an event goes on with; what it says; its number. Of many, without a line of Python for each.
+place_of = attrgetter("type", "item_id", "output_index", "content_index", "summary_index")
+delta_of, logprobs_of, number_of = attrgetter("delta"), attrgetter("logprobs"), attrgetter("sequence_number")
+
+_heads = msgspec.json.Decoder(list[EventHead])
+_head = msgspec.json.Decoder(EventHead)
+# Of one event. Raises `requests.chat.DecodeError`.
+parse_head = _head.decode
+
+
+class NativeEvent:
+    """An event: its head, and all of it as `data`; or its `value`, where the bytes cannot go on as they are."""
+
+    __slots__ = ("_value", "data", "head")
+
+    def __init__(self, head: EventHead, data: bytes, value: dict[str, Any] | None = None) -> None:
+        self.head = head
+        self.data = data
+        self._value = value
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> NativeEvent:
+        """The event that was read already, or is not as its server has sent it. Its delta may hold halves of characters."""
+        delta = value.get("delta")
+        value = whole_value({key: inner for key, inner in value.items() if key != "delta"}) | (
+            {"delta": delta} if "delta" in value else {}
+        )
+        return cls(EventHead(value["type"], value.get("sequence_number")), b"", value)
+
+    @property
+    def type(self) -> str:
+        return self.head.type
+
+    def model_dump(self) -> dict[str, Any]:
+        return cast(dict[str, Any], decode_json(self.data)) if self._value is None else self._value
+
+
+class NativeRun:
+    """Deltas that go on with one thing, one behind the other, with numbers that do so too."""
+
+    __slots__ = ("datas", "heads")
+
+    def __init__(self, heads: list[EventHead], datas: list[bytes]) -> None:
+        self.heads = heads
+        self.datas = datas
+
+    @property
+    def type(self) -> str:
+        return self.heads[0].type
+
+    def events(self) -> list[NativeEvent]:
+        return [*map(NativeEvent, self.heads, self.datas)]
+
+
+def pieces_in(datas: list[bytes]) -> list[NativeEvent | NativeRun] | None:
+    """Some events at once, up to the end of the answer. None where one of them is none, or not as it should be."""
+    try:
+        heads = _heads.decode(b"[%b]" % b",".join(datas))
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    if len(heads) != len(datas):
+        return None
+    begin, end = _run_in(heads)
+    pieces: list[NativeEvent | NativeRun] = []
+    for head, data in zip(heads[:begin], datas[:begin], strict=True):
+        pieces.append(NativeEvent(head, data))
+        if head.type in ENDS:
+            return pieces
+    if begin < end:
+        pieces.append(NativeRun(heads[begin:end], datas[begin:end]))
+    for head, data in zip(heads[end:], datas[end:], strict=True):
+        pieces.append(NativeEvent(head, data))
+        if head.type in ENDS:
+            break
+    return pieces
+
+
+def _run_in(heads: list[EventHead]) -> tuple[int, int]:
+    """Where the deltas around the middle begin and end that go on with one thing, and whose numbers go on. Nowhere, if there is none."""
+    middle = len(heads) // 2
+    if not heads[middle].type.endswith(".delta"):
+        return middle, middle
+    begin = 0
+    for _, group in groupby(map(place_of, heads)):
+        end = begin + len([*group])
+        if end > middle:
+            break
+        begin = end
+    numbers = [*map(number_of, heads[begin:end])]
+    try:
+        goes_on = numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+    except TypeError:  # No numbers, or none that count.
+        goes_on = False
+    return (begin, end) if goes_on else (middle, middle)

@@ -1,0 +1,182 @@
+"""Token counts, as each server spells them.
+
+    chat usage ──usage_chat_to_responses──▶ usage of a response ◀──whole_usage── usage of a server that speaks Responses
+
+DeepSeek, Moonshot, SGLang, Groq, Anthropic's relatives and others have keys of their own for what OpenAI has in its details; a count
+may be a text or a float.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+Usage = dict[str, Any]
+
+# Where servers say how many of the input tokens were cached, how many were written to a cache, and how many of the output were
+# thought: in the details, or beside the counts. The first that is not zero counts.
+CACHED = (
+    "cached_tokens",
+    "cache_read_tokens",
+    "prompt_cache_hit_tokens",
+    "cache_read_input_tokens",
+    "num_cached_tokens",
+)
+WRITTEN = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens", "cached_creation_tokens")
+THOUGHT = ("reasoning_tokens", "thinking_tokens", "thoughts_tokens")
+DETAILS = ("prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details")
+OPENAIS = frozenset(
+    {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
+)
+# A larger count is none: databases and JavaScript take no more.
+LARGEST = 2**53
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+
+
+class CountedUsage(dict[str, Any]):
+    """A chat usage in OpenAI's keys, whose counts are counts. It has the SDK's way of asking for a plain dict."""
+
+    def model_dump(self) -> Usage:
+        return self
+
+
+class OpenAIsUsage(msgspec.Struct, forbid_unknown_fields=True):
+    """A usage of OpenAI's chat completions."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
+
+
+class InputDetails(msgspec.Struct):
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+
+
+class OutputDetails(msgspec.Struct):
+    reasoning_tokens: Count | None = None
+
+
+class ResponsesUsage(msgspec.Struct):
+    """A usage of Responses, which may lack what is new."""
+
+    input_tokens: Count
+    output_tokens: Count
+    total_tokens: Count
+    input_tokens_details: InputDetails
+    output_tokens_details: OutputDetails
+
+
+def usage_chat_to_responses(usage: Usage | None) -> Usage | None:
+    """Token counts. The detail objects are given, zeros included, exactly where the chat usage says something of details."""
+    if not usage:
+        return None
+    if type(usage) is not CountedUsage and not _is_openais(usage):
+        usage = _in_openais_words(usage)
+    input_tokens, output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    counts: Usage = {
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        "total_tokens": usage.get("total_tokens") or input_tokens + output_tokens,
+    }
+    if "prompt_tokens_details" in usage or "completion_tokens_details" in usage:
+        prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+        counts["input_tokens_details"] = {
+            "cached_tokens": _first_count(prompt, CACHED) if prompt else 0,
+            "cache_write_tokens": _first_count(prompt, WRITTEN) if prompt else 0,
+        }
+        counts["output_tokens_details"] = {"reasoning_tokens": _first_count(completion, THOUGHT) if completion else 0}
+    return counts
+
+
+def chat_usage(usage: Any) -> CountedUsage | None:
+    """The chat usage of a real server, in OpenAI's keys: whole counts, and always with both details, so that strict clients get the
+    detail objects. None for what is no usage."""
+    if not isinstance(usage, dict) or not usage:
+        return None
+    whole = usage if _is_openais(usage) else _in_openais_words(usage)
+    return CountedUsage({"prompt_tokens_details": None, "completion_tokens_details": None, **whole})
+
+
+def whole_usage(usage: Any) -> Usage | None:
+    """The usage of a server that speaks Responses, with every key that strict clients need; what else it says stays. None for what is
+    no usage."""
+    try:
+        given = msgspec.convert(usage, ResponsesUsage)
+    except msgspec.ValidationError:
+        counts = usage_chat_to_responses(chat_usage(usage))
+        if counts is None:
+            return None
+        for key in ("input_tokens_details", "output_tokens_details"):
+            counts[key] = {**_object(usage, key), **counts[key]}
+        return {**usage, **counts}
+    read, written = given.input_tokens_details, given.output_tokens_details
+    return {
+        **usage,
+        "input_tokens_details": {
+            **usage["input_tokens_details"],
+            "cached_tokens": read.cached_tokens or 0,
+            "cache_write_tokens": read.cache_write_tokens or 0,
+        },
+        "output_tokens_details": {
+            **usage["output_tokens_details"],
+            "reasoning_tokens": written.reasoning_tokens or 0,
+        },
+    }
+
+
+def _is_openais(usage: Usage) -> bool:
+    """Whether a usage is as OpenAI's are, and has nothing else, as nearly all are."""
+    try:
+        msgspec.convert(usage, OpenAIsUsage)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _in_openais_words(usage: Usage) -> Usage:
+    input_tokens = _first_count(usage, ("prompt_tokens", "input_tokens"))
+    output_tokens = _first_count(usage, ("completion_tokens", "output_tokens"))
+    whole: Usage = {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": count_of(usage.get("total_tokens")) or input_tokens + output_tokens,
+    }
+    if any(key in usage for key in (*DETAILS, *CACHED, *WRITTEN, *THOUGHT)):
+        prompt = _object(usage, "prompt_tokens_details", "input_tokens_details")
+        completion = _object(usage, "completion_tokens_details", "output_tokens_details")
+        whole["prompt_tokens_details"] = {
+            "cached_tokens": _first_count(prompt, CACHED) or _first_count(usage, CACHED),
+            "cache_write_tokens": _first_count(prompt, WRITTEN) or _first_count(usage, WRITTEN),
+        }
+        whole["completion_tokens_details"] = {
+            "reasoning_tokens": _first_count(completion, THOUGHT) or _first_count(usage, THOUGHT)
+        }
+    return whole
+
+
+def count_of(value: Any) -> int:
+    """A number of tokens, however it is spelled. Zero for what is none."""
+    if isinstance(value, bool):
+        return 0
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
+    if isinstance(value, int | float) and 0 <= value <= LARGEST:
+        return int(value)
+    return 0
+
+
+def _first_count(usage: Usage, keys: tuple[str, ...]) -> int:
+    if type(usual := usage.get(keys[0])) is int and 0 < usual <= LARGEST:
+        return usual
+    return next((count for key in keys if key in usage and (count := count_of(usage[key]))), 0)
+
+
+def _object(usage: Usage, *keys: str) -> Usage:
+    return next((value for key in keys if isinstance(value := usage.get(key), dict)), {})

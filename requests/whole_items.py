@@ -1,0 +1,57 @@
+"""The events of items that come whole: from a finished answer, from the cache, or to be replayed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from requests.open_items import STREAMED_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton
+from requests.tools import Item
+
+
+def item_events(ladder: Ladder, item: Item, output_index: int, *, closes: bool = True) -> list[Event]:
+    """All events of one item; without those of its end, if it never closed."""
+    events = [ladder.event("response.output_item.added", output_index=output_index, item=skeleton(item))]
+    where = {"item_id": item["id"], "output_index": output_index}
+    if item["type"] in STREAMED_CALLS:
+        events += _arguments(ladder, where, item, closes)
+    if item["type"] == "compaction":
+        events.append(ladder.event("response.compaction.compacting", **where))
+    for index, part in enumerate(item.get("summary") or ()):
+        events += summary_events(ladder, {**where, "summary_index": index}, part)
+    for index, part in enumerate(item.get("content") or ()):
+        events += part_events(ladder, {**where, "content_index": index}, part)
+    return events
+
+
+def _arguments(ladder: Ladder, where: dict[str, Any], item: Item, closes: bool) -> list[Event]:
+    name, key = STREAMED_CALLS[item["type"]]
+    named = {"name": item["name"]} if item["type"] == "function_call" else {}
+    delta = [ladder.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
+    return [*delta, ladder.event(f"{name}.done", **where, **named, **{key: item[key]})] if closes else delta
+
+
+def summary_events(ladder: Ladder, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+    """All events of one part of a summary."""
+    return [
+        ladder.event("response.reasoning_summary_part.added", **where, part={**part, "text": ""}),
+        ladder.event("response.reasoning_summary_text.delta", **where, delta=part["text"]),
+        ladder.event("response.reasoning_summary_text.done", **where, text=part["text"]),
+        ladder.event("response.reasoning_summary_part.done", **where, part=part),
+    ]
+
+
+def part_events(ladder: Ladder, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+    """All events of one content part. Of a kind that is not streamed there are none."""
+    if part["type"] not in STREAMED_PARTS:
+        return []
+    name, key = STREAMED_PARTS[part["type"]]
+    logprobs = {"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}
+    events = [ladder.event("response.content_part.added", **where, part=empty_part(part["type"]))]
+    if part[key]:
+        events.append(ladder.event(f"{name}.delta", **where, delta=part[key], **logprobs))
+    for index, annotation in enumerate(part.get("annotations") or ()):
+        note = {"annotation_index": index, "annotation": annotation}
+        events.append(ladder.event("response.output_text.annotation.added", **where, **note))
+    events.append(ladder.event(f"{name}.done", **where, **{key: part[key]}, **logprobs))
+    events.append(ladder.event("response.content_part.done", **where, part=part))
+    return events
