@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
+from tests.clients.codex import readme_lines
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, http_error, json_answer
 from tests.test_outbound import certified
@@ -168,6 +170,21 @@ async def test_the_page_of_the_api_has_the_body_of_a_request(stack, backend) -> 
     assert {"model", "input", "tools", "previous_response_id", "reasoning"} <= schema["properties"].keys()
 
 
+def test_the_readmes_lines_for_codex_lead_to_the_router_that_make_serve_starts() -> None:
+    # tests/clients/codex.py runs Codex with these very lines.
+    lines = tomllib.loads(readme_lines())
+    provider = lines["model_providers"][lines["model_provider"]]
+    makefile = (ROOT / "Makefile").read_text()
+    port = re.search(r"^PORT \??= (\d+)", makefile, re.MULTILINE)
+    assert port
+    assert provider == {
+        "name": "nomyo-router",
+        "base_url": f"http://127.0.0.1:{port[1]}/v1",
+        "wire_api": "responses",
+    }
+    assert (ROOT / "README.md").read_text().index("[model_providers.nomyo]") < 5000, "near its top"
+
+
 # ── the start, under a terminal and without one ──────────────────────────────────────────────────────────────────────
 
 
@@ -208,7 +225,7 @@ def under_a_terminal(command: list[str], environment: dict[str, str], until: Cal
     if pid == 0:
         os.chdir(ROOT)
         os.execvpe(command[0], command, environment)
-    printed, is_pressed, ends_at = "", False, time.time() + 60
+    printed, is_pressed, ends_at = "", False, time.time() + 300
     try:
         while time.time() < ends_at:
             if select.select([terminal], [], [], 0.05)[0]:

@@ -25,7 +25,7 @@ _STRANGE = frozenset({"backend_bad_answer", "backend_error"})
 
 
 def advice(error: Exception, config: EndpointConfig, kind: Kind) -> str:
-    """What to do about a listing that failed with `error`; empty where nothing better is known than the error itself."""
+    """What to do about a listing that failed with `error`; empty where nothing is known but the error itself."""
     if not isinstance(error, APIError):
         return ""
     cause = error.__cause__
@@ -61,7 +61,8 @@ def is_strange(error: Exception) -> bool:
 
 
 async def seen_there(config: EndpointConfig, kind: Kind, timeout_s: float) -> str:
-    """What to do about a server that does not answer as one of its kind, by what it is recognised as; empty where it is not."""
+    """What to do about a server that does not answer as one of its kind, by what it is recognised as; empty where it
+    is not."""
     root, base = KINDS["auto"].addresses(config.url.rstrip("/"))
     client = BackendClient(root, base, api_key=config.api_key, headers=config.headers, connect_timeout_s=timeout_s)
     try:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,22 @@ CATALOG_ENTRY: Json = {
     "supported_in_api": True,
     "priority": 1,
 }
+
+
+def readme_lines() -> str:
+    """The lines of the README for Codex' `config.toml`: those at the top, a blank line, and the table of the provider."""
+    _, _, after = (HERE.parents[1] / "README.md").read_text().partition("`~/.codex/config.toml`")
+    block = re.search(r"(?:^    .+\n|^\n)+", after[after.index("\n\n    ") :], re.MULTILINE)
+    assert block, "the README has lines for Codex"
+    return textwrap.dedent(block[0]).strip()
+
+
+def with_values(lines: str, **values: str) -> str:
+    """The lines with other values for some of their keys."""
+    for key, value in values.items():
+        lines, count = re.subn(rf"^{key} = .*$", f"{key} = {json.dumps(value)}", lines, flags=re.MULTILINE)
+        assert count == 1, f"the README sets {key} {count} times"
+    return lines
 
 
 def codex_binary() -> Path:
@@ -232,27 +249,26 @@ class Codex:
         return ran
 
     def _configure(self) -> None:
+        top, provider = readme_lines().split("\n\n")
+        top = with_values(top, model="test-model")
+        provider = with_values(provider, name=self.provider, base_url=f"{self.served.url}/v1")
         (self.home / ".codex" / "config.toml").write_text(
             f"""
-            model = "test-model"
-            model_provider = "mine"
-            approval_policy = "never"
-            sandbox_mode = "danger-full-access"
-            check_for_update_on_startup = false
-            [analytics]
-            enabled = false
-            [features]
-            apps = false
-            plugins = false
-            [model_providers.mine]
-            name = "{self.provider}"
-            base_url = "{self.served.url}/v1"
-            wire_api = "responses"
-            env_key = "ROUTER_KEY"
-            request_max_retries = {self.retries}
-            stream_max_retries = {self.retries}
-            supports_websockets = {json.dumps(self.way.asks)}
-            """
+{top}
+approval_policy = "never"
+sandbox_mode = "danger-full-access"
+check_for_update_on_startup = false
+[analytics]
+enabled = false
+[features]
+apps = false
+plugins = false
+{provider}
+env_key = "ROUTER_KEY"
+request_max_retries = {self.retries}
+stream_max_retries = {self.retries}
+supports_websockets = {json.dumps(self.way.asks)}
+"""
         )
 
     def _environment(self) -> dict[str, str]:

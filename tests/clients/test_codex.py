@@ -355,7 +355,7 @@ async def test_codex_waits_for_a_backend_that_is_silent(
     monkeypatch.setattr("api.http.silence.KEEPALIVE_S", 0.7)
     state = codex.served.app.state
     monkeypatch.setattr(state, "config", msgspec.structs.replace(state.config, stream_start_s=0.7))
-    codex.settings.append("model_providers.mine.stream_idle_timeout_ms=3000")
+    codex.settings.append("model_providers.nomyo.stream_idle_timeout_ms=3000")
     if silent == "before it begins":
         say = native if codex.way.kind == "openai" else chat
         codex.backend.script(steps(pause(6), say("I am here.")))
