@@ -1,4 +1,5 @@
-"""Files by URL, fetched for backends that take none: what lies there is given as if the client had sent it (`file_data`)."""
+"""Files by URL, fetched for backends that take none: what lies there is given as if the client had sent it
+(`file_data`)."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ class FileFetcher(Fetcher):
     """Fetches files, within the limits of a `Fetcher`."""
 
     async def fetch_all(self, wanted: Mapping[str, str]) -> dict[str, str | None]:
-        """Each file as a data URL, by its URL; `wanted` has the place of each in the request, oldest first. None for one of an earlier
-        turn that is one too many, or is there no more. Raises `InvalidRequest` for one of this turn, before anything is fetched where
-        they are too many."""
+        """Each file as a data URL, by its URL; `wanted` has the place of each in the request, oldest first. None for
+        one of an earlier turn that is one too many, or is there no more. Raises `InvalidRequest` for one of this turn,
+        before anything is fetched where they are too many."""
         new = [url for url, place in wanted.items() if place != EARLIER]
         if len(new) > self.max_count:
             raise _invalid(

@@ -314,7 +314,8 @@ def tool_delta(index: int, name: str | None = None, arguments: str = "") -> byte
 
 
 class TestAnswers:
-    def test_a_stream(self):
+    def test_a_stream(self, monkeypatch):
+        monkeypatch.setattr("time.monotonic_ns", lambda: 10**12)
         usage = {"prompt_tokens": 7, "completion_tokens": 3}
         deltas = [{"role": "assistant", "content": ""}, {"reasoning": "Hm."}, {"content": "Fo"}, {"content": "ur"}]
         lines = told([*map(chunk, deltas), chunk({}, finish_reason="stop"), chunk(usage=usage)])

@@ -42,8 +42,8 @@ class Kind:
     # What becomes of a JSON format: `native` (it can hold its model to one), `prompt` (the model is asked for it, and
     # its answer checked) or `refuse`.
     structured_outputs: str = "native"
-    # Whether it may leave `<think>…</think>` at the start of its text: `auto`; `opened` where its templates open the tag,
-    # so that only `</think>` is in there; or `off`.
+    # Whether it may leave `<think>…</think>` at the start of its text: `auto`; `opened` where its templates open the
+    # tag, so that only `</think>` is in there; or `off`.
     think_tags: str = "auto"
     # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more,
     # but to whole answers only when nothing else runs there.
