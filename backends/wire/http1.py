@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
         self.seen = self.loop.time()
         room = answer.room
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)  # type: ignore[union-attr]  # there is an answer, so there is one
         except httptools.HttpParserError as error:
             answer.fail(answer.wrong or BadAnswer(str(error)))
             self.abort()
