@@ -289,11 +289,11 @@ async def create_response(request: Request) -> Response:
     if turn.request.background:
         return await _create_in_background(state, turn)
     if not turn.request.stream:
-        turn.builder.telling = "nothing"
+        turn.builder.emits = "nothing"
         async with ClientWatch(request.scope, request.receive):
             return _answer(await final_response(run_turn(state, turn)), turn.headers)
     turn.express = Express()
-    turn.builder.telling = "events" if turn.request.obfuscated else "frames"
+    turn.builder.emits = "events" if turn.request.obfuscated else "frames"
     stream = EventStream(
         run_turn(state, turn),
         obfuscate=turn.request.obfuscated,

@@ -32,18 +32,18 @@ def decode_chunk(data: bytes) -> ChatChunk:
         chunk = _chunk.decode(data)
     except DecodeError:
         chunk = read_chunk(data)
-    count_usage(chunk)
+    if chunk.usage is not None or chunk.x_groq is not None or (chunk.choices and chunk.choices[0].usage is not None):
+        count_usage(chunk)
     return chunk
 
 
 def count_usage(chunk: ChatChunk) -> None:
     """Puts the usage of a chunk where OpenAI has it, in OpenAI's words."""
     usage = chat_usage(chunk.usage)
-    if usage is None and isinstance(chunk.x_groq, dict):
-        usage = chat_usage(chunk.x_groq.get("usage"))
     if usage is None:
-        for choice in chunk.choices or ():
-            usage = usage or chat_usage(choice.usage)
+        places = [chunk.x_groq.get("usage") if isinstance(chunk.x_groq, dict) else None]
+        places += [choice.usage for choice in chunk.choices or ()]
+        usage = next(filter(None, map(chat_usage, places)), None)
     chunk.usage = usage
 
 

@@ -42,10 +42,15 @@ class Delta(msgspec.Struct):
     thinking_blocks: Any = None
 
 
+# What the first and the last chunk of an answer have.
+EMPTY, BLANK = Delta(), Delta("")
+
+
 class LogProbs(msgspec.Struct):
     content: list[dict[str, Any]] | None = None
 
     def model_dump(self) -> dict[str, Any]:
+        """As the SDK's give them."""
         return {"content": self.content}
 
 
@@ -79,6 +84,7 @@ class Dumped(dict[str, Any]):
     """A plain dict with the SDK's way of asking for one."""
 
     def model_dump(self) -> dict[str, Any]:
+        """Itself."""
         return self
 
 

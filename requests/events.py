@@ -23,15 +23,15 @@ import orjson
 
 from core.errors import APIError
 from requests.chat import DecodeError, is_error, parse_chunk
-from requests.chat_types import ChatChunk, Delta, ToolCallDelta
+from requests.chat_types import BLANK, EMPTY, ChatChunk, Delta, ToolCallDelta
 from requests.credentials import shown
 from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
-from requests.native import NO_FLOWS, Flows, NativeItems, put_in
+from requests.native import NO_FLOWS, Flows, NativeItems
 from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
 from requests.native_shapes import ending, whole_output, whole_response
 from requests.native_steps import goes_on
-from requests.open_items import NO_ARGUMENTS, STREAMED_CALLS, Event, OpenCall, OpenText, Seal, Telling, sealed
+from requests.open_items import NO_ARGUMENTS, STREAMED_CALLS, Emission, Event, OpenCall, OpenText, Seal, sealed
 from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
 from requests.responses import ID_PREFIXES, new_id, usage_chat_to_responses, whole_item
 from requests.sse import DeltaFrames, framed, only_data, renumbered
@@ -62,13 +62,13 @@ LESSONS_EVERY = 8
 class ResponseBuilder:
     """Builds one response. `response` is its resource (`response_resource`), complete but for its output; the builder owns
     it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls from
-    zero in every turn gets new ones. `telling` says what becomes of the events: by default they are made."""
+    zero in every turn gets new ones. `emits` names what becomes of the events: by default they are made."""
 
     def __init__(
         self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
     ) -> None:
         self.response = response
-        self.telling: Telling = "events"
+        self.emits: Emission = "events"
         self.sequence_number = 0
         self._output: list[Item | None] = []
         self._text: OpenText | None = None
@@ -128,7 +128,7 @@ class ResponseBuilder:
 
     def start(self) -> list[Event]:
         """`response.created`, and `queued` for a turn that waits, else `in_progress`."""
-        if self.telling == "nothing":
+        if self.emits == "nothing":
             self.sequence_number = 1
             return []
         created = self.event("response.created", response=dict(self.response))
@@ -168,7 +168,7 @@ class ResponseBuilder:
         else:
             self.response["status"] = "completed"
             self.response["completed_at"] = int(time.time())
-        return events if self.telling != "nothing" else []
+        return events if self.emits != "nothing" else []
 
     def fail(self, error: APIError) -> list[Event]:
         """Open items are not closed, so that no client runs half a call; the response holds them as incomplete."""
@@ -213,11 +213,11 @@ class ResponseBuilder:
     # ── chat chunks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def chunks(self, chunks: list[Any]) -> list[Any]:
-        """The events of some chunks, and runs of them: mostly deltas, which may be frames (`telling`)."""
-        if self.telling != "frames":
+        """The events of some chunks, and runs of them: mostly deltas, which may be frames (`emits`)."""
+        if self.emits != "frames":
             each = (one for chunk in chunks for one in (chunk.chunks() if type(chunk) is Run else (chunk,)))
             events = [event for chunk in each for event in self.chunk(chunk)]
-            return events if self.telling == "events" else []
+            return events if self.emits == "events" else []
         told: list[Any] = []
         plain: list[str] = []
         for chunk in chunks:
@@ -297,7 +297,7 @@ class ResponseBuilder:
         for choice in chunk.choices or ():
             if choice.index:  # n > 1: the others have no place in a response
                 continue
-            if (delta := choice.delta) is not None:
+            if (delta := choice.delta) is not None and delta != EMPTY and delta != BLANK:
                 self._has_deltas = True
                 self._grow_by(events, delta, choice.logprobs.content if choice.logprobs else None)
             if choice.message is not None:
@@ -465,8 +465,8 @@ class ResponseBuilder:
         if item["type"] == "function_call" and not item["arguments"] and item["status"] == "completed":
             item["arguments"] = NO_ARGUMENTS
         output_index = self.add()
-        events = item_events(self, item, output_index, closes=closes) if self.telling != "nothing" else []
-        if closes and self.telling != "nothing":
+        events = item_events(self, item, output_index, closes=closes) if self.emits != "nothing" else []
+        if closes and self.emits != "nothing":
             return [*events, self.done(output_index, item)]
         self._output[output_index] = item
         return events
@@ -480,7 +480,7 @@ class ResponseBuilder:
         if isinstance(piece, NativeRun):
             frames = self._relayed(piece.heads, piece.datas)
             return [event for one in piece.events() for event in self.native(one)] if frames is None else [frames]
-        if self.telling == "frames" and piece.data and self._native is not None:
+        if self.emits == "frames" and piece.data and self._native is not None:
             head, data = piece.head, piece.data
             if (frame := self._relayed([head], [data])) is not None:
                 return [frame]
@@ -514,17 +514,14 @@ class ResponseBuilder:
             status = said
         events: list[Event] = []
         output = whole_output(response, "incomplete" if status == "incomplete" else "completed")
-        if self._native is not None:
-            self._native.finish(self, events, output, status)
-        elif self.telling == "nothing":
+        if self._native is None and self.emits == "nothing":
             self._output = cast("list[Item | None]", output)
         else:
-            for item in output:
-                put_in(self, events, item)
+            self._items.finish(self, events, output, status)
+            output = [item for item in self._output if item is not None]
         self._adopt_response(response)
-        output = [item for item in self._output if item is not None]
         self.response |= {**ending(response, status), "output": output, "status": status}
-        return events if self.telling != "nothing" else []
+        return events if self.emits != "nothing" else []
 
     def _adopt_response(self, response: dict[str, Any]) -> None:
         ours = dict(zip(OURS, values_of_ours(self.response), strict=True))

@@ -30,6 +30,7 @@ class GrowingCalls:
 
     @property
     def all(self) -> list[OpenCall]:
+        """Those that are open."""
         return [*self._calls.values()]
 
     def permits(self, name: str) -> bool:
@@ -135,7 +136,7 @@ class GrowingCalls:
         return _begins_object(arguments) and call.is_whole
 
     def _is_noise(self, call: OpenCall, name: str, arguments: str) -> bool:
-        """Whether a new id says nothing: some servers make one for each piece of a call."""
+        """Whether a new id means nothing: some servers make one for each piece of a call."""
         return call.spelled == name and call.is_json and not call.is_whole and not _begins_object(arguments)
 
     def _goes_on(self, call: OpenCall, piece: str) -> bool:

@@ -1,6 +1,6 @@
 """The chunks and completions that do not fit OpenAI's types, read key by key: what a turn can do without may be of any type.
 
-    {"choices": [{"index": "0", "delta": {"content": "Hi", "tool_calls": {}}}], "usage": []}   says "Hi"
+    {"choices": [{"index": "0", "delta": {"content": "Hi", "tool_calls": {}}}], "usage": []}   is "Hi"
 
 This is the slow way, for what msgspec's typed decoding refuses.
 """
@@ -28,7 +28,7 @@ from requests.thoughts import texts_in, thought_in, thought_of
 
 def read_chunk(data: bytes) -> ChatChunk:
     """One chunk. Halves of characters stay in its texts: the next chunk may have the other half. Raises `ValueError` for what is not
-    JSON, or says something that is no object."""
+    JSON, or is no object and not empty."""
     value = decode_json_halves(data)
     if not value:
         return ChatChunk()
@@ -60,17 +60,17 @@ def read_completion(body: bytes) -> ChatCompletion:
     return ChatCompletion([*map(_completion_choice, choices)], value.get("usage"))
 
 
-# Where a message says something.
-SAYS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
+# Where a message has what is in it.
+HOLDS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
 
 
 def _completion_choice(choice: dict[str, Any]) -> CompletionChoice:
-    said = choice.get("message", choice.get("delta", choice.get("text")))
-    delta = _delta(said) or Delta()
+    given = choice.get("message", choice.get("delta", choice.get("text")))
+    delta = _delta(given) or Delta()
     thought = thought_in(delta)
     is_empty = not (delta.content or thought or delta.refusal or delta.tool_calls or delta.function_call)
-    if is_empty and isinstance(said, dict) and any(said.get(key) for key in SAYS):
-        raise ValueError("Nothing that it says can be understood.")
+    if is_empty and isinstance(given, dict) and any(given.get(key) for key in HOLDS):
+        raise ValueError("Nothing in it can be understood.")
     message = {
         "role": "assistant",
         "content": delta.content,
@@ -158,7 +158,7 @@ def _text(value: Any) -> str | None:
 
 
 def _name(value: Any) -> str | None:
-    """A text that is no part of what the model says, such as an id."""
+    """A text that is not the model's, such as an id."""
     return None if (text := _text(value)) is None else whole_text(text)
 
 

@@ -45,14 +45,14 @@ class Nowhere:
     """What nobody puts together."""
 
     def append(self, fragment: str, /) -> None:
-        pass
+        """Keeps nothing."""
 
 
 NOWHERE = Nowhere()
 
 
 class Flow:
-    """Where the deltas of one thing go that may go on as they came, with log probabilities that say nothing. `name` is that of their
+    """Where the deltas of one thing go that may go on as they came, with log probabilities that are empty. `name` is that of their
     events."""
 
     __slots__ = ("append", "logprobs", "name")
@@ -91,6 +91,7 @@ class NativeText:
 
     @property
     def text(self) -> str:
+        """All of it so far."""
         return "".join(self.fragments)
 
     @property
@@ -119,7 +120,7 @@ class NativeText:
 
 
 class NativePart(NativeText):
-    """A part of a content or of a summary. `part` is what was said of it besides its text."""
+    """A part of a content or of a summary. `part` is what is known of it besides its text."""
 
     __slots__ = ("annotations", "done", "logprobs", "part")
 
@@ -132,10 +133,11 @@ class NativePart(NativeText):
 
     @property
     def family(self) -> str:
+        """Whether it is of the summary or of the content."""
         return "summary" if self.kind == "summary_text" else "content"
 
     def whole(self, given: Part | None) -> Part:
-        """The part with its text, and what its server says of it at the end."""
+        """The part with its text, and what its server gives at the end."""
         whole: Part = {**self.part, **(given or {}), STREAMED_PARTS[self.kind][1]: self.text}
         if self.kind == "output_text":
             whole["annotations"] = whole.get("annotations") or self.annotations
@@ -144,7 +146,7 @@ class NativePart(NativeText):
 
 
 class NativeItem:
-    """An item. `item` is what was said of it when it began; `index` and `names` are its server's, ours are its `output_index` and the
+    """An item. `item` is how it began; `index` and `names` are its server's, ours are its `output_index` and the
     id in `item`. A call that has no name yet has not begun."""
 
     __slots__ = ("arguments", "done", "index", "item", "names", "output_index", "parts")
@@ -160,10 +162,12 @@ class NativeItem:
 
     @property
     def kind(self) -> str:
+        """Its type."""
         return str(self.item["type"])
 
     @property
     def where(self) -> dict[str, Any]:
+        """How our events name it."""
         return {"item_id": self.item["id"], "output_index": self.output_index}
 
     @property
@@ -179,6 +183,7 @@ class NativeItem:
         return next((part for part in parts if part.index == index), None)
 
     def of_family(self, family: str) -> list[NativePart]:
+        """The parts of its summary, or of its content."""
         return [part for part in self.parts if part.family == family]
 
     def partial(self) -> Item:
@@ -204,13 +209,13 @@ class NativeItems:
         self, ladder: Ladder, type: str, event: Event, where: dict[str, Any], fragments: Fragments, logprobs: Any
     ) -> None:
         """Deltas of this type may go on with what an event is about, if their server names it as we do."""
-        if ladder.telling == "frames" and all(event.get(key) == value for key, value in where.items()):
+        if ladder.emits == "frames" and all(event.get(key) == value for key, value in where.items()):
             self.flows[type, *(where.get(key) for key in PLACE)] = Flow(type, fragments, logprobs)
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def adopt(self, ladder: Ladder, event: Event) -> list[Event]:
-        """The event as ours, behind those that should have come before it. Empty where it says nothing, or comes too late."""
+        """The event as ours, behind those that should have come before it. Empty where it adds nothing, or comes too late."""
         kind = event["type"]
         if kind in RENAMED:
             event = {**event, "type": (kind := RENAMED[kind])}
@@ -374,7 +379,7 @@ class NativeItems:
         return part or self._add_part(ladder, events, item, empty_part(kind))
 
     def _usual_part(self, event: Event, family: str) -> str:
-        """The kind of a part that does not say."""
+        """The kind of a part that names none."""
         if family == "summary":
             return "summary_text"
         item = self._known(event, None)
@@ -425,7 +430,7 @@ class NativeItems:
         text: Any,
         event: Event | None = None,
     ) -> None:
-        """The text of a part is whole, as far as its server says more than it has streamed."""
+        """The text of a part is whole, as far as its server gives more than it has streamed."""
         if part.has_ended:
             return
         part.has_ended = True
@@ -476,7 +481,7 @@ class NativeItems:
     def _end_item(
         self, ladder: Ladder, events: list[Event], item: NativeItem, given: Item, event: Event | None = None
     ) -> None:
-        """The item is whole: what was streamed of it, and what its server says besides."""
+        """The item is whole: what was streamed of it, and what its server gives besides."""
         if not given.get("name", "a name") and not item.item.get("name"):
             return  # No client could run it.
         if item.output_index < 0:
@@ -486,12 +491,12 @@ class NativeItems:
         if done.get("status") == "in_progress":
             done["status"] = "completed"
         for family in ("summary", "content"):
-            said = done.get(family) or []
+            whole = done.get(family) or []
             streamed = item.of_family(family)
             for place, part in enumerate(streamed):
-                same = said[place] if place < len(said) and said[place].get("type") == part.kind else None
+                same = whole[place] if place < len(whole) and whole[place].get("type") == part.kind else None
                 self._end_part(ladder, events, item, part, same)
-            added = said[len(streamed) :]
+            added = whole[len(streamed) :]
             for place, part in enumerate(added, len(streamed)):
                 if family == "summary":
                     events += summary_events(ladder, {**item.where, "summary_index": place}, part)
@@ -518,7 +523,7 @@ class NativeItems:
 
     def finish(self, ladder: Ladder, events: list[Event], output: list[Item], status: str) -> None:
         """Streams what never was, and closes what is open, unless the response has failed. What was streamed is kept, unless the
-        server's own `output` says more."""
+        server's own `output` holds more."""
         matches = self._matched(output)
         has_failed = status in ("failed", "cancelled")
         if has_failed:
@@ -554,24 +559,24 @@ def put_in(ladder: Ladder, events: list[Event], item: Item) -> None:
     """An item that was never streamed."""
     output_index = ladder.add()
     ladder.keep(output_index, item)
-    if ladder.telling != "nothing":
+    if ladder.emits != "nothing":
         events += [*item_events(ladder, item, output_index), ladder.done(output_index, item)]
 
 
 TEXTS = frozenset({"text", "refusal", *(key for _, key in STREAMED_CALLS.values())})
 # What of an item is the same from its beginning to its end.
 LASTING = ("id", "call_id", "name", "namespace", "role")
-# What tells the deltas of one thing from those of another.
+# What the deltas of one thing have, and those of another do not.
 PLACE = ("item_id", "output_index", "content_index", "summary_index")
 
 
 def _emitted(ladder: Ladder, event: Event, changes: dict[str, Any]) -> Event:
-    """An event with what is ours to say."""
+    """An event with what is ours."""
     return {**event, **changes, "sequence_number": ladder.number()}
 
 
 def _fuller(streamed: Any, listed: Any, key: str = "") -> Any:
-    """What a client has seen of an item, and what its server says besides at the end: where the one is empty, or goes on."""
+    """What a client has seen of an item, and what its server gives besides at the end: where the one is empty, or goes on."""
     if streamed == listed:
         return streamed
     if isinstance(streamed, dict) and isinstance(listed, dict):

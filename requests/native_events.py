@@ -39,7 +39,7 @@ class EventHead(msgspec.Struct, gc=False):
     logprobs: list[Any] | None = None
 
 
-# What an event goes on with; what it says; its number. Of many, without a line of Python for each.
+# What an event goes on with; what it adds; its number. Of many, without a line of Python for each.
 place_of = attrgetter("type", "item_id", "output_index", "content_index", "summary_index")
 delta_of, logprobs_of, number_of = attrgetter("delta"), attrgetter("logprobs"), attrgetter("sequence_number")
 
@@ -70,9 +70,11 @@ class NativeEvent:
 
     @property
     def type(self) -> str:
+        """Its name."""
         return self.head.type
 
     def model_dump(self) -> dict[str, Any]:
+        """All of it."""
         return cast(dict[str, Any], decode_json(self.data)) if self._value is None else self._value
 
 
@@ -87,9 +89,11 @@ class NativeRun:
 
     @property
     def type(self) -> str:
+        """The name of each."""
         return self.heads[0].type
 
     def events(self) -> list[NativeEvent]:
+        """Each as an event of its own."""
         return [*map(NativeEvent, self.heads, self.datas)]
 
 

@@ -92,7 +92,7 @@ def whole_item(given: Any, status: str) -> Item | None:
     item["type"] = kind
     if not _is_name(item.get("id")):
         item["id"] = new_id(ID_PREFIXES.get(kind, "item"))
-    if kind in HAS_STATUS and not (isinstance(said := item.get("status"), str) and said in STATUSES):
+    if kind in HAS_STATUS and not (isinstance(given_status := item.get("status"), str) and given_status in STATUSES):
         item["status"] = status
     if kind in CALLS and not _is_name(item.get("call_id")) and not _runs_there(item):
         item["call_id"] = _name(item.get("call_id")) or new_id("call")
@@ -117,7 +117,7 @@ def whole_parts(given: Any, kind: str) -> list[Part]:
 
 
 def whole_part(given: Any, kind: str) -> Part | None:
-    """A part, of that kind where it does not say. None for what is no part."""
+    """A part, of that kind where it names none. None for what is no part."""
     if is_whole(given, WholePart):
         return cast(Part, given)
     if isinstance(given, str):
@@ -151,6 +151,15 @@ def begun(item: Item) -> Item:
     return added
 
 
+class Format(msgspec.Struct):
+    type: Text
+
+
+class TextConfig(msgspec.Struct):
+    format: Format
+    verbosity: Text | msgspec.UnsetType = msgspec.UNSET
+
+
 class Known(msgspec.Struct):
     """The keys of a response that strict clients want to be of a type."""
 
@@ -158,7 +167,7 @@ class Known(msgspec.Struct):
     tools: list[dict[str, Any]] = []
     tool_choice: str | dict[str, Any] = "auto"
     metadata: dict[str, Any] = {}
-    text: dict[str, Any] = {}
+    text: TextConfig | msgspec.UnsetType = msgspec.UNSET
     truncation: Text = "disabled"
     service_tier: Text = "default"
     parallel_tool_calls: bool = True
@@ -178,18 +187,16 @@ class Known(msgspec.Struct):
 
 def whole_response(given: dict[str, Any]) -> dict[str, Any]:
     """A response whose keys are of the types that clients know; those that are not are left out, and what ends it is not looked at."""
-    response = given
     try:
         msgspec.convert(given, Known)
     except msgspec.ValidationError:
-        response = {
-            key: value for key, value in given.items() if key not in Known.__struct_fields__ or _fits(key, value)
-        }
-    text = response.get("text")
-    if text is not None and not (isinstance(format := text.get("format"), dict) and _is_name(format.get("type"))):
-        response = {**response, "text": {**text, "format": {"type": "text"}}}
-    if text is not None and None in text.values():
-        response = {**response, "text": {key: value for key, value in response["text"].items() if value is not None}}
+        pass
+    else:
+        return given
+    response = {key: value for key, value in given.items() if key not in Known.__struct_fields__ or _fits(key, value)}
+    if isinstance(text := given.get("text"), dict):
+        text = {key: value for key, value in text.items() if value is not None}
+        response["text"] = text if _fits("text", text) else {**text, "format": {"type": "text"}}
     return response
 
 
@@ -228,27 +235,30 @@ def whole_output(response: dict[str, Any], status: str) -> list[Item]:
 
 def ending(response: dict[str, Any], status: str) -> dict[str, Any]:
     """Why and when a response ended, and what it used, as it must be with this status."""
-    at = error = details = None
+    ended: dict[str, Any] = {"error": None, "incomplete_details": None, "completed_at": None}
+    ended["usage"] = whole_usage(response.get("usage"))
     if status == "completed":
         at = response.get("completed_at")
-        at = at if type(at) is int and at > 0 else int(at if isinstance(at, float) and at > 0 else time.time())
+        ended["completed_at"] = (
+            at if type(at) is int and at > 0 else int(at if type(at) is float and at > 0 else time.time())
+        )
     elif status == "incomplete":
         details = response.get("incomplete_details")
         details = details if isinstance(details, dict) else {}
-        if not _is_name(details.get("reason")):
-            details = {**details, "reason": "max_output_tokens"}
+        is_named = _is_name(details.get("reason"))
+        ended["incomplete_details"] = details if is_named else {**details, "reason": "max_output_tokens"}
     elif response.get("error") or status == "failed":
-        error = whole_error(response.get("error"))
-    usage = whole_usage(response.get("usage"))
-    return {"error": error, "incomplete_details": details, "completed_at": at, "usage": usage}
+        ended["error"] = whole_error(response.get("error"))
+    return ended
 
 
 def objects_in(value: Any) -> list[Any]:
+    """The objects of a list, if it is one."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _kind_of(item: Item) -> str | None:
-    """The type of an item, also of one that does not say."""
+    """The type of an item, also of one that names none."""
     if _is_name(kind := item.get("type")):
         return str(kind)
     if "arguments" in item and "name" in item:

@@ -18,7 +18,7 @@ Event = dict[str, Any]
 Seal = Callable[[str], str]
 # What becomes of what happens: events; events of which the deltas, nearly all of them, are frames of an SSE stream already; or
 # nothing, where only the response counts at the end.
-Telling = Literal["events", "frames", "nothing"]
+Emission = Literal["events", "frames", "nothing"]
 
 # A content part's type: the name of its events, and the key of its text in the part and in the .done event.
 STREAMED_PARTS = {
@@ -46,7 +46,7 @@ class Ladder(Protocol):
     """What an item needs of the response that it is a part of."""
 
     sequence_number: int
-    telling: Telling
+    emits: Emission
 
     def number(self) -> int: ...
     def event(self, type: str, **fields: Any) -> Event: ...
@@ -119,22 +119,20 @@ class OpenText:
             events.append(ladder.event(f"{self._part_name}.added", **self._where, part=empty_part(part)))
         if self._halves is not None or not delta.isascii():
             delta = self._joined(delta)
-        if delta or logprobs:
-            self._tell(ladder, events, delta, logprobs)
-
-    def _tell(
-        self, ladder: Ladder, events: list[Event], delta: str, logprobs: list[dict[str, Any]] | None = None
-    ) -> None:
+            if not delta and not logprobs:
+                return
         self.fragments.append(delta)
-        told = logprobs_chat_to_responses(logprobs) if logprobs else []
-        if self.part == "output_text":
-            self._logprobs += told
-        if ladder.telling == "nothing":
-            return
-        event = ladder.event(self._delta, **self._where, delta=delta)
-        if self.part == "output_text":
-            event["logprobs"] = told
-        if ladder.telling == "frames" and not logprobs and self._halves is None:
+        if part != "output_text":
+            if ladder.emits == "nothing":
+                return
+            event = ladder.event(self._delta, **self._where, delta=delta)
+        else:
+            given = logprobs_chat_to_responses(logprobs) if logprobs else []
+            self._logprobs += given
+            if ladder.emits == "nothing":
+                return
+            event = ladder.event(self._delta, **self._where, delta=delta, logprobs=given)
+        if ladder.emits == "frames" and not logprobs and self._halves is None:
             self.frames = DeltaFrames(event)
         events.append(event)
 
@@ -177,8 +175,8 @@ class OpenText:
             return []
         events: list[Event] = []
         if self._halves is not None:
-            halves, self._halves = self._halves, None
-            self._tell(ladder, events, halves.flush())
+            rest, self._halves = self._halves.flush(), None
+            self.grow(ladder, events, self.part, rest, None)
         name, key = STREAMED_PARTS[self.part]
         part = self._whole_part()
         logprobs = {"logprobs": part["logprobs"]} if self.part == "output_text" else {}

@@ -100,13 +100,13 @@ def decode_read(received: bytes) -> Read | None:
     for chunk in chunks:
         if is_error(chunk):
             return None
-        counts = chunk.usage is not None or chunk.x_groq is not None
+        if chunk.usage is not None or chunk.x_groq is not None:
+            count_usage(chunk)
         for choice in chunk.choices or ():
             if choice.finish_reason and ends_answer(choice.finish_reason):
                 is_end = True
-                counts = counts or choice.usage is not None
-        if counts:
-            count_usage(chunk)
+                if choice.usage is not None:
+                    count_usage(chunk)
     return Read([*chunks[:begin], run, *chunks[begin:]] if run is not None else [*chunks], is_end, is_done)
 
 

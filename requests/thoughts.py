@@ -1,4 +1,4 @@
-"""What a model thinks and says in the parts of a content, as each server writes them.
+"""What a model thinks and answers in the parts of a content, as each server writes them.
 
 Mistral       {"type": "thinking", "thinking": [{"type": "text", "text": "I add."}]}
 Anthropic's   {"type": "thinking", "thinking": "I add.", "signature": "…"}
@@ -13,42 +13,42 @@ from typing import Any, Literal
 
 from requests.chat_types import Delta
 
-Said = Literal["thought", "text", "refusal"]
+Voice = Literal["thought", "text", "refusal"]
 
-# Where a part holds what it says.
+# Where a part holds its text.
 _TEXT_KEYS = ("text", "content", "output_text")
 _THOUGHT_KEYS = ("thinking", "reasoning", "reasoning_content", "thought", "summary", "text", "content")
 
 
-def texts_in(content: Any, said: Said = "text", depth: int = 8) -> Iterator[tuple[Said, str]]:
-    """What the parts of a content say, in their order, and how: `said`, where a part says nothing of that. Parts may have parts, up to
+def texts_in(content: Any, voice: Voice = "text", depth: int = 8) -> Iterator[tuple[Voice, str]]:
+    """The texts in the parts of a content, in their order, and what each is: `voice`, where a part does not name it. Parts may have parts, up to
     this `depth`."""
     if isinstance(content, str):
         if content:
-            yield said, content
+            yield voice, content
     elif isinstance(content, list) and depth:
         for part in content:
-            yield from texts_in(part, said, depth - 1)
+            yield from texts_in(part, voice, depth - 1)
     elif isinstance(content, dict) and depth:
-        said, keys = _kind_of(content, said)
+        voice, keys = _kind_of(content, voice)
         inner = next((content[key] for key in keys if isinstance(content.get(key), str | list | dict)), None)
-        yield from texts_in(inner, said, depth - 1)
+        yield from texts_in(inner, voice, depth - 1)
 
 
-def _kind_of(part: dict[str, Any], said: Said) -> tuple[Said, tuple[str, ...]]:
-    """How a part says what it says, and the keys that may hold it."""
+def _kind_of(part: dict[str, Any], voice: Voice) -> tuple[Voice, tuple[str, ...]]:
+    """What the text of a part is, and the keys that may hold it."""
     kind = part.get("type")
     name = kind if isinstance(kind, str) else ""
     if name == "refusal":
         return "refusal", ("refusal", *_TEXT_KEYS)
     names_thought = name.startswith(("thinking", "reasoning", "thought")) or part.get("thought") is True
-    if names_thought or said == "thought" or (not name and "thinking" in part):
+    if names_thought or voice == "thought" or (not name and "thinking" in part):
         return "thought", _THOUGHT_KEYS
-    return said, _TEXT_KEYS
+    return voice, _TEXT_KEYS
 
 
 def thought_in(delta: Delta) -> str | None:
-    """The thought of a delta, under whichever key: servers with several keys say the same in each."""
+    """The thought of a delta, under whichever key: servers with several keys have the same in each."""
     return (
         delta.reasoning_content
         or delta.reasoning
@@ -60,7 +60,7 @@ def thought_in(delta: Delta) -> str | None:
 
 def thought_of(parts: Any) -> str:
     """The text of parts that are all thought. What is encrypted has none."""
-    return "".join(text for said, text in texts_in(parts, "thought") if said == "thought")
+    return "".join(text for voice, text in texts_in(parts, "thought") if voice == "thought")
 
 
 def message_thought(message: dict[str, Any]) -> str:
@@ -68,6 +68,6 @@ def message_thought(message: dict[str, Any]) -> str:
     return next((thought for key in IN_ORDER if message.get(key) and (thought := thought_of(message[key]))), "")
 
 
-# Where a message has its thought; the first that says anything counts.
+# Where a message has its thought; the first that is not empty counts.
 IN_ORDER = ("reasoning_content", "reasoning", "thinking", "thinking_blocks", "reasoning_details")
 THOUGHT_KEYS = frozenset(IN_ORDER)

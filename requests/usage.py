@@ -14,7 +14,7 @@ import msgspec
 
 Usage = dict[str, Any]
 
-# Where servers say how many of the input tokens were cached, how many were written to a cache, and how many of the output were
+# Where servers put how many of the input tokens were cached, how many were written to a cache, and how many of the output were
 # thought: in the details, or beside the counts. The first that is not zero counts.
 CACHED = (
     "cached_tokens",
@@ -38,6 +38,7 @@ class CountedUsage(dict[str, Any]):
     """A chat usage in OpenAI's keys, whose counts are counts. It has the SDK's way of asking for a plain dict."""
 
     def model_dump(self) -> Usage:
+        """Itself."""
         return self
 
 
@@ -71,7 +72,7 @@ class ResponsesUsage(msgspec.Struct):
 
 
 def usage_chat_to_responses(usage: Usage | None) -> Usage | None:
-    """Token counts. The detail objects are given, zeros included, exactly where the chat usage says something of details."""
+    """Token counts. The detail objects are given, zeros included, exactly where the chat usage has any details."""
     if not usage:
         return None
     if type(usage) is not CountedUsage and not _is_openais(usage):
@@ -102,7 +103,7 @@ def chat_usage(usage: Any) -> CountedUsage | None:
 
 
 def whole_usage(usage: Any) -> Usage | None:
-    """The usage of a server that speaks Responses, with every key that strict clients need; what else it says stays. None for what is
+    """The usage of a server that speaks Responses, with every key that strict clients need; what else it has stays. None for what is
     no usage."""
     try:
         given = msgspec.convert(usage, ResponsesUsage)
@@ -113,19 +114,14 @@ def whole_usage(usage: Any) -> Usage | None:
         for key in ("input_tokens_details", "output_tokens_details"):
             counts[key] = {**_object(usage, key), **counts[key]}
         return {**usage, **counts}
-    read, written = given.input_tokens_details, given.output_tokens_details
-    return {
-        **usage,
-        "input_tokens_details": {
-            **usage["input_tokens_details"],
-            "cached_tokens": read.cached_tokens or 0,
-            "cache_write_tokens": read.cache_write_tokens or 0,
-        },
-        "output_tokens_details": {
-            **usage["output_tokens_details"],
-            "reasoning_tokens": written.reasoning_tokens or 0,
-        },
-    }
+    whole: Usage = usage
+    read = given.input_tokens_details
+    if read.cached_tokens is None or read.cache_write_tokens is None:
+        counts = {"cached_tokens": read.cached_tokens or 0, "cache_write_tokens": read.cache_write_tokens or 0}
+        whole = {**whole, "input_tokens_details": {**usage["input_tokens_details"], **counts}}
+    if given.output_tokens_details.reasoning_tokens is None:
+        whole = {**whole, "output_tokens_details": {**usage["output_tokens_details"], "reasoning_tokens": 0}}
+    return whole
 
 
 def _is_openais(usage: Usage) -> bool:
@@ -159,7 +155,7 @@ def _in_openais_words(usage: Usage) -> Usage:
 
 
 def count_of(value: Any) -> int:
-    """A number of tokens, however it is spelled. Zero for what is none."""
+    """A number of tokens, however it is spelled. Zero for what is not one."""
     if isinstance(value, bool):
         return 0
     if isinstance(value, str):

@@ -46,7 +46,7 @@ def stream_of(*parts: Any) -> list[Json]:
 def read(events: list[Json], telling: str = "frames", cuts: tuple[int, ...] = ()) -> list[Any]:
     """The events that become of a stream that arrives in reads which end behind these events."""
     made = builder()
-    made.telling = cast(Any, telling)
+    made.emits = cast(Any, telling)
     stream = NativeStream(cast(Any, None))
     out: list[Any] = []
     for start, end in zip((0, *cuts), (*cuts, len(events)), strict=True):
@@ -388,7 +388,7 @@ def test_a_character_that_is_cut_in_two_deltas_is_joined(text: str, in_bytes: bo
     ]
     end = {"type": "response.completed", "response": {"id": "x", "status": "completed"}}
     made = builder()
-    made.telling = "frames"
+    made.emits = "frames"
     stream = NativeStream(cast(Any, None))
     out: list[Any] = []
     for event in [*opening, *deltas, end]:

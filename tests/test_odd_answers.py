@@ -50,7 +50,7 @@ def read(*chunks: Json, telling: str = "events") -> list[Any]:
 def fresh(telling: str = "events") -> ResponseBuilder:
     made = builder()
     made.offer(BOOK)
-    made.telling = cast(Any, telling)
+    made.emits = cast(Any, telling)
     return made
 
 

@@ -37,7 +37,7 @@ def runs(pieces: list[Any]) -> int:
 
 def told_by(chunks: list[Any], telling: str, *, tags: bool = False) -> list[Any]:
     made: ResponseBuilder = builder()
-    made.telling = telling  # type: ignore[assignment]
+    made.emits = telling  # type: ignore[assignment]
     if tags:
         made.expect_think_tags()
     return [*made.begin(), *made.chunks(chunks), *end(made, "finished")]

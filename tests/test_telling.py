@@ -18,7 +18,7 @@ from core.errors import BackendCut
 from requests.chat import decode_chunk
 from requests.events import ResponseBuilder
 from requests.native_events import NativeEvent, NativeRun, parse_head
-from requests.open_items import STREAMED_PARTS, Telling
+from requests.open_items import STREAMED_PARTS, Emission
 from requests.responses import chat_message_to_output_items
 from requests.sse import DeltaFrames, SSEDecoder, frame, frames, only_data, renumbered
 from requests.tools import ToolBook
@@ -79,11 +79,11 @@ def asked(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def ready(telling: Telling, asked: dict[str, Any]) -> ResponseBuilder:
+def ready(telling: Emission, asked: dict[str, Any]) -> ResponseBuilder:
     """A builder for such a request."""
     resource = builder(reasoning=asked["reasoning"]).response
     made = ResponseBuilder(resource, seal=asked["seal"])
-    made.telling = telling
+    made.emits = telling
     kind = "custom" if asked["custom"] else "function"
     book = ToolBook.of([{"type": kind, "name": "f"}, {"type": "function", "name": "g"}], [])
     made.offer(book, allowed=asked["allowed"], one_call=asked["one_call"])
@@ -118,7 +118,7 @@ mixed = st.builds(
 )
 plain = some_text.map(says) | some_text.map(thinks)
 mixtures = st.lists(plain | mixed | some_text.map(refuses), max_size=12)
-TELLINGS: list[Telling] = ["events", "frames", "nothing"]
+TELLINGS: list[Emission] = ["events", "frames", "nothing"]
 endings = st.sampled_from(["finished", "failed", "cancelled"])
 
 
@@ -189,7 +189,7 @@ def test_nearly_all_of_a_stream_is_frames() -> None:
     """Without that, the laws above would hold of a shortcut that nobody takes."""
     for say in (says, thinks):
         made = builder()
-        made.telling = "frames"
+        made.emits = "frames"
         events = [*fed(made, [say(f"word{n} ") for n in range(50)], [1] * 10 + [0] * 10), *end(made, "finished")]
         assert sum(event.count(b"\n\n") for event in events if isinstance(event, bytes)) == 49
         assert len(told(events)) == 49 + len([event for event in events if isinstance(event, dict)])
@@ -228,7 +228,7 @@ THOUGHTS = {
 )
 def test_what_is_not_plain_is_left_alone(begun: Callable[[str], Json], given_: Json) -> None:
     made = builder()
-    made.telling = "frames"
+    made.emits = "frames"
     made.begin()
     made.chunks([decode_chunk(orjson.dumps(begun("Hello")))])
     for word in (" there", ", you"):  # The first is parsed, the second is like the first.
@@ -263,7 +263,7 @@ def test_stories_that_were_nearly_told_wrong(chunks: list[Json], cuts: list[int]
     stories = []
     for telling in TELLINGS:
         made = builder()
-        made.telling = telling
+        made.emits = telling
         made.expect_think_tags()
         stories.append([*fed(made, chunks, cuts), *end(made, "finished")])
     assert bare(told(stories[1])) == bare(told(stories[0]))
@@ -293,7 +293,7 @@ def test_chunks_that_come_alone_tell_what_they_tell_together(
 ) -> None:
     """Each in a read of its own, and whatever was learnt from the one before it."""
     slow, quick = builder(), builder()
-    quick.telling = "frames"
+    quick.emits = "frames"
     events, frames = slow.begin(), quick.begin()
     for one in chunks:
         events += slow.chunks([decode_chunk(orjson.dumps(one))])
@@ -310,7 +310,7 @@ def test_a_token_like_the_one_before_it_is_not_parsed(
     parsed = []
     monkeypatch.setattr("requests.events.parse_chunk", lambda data: parsed.append(data) or decode_chunk(data))
     made = builder()
-    made.telling = "frames"
+    made.emits = "frames"
     made.begin()
     made.chunks([decode_chunk(orjson.dumps(say("Hello")))])
     for number in range(50):
@@ -327,7 +327,7 @@ def test_a_token_like_the_one_before_it_is_not_parsed(
 )
 def test_what_is_no_json_is_not_relayed(text: bytes) -> None:
     made = builder()
-    made.telling = "frames"
+    made.emits = "frames"
     made.begin()
     made.chunks([decode_chunk(orjson.dumps(says("Hello")))])
     assert made.frame_of(sse(says(" there")))
@@ -405,10 +405,10 @@ def delta_of(text: str, number: Any, **changes: Any) -> Json:
     }
 
 
-def opened(telling: Telling) -> ResponseBuilder:
+def opened(telling: Emission) -> ResponseBuilder:
     """A builder for the answer of a server that speaks Responses, whose text has begun: five events."""
     made = builder()
-    made.telling = telling
+    made.emits = telling
     made.begin()
     for event in [*OPENING, delta_of("begins", 4)]:
         made.adopt(event)
@@ -472,7 +472,7 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
     first: int,
     name: bytes,
     encode: Callable[[Json], bytes],
-    telling: Telling,
+    telling: Emission,
 ) -> None:
     """Whether their numbers are ours, others, go on, or are none."""
     events: list[Json] = []

@@ -13,11 +13,12 @@ from api.turns.backend import Backend, batches_of
 from backends.wire.streams import BackendStream
 from core.errors import BackendError, BackendRefused
 from requests.chat import as_chunk, as_plain
+from requests.chat_types import Dumped
 from requests.endings import USUAL, ending_of
 from requests.events import ResponseBuilder
 from requests.open_items import Event
 from requests.responses import chat_message_to_output_items, response_resource
-from requests.thinking import with_thoughts_apart
+from requests.thinking import OPENING, with_thoughts_apart
 
 log = logging.getLogger("nomyo.responses")
 
@@ -27,8 +28,6 @@ async def chat_events(
 ) -> AsyncGenerator[list[Event]]:
     """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the
     first."""
-    if backend.kind.think_tags != "off":
-        builder.expect_think_tags(are_open=backend.kind.think_tags == "opened")
     adapting = backend.adapting
     if adapting is not None:
         params = await adapting.prepared(params)
@@ -39,6 +38,8 @@ async def chat_events(
             if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
                 yield _events_of_whole(backend, builder, answer)
                 return
+            if backend.kind.think_tags != "off":
+                builder.expect_think_tags(are_open=backend.kind.think_tags == "opened")
             is_ours = isinstance(answer, BackendStream)
             if is_ours and express is not None:
                 answer.shortcut(express, builder.chunks, builder.frame_of)
@@ -47,7 +48,7 @@ async def chat_events(
                     begun = True
                     events = builder.begin()
                     events += builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
-                    if events or builder.telling == "nothing":
+                    if events or builder.emits == "nothing":
                         yield events
             if builder.finish_reason not in USUAL:
                 check(builder.finish_reason)
@@ -66,11 +67,12 @@ def _events_of_whole(backend: Backend, builder: ResponseBuilder, answer: Any) ->
     finish_reason = getattr(choice, "finish_reason", None)
     if finish_reason not in USUAL:
         check(finish_reason)
-    logprobs = as_plain(getattr(choice, "logprobs", None)) or {}
-    message = as_plain(choice.message)
-    if backend.kind.think_tags != "off":
-        message = with_thoughts_apart(message, are_open=backend.kind.think_tags == "opened")
-    items = chat_message_to_output_items(message, logprobs.get("content"))
+    message = choice.message if type(choice.message) is Dumped else as_plain(choice.message)
+    tags = backend.kind.think_tags
+    if tags == "opened" or (tags == "auto" and OPENING in (message.get("content") or "")):
+        message = with_thoughts_apart(message, are_open=tags == "opened")
+    logprobs = as_plain(getattr(choice, "logprobs", None))
+    items = chat_message_to_output_items(message, logprobs.get("content") if logprobs else None)
     events = builder.begin()
     return events + builder.completion(
         items,
@@ -99,7 +101,7 @@ def _log_unknown(finish_reason: str) -> None:
 async def whole_answer(backend: Backend, params: dict[str, Any]) -> ResponseBuilder:
     """The whole answer to a chat request, its calls by the backend's names. Nobody sees it grow."""
     builder = ResponseBuilder(response_resource({}, response_id="", created_at=0, status="in_progress"))
-    builder.telling = "nothing"
+    builder.emits = "nothing"
     async with aclosing(chat_events(backend, builder, params)) as batches:
         async for _ in batches:
             pass

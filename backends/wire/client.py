@@ -129,7 +129,7 @@ class BackendClient:
             return NativeStream(answer, self._errors, begins)
         body = await _read(answer, begins)
         response = json_or_none(body)
-        if isinstance(response, dict) and _is_response(response):
+        if isinstance(response, dict) and (isinstance(response.get("output"), list) or _is_response(response)):
             return Dumped(response)
         if _is_streams(body):
             return NativeStream(answer, self._errors, body)
@@ -188,9 +188,12 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
 
 def _is_stream(answer: Answer) -> bool | None:
     """Whether an answer is a stream, by its head. None where that does not say."""
+    content_type = answer.headers.get("content-type", "")
+    if content_type.startswith("text/event-stream"):
+        return True
     if "content-length" in answer.headers:
         return False  # If it is one nevertheless, it is whole.
-    return answer.headers.get("content-type", "").lower().startswith(STREAMS) or None
+    return content_type.lower().startswith(STREAMS) or None
 
 
 async def _form(answer: Answer) -> tuple[bool, bytes]:
@@ -210,8 +213,8 @@ async def _form(answer: Answer) -> tuple[bool, bytes]:
 
 
 def _is_response(answered: dict[str, Any]) -> bool:
-    """Whether a JSON answer says anything: an output, or why there is none."""
-    if isinstance(answered.get("output"), list) or isinstance(answered.get("output_text"), str):
+    """Whether a JSON answer without an output is one nevertheless: its text, or why there is none."""
+    if isinstance(answered.get("output_text"), str):
         return True
     return answered.get("object") == "response" and answered.get("status") in ("failed", "incomplete", "cancelled")
 
