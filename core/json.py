@@ -57,7 +57,7 @@ def decode_json_halves(data: bytes | str) -> Any:
         raise ValueError(TOO_DEEP) from None
 
 
-def encode_json(value: Any) -> bytes:
+def encode_json(value: object) -> bytes:
     """The value as JSON, in UTF-8. Raises `ValueError` for what is nested too deep."""
     try:
         return orjson.dumps(value)
@@ -72,7 +72,7 @@ def encode_json(value: Any) -> bytes:
         raise ValueError(TOO_DEEP) from None
 
 
-def whole_value(value: Any) -> Any:
+def whole_value(value: object) -> Any:
     """The JSON value with all its texts whole."""
     if isinstance(value, str):
         return whole_text(value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -33,7 +33,7 @@ class Sealer:
         """The text, encrypted, as letters and digits: about a third longer."""
         return PREFIX + self._fernet(self._key_for(purpose)).encrypt(text.encode()).decode()
 
-    def open(self, sealed: Any, purpose: Purpose) -> str | None:
+    def open(self, sealed: object, purpose: Purpose) -> str | None:
         """The text, or None for what was not sealed with this key for this purpose: a client may send what it likes."""
         if not isinstance(sealed, str):
             return None
@@ -57,6 +57,6 @@ class Sealer:
         return fernet
 
 
-def is_ours(sealed: Any) -> bool:
+def is_ours(sealed: object) -> bool:
     """Whether a router of ours sealed it, with whichever key. Those from before the prefix are not known."""
     return isinstance(sealed, str) and sealed.startswith(PREFIX)

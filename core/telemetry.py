@@ -32,7 +32,7 @@ class Telemetry:
         self.tokens[model, "input"] += input
         self.tokens[model, "output"] += output
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, object]:
         """All of it, as plain data."""
         return {
             "counts": dict(self.counts),
