@@ -106,7 +106,7 @@ class TestChoosing:
             pool.succeeded(first.key, "test-model", Routing())
             assert await taken(pool, 3) == {"a": 3}
 
-    async def test_who_waits_is_told_when_a_cool_down_is_over(self, backends_, clock):
+    async def test_who_waits_is_woken_when_a_cool_down_is_over(self, backends_, clock):
         endpoints = named(backends_, {"max_concurrent": 1}, {"max_concurrent": 1})
         settings = {"breaker": {"failures": 1, "cooldown_s": 60}, "queue": {"timeout_s": 1000}}
         async with open_pool(*endpoints, **settings) as pool:

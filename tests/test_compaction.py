@@ -77,10 +77,10 @@ async def test_a_trigger_compacts_the_turns_before_it(served: Running, backend: 
     second = await create(served.http, input=[TRIGGER], previous_response_id=first["id"])
     assert [message["content"] for message in messages(backend)] == ["Hi", "Yo", SUMMARIZE]
     await create(served.http, input="Its name?", previous_response_id=second["id"])
-    told = [message["content"] for message in messages(backend)]
-    assert told[-1] == "Its name?"
-    assert SECRET in told[-2]
-    assert SUMMARIZE not in told, "that was our question, not the user's"
+    texts = [message["content"] for message in messages(backend)]
+    assert texts[-1] == "Its name?"
+    assert SECRET in texts[-2]
+    assert SUMMARIZE not in texts, "that was our question, not the user's"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_no_summary_is_a_failure(served: Running, backend: FakeBackend) ->
 # ── its way back ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_compaction_is_told_where_it_stands(served: Running, backend: FakeBackend) -> None:
+async def test_a_compaction_is_a_message_where_it_stands(served: Running, backend: FakeBackend) -> None:
     item = await compacted(served, backend, store=False)
     first, last = user("Before."), user("After.")
     for items, at in (([item, last], 0), ([first, item, last], 1), ([first, last, item], 2)):
@@ -190,7 +190,7 @@ async def test_what_cannot_be_given_is_named_where_it_stands_in_the_input(
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["previous_response_id", "the client's own history"])
-async def test_a_native_backend_is_told_a_summary_of_ours_and_given_those_of_others(
+async def test_a_native_backend_reads_a_summary_of_ours_and_gets_those_of_others(
     stored: bool, backend: FakeBackend
 ) -> None:
     foreign = {"type": "compaction", "id": "cmp_1", "encrypted_content": "gAAAforeign"}
@@ -208,10 +208,10 @@ async def test_a_native_backend_is_told_a_summary_of_ours_and_given_those_of_oth
         await create(running.http, model="native", **given)
     request = backend.turns[-1]
     assert request.path == URL
-    told = [each for each in request.json["input"] if each["type"] != "compaction_trigger"]
-    assert [each["type"] for each in told] == ["message", "message", "compaction", "message"]
-    assert (told[1]["role"], told[1]["content"]) == ("user", f"{SUMMARY}\n\n{SECRET}")
-    assert told[2] == foreign, "it is upstream's to open"
+    given = [each for each in request.json["input"] if each["type"] != "compaction_trigger"]
+    assert [each["type"] for each in given] == ["message", "message", "compaction", "message"]
+    assert (given[1]["role"], given[1]["content"]) == ("user", f"{SUMMARY}\n\n{SECRET}")
+    assert given[2] == foreign, "it is upstream's to open"
     assert "compaction_trigger" not in str(request.json), "that was answered long ago"
 
 
@@ -335,8 +335,8 @@ def test_a_summary_stands_for_all_before_it_but_what_people_said(items: list[Jso
             assert index in places, f"what a {item['role']} said was left out"
     for index in places:
         if index < last:
-            assert items[index].get("role") != "assistant", "the model is told what the summary stands for"
-            assert not items[index]["type"].endswith(("_output", "reasoning")), "likewise"
+            assert items[index].get("role") != "assistant", "the model reads what the summary stands for"
+            assert not items[index]["type"].endswith(("_output", "reasoning")), "the same, by its type"
     if last:
         assert [item["type"] for item in kept].count("compaction") == 1, "one summary stands for all"
     assert without_superseded(kept) == kept, "a second look finds more"

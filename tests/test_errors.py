@@ -442,9 +442,9 @@ async def test_neither_keys_nor_prompts_reach_the_log(backend, tmp_path, caplog)
             await running.http.post(URL, json=turn(**secret))
     ours = [record for record in caplog.records if not record.name.startswith(OF_THE_TEST)]
     assert len(ours) > 50, "this test looks in the wrong place"
-    told = [f"{r.name} {r.levelname} {r.getMessage()[:300]} {r.exc_text or ''}" for r in ours]
-    leaks = [line for line in told if MARKER in line]
-    assert not leaks, f"{len(leaks)} of {len(told)} lines, the first: {leaks[0]}"
+    lines = [f"{r.name} {r.levelname} {r.getMessage()[:300]} {r.exc_text or ''}" for r in ours]
+    leaks = [line for line in lines if MARKER in line]
+    assert not leaks, f"{len(leaks)} of {len(lines)} lines, the first: {leaks[0]}"
 
 
 def _not_http(said: str) -> Answer:

@@ -446,7 +446,7 @@ class TestAnyServer:
 
 
 class TestLearned:
-    """`Learned`, told the time."""
+    """`Learned`, given the time."""
 
     def test_it_is_of_a_model_or_of_all(self):
         learned = Learned()

@@ -189,7 +189,7 @@ ERRORS: tuple[Callable[[], BaseException], ...] = (
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("error", ERRORS, ids=lambda make: repr(make()))
 async def test_a_probe_ends_however_its_request_does(three, error, begun):
-    """What it tells nothing by must be tried again: else the endpoint would be left alone for ever."""
+    """What it learns nothing by must be tried again: else the endpoint would be left alone for ever."""
     async with open_pool(at(three[0]), breaker={"failures": 1, "cooldown_s": 0.001}, retry={"max": 0}) as pool:
         (endpoint,) = pool.endpoints.values()
         pool.failed(endpoint.key, "test-model", BackendError("x"))

@@ -275,7 +275,7 @@ CALLS: dict[str, tuple[list[Json], list[Json]]] = {
         [message("user", "hi"), {"type": "function_call_output", "name": "f", "output": "42"}],
         [chat("user", "hi"), chat("user", "[output of f: 42]")],
     ),
-    "a hosted search, which has no output, is told": (
+    "a hosted search, which has no output, is described": (
         [{"type": "tool_search_call", "execution": "server", "call_id": "c1", "arguments": {"query": "rain"}}],
         [chat("assistant", '[tool_search_call: {"execution":"server","arguments":{"query":"rain"}}]')],
     ),

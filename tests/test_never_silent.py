@@ -181,7 +181,9 @@ async def test_a_shell_that_runs_at_openai_is_omitted(served: Running, backend: 
     assert [tool["function"]["name"] for tool in backend.turns[-1].json["tools"]] == ["f"]
 
 
-async def test_a_shell_that_runs_with_the_client_has_its_skills_told(served: Running, backend: FakeBackend) -> None:
+async def test_a_shell_that_runs_with_the_client_has_its_skills_described(
+    served: Running, backend: FakeBackend
+) -> None:
     skill = {"name": "pdf", "description": "Reads PDFs.", "path": "/skills/pdf"}
     shell = {"type": "shell", "environment": {"type": "local", "skills": [skill]}}
     (offered,) = (await sent(served, backend, tools=[shell]))["tools"]
@@ -228,9 +230,9 @@ async def test_a_hosted_search_needs_no_output(
     backend.strict = True
     search = {"type": "tool_search_call", "execution": "server", "call_id": call_id, "arguments": {"query": "rain"}}
     items = [USER, search, USER]
-    _, told, _ = (await sent(served, backend, input=items))["messages"]
-    assert told["role"] == "assistant"
-    assert "rain" in told["content"]
+    _, described, _ = (await sent(served, backend, input=items))["messages"]
+    assert described["role"] == "assistant"
+    assert "rain" in described["content"]
     assert (await sent(served_natively, backend, input=items))["input"] == items
 
 

@@ -205,12 +205,14 @@ class TestRequests:
             as_chat(messages=[USER], format="xml")
 
     def test_options(self):
-        told = {"temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 0, "stop": ["a", "b"]}
-        chat = as_chat(messages=[USER], options={**told, "num_predict": 12, "num_ctx": 8192, "presence_penalty": None})
-        assert {key: chat[key] for key in told} == told
+        options = {"temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 0, "stop": ["a", "b"]}
+        chat = as_chat(
+            messages=[USER], options={**options, "num_predict": 12, "num_ctx": 8192, "presence_penalty": None}
+        )
+        assert {key: chat[key] for key in options} == options
         assert chat["max_tokens"] == 12
         assert not chat.keys() & {"num_ctx", "num_predict", "presence_penalty", "keep_alive"}
-        assert omitted_options({**told, "num_predict": 12, "num_ctx": 8192, "numa": True}) == ["num_ctx", "numa"]
+        assert omitted_options({**options, "num_predict": 12, "num_ctx": 8192, "numa": True}) == ["num_ctx", "numa"]
 
     @pytest.mark.parametrize("limit", [-1, -2, 0, None])
     def test_no_limit_is_no_limit(self, limit):
@@ -286,8 +288,8 @@ def builder() -> ResponseBuilder:
     return ResponseBuilder(response_resource({}, response_id="resp_1", created_at=0, status="in_progress"))
 
 
-def told(chunks: list[bytes], *, is_chat: bool = True, in_lines: bool = True) -> list[Json]:
-    """What a client is told of a streamed answer: lines, or the one answer."""
+def answered(chunks: list[bytes], *, is_chat: bool = True, in_lines: bool = True) -> list[Json]:
+    """What a client gets of a streamed answer: lines, or the one answer."""
     building, answer = builder(), OllamaAnswer("m", is_chat=is_chat)
     lines: list[Json | None] = []
     for data in SSEDecoder().feed(b"".join(chunks)):
@@ -318,7 +320,7 @@ class TestAnswers:
         monkeypatch.setattr("time.monotonic_ns", lambda: 10**12)
         usage = {"prompt_tokens": 7, "completion_tokens": 3}
         deltas = [{"role": "assistant", "content": ""}, {"reasoning": "Hm."}, {"content": "Fo"}, {"content": "ur"}]
-        lines = told([*map(chunk, deltas), chunk({}, finish_reason="stop"), chunk(usage=usage)])
+        lines = answered([*map(chunk, deltas), chunk({}, finish_reason="stop"), chunk(usage=usage)])
         assert [line["message"] for line in lines] == [
             {"role": "assistant", "content": "", "thinking": "Hm."},
             {"role": "assistant", "content": "Fo"},
@@ -365,40 +367,40 @@ class TestAnswers:
         assert taken == [2, 3, 5]
 
     def test_a_prompts_answer(self):
-        lines = told([chunk({"reasoning_content": "Hm."}), chunk({"content": "Four"})], is_chat=False)
+        lines = answered([chunk({"reasoning_content": "Hm."}), chunk({"content": "Four"})], is_chat=False)
         assert [(line.get("thinking"), line["response"]) for line in lines] == [("Hm.", ""), (None, "Four"), (None, "")]
 
     def test_calls_are_whole_and_their_arguments_objects(self):
         arguments = ['{"a"', ": 1}"]
         chunks = [tool_delta(0, "f"), *(tool_delta(0, arguments=text) for text in arguments), tool_delta(1, "g")]
-        *_, call_line, last = told([*chunks, chunk({}, finish_reason="tool_calls")])
+        *_, call_line, last = answered([*chunks, chunk({}, finish_reason="tool_calls")])
         assert [call["function"] for call in call_line["message"]["tool_calls"]] == [
             {"index": 0, "name": "f", "arguments": {"a": 1}},
             {"index": 1, "name": "g", "arguments": {}},
         ]
         assert last["done_reason"] == "stop", "Ollama's own word for it"
 
-    def test_a_call_that_was_cut_off_is_not_told(self):
-        lines = told([tool_delta(0, "f", '{"a": '), chunk({}, finish_reason="length")])
+    def test_a_call_that_was_cut_off_is_left_out(self):
+        lines = answered([tool_delta(0, "f", '{"a": '), chunk({}, finish_reason="length")])
         assert [line.get("done_reason") for line in lines] == ["length"]
         assert "tool_calls" not in lines[-1]["message"]
 
     @pytest.mark.parametrize("arguments", ["[1]", "{", '"text"'])
     def test_arguments_that_are_no_object_are_the_backends_fault(self, arguments):
         with pytest.raises(BackendError, match="'f'"):
-            told([tool_delta(0, "f", arguments), chunk({}, finish_reason="tool_calls")])
+            answered([tool_delta(0, "f", arguments), chunk({}, finish_reason="tool_calls")])
 
     def test_refusals_are_text(self):
-        assert fold(told([chunk({"refusal": "No."})]))["content"] == "No."
+        assert fold(answered([chunk({"refusal": "No."})]))["content"] == "No."
 
-    def test_logprobs_are_told_with_their_text(self):
+    def test_logprobs_come_with_their_text(self):
         logprob = {"token": "A", "logprob": -0.5, "bytes": [65], "top_logprobs": []}
-        line, last = told([chunk({"content": "A"}, logprobs={"content": [logprob]})])
+        line, last = answered([chunk({"content": "A"}, logprobs={"content": [logprob]})])
         assert line["logprobs"] == [logprob]
         assert "logprobs" not in last
 
     def test_without_usage_the_counts_are_zero(self):
-        last = told([chunk({"content": "A"}, finish_reason="stop")])[-1]
+        last = answered([chunk({"content": "A"}, finish_reason="stop")])[-1]
         assert (last["prompt_eval_count"], last["eval_count"]) == (0, 0)
 
     def test_a_request_that_asks_nothing(self):
@@ -546,8 +548,8 @@ def test_law_lines_and_the_one_answer_say_the_same_as_the_message(given_answer):
     items = chat_message_to_output_items(decode_completion(body).choices[0].message)
     answer.feed(building.begin() + building.completion(items, finish_reason="stop", usage=None))
     whole = fold([answer.last(building.response)])
-    assert fold(told(chunks)) == whole, "a stream in lines"
-    assert fold(told(chunks, in_lines=False)) == whole, "a stream as one answer"
+    assert fold(answered(chunks)) == whole, "a stream in lines"
+    assert fold(answered(chunks, in_lines=False)) == whole, "a stream as one answer"
     assert (whole["content"], whole["thinking"]) == (message["content"], message["reasoning_content"])
 
 
@@ -555,7 +557,7 @@ def test_law_lines_and_the_one_answer_say_the_same_as_the_message(given_answer):
 @given(answers())
 def test_law_an_answer_that_comes_back_is_what_the_model_said(given_answer):
     chunks, message = given_answer
-    (answer,) = told(chunks, in_lines=False)
+    (answer,) = answered(chunks, in_lines=False)
     back = messages_of(USER, answer["message"])[1]
     assert (back["content"] or "") == message["content"]
     assert back.get("reasoning_content", "") == message["reasoning_content"]

@@ -1,4 +1,4 @@
-"""Web pages: who of them may use the router, and what a browser must be told for it."""
+"""Web pages: who of them may use the router, and which headers a browser needs for it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class TestAnswers:
                     assert mine.headers["vary"] == "Origin"
                     for headers in ({"Origin": ELSEWHERE}, {"Origin": "null"}, {}):
                         other = await running.http.post(path, json=body, headers=headers)
-                        assert cors_of(other) == {}, "who may not ask is told of it"
+                        assert cors_of(other) == {}, "who may not ask learns of it"
                         assert "vary" not in other.headers
 
     async def test_of_every_route_that_can_be_got(self, served: Running) -> None:

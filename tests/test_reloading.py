@@ -58,7 +58,7 @@ async def settings(tmp_path: Path) -> Settings:
 
 @asynccontextmanager
 async def started(settings: Settings, *endpoints: dict[str, Any], **more: Any) -> AsyncIterator[Running]:
-    """A router with these settings. It looks at the file only when it is told to."""
+    """A router with these settings. It looks at the file only when a test asks for it."""
     settings.write(*endpoints, database={"url": "sqlite://"}, background={"drain_s": 0.2}, **more)
     async with running_router(**settings.data) as running:
         running.app.state.config_file = settings.file
@@ -277,7 +277,7 @@ class TestBrokenFiles:
             (None, "cannot be read"),
         ],
     )
-    async def test_the_old_settings_stay_and_it_is_told_why(self, settings, backend, caplog, text, says):
+    async def test_the_old_settings_stay_and_the_reason_is_shown(self, settings, backend, caplog, text, says):
         async with started(settings, at(backend)) as running:
             before = running.app.state.config
             if text is None:
@@ -347,7 +347,7 @@ class TestTheFile:
             file = tmp_path / "config.yaml"
             written = file.stat()
             file.write_text(yaml.safe_dump({**data, "endpoints": [at(two[1])]}))
-            # As if nothing had changed: only the signal tells.
+            # As if nothing had changed: only the signal is there.
             os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
             process.send_signal(signal.SIGHUP)
 

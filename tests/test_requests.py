@@ -519,12 +519,12 @@ vocabularies = st.lists(words, unique=True)
 
 
 @given(words, vocabularies)
-def test_a_backend_is_told_a_word_that_it_knows_or_nothing(effort: str, known: list[str]) -> None:
-    told = nearest_effort(effort, known)
-    assert told is None or told in known
-    assert (told == effort) == (effort in known), "its own word for the effort is the nearest"
+def test_a_backend_is_sent_a_word_that_it_knows_or_nothing(effort: str, known: list[str]) -> None:
+    word_sent = nearest_effort(effort, known)
+    assert word_sent is None or word_sent in known
+    assert (word_sent == effort) == (effort in known), "its own word for the effort is the nearest"
     if known and known != ["none"]:
-        assert told is not None, "it has a word for thinking, and is not told"
+        assert word_sent is not None, "it has a word for thinking, and is not sent"
 
 
 @given(words, vocabularies)
@@ -536,21 +536,21 @@ def test_thinking_is_switched_off_where_that_was_asked_for_alone(effort: str, kn
 @given(words, words, vocabularies)
 def test_who_asks_for_more_thinking_gets_no_less(one: str, other: str, known: list[str]) -> None:
     less, more = sorted((one, other), key=EFFORTS.index)
-    told = [nearest_effort(effort, known) for effort in (less, more)]
-    if None not in told:
-        assert EFFORTS.index(told[0]) <= EFFORTS.index(told[1])
+    word_sent = [nearest_effort(effort, known) for effort in (less, more)]
+    if None not in word_sent:
+        assert EFFORTS.index(word_sent[0]) <= EFFORTS.index(word_sent[1])
 
 
 @given(words, vocabularies)
-def test_a_backend_is_told_no_more_than_was_asked_for_if_it_has_a_lower_word(effort: str, known: list[str]) -> None:
-    told = nearest_effort(effort, known)
+def test_a_backend_is_sent_no_more_than_was_asked_for_if_it_has_a_lower_word(effort: str, known: list[str]) -> None:
+    word_sent = nearest_effort(effort, known)
     lower = [word for word in known if word != "none" and EFFORTS.index(word) <= EFFORTS.index(effort)]
     if lower and effort != "none":
-        assert told == max(lower, key=EFFORTS.index)
+        assert word_sent == max(lower, key=EFFORTS.index)
 
 
 @given(st.none() | words | st.text())
-def test_a_backend_that_knows_every_word_is_told_what_was_asked_for(effort: str | None) -> None:
+def test_a_backend_that_knows_every_word_is_sent_what_was_asked_for(effort: str | None) -> None:
     assert nearest_effort(effort, None) == effort
     assert nearest_effort(effort, []) is None
 

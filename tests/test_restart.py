@@ -102,5 +102,5 @@ async def test_what_was_running_when_the_process_was_killed_reads_failed(backend
 
         process.terminate()
         assert await asyncio.wait_for(process.wait(), SOON_S) in (0, -signal.SIGTERM), (
-            "it did not stop when it was told to"
+            "it did not stop when it was asked to"
         )

@@ -239,9 +239,9 @@ async def test_an_error_event_keeps_its_code_and_its_parameter(
     assert raised.value.status_code == status
     assert (raised.value.code, raised.value.param) == (error["code"], error["param"])
     events = await wire_events(served_natively)
-    told, failed = events[-2:]
-    assert (told["code"], told["param"], told["message"]) == (error["code"], error["param"], error["message"])
-    assert told["error"]["code"] == error["code"]
+    event, failed = events[-2:]
+    assert (event["code"], event["param"], event["message"]) == (error["code"], error["param"], error["message"])
+    assert event["error"]["code"] == error["code"]
     assert failed["response"]["error"]["code"] == error["code"]
     assert failed["response"]["error"]["message"] == error["message"]
 

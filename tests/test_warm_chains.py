@@ -100,7 +100,7 @@ NATIVE = {
 LATER: dict[str, Json] = {
     "plain": {},
     "streamed": {"stream": True},
-    "with its format told": {"text": {"format": {"type": "json_object"}}},
+    "with its format described": {"text": {"format": {"type": "json_object"}}},
     "cut to its context": {"truncation": "auto"},
     "compacted": {"input": [{"type": "compaction_trigger"}]},
     "compacted before": {"context_management": [{"type": "compaction", "compact_threshold": 1000}]},

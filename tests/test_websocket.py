@@ -199,7 +199,7 @@ async def test_a_turn_has_the_events_of_a_stream(served: Running, backend: FakeB
 
 
 def _without_ids(events: list[Json]) -> Any:
-    """The events, with each id and time told by when it came first."""
+    """The events, with each id and time as the place where it came first."""
     seen: dict[str, int] = {}
 
     def number(match: re.Match[str]) -> str:
@@ -291,7 +291,7 @@ async def test_what_is_deleted_is_not_continued(served: Running, lane: Lane) -> 
     assert (await lane.refusal(previous_response_id=response["id"]))["status"] == 400
 
 
-async def test_an_unknown_response_is_told_in_a_message(backend: FakeBackend, lane: Lane) -> None:
+async def test_an_unknown_response_is_an_error_message(backend: FakeBackend, lane: Lane) -> None:
     error = await lane.refusal(previous_response_id="resp_0")
     assert (error["status"], error["error"]["code"]) == (400, "previous_response_not_found")
     assert error["error"]["param"] == "previous_response_id"
@@ -344,7 +344,7 @@ async def test_a_socket_remembers_so_many_turns(lane: Lane, monkeypatch: pytest.
 
 @pytest.mark.parametrize("store", [False, True])
 async def test_a_turn_that_generates_nothing_can_be_continued(backend: FakeBackend, lane: Lane, store: bool) -> None:
-    await lane.send(input="You are told this first.", generate=False, store=store)
+    await lane.send(input="You read this first.", generate=False, store=store)
     events = await lane.turn()
     assert [event["type"] for event in events] == ["response.created", "response.in_progress", "response.completed"]
     warm = events[-1]["response"]
@@ -352,7 +352,7 @@ async def test_a_turn_that_generates_nothing_can_be_continued(backend: FakeBacke
     assert not backend.turns, "the backend was asked"
     response = await lane.answer(previous_response_id=warm["id"], store=store, generate=True)
     assert response["output"]
-    assert said_to(backend) == [("user", "You are told this first."), ("user", "Hi")]
+    assert said_to(backend) == [("user", "You read this first."), ("user", "Hi")]
 
 
 FIXTURES = Path(os.environ.get("CLIENT_FIXTURES") or Path(__file__).parents[2] / "shared" / "fixtures" / "clients")
@@ -463,7 +463,7 @@ async def test_a_stream_id_is_a_short_word(backend: FakeBackend, lane: Lane, str
 
 
 @pytest.mark.parametrize("data", ["", "{", "nonsense", b"\xff", "[]", '"response.create"', "null", "7"])
-async def test_what_is_not_an_object_is_told(lane: Lane, data: str | bytes) -> None:
+async def test_what_is_not_an_object_is_an_error(lane: Lane, data: str | bytes) -> None:
     await lane.socket.send(data)
     error = await lane.error()
     assert (error["status"], error["error"]["type"]) == (400, "invalid_request_error")
@@ -484,7 +484,7 @@ WRONG: dict[str, tuple[Json, str]] = {
 
 
 @pytest.mark.parametrize(("message", "param"), WRONG.values(), ids=WRONG.keys())
-async def test_a_wrong_message_is_told_by_parameter(
+async def test_a_wrong_message_is_an_error_that_names_the_parameter(
     backend: FakeBackend, lane: Lane, message: Json, param: str
 ) -> None:
     error = await lane.refusal(stream_id="a", **message)
@@ -498,7 +498,7 @@ async def test_a_wrong_message_is_told_by_parameter(
     [(http_error(400), 400), (http_error(429), 429), (http_error(500), 502), (stream(), 502), (cut(), 502)],
     ids=["refused", "too many", "failed", "empty", "cut"],
 )
-async def test_a_backend_that_fails_at_once_is_told(
+async def test_a_backend_that_fails_at_once_is_an_error(
     served: Running, backend: FakeBackend, lane: Lane, answer: Answer, status: int
 ) -> None:
     backend.default = answer
@@ -532,7 +532,7 @@ async def test_a_fault_of_ours_leaves_the_socket_open(lane: Lane, monkeypatch: p
     assert (await lane.answer())["status"] == "completed"
 
 
-async def test_a_message_that_is_too_large_is_told(backend: FakeBackend) -> None:
+async def test_a_message_that_is_too_large_is_an_error(backend: FakeBackend) -> None:
     endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
     async with running_router(endpoints=endpoints, max_body_mb=0.001) as served, connected(served) as lane:
         assert (await lane.refusal(input="x" * 2000))["status"] == 413
