@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from uvicorn.logging import DefaultFormatter
 
@@ -34,6 +34,7 @@ import api.passthrough
 import api.responses
 import api.stored
 import api.websocket
+from api.http.connection import CONNECTIONS, Connections
 from api.http.dispatch import Application
 from api.http.protocol import Protocol
 from backends.fetching import Fetcher
@@ -46,6 +47,7 @@ from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
 from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
+from core.files import raise_file_limit
 from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
@@ -94,7 +96,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
 
 
 @asynccontextmanager
-async def lifespan(app: Application) -> AsyncGenerator[None]:
+async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
     """Opens everything, runs, and closes it in reverse: background turns get `background.drain_s` to end."""
     state = app.state
     config = state.config
@@ -134,9 +136,10 @@ async def lifespan(app: Application) -> AsyncGenerator[None]:
             stack.push_async_callback(_stopped, retention)
         if state.config_file is not None:  # We are the service, and not a part of a test.
             _collect_rarely()
+            raise_file_limit()
             reloading = asyncio.create_task(keep_config(state), name="settings")
             stack.push_async_callback(_stopped, reloading)
-        yield
+        yield {CONNECTIONS: Connections(state)}
 
 
 async def _inherit(state: AppState) -> None:

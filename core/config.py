@@ -160,6 +160,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # A streamed answer whose backend has sent nothing begins by itself then.
     stream_start_s: Annotated[float, msgspec.Meta(ge=0)] = 15.0
     hosted_tools: HostedTools = "omit"
+    # Of connections of clients: how long a head may take, a body stall, a client not read, and one wait for its next
+    # request; and how many there may be in one process.
+    head_timeout_s: Positive = 10.0
+    body_timeout_s: Positive = 30.0
+    client_write_timeout_s: Positive = 60.0
+    keep_alive_s: Positive = 75.0
+    max_connections: Count = 10_000
     # Pages of these origins may ask too, besides those of this machine and of apps: `https://chat.example`, `*` for any
     # text.
     cors_origins: tuple[str, ...] = ()

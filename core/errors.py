@@ -4,7 +4,9 @@
     ├── InvalidRequest      400  the request is wrong; names the parameter
     │   ├── Unsupported     400  the request is right, but no chat-completions backend can carry this part of it
     │   ├── MethodNotAllowed 405
-    │   └── UpgradeRefused  426  there are no WebSockets
+    │   ├── UpgradeRefused  426  there are no WebSockets
+    │   ├── HeadTooLarge    431
+    │   └── RequestTimedOut 408  its head or body does not come
     ├── Unauthorized        401
     ├── Forbidden           403  whoever asks may not, and no key would help
     ├── NotFound            404
@@ -163,6 +165,24 @@ class TooLarge(APIError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class HeadTooLarge(InvalidRequest):
+    status = 431
+    code = "head_too_large"
+
+    def __init__(self) -> None:
+        super().__init__("The head of a request may have 64 KB and 200 headers.")
+
+
+class RequestTimedOut(InvalidRequest):
+    status = 408
+    code = "request_timeout"
+
+    @classmethod
+    def of_body(cls, seconds: float) -> RequestTimedOut:
+        """That of a body of which nothing has come for so long."""
+        return cls(f"Nothing more of the body of the request has come for {seconds:g} s.")
 
 
 class TooManyRequests(APIError):

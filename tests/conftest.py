@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ class Running:
     url: str
     http: httpx2.AsyncClient
     openai: AsyncOpenAI
+    # Of uvicorn: the protocol of each connection that is open.
+    connections: set[Any] = field(default_factory=set)
 
     def in_flight(self) -> int:
         """The slots taken, over all endpoints."""
@@ -181,7 +183,7 @@ async def running_router(**settings: Any) -> AsyncIterator[Running]:
                     http_client=httpx2.AsyncClient(timeout=None, verify=False),
                 ) as openai,
             ):
-                yield Running(app, url, http, openai)
+                yield Running(app, url, http, openai, server.server_state.connections)
         finally:
             server.should_exit = True
             await serving

@@ -9,12 +9,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from api.http.codings import decoded
 from api.http.headers import HEADERS
 from api.http.protocol import wire_of
-from core.errors import InvalidRequest, TooLarge
+from core.errors import InvalidRequest, RequestTimedOut, TooLarge
 from requests.bounded_json import TooDeep, decode_bounded
 
 JSON = b"application/json"
@@ -50,10 +50,15 @@ async def _received(request: Request, headers: dict[bytes, bytes], limit: float)
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > limit:
-            raise _too_large(limit)
+    try:
+        async for chunk in request.stream():
+            received += chunk
+            if len(received) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect:
+        if (wire := wire_of(request.scope)) is not None and wire.has_stalled:
+            raise RequestTimedOut.of_body(request.app.state.config.body_timeout_s) from None
+        raise
     return bytes(received)
 
 

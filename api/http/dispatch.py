@@ -40,7 +40,10 @@ class Application(FastAPI):
     state: AppState
 
     def __init__(
-        self, state: AppState, doors: Iterable[Routes], lifespan: Callable[[Any], AbstractAsyncContextManager[None]]
+        self,
+        state: AppState,
+        doors: Iterable[Routes],
+        lifespan: Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]],
     ) -> None:
         super().__init__(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
         self.state = state

@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from api.http.headers import HEADERS, headers_of
-from api.http.origins import check_page, is_preflight, may_ask
+from api.http.origins import check_host, check_page, is_preflight, may_ask
 from core.config import Config
 from core.errors import Unauthorized
 from core.keys import Principal
@@ -26,6 +26,8 @@ def check_key(state: AppState, scope: Scope) -> None:
     """Puts into the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set; where none is,
     `Forbidden` for what `check_page` refuses."""
     headers: dict[bytes, bytes] = scope[HEADERS]
+    if len(headers) != len(scope["headers"]) or b"host" not in headers:
+        check_host(scope)
     config = state.config
     if (authorization := headers.get(b"authorization")) is None:
         given = headers.get(b"api-key", b"")

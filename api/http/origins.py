@@ -23,7 +23,7 @@ from starlette.types import Scope
 from api.http.headers import headers_of
 from cluster.protocol import FROM_PEER
 from core.config import Config
-from core.errors import Forbidden
+from core.errors import Forbidden, InvalidRequest
 
 APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-file", "vscode-webview"})
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -36,6 +36,14 @@ EXPOSED = (b"x-nomyo-", b"x-ratelimit-", b"x-request-id", b"retry-after")
 PRIVATE_NAMES = (".localhost", ".local", ".internal")
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/?#\[\]]*))(?::([0-9]*))?")
 PORTS = {"http": "80", "https": "443"}
+
+
+def check_host(scope: Scope) -> None:
+    """Raises `InvalidRequest` for a request that does not name one host (RFC 9112, section 3.2): who reads the first of two, and who the
+    last, would not agree on whose request it is."""
+    hosts = sum(name == b"host" for name, _ in scope["headers"])
+    if hosts > 1 or (hosts == 0 and scope.get("http_version") == "1.1"):
+        raise InvalidRequest(f"A request has one Host header; this one has {hosts}.", code="invalid_host")
 
 
 def check_page(scope: Scope, headers: dict[bytes, bytes], config: Config) -> None:

@@ -1,119 +1,23 @@
 """Straight to the socket: what our server protocol gives to an endpoint beyond ASGI.
 
 By ASGI a task waits in `receive` to find out that a client leaves, and each piece of an answer goes through a dict, a
-coroutine and checks of what we have just made ourselves: a third of a plain request. `Protocol` is uvicorn's own, which
-hands a `Wire` along with each request. Where there is none (another server, a test), or somebody stands between us and
-the server, the way is ASGI's.
+coroutine and checks of what we have just made ourselves: a third of a plain request. `Protocol` (`connection.py`) names
+itself in the scope of each request. Where there is none (another server, a test), or somebody stands between us and the
+server, the way is ASGI's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
+from api.http.connection import EXTENSION
+from api.http.connection import Protocol as Protocol
+
 Headers = Iterable[tuple[bytes, bytes]]
-
-EXTENSION = "nomyo.wire"
-# A connection may hold so many bytes of requests that wait for the one that runs; each counts as this many at least.
-MOST_WAITING = 1024 * 1024
-LEAST_REQUEST = 1024
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which names itself among the extensions of each request's scope."""
-
-    # Called when the client closes the connection before its answer is whole.
-    on_left: Callable[[], None] | None = None
-    # Since when it waits for a request; None while one is under way.
-    _idle_since: float | None = None
-
-    def on_message_begin(self) -> None:
-        """A request begins: its scope gets us."""
-        super().on_message_begin()
-        extensions: dict[str, Any] = {EXTENSION: self}
-        self.scope["extensions"] = extensions
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes of the client."""
-        super().data_received(data)
-        # uvicorn stops reading behind a long body, and when another request waits. Whoever is watched must be read from
-        # to be missed.
-        if self.on_left is not None and self.flow.read_paused:
-            self.watch()
-
-    def watch(self) -> None:
-        """Goes on reading, unless the client has sent ahead too much already."""
-        if self.pipeline and sum(len(cycle.body) + LEAST_REQUEST for cycle, _ in self.pipeline) >= MOST_WAITING:
-            return
-        self.flow.resume_reading()
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        begin_to_stop(self)
-
-    def handle_websocket_upgrade(self) -> None:
-        from api.http.socket_protocol import SocketProtocol  # Of a library that most services do without.
-
-        if self.config.ws == "auto":
-            self.ws_protocol_class = SocketProtocol
-        super().handle_websocket_upgrade()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone: whoever watches is called."""
-        super().connection_lost(exc)
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
-        if self.on_left is not None:
-            self.on_left()
-        # The scope has this protocol, and the request that it was last of has both: they would wait for the collector, with the body.
-        self.scope = self.cycle = None  # type: ignore[assignment]  # it is as before the first request
-        self.pipeline.clear()
-
-    # uvicorn starts a timer after each answer, and stops it at the next request. Here one runs on, and looks.
-
-    def on_response_complete(self) -> None:
-        """An answer is whole: the next request that waits begins."""
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-            return
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._look_in(self.timeout_keep_alive)
-
-    def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection on which no request has come for too long."""
-        self.timeout_keep_alive_task = None
-        if self._idle_since is None:
-            return
-        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0:
-            self._look_in(left_s)
-        else:
-            super().timeout_keep_alive_handler()
-
-    def _look_in(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-
-
-def begin_to_stop(protocol: Any) -> bool:
-    """uvicorn stops. Gives whether its application sees to what still runs."""
-    stopping = getattr(getattr(protocol.app, "state", None), "stopping", None)
-    if stopping is not None:
-        stopping.begin(protocol.tasks)
-    return stopping is not None
 
 
 class Wire:
@@ -139,6 +43,11 @@ class Wire:
     def has_left(self) -> bool:
         """Whether the client is gone."""
         return self._transport.is_closing()
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the client has begun a body and not gone on: what waits for it has been called off, and may be answered still."""
+        return self._protocol.has_stalled
 
     @property
     def body(self) -> bytes | None:
@@ -199,6 +108,24 @@ class Wire:
         cycle.on_response()
 
 
+class UnframedWire(Wire):
+    """To a client of HTTP/1.0, which knows no chunks: a stream ends with its connection (RFC 9112, section 6.3)."""
+
+    __slots__ = ()
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._write(self._head(status, headers, b"\r\n"))
+
+    def write(self, body: bytes) -> bool:
+        self.is_silent = False
+        self._write(body)
+        return not self._flow.write_paused
+
+    def end(self, body: bytes) -> None:
+        self._write(body)
+        self._end()
+
+
 def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
     """Gives a request its wire, if the server under us has one, and these are the server's own: nobody else wants to
     see what comes and goes. `take_wire` must follow: the wire refers to the request and the request to its wire, and
@@ -206,7 +133,7 @@ def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
     protocol = (scope.get("extensions") or {}).get(EXTENSION)
     cycle = getattr(send, "__self__", None)
     if protocol is not None and isinstance(cycle, RequestResponseCycle) and cycle.receive == receive:
-        scope[EXTENSION] = Wire(protocol, cycle)
+        scope[EXTENSION] = (Wire if scope["http_version"] == "1.1" else UnframedWire)(protocol, cycle)
 
 
 def take_wire(scope: Scope) -> None:

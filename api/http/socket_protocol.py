@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from api.http.protocol import begin_to_stop
+from api.http.connection import begin_to_stop
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
