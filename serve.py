@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import copy
 import ipaddress
+import logging
 import math
 import os
 import signal
@@ -29,15 +30,26 @@ from core.config import Config, ConfigError, load_config
 
 # What is interrupted is answered, and stored.
 LAST_WORDS_S = 5
+log = logging.getLogger("nomyo")
+
+# The uvicorn whose insides api/http/connection.py knows.
+BUILT_ON = "0.54"
 OPTIONS: dict[str, Any] = {
-    # Written below ASGI where that is safe (api/wire.py).
+    # Written below ASGI where that is safe (api/http/protocol.py).
     "http": "api.http.protocol:Protocol",
-    # Of a WebSocket message: as large as a body may be.
-    "ws_max_size": 64 * 1024 * 1024,
     # Nothing here asks who the client is.
     "proxy_headers": False,
     "server_header": False,
 }
+
+
+def protocol_for(version: str) -> str:
+    """uvicorn's option `http`: our protocol on the uvicorn that it is built on, else uvicorn's own, which is slower and
+    knows fewer limits."""
+    if version.rpartition(".")[0] == BUILT_ON:
+        return str(OPTIONS["http"])
+    log.warning("uvicorn %s is not %s.x, which this router is built on: requests go by plain ASGI", version, BUILT_ON)
+    return "httptools"
 
 
 def check_address(host: str, settings: Config) -> None:
@@ -141,7 +153,9 @@ def main() -> None:
         workers=settings.workers,
         # For what is interrupted then (core/stopping.py).
         timeout_graceful_shutdown=math.ceil(settings.background.drain_s) + LAST_WORDS_S,
-        **OPTIONS,
+        # Of a WebSocket message: as large as a body may be.
+        ws_max_size=int(settings.max_body_mb * 1024 * 1024),
+        **{**OPTIONS, "http": protocol_for(uvicorn.__version__)},
     )
     if settings.workers == 1:
         uvicorn.Server(config).run()

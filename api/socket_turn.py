@@ -42,6 +42,8 @@ class SocketTurn(Watched):
         takes_up: Iterable[Steer] = (),
     ) -> None:
         self.message = message
+        # Of the message as it came, while it waits.
+        self.size = 0
         self.stream_id = stream_id
         self.turn: Turn | None = None
         self.is_cancelled = False

@@ -56,6 +56,7 @@ GOING_AWAY = 1012
 # Turns of one socket: those that it can be continued from, and those that run or wait.
 MAX_REMEMBERED = 32
 MAX_UNANSWERED = 64
+MAX_WAITING_SIZE = 16 * 1024 * 1024
 
 
 @routes.websocket("")
@@ -95,7 +96,8 @@ class Socket:
         self._state = websocket.app.state
         self._principal = principal_of(websocket)
         # A lane is here as long as it has a task, which answers what waits in it.
-        self._lanes: dict[str | None, deque[SocketTurn | APIError]] = {}
+        # An error waits as its message: as an exception it would hold what it is about.
+        self._lanes: dict[str | None, deque[SocketTurn | Event]] = {}
         # Those that run, and the words that wait for what their clients' tools give, by the id of the response.
         self._running: dict[str | None, SocketTurn] = {}
         self._waiting: dict[str, list[Steer]] = {}
@@ -115,6 +117,9 @@ class Socket:
         try:
             while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
                 self._take(message.get("text") or message.get("bytes") or b"")
+                if sum(map(len, self._lanes.values())) >= 2 * MAX_UNANSWERED:
+                    await self._websocket.close(1008, f"More than {MAX_UNANSWERED} messages wait, and more come.")
+                    return
         except asyncio.CancelledError:
             if self.is_stopped or self._state.stopping.is_over:
                 self.is_stopped = True
@@ -140,7 +145,7 @@ class Socket:
     def _take(self, data: str | bytes) -> None:
         """Puts a message into its lane. So is an error, which must not come between the events of a turn before it."""
         stream_id: str | None = None
-        given: SocketTurn | APIError
+        given: SocketTurn | Event
         try:
             message = decoded(data, self._state.config.max_body_mb)
             stream_id = stream_id_of(message)
@@ -150,13 +155,18 @@ class Socket:
             if message.get("type") == "response.steer":
                 self._steer(message)
                 return
-            given = SocketTurn(message, stream_id, partial(self.send, stream_id=stream_id))
+            given = turn = SocketTurn(message, stream_id, partial(self.send, stream_id=stream_id))
+            turn.size = len(data) if stream_id in self._lanes else 0  # Else it begins at once.
             if self._state.stopping.has_begun:
                 raise Interrupted
-            if sum(1 + len(waiting) for waiting in self._lanes.values()) >= MAX_UNANSWERED:
+            if self._unanswered() >= MAX_UNANSWERED:
                 raise TooManyRequests(f"This connection has {MAX_UNANSWERED} turns that are not answered yet.")
+            if stream_id in self._lanes and self._waiting_size() + turn.size > MAX_WAITING_SIZE:
+                raise TooManyRequests(
+                    f"Messages of {MAX_WAITING_SIZE // 1024 // 1024} MB are not answered yet on this connection."
+                )
         except APIError as error:
-            given = without_frames(error)
+            given = error_message(error)
         if stream_id in self._lanes:
             self._lanes[stream_id].append(given)
             return
@@ -164,6 +174,12 @@ class Socket:
         task = asyncio.create_task(self._run_lane(stream_id), name="websocket lane")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _unanswered(self) -> int:
+        return sum(1 + len(waiting) for waiting in self._lanes.values())
+
+    def _waiting_size(self) -> int:
+        return sum(one.size for waiting in self._lanes.values() for one in waiting if isinstance(one, SocketTurn))
 
     async def _run_lane(self, stream_id: str | None) -> None:
         waiting = self._lanes[stream_id]
@@ -180,10 +196,11 @@ class Socket:
             self.is_stopped = True
             self._server.cancel()
 
-    async def _answer(self, given: SocketTurn | APIError, stream_id: str | None) -> None:
+    async def _answer(self, given: SocketTurn | Event, stream_id: str | None) -> None:
+        if not isinstance(given, SocketTurn):
+            await self.send(given, stream_id)
+            return
         try:
-            if isinstance(given, APIError):
-                raise given
             self._running[stream_id] = given
             try:
                 await self._run_turn(given)
@@ -197,12 +214,11 @@ class Socket:
         except Exception:
             log.exception("a message could not be answered")
             described = ServerError("The router failed to answer this request.")
-        if isinstance(given, SocketTurn):
-            self._forget(given.message.get("previous_response_id"))
-            for steer in given.takes_up:
-                failed = steer.failed("successor_creation_failed", described.message)
-                await self.send(failed, stream_id)
-        if not isinstance(given, SocketTurn) or not given.is_successor:
+        self._forget(given.message.get("previous_response_id"))
+        for steer in given.takes_up:
+            failed = steer.failed("successor_creation_failed", described.message)
+            await self.send(failed, stream_id)
+        if not given.is_successor:
             await self.send(error_message(described), stream_id)
 
     async def _run_turn(self, running: SocketTurn) -> None:

@@ -17,7 +17,7 @@ import pytest
 import api.http.connection
 from tests.conftest import Clock, Running, running_router
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, stream, until
-from tests.turns import create, eventually, soon
+from tests.turns import SOON_S, create, eventually, soon
 
 ASK = b'{"model": "test-model", "input": "Hi"}'
 STREAM = b'{"model": "test-model", "input": "Hi", "stream": true}'
@@ -437,3 +437,88 @@ class TestOldAndOddRequests:
 @pytest.fixture
 def gate() -> asyncio.Event:
     return asyncio.Event()
+
+
+class TestWebSockets:
+    async def test_that_go_on_behind_64_unanswered_messages_are_closed(
+        self, served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import ConnectionClosed
+
+        backend.default = stream(until(asyncio.Event()))
+        async with connect(served.url.replace("http", "ws") + "/v1/responses", proxy=None) as socket:
+            message = '{"type": "response.create", "model": "test-model", "input": "Hi"}'
+
+            async def go_on() -> None:
+                while True:
+                    await socket.send(message)
+
+            with pytest.raises(ConnectionClosed) as raised:
+                await asyncio.wait_for(go_on(), SOON_S)
+            assert raised.value.rcvd is not None
+            assert raised.value.rcvd.code == 1008
+        await eventually(lambda: served.in_flight() == 0, "its turns have ended")
+
+    async def test_take_16_MB_that_wait_and_refuse_more(self, served: Running, backend: FakeBackend) -> None:
+        from websockets.asyncio.client import connect
+
+        gate = asyncio.Event()
+        backend.default = stream(until(gate), chunk({"content": "Hello"}), chunk({}, finish_reason="stop") + DONE)
+        url = served.url.replace("http", "ws") + "/v1/responses"
+        async with connect(url, proxy=None, max_size=None) as socket:
+            text = "x" * (6 * 1024 * 1024)
+            for _ in range(4):  # One runs, two wait: the fourth would be too much.
+                await socket.send(
+                    f'{{"type": "response.create", "model": "test-model", "input": "{text}", "store": false}}'
+                )
+            await socket.send('{"type": "response.create", "model": "test-model", "input": "Hi", "stream_id": "small"}')
+            gate.set()
+            ends = []
+            async with soon():
+                while len(ends) < 5:
+                    event = orjson.loads(await socket.recv())
+                    if event["type"] in ("response.completed", "error"):
+                        ends.append(event.get("status") or event["type"])
+            assert sorted(map(str, ends)) == ["429", *["response.completed"] * 4]
+
+    async def test_are_read_in_slices_so_that_what_is_compressed_does_not_swell(
+        self, served: Running, backend: FakeBackend
+    ) -> None:
+        from websockets.asyncio.client import connect
+
+        async with connect(served.url.replace("http", "ws") + "/v1/responses", proxy=None) as socket:
+            for _ in range(20):  # 1 MB each, 1 KB on its way.
+                await socket.send(" " * 2**20 + "{}")
+            kinds = [orjson.loads(await socket.recv())["type"] for _ in range(20)]
+            assert kinds == ["error"] * 20
+
+    async def test_do_not_log_the_key(
+        self, backend: FakeBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from websockets.asyncio.client import connect
+
+        monkeypatch.setattr(logging.getLogger("uvicorn.error"), "disabled", False)
+        async with running_router(
+            endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}], api_key="hush"
+        ) as running:
+            logging.getLogger("uvicorn.error").setLevel(logging.DEBUG)
+            with caplog.at_level(logging.DEBUG):
+                url = running.url.replace("http", "ws") + "/v1/responses"
+                async with connect(url, additional_headers={"Authorization": "Bearer hush"}, proxy=None) as socket:
+                    await socket.send('{"type": "response.create", "model": "test-model", "input": "prompt"}')
+                    await socket.recv()
+        shown = [r.getMessage() for r in caplog.records if r.name.startswith("uvicorn")]
+        assert not [line for line in shown if "hush" in line or "prompt" in line]
+
+
+def test_another_uvicorn_is_served_by_plain_asgi_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    import uvicorn
+
+    import serve
+
+    assert serve.protocol_for(uvicorn.__version__) == "api.http.protocol:Protocol"
+    assert not caplog.records
+    for version in ("0.55.0", "0.53.9", "1.54.0", "0.540.1"):
+        assert serve.protocol_for(version) == "httptools"
+    assert "0.55.0" in caplog.text
