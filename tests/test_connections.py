@@ -170,6 +170,19 @@ class TestBodies:
             assert "30 s" in (error if path == "/api/chat" else error["message"])
             await line.is_closed()
 
+    async def test_may_be_large_and_begin_late_on_a_connection_that_is_old(self, served: Running, clock: Clock) -> None:
+        large = b'{"model": "test-model", "input": "%b"}' % (b"x" * 8_000_000)
+        async with line_to(served) as line:
+            for _ in range(2):
+                whole = post(large)
+                await line.send(whole[:-8_000_000])
+                await asyncio.sleep(0.01)
+                clock.advance(20)
+                await asyncio.sleep(0.01)
+                await line.send(whole[-8_000_000:])
+                assert (await line.answer())[0] == 200
+                clock.advance(40)
+
     async def test_whose_frames_go_on_without_any_content_are_refused(self, served: Running) -> None:
         async with line_to(served) as line:
             await line.send(

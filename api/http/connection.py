@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 import httptools
 import orjson
-from uvicorn.protocols.http.flow_control import service_unavailable
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from core.config import Config
@@ -115,10 +115,11 @@ class Protocol(HttpToolsProtocol):
     has_stalled = False
     # Since when it waits for a request, if none is under way.
     _idle_since = 0.0
-    # Since when a head comes that has begun; when a part of a body came last, and how much of it lay unread then.
+    # Since when a head comes that has begun; when a part of a body came last, and
+    # whether one has come since that was looked at.
     _head_since: float | None = None
     _body_at = 0.0
-    _body_length = 0
+    _has_come = False
     # What came since that is no body; of a head what came of it, or 1 where it is to be counted once it is whole.
     _extra = 0
     _looks_at = 0.0
@@ -247,6 +248,7 @@ class Protocol(HttpToolsProtocol):
         if self.limit_concurrency is not None and self._is_crowded(self.limit_concurrency):
             app = service_unavailable
         self.headers = NO_TRAILERS
+        self._has_come = True
         running, self.cycle = (
             self.cycle,
             RequestResponseCycle(
@@ -268,6 +270,17 @@ class Protocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, app))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        self._has_come = True
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def _is_crowded(self, most: int) -> bool:
         if is_crowded := len(self.connections) >= most or len(self.tasks) >= most:
@@ -295,8 +308,8 @@ class Protocol(HttpToolsProtocol):
             if self._extra > MAX_HEAD or len(self.headers) > MAX_HEADERS or self._head_length() > MAX_HEAD:
                 self._refuse(HeadTooLarge())
         elif self.cycle is not None and self.cycle.more_body:
-            if self._body_length != (length := len(self.cycle.body)) or not self._body_at:
-                self._body_at, self._body_length, self._extra = now, length, 0
+            if self._has_come:
+                self._body_at, self._has_come, self._extra = now, False, 0
                 self._look_by(now + self._config.body_timeout_s)
             else:  # The frames of chunks, or trailers.
                 self._extra += received
