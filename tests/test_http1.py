@@ -362,6 +362,36 @@ async def test_a_tap_is_offered_what_arrives_while_its_reader_waits() -> None:
     assert tapped == [b"b", b"c", b"d"]
 
 
+@pytest.mark.parametrize("ends", [False, True], ids=["and more comes", "and the end comes"])
+async def test_a_tap_that_fails_has_its_bytes_offered_to_nobody_again(ends: bool) -> None:
+    go = asyncio.Event()
+
+    async def slow(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        await go.wait()
+        writer.write(b"1\r\nb\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"0\r\n\r\n" if ends else b"1\r\nc\r\n")
+        await writer.drain()
+
+    given: list[bytes] = []
+
+    def tap(received: bytes) -> bool | None:
+        given.append(received)
+        raise RuntimeError("a fault of ours")
+
+    async with serving(slow) as server, origin_of(server) as origin:
+        answer = await origin.send("GET", "/v1/x")
+        given.append(await answer.readany())
+        answer.tap = tap
+        go.set()
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            given.append(await answer.readany())
+        answer.close()
+    assert given == [b"a", b"b"]
+
+
 def test_a_header_cannot_smuggle_in_another() -> None:
     with pytest.raises(ValueError, match="X-Two"):
         Origin("http://x/v1", {"X-Two": "2\r\nX-Three: 3"})

@@ -371,7 +371,7 @@ class Answer:
             if self._is_left:
                 self._is_left = False
                 return LEFT
-            if self.is_whole:
+            if self.is_whole and self._error is None:
                 return b""
             await self._more()
         return self._taken()
@@ -431,7 +431,10 @@ class Answer:
             try:
                 taken = self.tap(chunks[0] if len(chunks) == 1 else b"".join(chunks))
             except Exception as error:
-                self._error = error
+                # What it was given may have left in part: it is offered to nobody again.
+                self._error, self.tap = error, None
+                chunks.clear()
+                self.unread = 0
                 taken = None
             if taken is not None:
                 chunks.clear()
