@@ -158,7 +158,9 @@ def main() -> None:
         **{**OPTIONS, "http": protocol_for(uvicorn.__version__)},
     )
     if settings.workers == 1:
-        uvicorn.Server(config).run()
+        # The port first: a second start by mistake must not get as far as the turns that the first one runs.
+        with config.bind_socket() as listener:
+            uvicorn.Server(config).run(sockets=[listener])
         return
     with new_folder() as folder:
         Workers.prepare(Path(folder))
