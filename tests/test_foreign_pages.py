@@ -324,16 +324,20 @@ class TestOpenByMistake:
     async def test_under_another_server_only_loopback_is_served(
         self, server: Any, more: dict[str, Any], status: int
     ) -> None:
-        app = router.create_app(parse_config({"endpoints": [{"url": "http://127.0.0.1:9"}], **more}))
+        settings = {"endpoints": [{"url": "http://127.0.0.1:9"}], "database": {"url": "sqlite://"}, **more}
+        app = router.create_app(parse_config(settings))
 
         async def with_server(scope: Any, receive: Any, send: Any) -> None:
             await app({**scope, "server": server}, receive, send)
 
-        async with httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(with_server),
-            base_url="http://router",
-            headers={"Authorization": "Bearer secret"},
-        ) as client:
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(
+                transport=httpx2.ASGITransport(with_server),
+                base_url="http://router",
+                headers={"Authorization": "Bearer secret"},
+            ) as client,
+        ):
             answer = await client.get("/health")
             assert answer.status_code == status
             if status == 403:
