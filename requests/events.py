@@ -1,15 +1,15 @@
-"""The one stream state machine: what a backend says, as the events of a Responses stream.
+"""The one stream state machine: what a backend sends, as the events of a Responses stream.
 
     start()          response.created, (queued,) in_progress
     chunks(chunks)   chat chunks: items open, grow and close
     item(item)       a finished item at once: from a whole completion, from the cache
     finish(…)        what is open closes; the response is complete
     fail(error)      the response is failed, with what there is; nothing that is open closes
-    cancel()         likewise, cancelled
+    cancel()         the same, cancelled
     end()            the terminal event, which carries the whole response
 
-Each method gives the events it made. `sequence_number` and `output_index` are made here and nowhere else. A message or a
-reasoning item closes when something else begins; tool calls stay open to the end, for backends interleave them.
+Each method gives the events it made. `sequence_number` and `output_index` are made here and nowhere else. A message or
+a reasoning item closes when something else begins; tool calls stay open to the end, for backends interleave them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, object_of
 from requests.whole_items import item_events
 
 TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
-# What a backend that speaks Responses has no say in.
+# What a backend that speaks Responses does not decide.
 SET_AT_THE_END = ("usage", "error", "incomplete_details", "completed_at")
 OURS = (
     *("id", "object", "created_at", "model", "background", "store", "previous_response_id", "status", "output"),
@@ -55,14 +55,15 @@ SUMMARIZED = ("reasoning", "summary_text")
 TEXT = ("message", "output_text")
 
 
-# After so many deltas it is looked again what is around their texts, if they are not alike any more. Of some servers' no two are.
+# After so many deltas it is looked again what is around their texts, if they are not alike any more. Of some servers'
+# no two are.
 LESSONS_EVERY = 8
 
 
 class ResponseBuilder:
-    """Builds one response. `response` is its resource (`response_resource`), complete but for its output; the builder owns
-    it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls from
-    zero in every turn gets new ones. `emits` names what becomes of the events: by default they are made."""
+    """Builds one response. `response` is its resource (`response_resource`), complete but for its output; the builder
+    owns it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls
+    from zero in every turn gets new ones. `emits` names what becomes of the events: by default they are made."""
 
     def __init__(
         self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
@@ -82,17 +83,18 @@ class ResponseBuilder:
         self._has_deltas = False
         self._thinking: ThinkSplitter | None = None
         self._usage: dict[str, Any] | None = None
-        # How long the backend took, in its words, where it says.
+        # How long the backend took, in its words, where it reports that.
         self.timings: Any = None
         self._finish_reason: str | None = None
 
     def offer(self, book: ToolBook, *, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
-        """What the backend was offered, so that its calls are told as the client expects them. Calls of others than the
-        `allowed`, and all but the first where only `one_call` may be made, are suppressed."""
+        """What the backend was offered, so that its calls are emitted as the client expects them. Calls of others than
+        the `allowed`, and all but the first where only `one_call` may be made, are suppressed."""
         self._offered = (book, allowed, one_call)
 
     def expect_think_tags(self, *, are_open: bool = False) -> None:
-        """The backend may leave `<think>…</think>` in its text; where its templates open the tag, only the end of it."""
+        """The backend may leave `<think>…</think>` in its text; where its templates open the tag, only the end of
+        it."""
         self._thinking = ThinkSplitter(is_open=are_open)
 
     @property
@@ -118,10 +120,12 @@ class ResponseBuilder:
 
     @property
     def started(self) -> bool:
+        """Whether an event was made."""
         return self.sequence_number > 0
 
     @property
     def ended(self) -> bool:
+        """Whether the response has ended, in whichever way."""
         return self.response["status"] in TERMINAL
 
     # ── the life of the response ─────────────────────────────────────────────────────────────────────────────────────
@@ -146,14 +150,15 @@ class ResponseBuilder:
         return [self.event("response.in_progress", response=dict(self.response))]
 
     def keep_alive(self) -> list[Event]:
-        """An event that means nothing, while nothing else happens. Before the end alone: until it leaves, its events have their numbers."""
+        """An event that means nothing, while nothing else happens. Before the end alone: until it leaves, its events
+        have their numbers."""
         return [self.event("keepalive")] if self.started and not self.ended else []
 
     def finish(self) -> list[Event]:
         """The backend is done: closes what is open. At a limit the last item was cut off, and so was the response."""
         reason = None if self._finish_reason in USUAL else incomplete_reason(self._finish_reason)
         events: list[Event] = []
-        self._tell_held(events)
+        self._emit_held(events)
         if self._calls is not None:
             self._calls.settle(self, events)
         text_was_last = self._text is not None
@@ -218,57 +223,59 @@ class ResponseBuilder:
             each = (one for chunk in chunks for one in (chunk.chunks() if type(chunk) is Run else (chunk,)))
             events = [event for chunk in each for event in self.chunk(chunk)]
             return events if self.emits == "events" else []
-        told: list[Any] = []
+        emitted: list[Any] = []
         plain: list[str] = []
         for chunk in chunks:
             if type(chunk) is Run:
-                self._tell_plain(told, plain)
+                self._emit_plain(emitted, plain)
                 plain = []
-                self._tell_run(told, chunk)
+                self._emit_run(emitted, chunk)
             elif (delta := self._plain_delta(chunk)) is not None:
                 plain.append(delta)
             else:
-                self._tell_plain(told, plain)
+                self._emit_plain(emitted, plain)
                 plain = []
-                told += self.chunk(chunk)
-        self._tell_plain(told, plain)
-        return told
+                emitted += self.chunk(chunk)
+        self._emit_plain(emitted, plain)
+        return emitted
 
-    def _tell_plain(self, told: list[Any], deltas: list[str]) -> None:
+    def _emit_plain(self, emitted: list[Any], deltas: list[str]) -> None:
         if not deltas or self._text is None:
             return
         try:
             spelled = [orjson.dumps(delta)[1:-1] for delta in deltas]
         except TypeError:  # Half a character is among them.
             for delta in deltas:
-                self._text.grow(self, told, self._text.part, delta, None)
+                self._text.grow(self, emitted, self._text.part, delta, None)
         else:
-            told.append(self._text.grow_plainly(self, deltas, spelled))
+            emitted.append(self._text.grow_plainly(self, deltas, spelled))
 
-    def _tell_run(self, told: list[Any], run: Run) -> None:
+    def _emit_run(self, emitted: list[Any], run: Run) -> None:
         if self._text is not None and self._plain_delta(run.pattern) == MARK:
-            told.append(self._text.grow_plainly(self, run.texts, run.spelled))
+            emitted.append(self._text.grow_plainly(self, run.texts, run.spelled))
             return
         for chunk in run.chunks():
-            told += self.chunk(chunk)
+            emitted += self.chunk(chunk)
 
     def frame_of(self, received: bytes) -> bytes | None:
-        """The shortcut for nearly all reads of all streams: one chat chunk that is a plain delta, as a frame. None, and nothing has
-        happened, for any other. It runs as little as it can: a token wakes us from sleep, and everything is cold."""
+        """The shortcut for nearly all reads of all streams: one chat chunk that is a plain delta, as a frame. None, and
+        nothing has happened, for any other. It runs as little as it can: a token wakes us from sleep, and everything is
+        cold."""
         text = self._text
         if text is None or text.frames is None:
             return None
         number = self.sequence_number
-        told = text.frames.relay(number, received) or self._parsed(text.frames, number, received)
-        if told is None:
+        found = text.frames.relay(number, received) or self._parsed(text.frames, number, received)
+        if found is None:
             return None
-        frame, delta = told
+        frame, delta = found
         text.fragments.append(delta)
         self.sequence_number = number + 1
         return frame
 
     def _parsed(self, frames: DeltaFrames, number: int, received: bytes) -> tuple[bytes, str] | None:
-        """What `DeltaFrames.relay` gives, by parsing the chunk. Now and then it learns from one what it needs for the next."""
+        """What `DeltaFrames.relay` gives, by parsing the chunk. Now and then it learns from one what it needs for the
+        next."""
         if (delta := self._delta_in(received)) is None:
             return None
         if number >= frames.learns_at:
@@ -319,10 +326,10 @@ class ResponseBuilder:
             if content:
                 self._grow_content(events, content, logprobs)
         elif content:
-            for said, text in texts_in(content):
-                if said == "thought":
+            for kind, text in texts_in(content):
+                if kind == "thought":
                     self._grow_thought(events, text)
-                elif said == "refusal":
+                elif kind == "refusal":
                     self._grow_refusal(events, text)
                 else:
                     self._grow_content(events, text, logprobs)
@@ -330,11 +337,11 @@ class ResponseBuilder:
         if delta.refusal:
             self._grow_refusal(events, delta.refusal)
         if delta.tool_calls or delta.function_call:
-            self._tell_held(events)
+            self._emit_held(events)
             self._tool_calls.grow(self, events, delta.tool_calls or [ToolCallDelta(0, None, delta.function_call)])
 
     def _grow_to(self, events: list[Event], message: Delta) -> None:
-        """What a message brings that stands where a delta should: the next piece, or all that was said so far once more, as
+        """What a message brings that stands where a delta should: the next piece, or all that came so far once more, as
         servers send it with their last chunk."""
         calls = message.tool_calls or (
             [ToolCallDelta(0, None, message.function_call)] if message.function_call else None
@@ -342,9 +349,9 @@ class ResponseBuilder:
         if self._has_deltas and self._calls is not None:
             calls = None
         texts = [*texts_in(message.content)]
-        thought = (thought_in(message) or "") + "".join(text for said, text in texts if said == "thought")
-        said = "".join(text for said, text in texts if said == "text")
-        rest = Delta(self._rest(said, "message"), self._rest(thought, "reasoning"), tool_calls=calls)
+        thought = (thought_in(message) or "") + "".join(text for kind, text in texts if kind == "thought")
+        whole = "".join(text for kind, text in texts if kind == "text")
+        rest = Delta(self._rest(whole, "message"), self._rest(thought, "reasoning"), tool_calls=calls)
         rest.refusal = None if self._has_deltas else message.refusal
         self._grow_by(events, rest, None)
 
@@ -355,14 +362,14 @@ class ResponseBuilder:
         parts = [
             part for item in items if item["type"] == kind for part in item.get("content") or item.get("summary") or ()
         ]
-        said = "".join(part.get("text", "") for part in parts)
-        if text.startswith(said):
-            return text[len(said) :]
+        before = "".join(part.get("text", "") for part in parts)
+        if text.startswith(before):
+            return text[len(before) :]
         return "" if self._has_deltas else text
 
     def _plain_delta(self, chunk: ChatChunk) -> str | None:
-        """The shortcut for most of all chunks: the delta of one that only goes on with the text or the thought that is open. None for
-        any other."""
+        """The shortcut for most of all chunks: the delta of one that only goes on with the text or the thought that is
+        open. None for any other."""
         choices = chunk.choices
         text = self._text
         if text is None or text.frames is None or self._thinking is not None:
@@ -401,11 +408,11 @@ class ResponseBuilder:
     def _grow_thought(self, events: list[Event], thought: str | None) -> None:
         if not thought:
             return
-        self._tell_held(events)
+        self._emit_held(events)
         self._grow(events, *self._thought, thought)
 
     def _grow_refusal(self, events: list[Event], refusal: str) -> None:
-        self._tell_held(events)
+        self._emit_held(events)
         self._grow(events, "message", "refusal", refusal)
 
     def close_text(self, status: str = "completed") -> list[Event]:
@@ -422,7 +429,7 @@ class ResponseBuilder:
         if self._thinking.is_over:
             self._thinking = None
 
-    def _tell_held(self, events: list[Event]) -> None:
+    def _emit_held(self, events: list[Event]) -> None:
         """What was held back, because it might have been a tag, comes before whatever begins now."""
         for is_thought, text in self._thinking.flush() if self._thinking else ():
             self._grow(events, *(self._thought if is_thought else TEXT), text)
@@ -453,8 +460,8 @@ class ResponseBuilder:
     def _whole_thought(self, item: Item) -> Item:
         """A finished reasoning item, in the form that the client asked for."""
         if self._thought is SUMMARIZED:
-            told = [{"type": "summary_text", "text": part["text"]} for part in item["content"]]
-            item = {"type": "reasoning", "summary": told}
+            summary = [{"type": "summary_text", "text": part["text"]} for part in item["content"]]
+            item = {"type": "reasoning", "summary": summary}
         return sealed(item, self._seal)
 
     def item(self, item: Item, status: str = "completed", *, closes: bool = True) -> list[Event]:
@@ -474,7 +481,8 @@ class ResponseBuilder:
     # ── native events ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def native(self, piece: NativeEvent | NativeRun) -> list[Any]:
-        """The events, or their frames, of a backend that speaks Responses, as ours: our id, our numbers, whatever is missing."""
+        """The events, or their frames, of a backend that speaks Responses, as ours: our id, our numbers, whatever is
+        missing."""
         if self.response["status"] in TERMINAL:
             return []
         if isinstance(piece, NativeRun):
@@ -491,8 +499,8 @@ class ResponseBuilder:
         return self.adopt(piece.model_dump())
 
     def adopt(self, event: Event) -> list[Event]:
-        """An event of such a backend, behind those that should have come before it. Those that carry the response only say how it
-        stands: `begin` and `end` make ours."""
+        """An event of such a backend, behind those that should have come before it. Those that carry the response only
+        show how it stands: `begin` and `end` make ours."""
         status = LIFECYCLE.get(event["type"])
         if status is None:
             return self.begin() + self._items.adopt(self, event)
@@ -509,9 +517,9 @@ class ResponseBuilder:
         return self.begin() + self._finish_natively(response, "completed")
 
     def _finish_natively(self, response: dict[str, Any], status: str) -> list[Event]:
-        """What is left of the answer. What the backend says of its status counts, if it is one of an end."""
-        if isinstance(said := response.get("status"), str) and said in TERMINAL:
-            status = said
+        """What is left of the answer. The backend's own status counts, if it is one of an end."""
+        if isinstance(theirs := response.get("status"), str) and theirs in TERMINAL:
+            status = theirs
         events: list[Event] = []
         output = whole_output(response, "incomplete" if status == "incomplete" else "completed")
         if self._native is None and self.emits == "nothing":
@@ -537,8 +545,8 @@ class ResponseBuilder:
         return self._native
 
     def _relayed(self, heads: list[EventHead], datas: list[bytes]) -> bytes | None:
-        """The shortcut for what most events of such a backend are, deltas that go on with one thing: they go on as they are, but for
-        their numbers, as frames. None, and nothing has happened, for any others."""
+        """The shortcut for what most events of such a backend are, deltas that go on with one thing: they go on as they
+        are, but for their numbers, as frames. None, and nothing has happened, for any others."""
         flow = self._flows.get(place_of(heads[0]))
         if flow is None or (frames := self._framed(heads[0], datas)) is None or not flow.take(heads):
             return None
@@ -556,7 +564,8 @@ class ResponseBuilder:
         return framed(first.type, datas)
 
     def relay_alone(self, received: bytes) -> bytes | None:
-        """The same for a read that holds one event: it is the frame already, where it has its name and the right number."""
+        """The same for a read that holds one event: it is the frame already, where it has its name and the right
+        number."""
         if received.startswith(b"event: ") and received.endswith(b"\n\n") and received.count(b"\n") == 3:
             name, _, data = received[7:-2].partition(b"\ndata: ")
         elif (found := only_data(received)) is not None:
@@ -586,6 +595,7 @@ class ResponseBuilder:
         return number
 
     def event(self, type: str, **fields: Any) -> Event:
+        """An event with the next `sequence_number`."""
         event = {"type": type, "sequence_number": self.sequence_number, **fields}
         self.sequence_number += 1
         return event
@@ -600,6 +610,7 @@ class ResponseBuilder:
         self._output[output_index] = item
 
     def done(self, output_index: int, item: Item) -> Event:
+        """The event that ends an item, which the response then holds."""
         self.keep(output_index, item)
         return self.event("response.output_item.done", output_index=output_index, item=item)
 

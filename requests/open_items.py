@@ -16,8 +16,8 @@ from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, obje
 
 Event = dict[str, Any]
 Seal = Callable[[str], str]
-# What becomes of what happens: events; events of which the deltas, nearly all of them, are frames of an SSE stream already; or
-# nothing, where only the response counts at the end.
+# What becomes of what happens: events; events of which the deltas, nearly all of them, are frames of an SSE stream
+# already; or nothing, where only the response counts at the end.
 Emission = Literal["events", "frames", "nothing"]
 
 # A content part's type: the name of its events, and the key of its text in the part and in the .done event.
@@ -58,8 +58,9 @@ class Ladder(Protocol):
 
 
 class OpenText:
-    """An open message or reasoning item. Its text is kept as `fragments`, joined when a `part` closes; `frames` makes the frames of
-    its deltas, where such are wanted. `seal` makes the `encrypted_content` of reasoning, where the client wants it."""
+    """An open message or reasoning item. Its text is kept as `fragments`, joined when a `part` closes; `frames` makes
+    the frames of its deltas, where such are wanted. `seal` makes the `encrypted_content` of reasoning, where the client
+    wants it."""
 
     __slots__ = (
         "_delta",
@@ -91,7 +92,8 @@ class OpenText:
         self._halves: Halves | None = None
 
     def grow_plainly(self, ladder: Ladder, deltas: list[str], spelled: list[bytes]) -> bytes:
-        """What nearly all tokens are: more deltas of the part that is open, as frames. `spelled` are the deltas as JSON has them."""
+        """What nearly all tokens are: more deltas of the part that is open, as frames. `spelled` are the deltas as JSON
+        has them."""
         assert self.frames is not None
         self.fragments += deltas
         number = ladder.sequence_number
@@ -99,6 +101,7 @@ class OpenText:
         return self.frames.of(number, spelled)
 
     def added(self, ladder: Ladder) -> Event:
+        """The event that opens it."""
         item = skeleton(self.item("in_progress"))
         return ladder.event("response.output_item.added", output_index=self.output_index, item=item)
 
@@ -110,6 +113,8 @@ class OpenText:
         delta: str,
         logprobs: list[dict[str, Any]] | None,
     ) -> None:
+        """Adds a piece of text to a part of it, and its events to `events`: a part that is another than before is
+        opened."""
         if part != self.part:
             events += self._close_part(ladder)
             self.part = part
@@ -156,6 +161,7 @@ class OpenText:
         return self.item("incomplete")
 
     def item(self, status: str) -> Item:
+        """It as it stands, as an output item."""
         parts = [*self._parts, self._whole_part()] if self.part else self._parts
         if self.kind == "message":
             return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": parts}
@@ -188,16 +194,16 @@ class OpenText:
 
 
 class OpenCall:
-    """An open call of a tool. It opens with its name, which says what it is; arguments that come earlier wait. A call that is
-    an object (`shell_call`, …) opens when its arguments are whole; it never appears if they never are, or if the
-    client has forbidden it (`mute`). `spelled` is its name as far as it has come."""
+    """An open call of a tool. It opens with its name, which decides what it is; arguments that come earlier wait. A
+    call that is an object (`shell_call`, …) opens when its arguments are whole; it never appears if they never are, or
+    if the client has forbidden it (`mute`). `spelled` is its name as far as it has come."""
 
     __slots__ = (
         "_blank",
+        "_emitted",
         "_fragments",
         "_halves",
         "_text",
-        "_told",
         "_where",
         "backend_id",
         "call",
@@ -219,20 +225,24 @@ class OpenCall:
         self._blank = ""
         self._halves: Halves | None = None
         self._text = TextOfJSON()
-        self._told = ""
+        self._emitted = ""
 
     @property
     def appears(self) -> bool:
+        """Whether the client sees it already: not before its name is known, and one that is emitted whole not before
+        its arguments are."""
         if self.muted or self.call is None:
             return False
         return self.call.type in STREAMED_CALLS or object_of(self.call, self.arguments) is not None
 
     @property
     def arguments(self) -> str:
+        """Its arguments so far."""
         return "".join(self._fragments) or self._blank
 
     @property
     def has_arguments(self) -> bool:
+        """Whether any came, if only blanks."""
         return bool(self._fragments or self._blank)
 
     @property
@@ -242,7 +252,8 @@ class OpenCall:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arguments are an object, and nothing waits. Asked of each delta, it would be a long answer to a long call."""
+        """Whether the arguments are an object, and nothing waits. Asked of each delta, it would be a long answer to a
+        long call."""
         return (
             bool(self._fragments)
             and self._fragments[-1].rstrip()[-1:] in ("}", "")
@@ -250,7 +261,7 @@ class OpenCall:
         )
 
     def repeats(self, arguments: str) -> bool:
-        """Whether a delta says all again that was said so far: no JSON goes on as it begins."""
+        """Whether a delta repeats all that came so far: no JSON goes on as it begins."""
         return (
             bool(self._fragments)
             and _goes_again(self._fragments[0], arguments)
@@ -258,6 +269,7 @@ class OpenCall:
         )
 
     def mute(self) -> None:
+        """The client shall not see it."""
         self.call, self.muted = Call("function_call", self.spelled), True
 
     def open(self, ladder: Ladder, call: Call) -> list[Event]:
@@ -266,6 +278,7 @@ class OpenCall:
         return self._open(ladder) if call.type in STREAMED_CALLS else []
 
     def grow(self, ladder: Ladder, events: list[Event], arguments: str) -> None:
+        """Adds a piece of its arguments, and its events to `events`."""
         if not arguments.isascii() or self._halves is not None:
             arguments = self._joined(arguments)
         if self.repeats(arguments):
@@ -322,7 +335,7 @@ class OpenCall:
         item = self.item(status)
         if call.type in STREAMED_CALLS:
             name, key = STREAMED_CALLS[call.type]
-            if call.type == "custom_tool_call" and (rest := item[key].removeprefix(self._told)):
+            if call.type == "custom_tool_call" and (rest := item[key].removeprefix(self._emitted)):
                 events.append(ladder.event(f"{name}.delta", **self._where, delta=rest))
             named = {"name": call.name} if call.type == "function_call" else {}
             events.append(ladder.event(f"{name}.done", **self._where, **named, **{key: item[key]}))
@@ -331,9 +344,10 @@ class OpenCall:
     def partial(self) -> Item:
         """What of it was in events, as an item."""
         item = self.item("incomplete")
-        return item | {"input": self._told} if item["type"] == "custom_tool_call" else item
+        return item | {"input": self._emitted} if item["type"] == "custom_tool_call" else item
 
     def item(self, status: str) -> Item:
+        """It as it stands, as an output item."""
         arguments = "".join(self._fragments)
         return call_item(self._known(), id=self.id, call_id=self.call_id, arguments=arguments, status=status)
 
@@ -368,11 +382,12 @@ class OpenCall:
         return [ladder.event(f"{STREAMED_CALLS[kind][0]}.delta", **self._where, delta=delta)] if delta else []
 
     def _more_text(self, arguments: str) -> str:
-        """What the client of a custom tool has not got of its text yet. A patch is held back while it may be wrapped in something."""
+        """What the client of a custom tool has not got of its text yet. A patch is held back while it may be wrapped in
+        something."""
         delta = self._text.feed(arguments)
-        if not self._told:
+        if not self._emitted:
             delta = "" if may_be_wrapped(self._text.text) else self._text.text
-        self._told += delta
+        self._emitted += delta
         return delta
 
 
@@ -381,6 +396,7 @@ def _goes_again(first: str, arguments: str) -> bool:
 
 
 def empty_part(kind: str) -> dict[str, Any]:
+    """A part that nothing has come of yet."""
     if kind == "output_text":
         return {"type": kind, "text": "", "annotations": [], "logprobs": []}
     return {"type": kind, STREAMED_PARTS[kind][1]: ""}

@@ -48,16 +48,16 @@ NOTHING_LIKE_IT = Around(b"\0", b"\0")
 
 
 def around_text(spelled: bytes) -> Around | None:
-    """What is around the text in a chunk, if there is one without a quote in it. That may be the text of something else: the chunk
-    with the `MARK` in its place tells."""
+    """What is around the text in a chunk, if there is one without a quote in it. That may be the text of something
+    else: the chunk with the `MARK` in its place shows."""
     if (found := _TEXT.search(spelled)) is None:
         return None
     return Around(spelled[: found.end()], spelled[spelled.find(b'"', found.end()) :])
 
 
 class Run(msgspec.Struct, gc=False):
-    """Chunks like `pattern`, but each with one of the `texts` in the place of its `MARK`. `spelled` are the texts as JSON has them, without
-    their quotes. None is empty."""
+    """Chunks like `pattern`, but each with one of the `texts` in the place of its `MARK`. `spelled` are the texts as
+    JSON has them, without their quotes. None is empty."""
 
     pattern: ChatChunk
     around: Around
@@ -78,7 +78,8 @@ class Read(NamedTuple):
 
 
 def decode_read(received: bytes) -> Read | None:
-    """A read that holds whole events and nothing else. None for any other, and where one of them is no chunk, or an error."""
+    """A read that holds whole events and nothing else. None for any other, and where one of them is no chunk, or an
+    error."""
     if not received.startswith(b"data: ") or not received.endswith(b"\n\n"):
         return None
     datas = received[6:-2].split(_BETWEEN)
@@ -111,8 +112,8 @@ def decode_read(received: bytes) -> Read | None:
 
 
 def _run_in(datas: list[bytes]) -> tuple[Run, int, int] | None:
-    """The run around the middle of some chunks, and where it begins and ends. The one before it is left out: it may be the first of a
-    text, and has more to tell."""
+    """The run around the middle of some chunks, and where it begins and ends. The one before it is left out: it may be
+    the first of a text, and has more in it."""
     sample = datas[len(datas) // 2]
     if b"\n" in sample or b"\r" in sample or (around := around_text(sample)) is None:
         return None
@@ -135,7 +136,8 @@ def _run_in(datas: list[bytes]) -> tuple[Run, int, int] | None:
         texts = _texts.decode(strings)
     except DecodeError:
         return None
-    # As many quotes as so many strings have around them: there is none inside of a text, so each ends where we have cut.
+    # As many quotes as so many strings have around them: there is none inside of a text, so each ends where we have
+    # cut.
     if len(texts) != len(spelled) or strings.count(b'"') != 2 * len(spelled) or "" in texts:
         return None
     return Run(pattern, around, spelled, texts), begin, end

@@ -1,10 +1,11 @@
-"""The response object, and the translators of what a chat backend says, in one place each.
+"""The response object, and the translators of a chat backend's answer, in one place each.
 
     chat message ──chat_message_to_output_items──▶ output items ──build_response_object──▶ response
 
-Specification: Open Responses 2026-04-24 and OpenAI's Responses API; where they differ, strict clients of both must be able to
-read what we build. Translators give the bare shapes; ids, statuses and the keys that a client requires are filled in by
-`whole_item` and `response_resource`. The other direction is in `requests/chat_params.py` and `requests/messages.py`.
+Specification: Open Responses 2026-04-24 and OpenAI's Responses API; where they differ, strict clients of both must be
+able to read what we build. Translators give the bare shapes; ids, statuses and the keys that a client requires are
+filled in by `whole_item` and `response_resource`. The other direction is in `requests/chat_params.py` and
+`requests/messages.py`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ HAS_STATUS = frozenset({"message"}) | CALLS | OUTPUTS
 
 
 def new_id(prefix: str) -> str:
-    """A new id: the prefix, the time in seconds, 96 random bits. So ids sort by their time, as OpenAI's do, and what is stored
-    under them one after the other lies side by side."""
+    """A new id: the prefix, the time in seconds, 96 random bits. So ids sort by their time, as OpenAI's do, and what is
+    stored under them one after the other lies side by side."""
     return f"{prefix}_{int(time.time()):08x}{_random_hex()}"
 
 
@@ -59,16 +60,16 @@ def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[st
     content = message.get("content")
     refused = thought = ""
     if not content or isinstance(content, str):
-        said = content or ""
+        text = content or ""
     else:
-        said, refused, thought = _said_in(content)
+        text, refused, thought = _texts_by_kind(content)
     if not THOUGHT_KEYS.isdisjoint(message):
         thought = message_thought(message) + thought
     if thought:
         items.append({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": thought}]})
     parts: list[dict[str, Any]] = []
-    if said:
-        part: dict[str, Any] = {"type": "output_text", "text": said, "annotations": []}
+    if text:
+        part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
         parts.append({**part, "logprobs": logprobs_chat_to_responses(logprobs)} if logprobs else part)
     if refusal := message.get("refusal") or refused:
         parts.append({"type": "refusal", "refusal": refusal})
@@ -93,11 +94,11 @@ def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[st
     return items
 
 
-def _said_in(content: Any) -> tuple[str, str, str]:
+def _texts_by_kind(content: Any) -> tuple[str, str, str]:
     """The text, the refusal and the thought in the parts of a content."""
-    said = [*texts_in(content)]
+    texts = [*texts_in(content)]
     text, refusal, thought = (
-        "".join(text for kind, text in said if kind == wanted) for wanted in ("text", "refusal", "thought")
+        "".join(text for kind, text in texts if kind == wanted) for wanted in ("text", "refusal", "thought")
     )
     return text, refusal, thought
 
@@ -135,7 +136,8 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 
 def response_resource(request: dict[str, Any], *, response_id: str, created_at: int, status: str) -> dict[str, Any]:
-    """The response object before its output: every required key, the request echoed, OpenAI's defaults where it is silent."""
+    """The response object before its output: every required key, the request echoed, OpenAI's defaults where it is
+    silent."""
     resource = SILENT_RESOURCE.copy()
     for key, value in request.items():
         if key in ECHOED and value is not None:
@@ -152,7 +154,7 @@ def response_resource(request: dict[str, Any], *, response_id: str, created_at: 
     return resource
 
 
-# What a request that says nothing is answered with.
+# What a response holds where its request left it out.
 SILENT_RESOURCE: dict[str, Any] = {
     "id": "",
     "object": "response",
@@ -187,7 +189,7 @@ SILENT_RESOURCE: dict[str, Any] = {
     "user": None,
     "metadata": None,
 }
-# What of a request is told again in its response as it was given.
+# What of a request is echoed in its response as it was given.
 ECHOED = SILENT_RESOURCE.keys() - {
     *("id", "object", "created_at", "completed_at", "status", "error", "incomplete_details", "output", "usage"),
     *("reasoning", "text", "tools", "metadata"),
@@ -201,7 +203,8 @@ def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_item(item: Item, status: str = "completed") -> Item:
-    """An output item with all that the wire needs: a non-empty id, a status, `annotations` and `logprobs` on its text."""
+    """An output item with all that the wire needs: a non-empty id, a status, `annotations` and `logprobs` on its
+    text."""
     kind = item["type"]
     whole = {**item, "id": item.get("id") or new_id(ID_PREFIXES.get(kind, "item"))}
     if kind in HAS_STATUS:
@@ -252,4 +255,5 @@ def build_response_object(
 
 
 def with_output_text(response: dict[str, Any]) -> dict[str, Any]:
+    """The response with all its text under `output_text`, as OpenAI's SDKs have it for convenience."""
     return {**response, "output_text": output_text(response["output"])}

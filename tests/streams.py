@@ -29,7 +29,7 @@ def builder(status: str = "in_progress", taken: tuple[str, ...] = (), **request:
 def judged(events: list[Event]) -> list[Event]:
     """The same events, if everybody can read them."""
     check_stream(events)
-    assert fold(events) == events[-1]["response"], "the deltas tell another response than the last event"
+    assert fold(events) == events[-1]["response"], "the deltas make another response than the last event"
     for event in events:
         read = EVENT_CLASSES[event["type"]].model_validate(event, strict=True)
         assert read.to_dict() == event, f"the SDK sees another {event['type']} than we sent"

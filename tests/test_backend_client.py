@@ -429,7 +429,7 @@ OVERFLOW = {
 
 
 class TestStatuses:
-    """What a backend's status becomes: kept where it tells the client something that it can act on."""
+    """What a backend's status becomes: kept where the client can act on it."""
 
     TABLE: tuple[tuple[Answer, type[APIError], int, str | None], ...] = (
         (http_error(400, "bad temperature"), BackendRefused, 400, None),

@@ -93,7 +93,7 @@ SHAPES: tuple[tuple[str, bool], ...] = ((URL, False), (URL, True), (CHAT, False)
 async def storm(
     running: Running, requests: int, *, at_once: int, answered: Callable[[int], None] = lambda number: None
 ) -> Counter[str]:
-    """Sends many requests, of each shape a quarter. What came of them; `answered` is told of each."""
+    """Sends many requests, of each shape a quarter. What came of them; `answered` gets each."""
     outcomes: Counter[str] = Counter()
     numbers = iter(range(requests))
 

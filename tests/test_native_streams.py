@@ -43,10 +43,10 @@ def stream_of(*parts: Any) -> list[Json]:
     return events
 
 
-def read(events: list[Json], telling: str = "frames", cuts: tuple[int, ...] = ()) -> list[Any]:
+def read(events: list[Json], emits: str = "frames", cuts: tuple[int, ...] = ()) -> list[Any]:
     """The events that become of a stream that arrives in reads which end behind these events."""
     made = builder()
-    made.emits = cast(Any, telling)
+    made.emits = cast(Any, emits)
     stream = NativeStream(cast(Any, None))
     out: list[Any] = []
     for start, end in zip((0, *cuts), (*cuts, len(events)), strict=True):
@@ -161,7 +161,7 @@ def test_events_that_a_server_leaves_out_are_put_in(parts: tuple[Any, ...], data
 
 
 def is_spare(event: Json) -> bool:
-    """Whether something else tells the same: of a call, only its item has the name."""
+    """Whether something else holds the same: of a call, only its item has the name."""
     return event.get("item", {}).get("type") != "function_call" or event["type"] != "response.output_item.added"
 
 
@@ -172,8 +172,8 @@ def test_a_call_is_known_by_either_end_of_its_item(parts: tuple[Any, ...], left_
     expected = said(whole(read(sent)))
     kept = [event for event in sent if event["type"] != f"response.output_item.{left_out}"]
     kept[-1]["response"]["output"] = []
-    told = said(whole(read(kept)))
-    assert (sorted(told[1]), told[0]) == (sorted(expected[1]), expected[0])
+    found = said(whole(read(kept)))
+    assert (sorted(found[1]), found[0]) == (sorted(expected[1]), expected[0])
 
 
 @law
@@ -323,16 +323,16 @@ RICH = stream_of(reasoning("Hm. So."), "Hello there.", call("now", '{"zone": "UT
 
 @law
 @given(st.sampled_from([*dispensable(RICH)]), any_value, st.sampled_from(["frames", "events", "nothing"]))
-def test_any_value_in_a_field_that_says_nothing_changes_nothing(path: Path, new: Any, telling: str) -> None:
+def test_any_value_in_a_field_that_says_nothing_changes_nothing(path: Path, new: Any, emits: str) -> None:
     sent = copy.deepcopy(RICH)
     inner: Any = sent
     for step in path[:-1]:
         inner = inner[step]
     inner[path[-1]] = new
-    out = read(sent, telling)
+    out = read(sent, emits)
     expected = said(whole(read(RICH)))
     assert said(out) == expected
-    if telling != "nothing" and path[0] < len(RICH) - 1:  # At the end a server may say more than it has streamed.
+    if emits != "nothing" and path[0] < len(RICH) - 1:  # At the end a server may say more than it has streamed.
         whole(out)
 
 
@@ -431,10 +431,10 @@ def test_integers_of_any_size_stay_integers() -> None:
 def test_the_usage_is_whole(usage: Json) -> None:
     sent = stream_of("Hi")
     sent[-1]["response"]["usage"] = usage | {"input_tokens_details": None}
-    told = whole(read(sent))[-1]["response"]["usage"]
-    assert (told["input_tokens"], told["output_tokens"], told["total_tokens"]) == (7, 0, 7)
-    assert told["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
-    assert told["output_tokens_details"] == {"reasoning_tokens": 0}
+    usage = whole(read(sent))[-1]["response"]["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (7, 0, 7)
+    assert usage["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
+    assert usage["output_tokens_details"] == {"reasoning_tokens": 0}
 
 
 def test_an_event_that_is_named_outside_of_its_data_is_known() -> None:

@@ -33,9 +33,9 @@ BOOK = ToolBook(
 )
 
 
-def read(*chunks: Json, telling: str = "events") -> list[Any]:
+def read(*chunks: Json, emits: str = "events") -> list[Any]:
     """The events of a stream whose chunks arrive in one read each, as Python's own module would write them."""
-    made = fresh(telling)
+    made = fresh(emits)
     stream = ChatStream(cast(Any, None))
     events: list[Any] = made.begin()
     for value in chunks:
@@ -47,10 +47,10 @@ def read(*chunks: Json, telling: str = "events") -> list[Any]:
     return [*events, *made.finish(), made.end()]
 
 
-def fresh(telling: str = "events") -> ResponseBuilder:
+def fresh(emits: str = "events") -> ResponseBuilder:
     made = builder()
     made.offer(BOOK)
-    made.emits = cast(Any, telling)
+    made.emits = cast(Any, emits)
     return made
 
 
@@ -71,7 +71,7 @@ def output(events: list[Any]) -> list[Json]:
     return bare(events[-1]["response"]["output"])
 
 
-def told(events: list[Any]) -> list[Event]:
+def as_events(events: list[Any]) -> list[Event]:
     return [event for _, event in parse_sse(frames(events))]
 
 
@@ -161,13 +161,13 @@ def is_number(value: Any) -> bool:
 
 @law
 @given(st.sampled_from([*dispensable(STREAM)]), any_value, st.sampled_from(["events", "frames", "nothing"]))
-def test_any_value_in_a_field_of_a_chunk_that_says_nothing_changes_nothing(path: Path, new: Any, telling: str) -> None:
+def test_any_value_in_a_field_of_a_chunk_that_says_nothing_changes_nothing(path: Path, new: Any, emits: str) -> None:
     if says_something(path, new):
         return
-    events = read(*replaced(STREAM, path, new), telling=telling)
-    if telling != "nothing":
-        check_stream(told(events))
-        assert fold(told(events)) == events[-1]["response"]
+    events = read(*replaced(STREAM, path, new), emits=emits)
+    if emits != "nothing":
+        check_stream(as_events(events))
+        assert fold(as_events(events)) == events[-1]["response"]
     response = events[-1]["response"]
     assert response["status"] == "completed"
     assert output_text(response["output"]) == "Hi there"
@@ -179,7 +179,7 @@ def test_any_value_in_a_field_of_a_chunk_that_says_nothing_changes_nothing(path:
 @given(st.sampled_from([*dispensable(ANSWER)]), any_value)
 def test_any_value_in_a_field_of_a_whole_answer_that_says_nothing_changes_nothing(path: Path, new: Any) -> None:
     events = whole(replaced(ANSWER, path, new))
-    check_stream(told(events))
+    check_stream(as_events(events))
     assert output_text(events[-1]["response"]["output"]) == "Hi there"
     assert called(events) == [("get", '{"a":1}')]
 
@@ -249,13 +249,13 @@ ODD_FORMS: dict[str, list[Json]] = {
 }
 
 
-@pytest.mark.parametrize("telling", ["events", "frames", "nothing"])
+@pytest.mark.parametrize("emits", ["events", "frames", "nothing"])
 @pytest.mark.parametrize("chunks", ODD_FORMS.values(), ids=ODD_FORMS)
-def test_a_text_is_read_in_any_form(chunks: list[Json], telling: str) -> None:
-    events = read(*chunks, telling=telling)
+def test_a_text_is_read_in_any_form(chunks: list[Json], emits: str) -> None:
+    events = read(*chunks, emits=emits)
     assert output(events) == [said("Hi")]
-    if telling != "nothing":
-        judged(told(events))
+    if emits != "nothing":
+        judged(as_events(events))
 
 
 def test_a_number_in_place_of_a_text_is_its_digits() -> None:
@@ -302,7 +302,7 @@ def written(text: str) -> Json:
     return calls(call(0, "c1", "write", text))
 
 
-@pytest.mark.parametrize("telling", ["events", "frames", "nothing"])
+@pytest.mark.parametrize("emits", ["events", "frames", "nothing"])
 @pytest.mark.parametrize("key", ["content", "reasoning_content", "reasoning", "thinking", "refusal"])
 @pytest.mark.parametrize(
     ("pieces", "whole_text"),
@@ -315,10 +315,10 @@ def written(text: str) -> Json:
         ([HALF + HALF + OTHER], "\ufffd😀"),
     ],
 )
-def test_half_a_character_is_joined_or_marked(key: str, pieces: list[str], whole_text: str, telling: str) -> None:
-    events = read(*map(texts(key), pieces), says("!"), ends(), telling=telling)
-    if telling != "nothing":
-        judged(told(events))
+def test_half_a_character_is_joined_or_marked(key: str, pieces: list[str], whole_text: str, emits: str) -> None:
+    events = read(*map(texts(key), pieces), says("!"), ends(), emits=emits)
+    if emits != "nothing":
+        judged(as_events(events))
     item = output(events)[0]
     text = "".join(part.get("text", part.get("refusal")) for part in item["content"])
     assert text.removesuffix("!") == whole_text
@@ -338,7 +338,7 @@ def test_bytes_of_a_character_in_several_chunks_are_joined(size: int) -> None:
         events += made.chunks(pieces)
     events += [*made.finish(), made.end()]
     assert output(events) == [said(text)]
-    judged(told(events))
+    judged(as_events(events))
 
 
 def test_half_a_character_in_arguments_is_joined_or_marked() -> None:
@@ -445,13 +445,13 @@ CALLS: dict[str, tuple[list[Json], list[tuple[str, str]]]] = {
 }
 
 
-@pytest.mark.parametrize("telling", ["events", "frames", "nothing"])
+@pytest.mark.parametrize("emits", ["events", "frames", "nothing"])
 @pytest.mark.parametrize(("deltas", "expected"), CALLS.values(), ids=CALLS)
-def test_calls_are_those_that_the_model_made(deltas: list[Json], expected: Any, telling: str) -> None:
-    events = read(*[calls(delta) for delta in deltas], ends("tool_calls"), telling=telling)
+def test_calls_are_those_that_the_model_made(deltas: list[Json], expected: Any, emits: str) -> None:
+    events = read(*[calls(delta) for delta in deltas], ends("tool_calls"), emits=emits)
     assert called(events) == expected
-    if telling != "nothing":
-        judged(told(events))
+    if emits != "nothing":
+        judged(as_events(events))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -642,7 +642,7 @@ THOUGHTS: dict[str, list[Json]] = {
 def test_a_thought_is_told_once_and_is_no_text(deltas: list[Json]) -> None:
     four = [thought("I add."), said("Four.")]
     assert output(judged(read(*map(chunk, deltas), says("Four."), ends()))) == four
-    assert output(told(read(*map(chunk, deltas), says("Four."), ends(), telling="frames"))) == four
+    assert output(as_events(read(*map(chunk, deltas), says("Four."), ends(), emits="frames"))) == four
     message: Json = {"content": "Four."}
     for delta in deltas:
         for key, value in delta.items():

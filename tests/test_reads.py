@@ -1,4 +1,4 @@
-"""Whole network reads: many chunks at once tell what each of them tells alone."""
+"""Whole network reads: many chunks at once give what each of them gives alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from requests.events import ResponseBuilder
 from requests.reads import SHORTEST_RUN, Run, decode_read
 from requests.sse import SSEDecoder
 from tests.streams import Json, builder, call, chunk, ends, says, thinks
+from tests.test_emitting import as_events, bare, end, mixtures
 from tests.test_laws import law, some_text
-from tests.test_telling import bare, end, mixtures, told
 
 
 def read_of(datas: list[bytes], *, done: bool = False) -> bytes:
@@ -35,9 +35,9 @@ def runs(pieces: list[Any]) -> int:
     return sum(len(piece.texts) for piece in pieces if isinstance(piece, Run))
 
 
-def told_by(chunks: list[Any], telling: str, *, tags: bool = False) -> list[Any]:
+def emitted_by(chunks: list[Any], emits: str, *, tags: bool = False) -> list[Any]:
     made: ResponseBuilder = builder()
-    made.emits = telling  # type: ignore[assignment]
+    made.emits = emits  # type: ignore[assignment]
     if tags:
         made.expect_think_tags()
     return [*made.begin(), *made.chunks(chunks), *end(made, "finished")]
@@ -80,11 +80,11 @@ def test_a_read_tells_what_its_chunks_tell(chunks: list[Json], encode: Callable[
     datas = [encode(chunk) for chunk in chunks]
     read = decode_read(read_of(datas))
     assert read is not None
-    alone = told_by([decode_chunk(data) for data in datas], "events", tags=tags)
-    for telling in ("events", "frames", "nothing"):
-        quickly = told_by(read.chunks, telling, tags=tags)
-        assert telling == "nothing" or bare(told(quickly)) == bare(told(alone)), telling
-        assert bare(quickly[-1]["response"]) == bare(alone[-1]["response"]), telling
+    alone = emitted_by([decode_chunk(data) for data in datas], "events", tags=tags)
+    for emits in ("events", "frames", "nothing"):
+        quickly = emitted_by(read.chunks, emits, tags=tags)
+        assert emits == "nothing" or bare(as_events(quickly)) == bare(as_events(alone)), emits
+        assert bare(quickly[-1]["response"]) == bare(alone[-1]["response"]), emits
 
 
 BURST = [chunk({"role": "assistant", "content": ""}), *(says(f" token{n}") for n in range(50)), ends()]
@@ -99,8 +99,8 @@ def test_nearly_all_of_a_burst_is_a_run(say: Callable[[str], Json], encode: Call
     assert read is not None
     assert runs(read.chunks) == 49
     assert runs(decode_read(read_of([encode(say("x"))] * (SHORTEST_RUN + 1))).chunks) == SHORTEST_RUN  # type: ignore[union-attr]
-    frames = [event for event in told_by(read.chunks, "frames") if isinstance(event, bytes)]
-    assert [made.count(b"\n\n") for made in frames] == [49], "the run was told one by one"
+    frames = [event for event in emitted_by(read.chunks, "frames") if isinstance(event, bytes)]
+    assert [made.count(b"\n\n") for made in frames] == [49], "the run was emitted one by one"
 
 
 HEAD, TAIL = b'{"choices":[{"index":0,"delta":{"content":', b"}}]}"
@@ -150,9 +150,9 @@ def test_what_is_nearly_regular_is_read_as_it_is(datas: list[bytes]) -> None:
     assert read is not None
     chunks = [decode_chunk(data) for data in datas]
     assert each(read.chunks) == chunks
-    alone = told_by(chunks, "events")
-    assert bare(told(told_by(read.chunks, "frames"))) == bare(told(alone))
-    assert bare(told_by(read.chunks, "nothing")[-1]["response"]) == bare(alone[-1]["response"])
+    alone = emitted_by(chunks, "events")
+    assert bare(as_events(emitted_by(read.chunks, "frames"))) == bare(as_events(alone))
+    assert bare(emitted_by(read.chunks, "nothing")[-1]["response"]) == bare(alone[-1]["response"])
 
 
 WRONG: dict[str, list[bytes]] = {

@@ -1,7 +1,7 @@
 """The kinds of model server, a file each. Adding one is adding its file, which ends in its `KIND`.
 
 KINDS             all of them, by name
-kind_of(config)   the kind of an endpoint, with what its settings say
+kind_of(config)   the kind of an endpoint, with what its settings change
 recognise(…)      the kind of a server of which only the address is known
 discover(…)       what a server has
 LEXICON           what the errors of all of them mean

@@ -33,8 +33,9 @@ SHORTEST_SECRET = 6
 
 
 class BackendClient:
-    """Speaks to one endpoint. `base_url` is where its API begins (…/v1), `root_url` what was configured. With `passes_on_errors` an
-    error object of the server's goes on as it is. Connections are pooled and kept; `close()` ends them."""
+    """Speaks to one endpoint. `base_url` is where its API begins (…/v1), `root_url` what was configured. With
+    `passes_on_errors` an error object of the server's goes on as it is. Connections are pooled and kept; `close()` ends
+    them."""
 
     def __init__(
         self,
@@ -136,7 +137,8 @@ class BackendClient:
         raise self._errors.not_an_answer(body)
 
     async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
-        """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a `BackendError`."""
+        """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a
+        `BackendError`."""
         return RawAnswer(await self._send("POST", (self._root_path if below_root else self._base_path) + path, body))
 
     def _post(self, path: str, params: dict[str, Any]) -> Awaitable[Answer]:
@@ -162,16 +164,16 @@ class BackendClient:
 
 
 def _secrets(root_url: str, api_key: str, headers: Mapping[str, str]) -> set[str]:
-    """What of our settings a server knows and may repeat, and nobody else shall see: with what a header begins (`Bearer`) and
-    without. A short value of a header is no secret."""
+    """What of our settings a server knows and may repeat, and nobody else shall see: with what a header begins
+    (`Bearer`) and without. A short value of a header is no secret."""
     values = {value for value in headers.values() if len(value) >= SHORTEST_SECRET}
     tokens = {token for value in values if len(token := value.rpartition(" ")[2]) >= SHORTEST_SECRET}
     return values | tokens | {api_key, unquote(urlsplit(root_url).password or "")}
 
 
 async def create_chat_with_retries(client: Any, params: dict[str, Any]) -> Any:
-    """`client.chat.completions.create(**params)`, its errors by our names: a `BackendError` or `TooManyRequests`. What is tried
-    again, and where, is for `backends.fleet.failover` to say."""
+    """`client.chat.completions.create(**params)`, its errors by our names: a `BackendError` or `TooManyRequests`. What
+    is tried again, and where, is for `backends.fleet.failover` to decide."""
     try:
         return await client.chat.completions.create(**params)
     except Exception as error:
@@ -187,7 +189,7 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
 
 
 def _is_stream(answer: Answer) -> bool | None:
-    """Whether an answer is a stream, by its head. None where that does not say."""
+    """Whether an answer is a stream, by its head. None where that does not show it."""
     content_type = answer.headers.get("content-type", "")
     if content_type.startswith("text/event-stream"):
         return True

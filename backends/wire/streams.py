@@ -48,8 +48,8 @@ class WayOut(Protocol):
 
 
 class BackendStream(ABC, Generic[T]):
-    """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one. `errors` names those that
-    are in it."""
+    """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one. `errors`
+    names those that are in it."""
 
     def __init__(self, answer: Answer, errors: ServerErrors = ANY_SERVER, begins: bytes = b"") -> None:
         """`begins` is what was read of it already."""
@@ -58,7 +58,7 @@ class BackendStream(ABC, Generic[T]):
         self._begins = begins
         self._decoder = SSEDecoder()
         self._left: Read[T] = ([], None)
-        # The answer is whole; and its end was told.
+        # The answer is whole; and its end was passed on.
         self._ended = self._done = False
         self._first: list[T] | None = None
         self._rest: AsyncGenerator[list[T]] | None = None
@@ -77,6 +77,7 @@ class BackendStream(ABC, Generic[T]):
         self._first = await anext(self._rest)
 
     def batches(self) -> AsyncGenerator[list[T]]:
+        """What one read of the backend held, together; read by read."""
         return self._batches() if self._rest is None else self._primed(self._rest)
 
     async def _primed(self, rest: AsyncGenerator[list[T]]) -> AsyncGenerator[list[T]]:
@@ -92,9 +93,9 @@ class BackendStream(ABC, Generic[T]):
         events_of: Callable[[list[T]], list[Any]],
         frame_of: Callable[[bytes], bytes | None],
     ) -> None:
-        """From now on, what arrives in the middle of the answer while its reader waits for it leaves by the `express`, as what
-        `events_of` makes of its pieces, and the reader is not woken. `frame_of` is asked first, for a read that begins with an event, and
-        may leave it to `events_of`."""
+        """From now on, what arrives in the middle of the answer while its reader waits for it leaves by the `express`,
+        as what `events_of` makes of its pieces, and the reader is not woken. `frame_of` is asked first, for a read that
+        begins with an event, and may leave it to `events_of`."""
         decoder = self._decoder
 
         def tap(received: bytes) -> bool:
@@ -152,7 +153,8 @@ class BackendStream(ABC, Generic[T]):
             self._answer.close()
 
     async def _late_read(self) -> bytes:
-        """What was read already; or what comes behind the end, and before [DONE]: that is not waited for as long as for the answer."""
+        """What was read already; or what comes behind the end, and before [DONE]: that is not waited for as long as for
+        the answer."""
         if self._begins:
             begins, self._begins = self._begins, b""
             return begins
@@ -160,7 +162,8 @@ class BackendStream(ABC, Generic[T]):
             return await self._answer.readany()
 
     async def _last_read(self) -> None:
-        """The end of the HTTP body comes right behind that of the answer. Read, it leaves a connection that can be used again."""
+        """The end of the HTTP body comes right behind that of the answer. Read, it leaves a connection that can be used
+        again."""
         with contextlib.suppress(BadAnswer, OSError):  # TimeoutError is an OSError
             async with asyncio.timeout(LAST_READ_S):
                 while await self._answer.readany():
@@ -179,7 +182,7 @@ class BackendStream(ABC, Generic[T]):
         return self._read(self._decoder.feed(received))
 
     def _read(self, datas: list[bytes]) -> Read[T]:
-        """Likewise in the data of some events."""
+        """The same in the data of some events."""
         pieces: list[T] = []
         for place, data in enumerate(datas):
             if data[:1] == b"[" and data.strip() == DONE:
@@ -201,7 +204,8 @@ class BackendStream(ABC, Generic[T]):
 
     @abstractmethod
     def _piece(self, data: bytes, place: int) -> T:
-        """The piece in `data`, which has this place in the read. Notes in `_ended` whether the answer is whole with it. Raises when it is an error."""
+        """The piece in `data`, which has this place in the read. Notes in `_ended` whether the answer is whole with it.
+        Raises when it is an error."""
 
 
 class ChatStream(BackendStream[ChatChunk | Run]):
@@ -313,6 +317,7 @@ class RawAnswer:
         self._answer.tap = lambda received: take(received) or None
 
     async def pieces(self) -> AsyncGenerator[bytes]:
+        """The bytes as they come. Raises `BackendError` where they break off."""
         begun = False
         try:
             while True:

@@ -31,7 +31,7 @@ ID = re.compile(r"\b(msg|rs|fc|ctc|call)_[0-9a-f]{32}\b")
 TIME = re.compile(r'"completed_at":\d+')
 
 
-def told(events: list[Any]) -> list[Json]:
+def as_events(events: list[Any]) -> list[Json]:
     """The events, read back from the wire."""
     return [event for _, event in parse_sse(frames(events))]
 
@@ -44,7 +44,7 @@ def bare(value: Any) -> Any:
 
 
 def fed(made: ResponseBuilder, chunks: list[Json], cuts: list[int]) -> list[Any]:
-    """What a builder tells of chunks that come in reads of these sizes; a size of 0 is a chunk that has come alone."""
+    """What a builder emits for chunks that come in reads of these sizes; a size of 0 is a chunk that has come alone."""
     events: list[Any] = made.begin()
     left = [orjson.dumps(chunk) for chunk in chunks]
     for size in [*cuts, len(left)]:
@@ -79,11 +79,11 @@ def asked(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def ready(telling: Emission, asked: dict[str, Any]) -> ResponseBuilder:
+def ready(emits: Emission, asked: dict[str, Any]) -> ResponseBuilder:
     """A builder for such a request."""
     resource = builder(reasoning=asked["reasoning"]).response
     made = ResponseBuilder(resource, seal=asked["seal"])
-    made.emits = telling
+    made.emits = emits
     kind = "custom" if asked["custom"] else "function"
     book = ToolBook.of([{"type": kind, "name": "f"}, {"type": "function", "name": "g"}], [])
     made.offer(book, allowed=asked["allowed"], one_call=asked["one_call"])
@@ -118,24 +118,24 @@ mixed = st.builds(
 )
 plain = some_text.map(says) | some_text.map(thinks)
 mixtures = st.lists(plain | mixed | some_text.map(refuses), max_size=12)
-TELLINGS: list[Emission] = ["events", "frames", "nothing"]
+EMISSIONS: list[Emission] = ["events", "frames", "nothing"]
 endings = st.sampled_from(["finished", "failed", "cancelled"])
 
 
 @law
 @given(streams() | mixtures, tagged, asked(), st.lists(st.integers(0, 4), max_size=12), endings)
-def test_frames_tell_what_events_tell_and_so_does_the_end(
+def test_frames_hold_what_events_hold_and_so_does_the_end(
     chunks: list[Json], before: list[Json], asked: dict[str, Any], cuts: list[int], ending: str
 ) -> None:
     stories = {}
-    for telling in TELLINGS:
-        made = ready(telling, asked)
+    for emits in EMISSIONS:
+        made = ready(emits, asked)
         middle = fed(made, [*before, *chunks], cuts)
-        assert telling != "nothing" or not middle, "where nobody listens there are no events"
-        stories[telling] = [*middle, *end(made, ending)]
-    assert bare(told(stories["frames"])) == bare(told(stories["events"]))
-    told_at_the_end = [bare(events[-1]["response"]) for events in stories.values()]
-    assert told_at_the_end[1:] == told_at_the_end[:-1]
+        assert emits != "nothing" or not middle, "where nobody listens there are no events"
+        stories[emits] = [*middle, *end(made, ending)]
+    assert bare(as_events(stories["frames"])) == bare(as_events(stories["events"]))
+    at_the_end = [bare(events[-1]["response"]) for events in stories.values()]
+    assert at_the_end[1:] == at_the_end[:-1]
 
 
 @law
@@ -143,9 +143,9 @@ def test_frames_tell_what_events_tell_and_so_does_the_end(
 def test_keepalives_anywhere_change_nothing_but_numbers(
     chunks: list[Json], asked: dict[str, Any], cuts: list[int], silences: set[int], ending: str
 ) -> None:
-    for telling in TELLINGS[:2]:
-        quiet, kept_alive = ready(telling, asked), ready(telling, asked)
-        expected = told([*fed(quiet, chunks, cuts), *end(quiet, ending)])
+    for emits in EMISSIONS[:2]:
+        quiet, kept_alive = ready(emits, asked), ready(emits, asked)
+        expected = as_events([*fed(quiet, chunks, cuts), *end(quiet, ending)])
         assert kept_alive.keep_alive() == [], "it has not begun"
         events: list[Any] = kept_alive.begin()
         left = list(chunks)
@@ -157,7 +157,7 @@ def test_keepalives_anywhere_change_nothing_but_numbers(
             left = left[count:]
         ended = end(kept_alive, ending)
         assert kept_alive.keep_alive() == [], "its last events have their numbers"
-        events = told([*events, *ended])
+        events = as_events([*events, *ended])
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         assert len(events) > len(expected) or not silences & set(range(len(cuts) + 1))
         spoken = [{**event, "sequence_number": 0} for event in events if event["type"] != "keepalive"]
@@ -166,23 +166,23 @@ def test_keepalives_anywhere_change_nothing_but_numbers(
 
 @law
 @given(completions(), asked())
-def test_a_whole_answer_is_the_same_whether_it_is_told_or_not(
+def test_a_whole_answer_is_the_same_whether_it_is_emitted_or_not(
     given_: tuple[Json, list[Json]], asked: dict[str, Any]
 ) -> None:
     choice = given_[0]["choices"][0]
     stories = {}
-    for telling in TELLINGS:
-        made = ready(telling, asked)
+    for emits in EMISSIONS:
+        made = ready(emits, asked)
         items = chat_message_to_output_items(choice["message"])
         middle = [
             *made.begin(),
             *made.completion(items, finish_reason=choice["finish_reason"], usage=given_[0]["usage"]),
         ]
-        assert telling != "nothing" or not middle, "where nobody listens there are no events"
-        stories[telling] = [*middle, made.end()]
-    assert bare(told(stories["frames"])) == bare(told(stories["events"]))
-    told_at_the_end = [bare(events[-1]["response"]) for events in stories.values()]
-    assert told_at_the_end[1:] == told_at_the_end[:-1]
+        assert emits != "nothing" or not middle, "where nobody listens there are no events"
+        stories[emits] = [*middle, made.end()]
+    assert bare(as_events(stories["frames"])) == bare(as_events(stories["events"]))
+    at_the_end = [bare(events[-1]["response"]) for events in stories.values()]
+    assert at_the_end[1:] == at_the_end[:-1]
 
 
 def test_nearly_all_of_a_stream_is_frames() -> None:
@@ -192,7 +192,7 @@ def test_nearly_all_of_a_stream_is_frames() -> None:
         made.emits = "frames"
         events = [*fed(made, [say(f"word{n} ") for n in range(50)], [1] * 10 + [0] * 10), *end(made, "finished")]
         assert sum(event.count(b"\n\n") for event in events if isinstance(event, bytes)) == 49
-        assert len(told(events)) == 49 + len([event for event in events if isinstance(event, dict)])
+        assert len(as_events(events)) == 49 + len([event for event in events if isinstance(event, dict)])
 
 
 NOT_PLAIN = {
@@ -259,14 +259,14 @@ STORIES: dict[str, list[Json]] = {
 
 @pytest.mark.parametrize("cuts", [[], [0] * 9, [1] * 9], ids=["one read", "alone", "read by read"])
 @pytest.mark.parametrize("chunks", STORIES.values(), ids=STORIES)
-def test_stories_that_were_nearly_told_wrong(chunks: list[Json], cuts: list[int]) -> None:
+def test_streams_that_were_nearly_wrong(chunks: list[Json], cuts: list[int]) -> None:
     stories = []
-    for telling in TELLINGS:
+    for emits in EMISSIONS:
         made = builder()
-        made.emits = telling
+        made.emits = emits
         made.expect_think_tags()
         stories.append([*fed(made, chunks, cuts), *end(made, "finished")])
-    assert bare(told(stories[1])) == bare(told(stories[0]))
+    assert bare(as_events(stories[1])) == bare(as_events(stories[0]))
     assert bare(stories[2][-1]["response"]) == bare(stories[0][-1]["response"])
 
 
@@ -288,7 +288,7 @@ servers: st.SearchStrategy[Callable[[Json], bytes]] = st.sampled_from(
 
 @law
 @given(st.lists(spelled.map(says) | spelled.map(thinks) | mixed, max_size=30), servers)
-def test_chunks_that_come_alone_tell_what_they_tell_together(
+def test_chunks_that_come_alone_give_what_they_give_together(
     chunks: list[Json], server: Callable[[Json], bytes]
 ) -> None:
     """Each in a read of its own, and whatever was learnt from the one before it."""
@@ -299,7 +299,7 @@ def test_chunks_that_come_alone_tell_what_they_tell_together(
         events += slow.chunks([decode_chunk(orjson.dumps(one))])
         alone = quick.frame_of(server(one))
         frames += quick.chunks([decode_chunk(orjson.dumps(one))]) if alone is None else [alone]
-    assert bare(told([*frames, *end(quick, "finished")])) == bare(told([*events, *end(slow, "finished")]))
+    assert bare(as_events([*frames, *end(quick, "finished")])) == bare(as_events([*events, *end(slow, "finished")]))
 
 
 @pytest.mark.parametrize("say", [says, thinks])
@@ -405,10 +405,10 @@ def delta_of(text: str, number: Any, **changes: Any) -> Json:
     }
 
 
-def opened(telling: Emission) -> ResponseBuilder:
+def opened(emits: Emission) -> ResponseBuilder:
     """A builder for the answer of a server that speaks Responses, whose text has begun: five events."""
     made = builder()
-    made.emits = telling
+    made.emits = emits
     made.begin()
     for event in [*OPENING, delta_of("begins", 4)]:
         made.adopt(event)
@@ -439,7 +439,7 @@ def test_what_is_relayed_is_what_would_be_adopted(
     event = without_keys({key: values[key] for key in keys}, left_out)
     slow, quick = opened("events"), opened("frames")
     relayed = quick.relay_alone(name + b"data: %b\n\n" % encode(event))
-    assert told([relayed] if relayed is not None else quick.adopt(event)) == told(slow.adopt(event))
+    assert as_events([relayed] if relayed is not None else quick.adopt(event)) == as_events(slow.adopt(event))
     assert quick.sequence_number == slow.sequence_number
     assert kept(quick) == kept(slow)
 
@@ -472,7 +472,7 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
     first: int,
     name: bytes,
     encode: Callable[[Json], bytes],
-    telling: Emission,
+    emits: Emission,
 ) -> None:
     """Whether their numbers are ours, others, go on, or are none."""
     events: list[Json] = []
@@ -481,11 +481,11 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
         events.append(delta_of(text, number if step else None, type=type, **changes))
         number += step or 1
     read = b"".join((name and name % event["type"].encode()) + b"data: %b\n\n" % encode(event) for event in events)
-    slow, quick = opened("events"), opened(telling)
+    slow, quick = opened("events"), opened(emits)
     pieces, failure = NativeStream(cast(Any, None))._pieces_in(read)
     assert failure is None
     made = [event for piece in pieces for event in quick.native(piece)]
-    assert told(made) == told([told for event in events for told in slow.adopt(event)])
+    assert as_events(made) == as_events([made for event in events for made in slow.adopt(event)])
     assert quick.sequence_number == slow.sequence_number
     assert kept(quick) == kept(slow)
 
