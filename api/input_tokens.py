@@ -18,6 +18,7 @@ from api.turns.chat_request import with_files
 from api.turns.native_answer import native_params
 from api.turns.turn import TurnRequest, begin_turn
 from backends.fleet.failover import Attempts
+from backends.fleet.pool import keep_usage, look_up_endpoint
 from core.errors import APIError, BackendError, InvalidRequest
 from core.state import AppState
 from requests.tokens import estimated_tokens
@@ -39,7 +40,8 @@ async def count_input_tokens(request: Request) -> Response:
     )
     async with ClientWatch(request.scope, request.receive):
         try:
-            async for attempt in Attempts(state.pool, turn.request.model, turn.routing):
+            model = turn.request.model
+            async for attempt in Attempts(state.pool, model, turn.routing, choose=look_up_endpoint, release=keep_usage):
                 async with attempt:
                     endpoint = state.pool.endpoints[attempt.endpoint]
                     tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)

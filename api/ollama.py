@@ -254,7 +254,7 @@ class Generating(Chatting):
         serving = [endpoint for endpoint in self._pool.endpoints.values() if endpoint.name_of(self._model)]
         others = {endpoint.key for endpoint in serving if not endpoint.kind.speaks_ollama}
         if len(others) < len(serving):
-            self._routing.tried |= others
+            self._routing.unfit |= others
 
     def _asked(self) -> ChatAsked | GenerateAsked:
         return self._read(GenerateAsked)

@@ -177,7 +177,8 @@ class Passing:
                     self._note(received)
                     yield received
         if used := self._used():
-            self._pool.telemetry.count_tokens(self._model, used.prompt_tokens, used.completion_tokens)
+            model = self._pool.endpoints.counted_name(self._model, self._routing.model)
+            self._pool.telemetry.count_tokens(model, used.prompt_tokens, used.completion_tokens)
 
     def _note(self, received: bytes) -> None:
         if len(self._start) < END_BYTES:

@@ -219,7 +219,8 @@ async def record(state: AppState, turn: Turn) -> None:
 def _count(state: AppState, turn: Turn) -> None:
     """What a backend has counted; and a line of the log, where each request has one."""
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
-        state.telemetry.count_tokens(turn.request.model, usage["input_tokens"], usage["output_tokens"])
+        model = state.pool.endpoints.counted_name(turn.request.model, turn.routing.model)
+        state.telemetry.count_tokens(model, usage["input_tokens"], usage["output_tokens"])
     if not turns.disabled:
         tokens = f"{usage['input_tokens']} + {usage['output_tokens']}" if usage else "no"
         turns.info("%s: %s, %s tokens: %s", turn.id, turn.builder.response["status"], tokens, turn.describe_way())

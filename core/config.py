@@ -152,6 +152,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_open: bool = False
     secret_key: str = ""
     max_body_mb: Positive = 64.0
+    # Of one request, before it is looked at any closer.
+    max_items: Count = 10_000
+    max_tools: Count = 1_000
     # What an answer of a backend may have, unpacked.
     max_answer_mb: Positive = 256.0
     models_refresh_s: Positive = 30.0

@@ -93,6 +93,47 @@ def body_schema() -> dict[str, Any]:
     return body
 
 
+def check_counts(body: Any, *, max_items: int, max_tools: int) -> None:
+    """Raises `InvalidRequest` for a body with more items or tools, those in namespaces and in items too. To count them takes no time
+    worth a name, where to check them does."""
+    if not isinstance(body, dict):
+        return
+    given = body.get("input")
+    items = given if isinstance(given, list) else []
+    if len(items) > max_items:
+        raise InvalidRequest(
+            f"A request may have {max_items} items, and this one has {len(items)}.",
+            param="input",
+            code="too_many_items",
+        )
+    count = _tools_in(body.get("tools"))
+    if count > max_tools:
+        raise _too_many_tools(max_tools, "tools")
+    for index, item in enumerate(items):
+        if isinstance(item, dict) and "tools" in item:
+            count += _tools_in(item["tools"])
+            if count > max_tools:
+                raise _too_many_tools(max_tools, f"input[{index}].tools")
+
+
+def _tools_in(tools: Any) -> int:
+    """How many tools there are in a list, and in what its members hold."""
+    if not isinstance(tools, list):
+        return 0
+    waiting, count = [tools], 0
+    while waiting:
+        some = waiting.pop()
+        count += len(some)
+        waiting += [tool["tools"] for tool in some if isinstance(tool, dict) and isinstance(tool.get("tools"), list)]
+    return count
+
+
+def _too_many_tools(max_tools: int, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"A request may have {max_tools} tools, those in namespaces too.", param=param, code="too_many_tools"
+    )
+
+
 def check_request(body: Any) -> CreateParams:
     """The checked parameters of a create request. Raises `InvalidRequest` or `Unsupported` that names the parameter."""
     if not isinstance(body, dict):

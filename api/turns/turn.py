@@ -25,7 +25,7 @@ from core.state import AppState
 from requests.events import ResponseBuilder
 from requests.items import check_input, input_items
 from requests.kept import given_request
-from requests.params import CreateParams, check_request
+from requests.params import CreateParams, check_counts, check_request
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
 
@@ -128,6 +128,7 @@ async def begin_turn(
 ) -> Turn:
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
     of their last response. Raises `InvalidRequest`."""
+    check_counts(body, max_items=state.config.max_items, max_tools=state.config.max_tools)
     params = check_request(body)
     model = params.model or _model_for_prompts(state.pool)
     before = params.previous_response_id

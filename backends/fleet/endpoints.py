@@ -27,6 +27,7 @@ LOOK_FOR_S = 0.5
 FIRST_LOOK_S = 1.0
 # Clients may write a model's name in many ways: so many are remembered.
 MOST_NAMES = 1000
+LONGEST_NAME = 256
 
 
 class Endpoints(dict[str, Endpoint]):
@@ -153,6 +154,11 @@ class Endpoints(dict[str, Endpoint]):
             model: endpoint for endpoint in self.values() if not endpoint.leaving for model in sorted(endpoint.models)
         }
 
+    def counted_name(self, model: str, there: str) -> str:
+        """The name by which what a model used is counted: the client's, where a server lists it, else the one that the server has for
+        it. Clients can make up names without end."""
+        return model if any(model in endpoint.models for endpoint in self.values()) else there
+
     def serving(self, model: str) -> list[tuple[Endpoint, str]]:
         """The endpoints that have a model, and its name there. `openai/` in front is how clients of several providers
         name the API."""
@@ -165,7 +171,9 @@ class Endpoints(dict[str, Endpoint]):
             ]
             if not serving and model.startswith("openai/"):
                 return self.serving(model.removeprefix("openai/"))
-            if serving:  # A name that nobody serves is a client's own text: not to be remembered.
+            if (
+                serving and len(model) <= LONGEST_NAME
+            ):  # A name that nobody serves is a client's own text: not to be remembered.
                 if len(self._serving) >= MOST_NAMES:
                     self._serving.clear()
                 self._serving[model] = serving

@@ -125,6 +125,18 @@ class Pool:
         routing.endpoint, routing.model = endpoint.name, name
         return slot
 
+    async def look_up(self, model: str, routing: Routing) -> Slot:
+        """The endpoint for a request that takes no slot, as counting does, and the model's name there. Errors: as `choose`, but for what
+        comes of waiting."""
+        if not self.endpoints.serving(model):
+            await self.endpoints.search(model)
+        slot = self.slots.look_up(model, routing)
+        if slot is None:
+            raise BackendUnreachable(f"No server of '{model}' can be asked now.")
+        routing.attempts += 1
+        routing.endpoint, routing.model = slot[0].name, slot[1]
+        return slot
+
     def release(self, endpoint: Endpoint) -> None:
         """Gives back a slot that `choose` took."""
         self.slots.give_back(endpoint)
@@ -136,7 +148,7 @@ class Pool:
         new_outcome = asyncio.get_running_loop().create_future
         wish = Wish(model, routing, new_outcome())
         # One that was tried elsewhere is served by fewer endpoints than others of its model.
-        alike = None if routing.tried else (model, routing.path)
+        alike = None if routing.tried or routing.unfit else (model, routing.path)
         place = self.line.arrive(routing.principal, wish, alike, began)
         if self.line.waits(place):
             self.telemetry.counts["queued"] += 1
@@ -311,6 +323,16 @@ async def choose_endpoint(pool: Pool, model: str, routing: Routing | None = None
     `Pool.choose`."""
     endpoint, name = await pool.choose(model, routing)
     return endpoint.key, name
+
+
+async def look_up_endpoint(pool: Pool, model: str, routing: Routing) -> tuple[str, str]:
+    """`choose_endpoint` for what takes no slot."""
+    endpoint, name = await pool.look_up(model, routing)
+    return endpoint.key, name
+
+
+async def keep_usage(pool: Pool, key: str, model: str) -> None:
+    """Where no slot was taken, none is given back."""
 
 
 async def decrement_usage(pool: Pool, key: str, model: str) -> None:

@@ -23,6 +23,8 @@ class Routing:
     path: str = ""
     # Keys of endpoints that it is not sent to again.
     tried: set[str] = field(default_factory=set)
+    # And of those that it is not sent to at all.
+    unfit: frozenset[str] = frozenset()
     attempts: int = 0
     began_s: float = field(default_factory=time.monotonic, compare=False)
     waited_s: float = 0.0

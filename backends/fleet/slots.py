@@ -54,6 +54,12 @@ class Slots:
         endpoint.take(chosen.model, now)
         return endpoint, chosen.model
 
+    def look_up(self, model: str, routing: Routing) -> Slot | None:
+        """Where a request may go that takes no slot, the best first; None if it may go nowhere."""
+        now = time.monotonic()
+        fit = [slot for slot in self._endpoints.serving(model) if _may_take(slot[0], routing)]
+        return min(fit, key=lambda slot: (not slot[0].candidate(slot[1], now).is_well, slot[0].busy), default=None)
+
     def give_back(self, endpoint: Endpoint) -> None:
         """A request has ended."""
         endpoint.give_back()
@@ -84,4 +90,7 @@ class Slots:
 
 def _may_take(endpoint: Endpoint, routing: Routing) -> bool:
     """Whether a request may be sent to an endpoint at all."""
-    return endpoint.key not in routing.tried and not endpoint.draining and routing.path not in endpoint.kind.lacks
+    key = endpoint.key
+    if key in routing.tried or key in routing.unfit:
+        return False
+    return not endpoint.draining and routing.path not in endpoint.kind.lacks
