@@ -34,7 +34,7 @@ from api.turns.background import Background
 from api.turns.cached import cache_key, replayed
 from api.turns.chat_answer import chat_answer
 from api.turns.native_answer import native_answer
-from api.turns.turn import Turn, begin_turn
+from api.turns.turn import Turn, begin_anew, begin_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import create_chat_with_retries, create_response_with_retries
@@ -59,6 +59,8 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is raised."""
     builder = turn.builder
     routing = turn.routing
+    # Nobody reads anything of the answer before its end: until then another backend may give it.
+    is_read_whole = builder.telling == "nothing"
     ending: list[Event] = []
     try:
         if turn.request.uses_cache and (cached := await _cached(state, turn)):
@@ -73,9 +75,11 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                 async with attempt:
                     # What an attempt before this one has told the client is not true any more.
                     turn.headers = routing.headers()
+                    if builder.started:
+                        builder = begin_anew(state, turn)
                     async with aclosing(_asked(state, turn, attempt)) as answer:
                         async for events in answer:
-                            attempt.begun = True
+                            attempt.begun = not is_read_whole or builder.ended
                             _begin_row_of_stream(state, turn)
                             yield events
             if turn.request.stored:

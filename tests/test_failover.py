@@ -40,6 +40,7 @@ from tests.stream_grammar import check_stream
 from tests.test_pool import at
 from tests.test_websocket import connected
 from tests.turns import URL, assert_error, create, crowded_client, ended, eventually, open_stream, soon, text_of, turn
+from tests.turns import stream as stream_of
 
 # A breaker that stays open for the whole test, and one that soon lets a probe through.
 FOR_LONG: dict[str, Any] = {"cooldown_s": 30.0}
@@ -597,3 +598,20 @@ def asking(path: str, text: str = "Hi", **params: Any) -> dict[str, Any]:
     """The body of a request to either front door."""
     fields = {"input": text, "store": False} if path == URL else {"messages": [{"role": "user", "content": text}]}
     return {"model": "test-model", **fields, **params}
+
+
+async def test_a_json_client_of_a_stream_that_is_cut_is_answered_by_another_server(stack: AsyncExitStack) -> None:
+    """llama.cpp streams to us whatever the client wants. Of what it had said nothing has left."""
+    cutting, other = [await stack.enter_async_context(FakeBackend()) for _ in range(2)]
+    endpoints = [
+        {"url": backend.url, "kind": "llama.cpp", "priority": priority, "models": {"names": ["test-model"]}}
+        for priority, backend in enumerate((cutting, other))
+    ]
+    cutting.default = chat("Half of", then=cut(), as_stream=True)
+    other.default = chat("All of it.", as_stream=True)
+    running = await stack.enter_async_context(running_router(endpoints=endpoints))
+    response = await create(running.http)
+    assert text_of(response) == "All of it."
+    assert [len(backend.turns) for backend in (cutting, other)] == [1, 1]
+    events = await stream_of(running.http)
+    assert events[-1]["type"] == "response.failed", "what has left cannot be taken back"

@@ -165,6 +165,14 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     return _turn(state, request, row["id"], row["created_at"])
 
 
+def begin_anew(state: AppState, turn: Turn) -> ResponseBuilder:
+    """The response of a turn from its start, for another backend: nothing of what the one before has answered has left."""
+    before = turn.builder
+    turn.builder = _turn(state, turn.request, turn.id, before.response["created_at"]).builder
+    turn.builder.telling = before.telling
+    return turn.builder
+
+
 def _turn(state: AppState, request: TurnRequest, response_id: str, created_at: int) -> Turn:
     params, items = request.params, request.items
     status = "queued" if params.background else "in_progress"
