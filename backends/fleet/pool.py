@@ -126,8 +126,8 @@ class Pool:
         return slot
 
     async def look_up(self, model: str, routing: Routing) -> Slot:
-        """The endpoint for a request that takes no slot, as counting does, and the model's name there. Errors: as `choose`, but for what
-        comes of waiting."""
+        """The endpoint for a request that takes no slot, as counting does, and the model's name there. Errors: as
+        `choose`, but for what comes of waiting."""
         if not self.endpoints.serving(model):
             await self.endpoints.search(model)
         slot = self.slots.look_up(model, routing)
