@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from core.errors import BackendError
 from core.json import encode_json
 from requests.reads import NOTHING_LIKE_IT
 
@@ -164,6 +165,9 @@ def looks_like_sse(begins: bytes) -> bool | None:
     return None if is_part else False
 
 
+MOST_LINE = 32 * 1024 * 1024
+
+
 class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
@@ -191,6 +195,11 @@ class SSEDecoder:
             self._plain = received
             return datas
         self._plain, self._names = b"", []
+        if len(self._tail) > MOST_LINE:
+            raise BackendError(
+                f"The backend's answer was refused: a line has more than {MOST_LINE // 1024 // 1024} MB.",
+                code="backend_answer_too_large",
+            )
         text = self._tail + received if self._tail else received
         if not self._started:
             if len(text) < 3 and BOM.startswith(text):

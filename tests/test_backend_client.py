@@ -607,3 +607,21 @@ class TestNotFound:
         async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai"}]) as running:
             answer = await running.http.post(URL, json=turn())
         assert_error(answer, 502, type="server_error", param=None)
+
+
+@pytest.mark.parametrize("begins", [b"data: ", b": ", b""], ids=["data", "a comment", "nothing known"])
+async def test_a_line_without_end_is_a_502_that_says_so(
+    backend: FakeBackend, client: BackendClient, monkeypatch: pytest.MonkeyPatch, begins: bytes
+) -> None:
+    monkeypatch.setattr("requests.sse.MOST_LINE", 1_000_000)
+
+    async def endless(reply: Any) -> None:
+        await reply.start(headers={"Content-Type": "text/event-stream"})
+        await reply.write(begins)
+        while True:
+            await reply.write(b"x" * 100_000)
+
+    backend.script(endless)
+    error = await refused(client, BackendError)
+    assert (error.status, error.code) == (502, "backend_answer_too_large")
+    assert "a line has more than" in error.message
