@@ -75,7 +75,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                 async with attempt:
                     # What an attempt before this one has told the client is not true any more.
                     turn.headers = routing.headers()
-                    if builder.started:
+                    if is_read_whole and builder.started:
                         builder = begin_anew(state, turn)
                     async with aclosing(_asked(state, turn, attempt)) as answer:
                         async for events in answer:
