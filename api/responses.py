@@ -60,7 +60,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     builder = turn.builder
     routing = turn.routing
     # Nobody reads anything of the answer before its end: until then another backend may give it.
-    is_read_whole = builder.telling == "nothing"
+    is_read_whole = builder.emits == "nothing"
     ending: list[Event] = []
     try:
         if turn.request.uses_cache and (cached := await _cached(state, turn)):

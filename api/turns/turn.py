@@ -169,7 +169,7 @@ def begin_anew(state: AppState, turn: Turn) -> ResponseBuilder:
     """The response of a turn from its start, for another backend: nothing of what the one before has answered has left."""
     before = turn.builder
     turn.builder = _turn(state, turn.request, turn.id, before.response["created_at"]).builder
-    turn.builder.telling = before.telling
+    turn.builder.emits = before.emits
     return turn.builder
 
 
