@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from api.http.replies import json_response
 from api.http.routes import Routes
 from core.errors import NotFound
+from core.json import Json
 
 routes = Routes(tags=["models"])
 
@@ -49,5 +50,5 @@ async def root(request: Request) -> Response:
     return PlainTextResponse("Ollama is running")
 
 
-def _model(name: str, endpoint: Any) -> dict[str, Any]:
+def _model(name: str, endpoint: Any) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": endpoint.kind.name}

@@ -33,7 +33,7 @@ from backends.fleet.routing import Routing
 from backends.fleet.unloading import unload
 from backends.wire.client import create_chat_with_retries
 from core.errors import APIError, InvalidRequest, NotFound
-from core.json import encode_json
+from core.json import Json, encode_json
 from core.keys import Principal
 from core.state import AppState
 from requests.bounded_json import check_depth
@@ -41,7 +41,6 @@ from requests.ollama import (
     ChatAsked,
     EmbedAsked,
     GenerateAsked,
-    Json,
     OllamaAnswer,
     chat_ollama_to_responses,
     embed_ollama_to_openai,

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from core.errors import APIError, InvalidRequest, TooLarge
+from core.json import Json
 from requests.bounded_json import decode_bounded
 from requests.open_items import Event
 from requests.tools import Item
@@ -14,7 +15,7 @@ from requests.tools import Item
 ENVELOPE = frozenset({"type", "stream_id", "generate", "stream", "stream_options", "background"})
 
 
-def decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
+def decoded(data: str | bytes, max_mb: float) -> Json:
     """A message as an object, which may be `max_mb` large. Raises `TooLarge` or `InvalidRequest`."""
     if len(data) > max_mb * 1024 * 1024:
         raise TooLarge(f"The message is larger than {max_mb:g} MB.")
@@ -24,7 +25,7 @@ def decoded(data: str | bytes, max_mb: float) -> dict[str, Any]:
     return message
 
 
-def stream_id_of(message: dict[str, Any]) -> str | None:
+def stream_id_of(message: Json) -> str | None:
     """The `stream_id` of a message, if it has one. Raises `InvalidRequest` for an invalid one."""
     stream_id = message.get("stream_id")
     if stream_id is None:
@@ -36,7 +37,7 @@ def stream_id_of(message: dict[str, Any]) -> str | None:
     return stream_id
 
 
-def read_create(message: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def read_create(message: Json) -> tuple[Json, bool]:
     """The body of the turn that a message asks for, and whether the model shall answer."""
     if message.get("type") != "response.create":
         known = "'response.create', 'response.steer' or 'response.cancel'"

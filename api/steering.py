@@ -15,6 +15,7 @@ from typing import Any
 
 from api.turns.turn import TurnRequest
 from core.errors import InvalidRequest
+from core.json import Json
 from requests.events import ResponseBuilder
 from requests.items import check_input, input_items
 from requests.open_items import Event
@@ -56,11 +57,11 @@ class Steer:
         return self.builder.event("response.steer.failed", error=_error(code, message), steer=named)
 
     @property
-    def _named(self) -> dict[str, Any]:
+    def _named(self) -> Json:
         return {"id": self.id, "previous_response_id": self.previous_response_id}
 
 
-def refused(message: dict[str, Any], code: str, why: str, builder: ResponseBuilder | None = None) -> Event:
+def refused(message: Json, code: str, why: str, builder: ResponseBuilder | None = None) -> Event:
     """`response.steer.failed` for what was never accepted. `builder` is that of the response, if it runs."""
     named = {"previous_response_id": message.get("previous_response_id"), "input": message.get("input")}
     fields = {"error": _error(code, why), "steer": named}
@@ -69,11 +70,11 @@ def refused(message: dict[str, Any], code: str, why: str, builder: ResponseBuild
     return {"type": "response.steer.failed", "sequence_number": 0, **fields}
 
 
-def _error(code: str, message: str) -> dict[str, Any]:
+def _error(code: str, message: str) -> Json:
     return {"code": code, "message": message, "type": "invalid_request_error"}
 
 
-def steering_items(message: dict[str, Any]) -> list[Item]:
+def steering_items(message: Json) -> list[Item]:
     """The messages of a `response.steer`. Raises `InvalidRequest` for one that is not the user's."""
     if unknown := sorted(message.keys() - FIELDS):
         raise InvalidRequest(f"A steer has no '{unknown[0]}'.", param=unknown[0], code="unknown_parameter")

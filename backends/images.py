@@ -8,12 +8,12 @@ What counts is what the bytes are, not what their server calls them.
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from backends.fetching import Fetcher, fetch_in_order
 from core.errors import InvalidRequest
+from core.json import Json
 
-Message = dict[str, Any]
+Message = Json
 
 # What a file is, by its first bytes.
 MAGIC = {
@@ -155,7 +155,7 @@ def _within(found: dict[str, str | InvalidImage], max_bytes: int) -> dict[str, s
     return images
 
 
-def _with_image(part: dict[str, Any], images: dict[str, str]) -> dict[str, Any]:
+def _with_image(part: Json, images: dict[str, str]) -> Json:
     if part["type"] != "image_url" or not _is_remote(url := part["image_url"]["url"]):
         return part
     if (image := images.get(url)) is None:

@@ -19,6 +19,9 @@ from typing import Any
 import msgspec
 import orjson
 
+# An object, whose values may be anything that JSON has.
+Json = dict[str, Any]
+
 TOO_DEEP = "The JSON is nested too deep."
 
 _decode = msgspec.json.Decoder().decode

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from core.json import Json
+
 
 class FunctionDelta(msgspec.Struct):
     name: str | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | Json | None = None
 
 
 class ToolCallDelta(msgspec.Struct):
@@ -19,7 +21,7 @@ class ToolCallDelta(msgspec.Struct):
     function: FunctionDelta | None = None
     # Some servers have the function's keys beside the id.
     name: str | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | Json | None = None
 
 
 def called_function(call: ToolCallDelta) -> FunctionDelta:
@@ -47,9 +49,9 @@ EMPTY, BLANK = Delta(), Delta("")
 
 
 class LogProbs(msgspec.Struct):
-    content: list[dict[str, Any]] | None = None
+    content: list[Json] | None = None
 
-    def model_dump(self) -> dict[str, Any]:
+    def model_dump(self) -> Json:
         """As the SDK's give them."""
         return {"content": self.content}
 
@@ -80,10 +82,10 @@ class ChatChunk(msgspec.Struct):
     x_groq: Any = None
 
 
-class Dumped(dict[str, Any]):
+class Dumped(Json):
     """A plain dict with the SDK's way of asking for one."""
 
-    def model_dump(self) -> dict[str, Any]:
+    def model_dump(self) -> Json:
         """Itself."""
         return self
 

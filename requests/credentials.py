@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-Tool = dict[str, Any]
+from core.json import Json
+
+Tool = Json
 
 # What these hold is run by the client: they know nobody whom they would have to show a key.
 CLIENTS_OWN = frozenset({"function", "custom"})
@@ -20,7 +22,7 @@ def without_credentials(tool: Tool) -> Tool:
     return {key: _shown(key, value) for key, value in tool.items() if key != "authorization"}
 
 
-def shown_item(item: dict[str, Any]) -> dict[str, Any]:
+def shown_item(item: Json) -> Json:
     """An item, with the tools that it brings along `without_credentials`."""
     return {**item, "tools": shown(item["tools"])} if "tools" in item else item
 

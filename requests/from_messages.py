@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.json import Json
 from requests.messages import Message, whole_arguments
 from requests.tools import Item
 
@@ -54,13 +55,13 @@ def _assistant_items(message: Message) -> list[Item]:
     return items
 
 
-def _chat_parts(content: Any, text_type: str) -> list[dict[str, Any]]:
+def _chat_parts(content: Any, text_type: str) -> list[Json]:
     if isinstance(content, str):
         return [{"type": text_type, "text": content}] if content or text_type == "input_text" else []
     return [_chat_part(part, text_type) for part in content or []]
 
 
-def _chat_part(part: dict[str, Any], text_type: str) -> dict[str, Any]:
+def _chat_part(part: Json, text_type: str) -> Json:
     match part["type"]:
         case "text":
             return {"type": text_type, "text": part["text"]}

@@ -7,7 +7,7 @@ import base64
 import re
 from typing import Any
 
-from core.json import encode_json
+from core.json import Json, encode_json
 from requests.tools import Item
 
 # The type of the data, its parameters, and the data: up to what ends a URL in a text, or over lines as base64 is often
@@ -39,7 +39,7 @@ class _Text:
         self.pictures: list[str] = []
         self._shows_pictures = shows_pictures
 
-    def value(self, value: Any, key: str, holder: dict[str, Any]) -> Any:
+    def value(self, value: Any, key: str, holder: Json) -> Any:
         """A value at `key` of an object, as the model reads it."""
         if isinstance(value, str):
             if key == "encrypted_content":
@@ -60,7 +60,7 @@ class _Text:
         return f"({kind}, {len(data)} characters, {'shown below' if is_shown else 'not shown'})"
 
 
-def _as_url(text: str, key: str, holder: dict[str, Any]) -> str:
+def _as_url(text: str, key: str, holder: Json) -> str:
     """A file that is known as one, as a data URL: an image that was made, and what MCP servers answer."""
     kind = None
     if key == "result" and holder.get("type") == "image_generation_call":

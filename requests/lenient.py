@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from core.json import decode_json, decode_json_halves, encode_json, whole_text, whole_value
+from core.json import Json, decode_json, decode_json_halves, encode_json, whole_text, whole_value
 from requests.chat_types import (
     ChatChunk,
     ChatCompletion,
@@ -37,7 +37,7 @@ def read_chunk(data: bytes) -> ChatChunk:
     return chunk_of(value)
 
 
-def chunk_of(value: dict[str, Any]) -> ChatChunk:
+def chunk_of(value: Json) -> ChatChunk:
     """The chunk in a JSON object."""
     return ChatChunk(
         choices=[*map(_choice, _objects(value.get("choices")))],
@@ -64,7 +64,7 @@ def read_completion(body: bytes) -> ChatCompletion:
 HOLDS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
 
 
-def _completion_choice(choice: dict[str, Any]) -> CompletionChoice:
+def _completion_choice(choice: Json) -> CompletionChoice:
     given = choice.get("message", choice.get("delta", choice.get("text")))
     delta = _delta(given) or Delta()
     thought = thought_in(delta)
@@ -84,12 +84,12 @@ def _completion_choice(choice: dict[str, Any]) -> CompletionChoice:
     return CompletionChoice(Dumped(message), _reason(choice.get("finish_reason")), _logprobs(choice.get("logprobs")))
 
 
-def _as_call(call: ToolCallDelta) -> dict[str, Any]:
+def _as_call(call: ToolCallDelta) -> Json:
     function = called_function(call)
     return {"id": call.id, "function": {"name": function.name, "arguments": function.arguments}}
 
 
-def _choice(choice: dict[str, Any]) -> Choice:
+def _choice(choice: Json) -> Choice:
     return Choice(
         index=_index(choice.get("index")) or 0,
         delta=_delta(choice.get("delta")),
@@ -119,7 +119,7 @@ def _delta(value: Any) -> Delta | None:
     )
 
 
-def _call(call: dict[str, Any]) -> ToolCallDelta:
+def _call(call: Json) -> ToolCallDelta:
     beside = _function(call) or FunctionDelta()
     return ToolCallDelta(
         _index(call.get("index")), _name(call.get("id")), _function(call.get("function")), beside.name, beside.arguments
@@ -187,12 +187,12 @@ def _logprobs(value: Any) -> LogProbs | None:
     return LogProbs(whole_value(entries)) if entries else None
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _objects(value: Any) -> list[Json]:
     """The objects in a list; or an object that stands for a list of one, or that has the list's places as its keys."""
     return [*_each_object(value)]
 
 
-def _each_object(value: Any) -> Iterator[dict[str, Any]]:
+def _each_object(value: Any) -> Iterator[Json]:
     if isinstance(value, list):
         yield from (inner for inner in value if isinstance(inner, dict))
     elif isinstance(value, dict):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from core.json import Halves, has_half
+from core.json import Halves, Json, has_half
 from requests.native_events import EventHead, delta_of, logprobs_of
 from requests.native_shapes import begun, objects_in, whole_item, whole_part
 from requests.open_items import CONTENT, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Event, Ladder, empty_part
@@ -20,7 +20,7 @@ from requests.responses import ID_PREFIXES, new_id
 from requests.tools import Item
 from requests.whole_items import item_events, part_events, summary_events
 
-Part = dict[str, Any]
+Part = Json
 # The items that have parts, by the kinds of these.
 ITEM_OF = {"output_text": "message", "refusal": "message", "reasoning_text": "reasoning", "summary_text": "reasoning"}
 # Open Responses' older name for it, which no SDK knows.
@@ -166,7 +166,7 @@ class NativeItem:
         return str(self.item["type"])
 
     @property
-    def where(self) -> dict[str, Any]:
+    def where(self) -> Json:
         """How our events name it."""
         return {"item_id": self.item["id"], "output_index": self.output_index}
 
@@ -206,7 +206,7 @@ class NativeItems:
         self.flows: Flows = {}
 
     def _let_flow(
-        self, ladder: Ladder, type: str, event: Event, where: dict[str, Any], fragments: Fragments, logprobs: Any
+        self, ladder: Ladder, type: str, event: Event, where: Json, fragments: Fragments, logprobs: Any
     ) -> None:
         """Deltas of this type may go on with what an event is about, if their server names it as we do."""
         if ladder.emits == "frames" and all(event.get(key) == value for key, value in where.items()):
@@ -570,7 +570,7 @@ LASTING = ("id", "call_id", "name", "namespace", "role")
 PLACE = ("item_id", "output_index", "content_index", "summary_index")
 
 
-def _emitted(ladder: Ladder, event: Event, changes: dict[str, Any]) -> Event:
+def _emitted(ladder: Ladder, event: Event, changes: Json) -> Event:
     """An event with what is ours."""
     return {**event, **changes, "sequence_number": ladder.number()}
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
-from core.json import decode_json, whole_value
+from core.json import Json, decode_json, whole_value
 
 # The events that carry the response: what it is then, or nothing where it goes on. Codex's own backend ends with `response.done`.
 WHOLE = "response.done"
@@ -54,13 +54,13 @@ class NativeEvent:
 
     __slots__ = ("_value", "data", "head")
 
-    def __init__(self, head: EventHead, data: bytes, value: dict[str, Any] | None = None) -> None:
+    def __init__(self, head: EventHead, data: bytes, value: Json | None = None) -> None:
         self.head = head
         self.data = data
         self._value = value
 
     @classmethod
-    def of(cls, value: dict[str, Any]) -> NativeEvent:
+    def of(cls, value: Json) -> NativeEvent:
         """The event that was read already, or is not as its server has sent it. Its delta may hold halves of characters."""
         delta = value.get("delta")
         value = whole_value({key: inner for key, inner in value.items() if key != "delta"}) | (
@@ -73,9 +73,9 @@ class NativeEvent:
         """Its name."""
         return self.head.type
 
-    def model_dump(self) -> dict[str, Any]:
+    def model_dump(self) -> Json:
         """All of it."""
-        return cast(dict[str, Any], decode_json(self.data)) if self._value is None else self._value
+        return cast(Json, decode_json(self.data)) if self._value is None else self._value
 
 
 class NativeRun:

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
-from core.json import encode_json
+from core.json import Json, encode_json
 from requests.open_items import STREAMED_CALLS, STREAMED_PARTS
 from requests.responses import HAS_STATUS, ID_PREFIXES, new_id
 from requests.tools import CALLS, Item
 from requests.usage import whole_usage
 
-Part = dict[str, Any]
+Part = Json
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -28,8 +28,8 @@ NEVER_NULL = ("phase", "logprobs", "encrypted_content", "content", "annotations"
 
 class WholeText(msgspec.Struct, tag="output_text"):
     text: str
-    annotations: list[dict[str, Any]]
-    logprobs: list[dict[str, Any]]
+    annotations: list[Json]
+    logprobs: list[Json]
 
 
 class WholeRefusal(msgspec.Struct, tag="refusal"):
@@ -164,9 +164,9 @@ class Known(msgspec.Struct):
     """The keys of a response that strict clients want to be of a type."""
 
     model: Text = "m"
-    tools: list[dict[str, Any]] = []
-    tool_choice: str | dict[str, Any] = "auto"
-    metadata: dict[str, Any] = {}
+    tools: list[Json] = []
+    tool_choice: str | Json = "auto"
+    metadata: Json = {}
     text: TextConfig | msgspec.UnsetType = msgspec.UNSET
     truncation: Text = "disabled"
     service_tier: Text = "default"
@@ -176,7 +176,7 @@ class Known(msgspec.Struct):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     top_logprobs: int = 0
-    reasoning: dict[str, Any] | None = None
+    reasoning: Json | None = None
     instructions: str | list[Any] | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
@@ -185,7 +185,7 @@ class Known(msgspec.Struct):
     user: str | None = None
 
 
-def whole_response(given: dict[str, Any]) -> dict[str, Any]:
+def whole_response(given: Json) -> Json:
     """A response whose keys are of the types that clients know; those that are not are left out, and what ends it is not looked at."""
     try:
         msgspec.convert(given, Known)
@@ -208,7 +208,7 @@ def _fits(key: str, value: Any) -> bool:
     return True
 
 
-def whole_error(given: Any) -> dict[str, Any]:
+def whole_error(given: Any) -> Json:
     """The error of a failed response."""
     error = given if isinstance(given, dict) else {"message": given if isinstance(given, str) else ""}
     code, message = error.get("code"), error.get("message")
@@ -219,7 +219,7 @@ def whole_error(given: Any) -> dict[str, Any]:
     }
 
 
-def whole_output(response: dict[str, Any], status: str) -> list[Item]:
+def whole_output(response: Json, status: str) -> list[Item]:
     """The items of a response, each with this `status` where it has none; or the text that stands for them."""
     given = response.get("output")
     if given and is_whole(given, list[WholeItem]):
@@ -233,9 +233,9 @@ def whole_output(response: dict[str, Any], status: str) -> list[Item]:
     return [message] if message is not None else []
 
 
-def ending(response: dict[str, Any], status: str) -> dict[str, Any]:
+def ending(response: Json, status: str) -> Json:
     """Why and when a response ended, and what it used, as it must be with this status."""
-    ended: dict[str, Any] = {"error": None, "incomplete_details": None, "completed_at": None}
+    ended: Json = {"error": None, "incomplete_details": None, "completed_at": None}
     ended["usage"] = whole_usage(response.get("usage"))
     if status == "completed":
         at = response.get("completed_at")

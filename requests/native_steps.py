@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from core.json import Json
 from requests.native import ITEM_OF, Flow, NativeItem, NativeItems, NativePart
 from requests.native_shapes import Text, WholeItem, WholePart, is_whole
 from requests.open_items import CONTENT, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Ladder
@@ -70,8 +71,8 @@ class Step(msgspec.Struct):
     item_id: str = ""
     content_index: int | None = None
     summary_index: int | None = None
-    item: dict[str, Any] = {}
-    part: dict[str, Any] = {}
+    item: Json = {}
+    part: Json = {}
     text: str | None = None
     refusal: str | None = None
     arguments: str | None = None

@@ -21,13 +21,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from core.errors import BackendError, InvalidRequest, Unsupported
+from core.json import Json
 from requests.bounded_json import TooDeep, mend
 from requests.chat import DecodeError
 from requests.ollama_tools import OllamaMessage, ToolRounds
 from requests.open_items import Event
 from requests.tools import Item, arguments_of
-
-Json = dict[str, Any]
 
 # Codex wants 0.13.4 or newer.
 VERSION = "0.34.0"
@@ -61,8 +60,8 @@ class Asked(msgspec.Struct, kw_only=True):
 
     model: str = ""
     stream: bool | None = None
-    format: str | dict[str, Any] | None = None
-    options: dict[str, Any] | None = None
+    format: str | Json | None = None
+    options: Json | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -76,7 +75,7 @@ class Asked(msgspec.Struct, kw_only=True):
 
 class ChatAsked(Asked, kw_only=True):
     messages: list[OllamaMessage] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Json] | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Json = dict[str, Any]
+from core.json import Json
+
 # Where a server lists nothing of what its model can do.
 CHATS = ("completion", "tools")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from core.json import encode_json
+from core.json import Json, encode_json
 from requests.tools import Item
 
 NO_OUTPUT = "(no output)"
@@ -29,7 +29,7 @@ UNNAMED = "tool"
 
 class Function(msgspec.Struct):
     name: str
-    arguments: dict[str, Any] | None = None
+    arguments: Json | None = None
 
 
 class ToolCall(msgspec.Struct):

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from core.json import Halves, has_half
+from core.json import Halves, Json, has_half
 from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
 from requests.sse import DeltaFrames
 from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, object_of
 
-Event = dict[str, Any]
+Event = Json
 Seal = Callable[[str], str]
 # What becomes of what happens: events; events of which the deltas, nearly all of them, are frames of an SSE stream
 # already; or nothing, where only the response counts at the end.
@@ -83,11 +83,11 @@ class OpenText:
         self.output_index = output_index
         self.id = new_id("msg" if kind == "message" else "rs")
         self._seal = seal
-        self._parts: list[dict[str, Any]] = []
+        self._parts: list[Json] = []
         self.part = ""
         self.fragments: list[str] = []
         self.frames: DeltaFrames | None = None
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs: list[Json] = []
         # Half a character, where the last delta ended in one.
         self._halves: Halves | None = None
 
@@ -111,7 +111,7 @@ class OpenText:
         events: list[Event],
         part: str,
         delta: str,
-        logprobs: list[dict[str, Any]] | None,
+        logprobs: list[Json] | None,
     ) -> None:
         """Adds a piece of text to a part of it, and its events to `events`: a part that is another than before is
         opened."""
@@ -169,7 +169,7 @@ class OpenText:
         item["summary" if parts and parts[0]["type"] == "summary_text" else "content"] = parts
         return sealed(item, self._seal)
 
-    def _whole_part(self) -> dict[str, Any]:
+    def _whole_part(self) -> Json:
         part = empty_part(self.part)
         part[STREAMED_PARTS[self.part][1]] = "".join(self.fragments)
         if self._logprobs:
@@ -395,7 +395,7 @@ def _goes_again(first: str, arguments: str) -> bool:
     return first[:1] == "{" and arguments[:1] == "{"
 
 
-def empty_part(kind: str) -> dict[str, Any]:
+def empty_part(kind: str) -> Json:
     """A part that nothing has come of yet."""
     if kind == "output_text":
         return {"type": kind, "text": "", "annotations": [], "logprobs": []}

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-Message = dict[str, Any]
+from core.json import Json
+
+Message = Json
 
 MARK = "<system>\n{}\n</system>"
 # In nobody's words: where a template wants somebody to have spoken.
@@ -57,7 +59,7 @@ def _is_system_item(item: Any) -> bool:
     return isinstance(item, dict) and item.get("role") in ("system", "developer")
 
 
-def _marked_item(item: dict[str, Any]) -> dict[str, Any]:
+def _marked_item(item: Json) -> Json:
     content = item.get("content") or ""
     parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
     opening, closing = ({"type": "input_text", "text": mark.strip()} for mark in MARK.split("{}"))

@@ -15,10 +15,10 @@ from typing import Any
 import orjson
 
 from core.errors import InvalidRequest
-from core.json import encode_json
+from core.json import Json, encode_json
 from requests.messages import Message
 
-Format = dict[str, Any]
+Format = Json
 
 FENCE = re.compile(r"```\w*[ \t]*\n(?P<inside>.*?)\s*```[ \t]*(?=\n|\Z)", re.DOTALL)
 BRACKET = re.compile(r"[{\[]")

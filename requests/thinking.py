@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from core.json import Json
 
 OPENING, CLOSING = "<think>", "</think>"
 
@@ -86,7 +86,7 @@ def _overlap(text: str) -> int:
     )
 
 
-def with_thoughts_apart(message: dict[str, Any], *, are_open: bool = False) -> dict[str, Any]:
+def with_thoughts_apart(message: Json, *, are_open: bool = False) -> Json:
     """A chat message with the thought in its text where other servers put it. Where the tags `are_open` before the text, it begins
     with one, unless its server has taken that out by itself."""
     content = message.get("content")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from core.json import Json
 from requests.chat_types import Delta
 
 Voice = Literal["thought", "text", "refusal"]
@@ -35,7 +36,7 @@ def texts_in(content: Any, voice: Voice = "text", depth: int = 8) -> Iterator[tu
         yield from texts_in(inner, voice, depth - 1)
 
 
-def _kind_of(part: dict[str, Any], voice: Voice) -> tuple[Voice, tuple[str, ...]]:
+def _kind_of(part: Json, voice: Voice) -> tuple[Voice, tuple[str, ...]]:
     """What the text of a part is, and the keys that may hold it."""
     kind = part.get("type")
     name = kind if isinstance(kind, str) else ""
@@ -63,7 +64,7 @@ def thought_of(parts: Any) -> str:
     return "".join(text for voice, text in texts_in(parts, "thought") if voice == "thought")
 
 
-def message_thought(message: dict[str, Any]) -> str:
+def message_thought(message: Json) -> str:
     """The thought of a whole message, but for that in the parts of its content."""
     return next((thought for key in IN_ORDER if message.get(key) and (thought := thought_of(message[key]))), "")
 

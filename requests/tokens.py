@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from core.json import encode_json
+from core.json import Json, encode_json
 
 # What a token is in English and in code, roughly; and what a message costs beside its text.
 BYTES_PER_TOKEN = 4
@@ -14,7 +12,7 @@ BYTES_PER_TOKEN = 4
 IMAGE_TOKENS = 800
 
 
-def message_tokens(message: dict[str, Any]) -> int:
+def message_tokens(message: Json) -> int:
     """About how many tokens a chat message has."""
     content = message.get("content")
     if not isinstance(content, list):
@@ -25,7 +23,7 @@ def message_tokens(message: dict[str, Any]) -> int:
     return text_bytes // BYTES_PER_TOKEN + IMAGE_TOKENS * images
 
 
-def estimated_tokens(params: dict[str, Any]) -> int:
+def estimated_tokens(params: Json) -> int:
     """About how many input tokens a chat request has."""
     counted = {key: params[key] for key in ("tools", "response_format") if key in params}
     return len(encode_json(counted)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-Usage = dict[str, Any]
+from core.json import Json
+
+Usage = Json
 
 # Where servers put how many of the input tokens were cached, how many were written to a cache, and how many of the output were
 # thought: in the details, or beside the counts. The first that is not zero counts.
@@ -34,7 +36,7 @@ LARGEST = 2**53
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 
 
-class CountedUsage(dict[str, Any]):
+class CountedUsage(Json):
     """A chat usage in OpenAI's keys, whose counts are counts. It has the SDK's way of asking for a plain dict."""
 
     def model_dump(self) -> Usage:
@@ -48,8 +50,8 @@ class OpenAIsUsage(msgspec.Struct, forbid_unknown_fields=True):
     prompt_tokens: Count
     completion_tokens: Count
     total_tokens: Count = 0
-    prompt_tokens_details: dict[str, Any] | None = None
-    completion_tokens_details: dict[str, Any] | None = None
+    prompt_tokens_details: Json | None = None
+    completion_tokens_details: Json | None = None
 
 
 class InputDetails(msgspec.Struct):

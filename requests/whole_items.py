@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from core.json import Json
 from requests.open_items import STREAMED_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton
 from requests.tools import Item
 
@@ -23,14 +22,14 @@ def item_events(ladder: Ladder, item: Item, output_index: int, *, closes: bool =
     return events
 
 
-def _arguments(ladder: Ladder, where: dict[str, Any], item: Item, closes: bool) -> list[Event]:
+def _arguments(ladder: Ladder, where: Json, item: Item, closes: bool) -> list[Event]:
     name, key = STREAMED_CALLS[item["type"]]
     named = {"name": item["name"]} if item["type"] == "function_call" else {}
     delta = [ladder.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
     return [*delta, ladder.event(f"{name}.done", **where, **named, **{key: item[key]})] if closes else delta
 
 
-def summary_events(ladder: Ladder, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+def summary_events(ladder: Ladder, where: Json, part: Json) -> list[Event]:
     """All events of one part of a summary."""
     return [
         ladder.event("response.reasoning_summary_part.added", **where, part={**part, "text": ""}),
@@ -40,7 +39,7 @@ def summary_events(ladder: Ladder, where: dict[str, Any], part: dict[str, Any]) 
     ]
 
 
-def part_events(ladder: Ladder, where: dict[str, Any], part: dict[str, Any]) -> list[Event]:
+def part_events(ladder: Ladder, where: Json, part: Json) -> list[Event]:
     """All events of one content part. Of a kind that is not streamed there are none."""
     if part["type"] not in STREAMED_PARTS:
         return []

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from core.errors import Interrupted
-from core.json import decode_json, encode_json
+from core.json import Json, decode_json, encode_json
 
-Item = dict[str, Any]
+Item = Json
 # The response object, as far as it has come.
-Response = dict[str, Any]
-Event = dict[str, Any]
+Response = Json
+Event = Json
 
 UNFINISHED = frozenset({"queued", "in_progress"})
 INTERRUPTED = Interrupted()

@@ -16,15 +16,16 @@ from collections.abc import Callable, Generator, Iterable
 from functools import cache, partial
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiosqlite
 
 from core.errors import StartError
+from core.json import Json
 from stores.files import CAUSES, OpenFile, Replaced, make_private, opening
 from stores.writing import Outage, Value, Write
 
-Row = dict[str, Any]
+Row = Json
 T = TypeVar("T")
 
 # It logs every call with its values, which are answers.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
@@ -12,6 +11,7 @@ from api.http.replies import json_response
 from api.http.routes import Routes
 from api.peers import is_from_peer, key_of
 from core.errors import NotFound
+from core.json import Json
 from core.state import AppState
 from core.telemetry import (
     COUNTED,
@@ -45,7 +45,7 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _samples(state: AppState, figures: dict[str, Any]) -> Iterator[tuple[Metric, Samples]]:
+def _samples(state: AppState, figures: Json) -> Iterator[tuple[Metric, Samples]]:
     endpoints = [endpoint for endpoint in state.pool.endpoints.values() if not endpoint.leaving]
     by_endpoint = [({"endpoint": endpoint.name}, endpoint) for endpoint in endpoints]
     yield ENDPOINT_UP, [(at, float(endpoint.healthy)) for at, endpoint in by_endpoint]
@@ -91,7 +91,7 @@ def ids_at_work(state: AppState) -> list[str]:
     return list({*state.db.running_ids(), *state.tasks.ids()})
 
 
-def _figures(state: AppState) -> dict[str, Any]:
+def _figures(state: AppState) -> Json:
     pool = state.pool
     # One that was replaced, and still answers something, has the name of its successor.
     endpoints = [endpoint for endpoint in pool.endpoints.values() if not endpoint.leaving]
@@ -105,7 +105,7 @@ def _figures(state: AppState) -> dict[str, Any]:
     }
 
 
-async def all_figures(request: Request) -> dict[str, Any]:
+async def all_figures(request: Request) -> Json:
     """The figures of all processes as one: numbers are added, but for the longest wait."""
     state: AppState = request.app.state
     total = _figures(state)

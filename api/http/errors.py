@@ -15,6 +15,7 @@ from starlette.types import Scope
 from api.http.leaving import ClientLeft
 from api.http.replies import json_response
 from core.errors import APIError, InvalidRequest, ServerError
+from core.json import Json
 
 log = logging.getLogger("nomyo")
 
@@ -22,7 +23,7 @@ log = logging.getLogger("nomyo")
 Envelope = Callable[[APIError], Any]
 
 
-def openai_envelope(error: APIError) -> dict[str, Any]:
+def openai_envelope(error: APIError) -> Json:
     """OpenAI's, which Open Responses shares: `{"error": {message, type, param, code}}`."""
     return {"error": error.to_dict()}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -20,17 +19,18 @@ from api.http.origins import share
 from api.http.replies import Express, Outlet, StreamedReply, outlet_of, raw
 from api.http.silence import Watched
 from core.errors import without_frames
+from core.json import Json
 from requests.sse import KEEPALIVE, frames, obfuscated
 
 LAST_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 # Events that arrived together.
-Batches = Closable[list[dict[str, Any]]]
+Batches = Closable[list[Json]]
 # Events that the stream asks for, when nothing comes by itself.
-Events = Callable[[], list[dict[str, Any]]]
+Events = Callable[[], list[Json]]
 
 
-def nothing() -> list[dict[str, Any]]:
+def nothing() -> list[Json]:
     """No events: what a stream that has none of its own gets while it is silent."""
     return []
 
@@ -60,7 +60,7 @@ class EventStream(StreamedReply, Watched):
         self._beginning = nothing
         self._scope: Scope = {}
         self._outlet: Outlet | None = None
-        self._first: list[dict[str, Any]] | Exception | None = None
+        self._first: list[Json] | Exception | None = None
 
     async def prime(self, request: Request, *, start_s: float, beginning: Events) -> None:
         """Waits for the first batch. Raises why there is none. After `start_s` the answer begins all the same, with the
@@ -111,7 +111,7 @@ class EventStream(StreamedReply, Watched):
                 return
         await outlet.end()
 
-    async def _is_last(self, outlet: Outlet, events: list[dict[str, Any]]) -> bool:
+    async def _is_last(self, outlet: Outlet, events: list[Json]) -> bool:
         """Sends a batch: the last one in one write with the end of the answer."""
         if events and type(events[-1]) is dict and events[-1]["type"] in LAST_EVENTS:
             await outlet.end(self._frames(events))

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from api.turns.turn import Turn, TurnRequest
+from core.json import Json
 from requests.events import replay
 from requests.open_items import Event
 from requests.tools import Item
@@ -27,7 +28,7 @@ def _lasting(item: Item) -> Item:
     return {key: value for key, value in item.items() if key not in ("id", "status")}
 
 
-def replayed(turn: Turn, cached: dict[str, Any]) -> list[Event]:
+def replayed(turn: Turn, cached: Json) -> list[Event]:
     """A cached response, as this turn's: new ids, for it is stored and continued like any other."""
     turn.from_cache = True
     turn.headers["x-nomyo-cache"] = "hit"

@@ -12,6 +12,7 @@ from api.http.replies import Express
 from api.turns.backend import Backend, batches_of
 from backends.wire.streams import BackendStream
 from core.errors import BackendError, BackendRefused
+from core.json import Json
 from requests.chat import as_chunk, as_plain
 from requests.chat_types import Dumped
 from requests.endings import USUAL, ending_of
@@ -24,7 +25,7 @@ log = logging.getLogger("nomyo.responses")
 
 
 async def chat_events(
-    backend: Backend, builder: ResponseBuilder, params: dict[str, Any], express: Express | None = None
+    backend: Backend, builder: ResponseBuilder, params: Json, express: Express | None = None
 ) -> AsyncGenerator[list[Event]]:
     """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the
     first."""
@@ -98,7 +99,7 @@ def _log_unknown(finish_reason: str) -> None:
     )
 
 
-async def whole_answer(backend: Backend, params: dict[str, Any]) -> ResponseBuilder:
+async def whole_answer(backend: Backend, params: Json) -> ResponseBuilder:
     """The whole answer to a chat request, its calls by the backend's names. Nobody sees it grow."""
     builder = ResponseBuilder(response_resource({}, response_id="", created_at=0, status="in_progress"))
     builder.emits = "nothing"

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from api.turns.backend import Backend
 from api.turns.chat_events import whole_answer
 from api.turns.turn import Turn
 from core.errors import ModelFailed, Unsupported
+from core.json import Json
 from requests.open_items import Event
 from requests.responses import output_text
 from requests.structured import Checker, format_prompt, repair_prompt
@@ -19,7 +19,7 @@ from requests.tools import Item
 log = logging.getLogger("nomyo.responses")
 
 
-async def structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> AsyncGenerator[list[Event]]:
+async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerator[list[Event]]:
     """The answer of a backend that cannot hold its model to a JSON format: the format is described to the model, its
     answer is checked, and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported`
     where the settings refuse."""
@@ -31,7 +31,7 @@ async def structured(backend: Backend, turn: Turn, params: dict[str, Any]) -> As
     checker = Checker(format)
     del params["response_format"]
     params["messages"] = format_prompt(params["messages"], format)
-    usage: dict[str, Any] | None = None
+    usage: Json | None = None
     for is_repair in (False, True):
         inner = await whole_answer(backend, params)
         output = inner.response["output"]
@@ -65,7 +65,7 @@ def _set_text(output: list[Item], text: str) -> None:
     messages[0]["content"] = [first if first["text"] == text else {**first, "text": text, "logprobs": []}]
 
 
-def _sum(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+def _sum(first: Json | None, second: Json | None) -> Json | None:
     """Two counts of tokens as one."""
     if not first or not second:
         return first or second

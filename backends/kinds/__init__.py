@@ -12,7 +12,6 @@ from __future__ import annotations
 import pkgutil
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
 
 from backends.kinds import auto
 from backends.kinds.kind import Kind
@@ -20,6 +19,7 @@ from backends.kinds.server import Discovery, GetJson, Memory, Server
 from backends.kinds.words import COMMON, Lexicon
 from core.config import EndpointConfig
 from core.errors import APIError
+from core.json import Json
 from requests.messages import THINK_TAGS
 
 _MODULES = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
@@ -35,7 +35,7 @@ _REPLAY_KEYS = {"think_tags": THINK_TAGS, "none": None}
 def kind_of(config: EndpointConfig, found: Kind | None = None) -> Kind:
     """The kind of an endpoint: its facts, but for what its settings change. `found` is what the server was seen to be,
     where they leave that open."""
-    facts: dict[str, Any] = {"is_found": found is not None}
+    facts: Json = {"is_found": found is not None}
     if config.reasoning_efforts is not None:
         facts["efforts"] = config.reasoning_efforts
     if config.reasoning_replay is not None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import APIError, BackendError, BackendRefused
+from core.json import Json
 
 # GET below the server's root: where `/v1` begins for the kinds that add it, else the configured URL. Raises an
 # `APIError`.
 GetJson = Callable[[str], Awaitable[Any]]
 # POST there, with an object.
-PostJson = Callable[[str, dict[str, Any]], Awaitable[Any]]
-Row = dict[str, Any]
+PostJson = Callable[[str, Json], Awaitable[Any]]
+Row = Json
 
 # How long the listing waits for the answers beside it.
 GRACE_S = 1.0

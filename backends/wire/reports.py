@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from backends.kinds.words import place_of, problems_in
+from core.json import Json
 
 # As much of an error's words is shown to a client, and so much of it is read.
 SHOWN_CHARS = 1000
@@ -44,7 +45,7 @@ class Report:
     is what held the words, empty where it was a text or a page; `words` are not cut yet."""
 
     status: int
-    object: dict[str, Any]
+    object: Json
     words: str
     retry_after_s: float | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
@@ -148,7 +149,7 @@ def _words(value: Any, depth: int) -> str:
     return f"{words}: {raw}" if words and raw and raw not in words else words or raw
 
 
-def _holder(value: Any) -> dict[str, Any]:
+def _holder(value: Any) -> Json:
     """The innermost error object: what `error` holds, or MiniMax's `base_resp`, or JSON in a text."""
     for _ in range(DEPTH):
         if isinstance(value, list):
@@ -166,7 +167,7 @@ def _holder(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _object_in(value: Any) -> dict[str, Any] | None:
+def _object_in(value: Any) -> Json | None:
     found = _json(value) if isinstance(value, str) else None
     return found if isinstance(found, dict) else None
 
