@@ -43,7 +43,7 @@ class Telemetry:
         }
 
 
-def added(first: Any, second: Any) -> Any:
+def added(first: object, second: Any) -> Any:
     """The figures of two processes as one: numbers and lists are added, key by key."""
     if isinstance(first, dict):
         both = first.keys() & second.keys()

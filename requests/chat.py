@@ -52,7 +52,7 @@ def is_error(chunk: ChatChunk) -> bool:
     return (chunk.error is not None and means_error(chunk.error)) or chunk.object == "error"
 
 
-def means_error(error: Any) -> bool:
+def means_error(error: object) -> bool:
     """Whether there is an error: some servers send the key with every chunk, and nothing in it."""
     return any(map(means_error, error.values())) if isinstance(error, dict) else bool(error)
 
@@ -69,7 +69,7 @@ def decode_completion(body: bytes) -> ChatCompletion:
     return completion
 
 
-def as_chunk(chunk: Any) -> ChatChunk:
+def as_chunk(chunk: object) -> ChatChunk:
     """Our chunk from one of the SDK's, or from any object with its attribute names."""
     if type(chunk) is ChatChunk:
         return chunk
@@ -87,6 +87,6 @@ def as_chunk(chunk: Any) -> ChatChunk:
     return ours
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: object) -> Any:
     """Plain data from one of the SDK's objects, or of ours; plain data as it is."""
     return value.model_dump() if hasattr(value, "model_dump") else value

@@ -27,14 +27,14 @@ def shown_item(item: Json) -> Json:
     return {**item, "tools": shown(item["tools"])} if "tools" in item else item
 
 
-def shown(value: Any) -> Any:
+def shown(value: object) -> Any:
     """Any JSON, with the tools in it `without_credentials`."""
     if isinstance(value, dict):
         return without_credentials(value)
     return [shown(one) for one in value] if isinstance(value, list) else value
 
 
-def _shown(key: str, value: Any) -> Any:
+def _shown(key: str, value: object) -> Any:
     if key in NAMED_KEYS:
         return None
     return _host_of(value) if key == "server_url" and isinstance(value, str) else shown(value)

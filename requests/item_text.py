@@ -39,7 +39,7 @@ class _Text:
         self.pictures: list[str] = []
         self._shows_pictures = shows_pictures
 
-    def value(self, value: Any, key: str, holder: Json) -> Any:
+    def value(self, value: object, key: str, holder: Json) -> Any:
         """A value at `key` of an object, as the model reads it."""
         if isinstance(value, str):
             if key == "encrypted_content":

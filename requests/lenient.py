@@ -8,7 +8,6 @@ This is the slow way, for what msgspec's typed decoding refuses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from core.json import Json, decode_json, decode_json_halves, encode_json, whole_text, whole_value
 from requests.chat_types import (
@@ -101,7 +100,7 @@ def _choice(choice: Json) -> Choice:
     )
 
 
-def _delta(value: Any) -> Delta | None:
+def _delta(value: object) -> Delta | None:
     if isinstance(value, str | list):
         value = {"content": value}
     if not isinstance(value, dict):
@@ -126,7 +125,7 @@ def _call(call: Json) -> ToolCallDelta:
     )
 
 
-def _function(function: Any) -> FunctionDelta | None:
+def _function(function: object) -> FunctionDelta | None:
     if not isinstance(function, dict):
         return None
     arguments = function.get("arguments")
@@ -136,7 +135,7 @@ def _function(function: Any) -> FunctionDelta | None:
     return FunctionDelta(_name(function.get("name")), arguments)
 
 
-def _content(value: Any) -> str | list[Any] | None:
+def _content(value: object) -> str | list[object] | None:
     return (
         [value]
         if isinstance(value, dict) and any(texts_in(value))
@@ -146,29 +145,29 @@ def _content(value: Any) -> str | list[Any] | None:
     )
 
 
-def _thought(value: Any) -> str | None:
+def _thought(value: object) -> str | None:
     return value if isinstance(value, str) else thought_of(value) or None
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     """A text, or a number that stands where one belongs."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return encode_json(value).decode()
     return value if isinstance(value, str) else None
 
 
-def _name(value: Any) -> str | None:
+def _name(value: object) -> str | None:
     """A text that is not the model's, such as an id."""
     return None if (text := _text(value)) is None else whole_text(text)
 
 
-def _reason(value: Any) -> str | None:
+def _reason(value: object) -> str | None:
     if isinstance(value, dict):
         value = value.get("type") or value.get("reason")
     return _name(value) if not isinstance(value, bool) else "stop" if value else None
 
 
-def _index(value: Any) -> int | None:
+def _index(value: object) -> int | None:
     """`3`, `"3"` and `3.0`."""
     if isinstance(value, bool):
         return None
@@ -181,18 +180,18 @@ def _index(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _logprobs(value: Any) -> LogProbs | None:
+def _logprobs(value: object) -> LogProbs | None:
     content = value.get("content") if isinstance(value, dict) else None
     entries = [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
     return LogProbs(whole_value(entries)) if entries else None
 
 
-def _objects(value: Any) -> list[Json]:
+def _objects(value: object) -> list[Json]:
     """The objects in a list; or an object that stands for a list of one, or that has the list's places as its keys."""
     return [*_each_object(value)]
 
 
-def _each_object(value: Any) -> Iterator[Json]:
+def _each_object(value: object) -> Iterator[Json]:
     if isinstance(value, list):
         yield from (inner for inner in value if isinstance(inner, dict))
     elif isinstance(value, dict):

@@ -57,7 +57,7 @@ class Flow:
 
     __slots__ = ("append", "logprobs", "name")
 
-    def __init__(self, type: str, fragments: Fragments, logprobs: list[Any] | None) -> None:
+    def __init__(self, type: str, fragments: Fragments, logprobs: list[object] | None) -> None:
         self.name = type.encode()
         self.append = fragments.append
         self.logprobs = logprobs
@@ -99,7 +99,7 @@ class NativeText:
         """Whether the other half of a character is to come."""
         return self._halves is not None
 
-    def joined(self, delta: Any) -> str:
+    def joined(self, delta: object) -> str:
         """The text of a delta, with the half of a character that came before, and without the one that it ends in."""
         text = delta if isinstance(delta, str) else ""
         if self._halves is None:
@@ -111,7 +111,7 @@ class NativeText:
             self._halves = None
         return text
 
-    def rest(self, whole: Any) -> str:
+    def rest(self, whole: object) -> str:
         """What is missing of the `whole` text, as far as that goes on with what was streamed."""
         rest = self._halves.flush() if self._halves is not None else ""
         self._halves = None
@@ -127,8 +127,8 @@ class NativePart(NativeText):
     def __init__(self, kind: str, index: int, part: Part) -> None:
         super().__init__(kind, index)
         self.part = part
-        self.annotations: list[Any] = []
-        self.logprobs: list[Any] = []
+        self.annotations: list[object] = []
+        self.logprobs: list[object] = []
         self.done: Part | None = None
 
     @property
@@ -285,7 +285,7 @@ class NativeItems:
         if item.done is None and item.part(kind, _index(event, family)) is None:
             part = self._add_part(ladder, events, item, given, event)
             where = {**item.where, _index_key(part): part.index}
-            logprobs: list[Any] | None = [] if kind == "output_text" else None
+            logprobs: list[object] | None = [] if kind == "output_text" else None
             self._let_flow(ladder, f"{STREAMED_PARTS[kind][0]}.delta", event, where, part.fragments, logprobs)
 
     def _end_of_part(self, ladder: Ladder, events: list[Event], event: Event, family: str) -> None:
@@ -427,7 +427,7 @@ class NativeItems:
         events: list[Event],
         item: NativeItem,
         part: NativePart,
-        text: Any,
+        text: object,
         event: Event | None = None,
     ) -> None:
         """The text of a part is whole, as far as its server gives more than it has streamed."""
@@ -437,7 +437,7 @@ class NativeItems:
         self.flows.clear()
         name, key = STREAMED_PARTS[part.kind]
         where = {**item.where, _index_key(part): part.index}
-        logprobs: dict[str, list[Any]] = {"logprobs": []} if part.kind == "output_text" else {}
+        logprobs: dict[str, list[object]] = {"logprobs": []} if part.kind == "output_text" else {}
         if rest := part.rest(text or part.part.get(key)):
             part.fragments.append(rest)
             events.append(ladder.event(f"{name}.delta", **where, delta=rest, **logprobs))
@@ -463,7 +463,7 @@ class NativeItems:
         events.append(_emitted(ladder, event or {"type": f"{name}.done"}, where))
 
     def _end_arguments(
-        self, ladder: Ladder, events: list[Event], item: NativeItem, whole: Any, event: Event | None = None
+        self, ladder: Ladder, events: list[Event], item: NativeItem, whole: object, event: Event | None = None
     ) -> None:
         text = item.arguments
         if text.has_ended or item.output_index < 0:
@@ -575,7 +575,7 @@ def _emitted(ladder: Ladder, event: Event, changes: Json) -> Event:
     return {**event, **changes, "sequence_number": ladder.number()}
 
 
-def _fuller(streamed: Any, listed: Any, key: str = "") -> Any:
+def _fuller(streamed: object, listed: object, key: str = "") -> Any:
     """What a client has seen of an item, and what its server gives besides at the end: where the one is empty, or goes on."""
     if streamed == listed:
         return streamed
@@ -597,7 +597,7 @@ def _index(event: Event, family: str) -> int | None:
     return _int(event.get("summary_index" if family == "summary" else "content_index"))
 
 
-def _int(value: Any) -> int | None:
+def _int(value: object) -> int | None:
     """An index, however it is spelled."""
     if isinstance(value, str) and value.isdecimal() and len(value) < 10:
         return int(value)

@@ -73,7 +73,7 @@ class WholeCall(msgspec.Struct, tag="function_call"):
 WholeItem = WholeMessage | WholeReasoning | WholeCall
 
 
-def is_whole(given: Any, whole: Any) -> bool:
+def is_whole(given: object, whole: object) -> bool:
     """Whether it lacks nothing, as nearly all that comes: to look at each key would take ten times as long."""
     try:
         msgspec.convert(given, whole)
@@ -82,7 +82,7 @@ def is_whole(given: Any, whole: Any) -> bool:
     return True
 
 
-def whole_item(given: Any, status: str) -> Item | None:
+def whole_item(given: object, status: str) -> Item | None:
     """An item, with the `status` where it gives none. None for what is no item."""
     if is_whole(given, WholeItem):
         return cast(Item, given)
@@ -110,13 +110,13 @@ def whole_item(given: Any, status: str) -> Item | None:
     return item
 
 
-def whole_parts(given: Any, kind: str) -> list[Part]:
+def whole_parts(given: object, kind: str) -> list[Part]:
     """The parts of a content or a summary; a text stands for one of that kind."""
     parts = given if isinstance(given, list) else [] if given in (None, "") else [given]
     return [part for part in (whole_part(part, kind) for part in parts) if part is not None]
 
 
-def whole_part(given: Any, kind: str) -> Part | None:
+def whole_part(given: object, kind: str) -> Part | None:
     """A part, of that kind where it names none. None for what is no part."""
     if is_whole(given, WholePart):
         return cast(Part, given)
@@ -200,7 +200,7 @@ def whole_response(given: Json) -> Json:
     return response
 
 
-def _fits(key: str, value: Any) -> bool:
+def _fits(key: str, value: object) -> bool:
     try:
         msgspec.convert({key: value}, Known)
     except msgspec.ValidationError:
@@ -208,7 +208,7 @@ def _fits(key: str, value: Any) -> bool:
     return True
 
 
-def whole_error(given: Any) -> Json:
+def whole_error(given: object) -> Json:
     """The error of a failed response."""
     error = given if isinstance(given, dict) else {"message": given if isinstance(given, str) else ""}
     code, message = error.get("code"), error.get("message")
@@ -252,7 +252,7 @@ def ending(response: Json, status: str) -> Json:
     return ended
 
 
-def objects_in(value: Any) -> list[Any]:
+def objects_in(value: object) -> list[object]:
     """The objects of a list, if it is one."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
@@ -273,14 +273,14 @@ def _runs_there(item: Item) -> bool:
     return item["type"] == "tool_search_call" and item.get("execution") == "server"
 
 
-def _text_of(value: Any) -> str:
+def _text_of(value: object) -> str:
     """A text; other values as JSON, for servers that send arguments as what they are."""
     if isinstance(value, str):
         return value
     return "" if value is None else encode_json(value).decode()
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     return (
         value
         if isinstance(value, str)
@@ -290,5 +290,5 @@ def _name(value: Any) -> str:
     )
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != ""

@@ -115,7 +115,7 @@ class EmbedAsked(msgspec.Struct):
 T = TypeVar("T")
 
 
-def is_no_time(keep_alive: Any) -> bool:
+def is_no_time(keep_alive: object) -> bool:
     """Whether a `keep_alive` has the model leave the memory at once: zero, in any unit."""
     return str(keep_alive).rstrip("hmnsuµ") in ("0", "0.0")
 
@@ -154,7 +154,7 @@ def generate_ollama_to_responses(asked: GenerateAsked, names: Mapping[str, str] 
     return {**_common(asked, names), "input": _items(messages)}
 
 
-def omitted_options(options: Mapping[str, Any] | None) -> list[str]:
+def omitted_options(options: Mapping[str, object] | None) -> list[str]:
     """The options that a chat server does not get."""
     return sorted((options or {}).keys() - {*OPTIONS, "num_predict"})
 
@@ -281,7 +281,7 @@ class OllamaAnswer:
             return None
         return {"model": self._model, "created_at": _now(), **self._shown(), "done": False}
 
-    def last(self, response: Json, timings: Any = None) -> Json:
+    def last(self, response: Json, timings: object = None) -> Json:
         """The end. `response` is the finished response, `timings` llama.cpp's own."""
         usage = response.get("usage") or {}
         reason = (response.get("incomplete_details") or {}).get("reason")
@@ -297,7 +297,7 @@ class OllamaAnswer:
             **self._durations(count, timings),
         }
 
-    def _durations(self, count: int, timings: Any) -> Json:
+    def _durations(self, count: int, timings: object) -> Json:
         """In nanoseconds; those that nobody knows are left out, as a real Ollama leaves out its zeros."""
         total_ns = max(time.monotonic_ns() - self._began_ns, 1)
         known = timings if isinstance(timings, dict) else {}
@@ -380,7 +380,7 @@ def embed_ollama_to_openai(asked: EmbedAsked, model: str) -> Json:
     return {**params, "dimensions": asked.dimensions} if asked.dimensions else params
 
 
-def embeddings_openai_to_ollama(answer: Any, count: int) -> tuple[list[list[float]], int]:
+def embeddings_openai_to_ollama(answer: object, count: int) -> tuple[list[list[float]], int]:
     """The vectors of `count` texts, in their order, and the tokens that they had. Raises `BackendError`."""
     try:
         given = msgspec.convert(answer, Embeddings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from core.json import Json
 
@@ -16,21 +15,21 @@ from core.json import Json
 CHATS = ("completion", "tools")
 
 
-def listed_model(name: str, row: Mapping[str, Any]) -> Json:
+def listed_model(name: str, row: Mapping[str, object]) -> Json:
     """A row of /api/tags. `row` is an Ollama's own, or what another server lists, in its words. The digest of a model
     that is at no Ollama is one of its name, because clients cut it without a look."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     return {"digest": digest, "details": {}, **row, "name": name, "model": name}
 
 
-def running_model(name: str, row: Mapping[str, Any], run: Mapping[str, Any], context: int | None) -> Json:
+def running_model(name: str, row: Mapping[str, object], run: Mapping[str, object], context: int | None) -> Json:
     """A row of /api/ps. `row` and `run` are an Ollama's of /api/tags and /api/ps, or what another server lists."""
     listed = listed_model(name, row)
     listed.pop("modified_at", None)
     return {**({"context_length": context} if context else {}), **listed, **run, "name": name, "model": name}
 
 
-def shown_model(name: str, row: Mapping[str, Any], context: int | None, capabilities: Sequence[str] | None) -> Json:
+def shown_model(name: str, row: Mapping[str, object], context: int | None, capabilities: Sequence[str] | None) -> Json:
     """The answer of /api/show for a model that is at no Ollama."""
     given = row.get("details")
     details = given if isinstance(given, dict) else {}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import msgspec
 
@@ -92,7 +91,7 @@ class ToolRounds:
         items.append({"type": "function_call", "call_id": call_id, "name": function.name, "arguments": arguments})
         self._rounds[0].append(_Call(call_id, given_id, function.name, outputs))
 
-    def answer(self, message: OllamaMessage, content: Any) -> None:
+    def answer(self, message: OllamaMessage, content: object) -> None:
         """A tool's message."""
         self._is_round_open = False
         if (call := self._answered(message)) is None:

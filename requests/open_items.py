@@ -6,7 +6,7 @@ An item gives the events of its own life. What must be counted or unique is aske
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from core.json import Halves, Json, has_half
 from requests.patches import may_be_wrapped
@@ -49,7 +49,7 @@ class Ladder(Protocol):
     emits: Emission
 
     def number(self) -> int: ...
-    def event(self, type: str, **fields: Any) -> Event: ...
+    def event(self, type: str, **fields: object) -> Event: ...
     def add(self) -> int: ...
     def keep(self, output_index: int, item: Item) -> None: ...
     def done(self, output_index: int, item: Item) -> Event: ...
@@ -293,7 +293,7 @@ class OpenCall:
             if self.output_index >= 0:
                 events += self._delta(ladder, arguments)
 
-    def goes_on(self, ladder: Ladder, events: list[Event], arguments: Any) -> bool:
+    def goes_on(self, ladder: Ladder, events: list[Event], arguments: object) -> bool:
         """The next piece of its arguments, if there is nothing to be seen to."""
         if self.output_index < 0 or self._blank or self._halves is not None or type(arguments) is not str:
             return False

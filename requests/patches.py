@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 BEGIN = "*** Begin Patch"
 _PATCH = re.compile(r"\*\*\* Begin Patch.*\*\*\* End Patch", re.DOTALL)
@@ -33,7 +32,7 @@ def may_be_wrapped(begins: str) -> bool:
     return any(begun.startswith(wrapper) or wrapper.startswith(begun) for wrapper in WRAPPERS)
 
 
-def patch_in(value: Any) -> str | None:
+def patch_in(value: object) -> str | None:
     """The only patch among the texts in a value, without what is around it. None if there is none, or more than one."""
     texts = [text for text in _texts_in(value) if BEGIN in text]
     if len(texts) != 1:
@@ -54,7 +53,7 @@ def operation_in(patch: str) -> dict[str, str] | None:
     return operation
 
 
-def _texts_in(value: Any, depth: int = 8) -> Iterator[str]:
+def _texts_in(value: object, depth: int = 8) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list) and depth:

@@ -46,7 +46,7 @@ def _marked(message: Message) -> Message:
     return {"role": "user", "content": MARK.format(content)}
 
 
-def system_items_as_user(items: list[Any], *, also_leading: bool = False) -> list[Any]:
+def system_items_as_user(items: list[Any], *, also_leading: bool = False) -> list[object]:
     """The items of a Responses input, with each system or developer message behind the first item as the user's;
     `also_leading`: with the first, too. The list itself, where there is none."""
     kept = 0 if also_leading else 1
@@ -55,7 +55,7 @@ def system_items_as_user(items: list[Any], *, also_leading: bool = False) -> lis
     return [_marked_item(item) if place >= kept and _is_system_item(item) else item for place, item in enumerate(items)]
 
 
-def _is_system_item(item: Any) -> bool:
+def _is_system_item(item: object) -> bool:
     return isinstance(item, dict) and item.get("role") in ("system", "developer")
 
 
@@ -95,7 +95,7 @@ def _joined(first: Message, second: Message) -> Message:
     return joined
 
 
-def _joined_values(first: Any, second: Any) -> Any:
+def _joined_values(first: object, second: object) -> Any:
     if not first or not second:
         return first or second
     if isinstance(first, str) and isinstance(second, str):
@@ -105,7 +105,7 @@ def _joined_values(first: Any, second: Any) -> Any:
     return second
 
 
-def _parts(content: str | list[Any]) -> list[Any]:
+def _parts(content: str | list[object]) -> list[object]:
     return [_text(content)] if isinstance(content, str) else content
 
 

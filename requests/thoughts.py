@@ -9,7 +9,7 @@ all           {"type": "text", "text": "Four."}
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 from core.json import Json
 from requests.chat_types import Delta
@@ -21,7 +21,7 @@ _TEXT_KEYS = ("text", "content", "output_text")
 _THOUGHT_KEYS = ("thinking", "reasoning", "reasoning_content", "thought", "summary", "text", "content")
 
 
-def texts_in(content: Any, voice: Voice = "text", depth: int = 8) -> Iterator[tuple[Voice, str]]:
+def texts_in(content: object, voice: Voice = "text", depth: int = 8) -> Iterator[tuple[Voice, str]]:
     """The texts in the parts of a content, in their order, and what each is: `voice`, where a part does not name it. Parts may have parts, up to
     this `depth`."""
     if isinstance(content, str):
@@ -59,7 +59,7 @@ def thought_in(delta: Delta) -> str | None:
     )
 
 
-def thought_of(parts: Any) -> str:
+def thought_of(parts: object) -> str:
     """The text of parts that are all thought. What is encrypted has none."""
     return "".join(text for voice, text in texts_in(parts, "thought") if voice == "thought")
 

@@ -95,7 +95,7 @@ def usage_chat_to_responses(usage: Usage | None) -> Usage | None:
     return counts
 
 
-def chat_usage(usage: Any) -> CountedUsage | None:
+def chat_usage(usage: object) -> CountedUsage | None:
     """The chat usage of a real server, in OpenAI's keys: whole counts, and always with both details, so that strict clients get the
     detail objects. None for what is no usage."""
     if not isinstance(usage, dict) or not usage:
@@ -156,7 +156,7 @@ def _in_openais_words(usage: Usage) -> Usage:
     return whole
 
 
-def count_of(value: Any) -> int:
+def count_of(value: object) -> int:
     """A number of tokens, however it is spelled. Zero for what is not one."""
     if isinstance(value, bool):
         return 0
