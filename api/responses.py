@@ -42,6 +42,7 @@ from cache import get_llm_cache
 from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
 from core.state import AppState
+from requests.hidden import drop
 from requests.kept import kept_items, kept_request
 from requests.open_items import Event
 from requests.params import body_schema
@@ -157,7 +158,13 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
     refuses = state.config.hosted_tools == "refuse"
     adapting = Adapting(turn, state, attempt)
     backend = Backend(
-        attempt.model, kind, state.sealer, create, refuses_hosted_tools=refuses, adapting=adapting, files=state.files
+        attempt.model,
+        kind,
+        state.sealer,
+        create,
+        refuses_hosted_tools=refuses,
+        adapting=adapting,
+        files=state.files,
     )
     return native_answer(backend, turn) if native else chat_answer(backend, turn)
 
@@ -217,7 +224,7 @@ async def record(state: AppState, turn: Turn) -> None:
     if turn.request.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)
         if cache is not None and (turn.request.stored or not cache.persistent):
-            await cache.set_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request), encode_json(response))
+            await cache.set_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request), encode_json(drop(response)))
 
 
 def _count(state: AppState, turn: Turn) -> None:

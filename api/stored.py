@@ -19,6 +19,7 @@ from core.errors import InvalidRequest, NotFound
 from core.state import AppState
 from requests.credentials import shown_item
 from requests.events import ResponseBuilder, replay, unfinished
+from requests.hidden import drop
 from requests.included import INCLUDABLE, without_unasked
 from requests.open_items import Event
 from requests.responses import with_output_text
@@ -136,7 +137,7 @@ async def _row(state: AppState, response_id: str, owner: str) -> Mapping[str, An
     row = await state.db.get_response(response_id, owner=owner)
     if row is None or row["response"] is None:
         raise _not_found(response_id)
-    return row
+    return {**row, "response": drop(row["response"])}
 
 
 async def _cancelled(state: AppState, response_id: str, owner: str) -> bool:

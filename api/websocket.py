@@ -42,6 +42,7 @@ from core.errors import (
 from core.json import encode_json
 from core.state import AppState
 from core.stopping import Stopping
+from requests.hidden import reveal
 from requests.open_items import Event
 from requests.responses import new_id
 from requests.tools import Item
@@ -333,7 +334,7 @@ class Socket:
             self._lanes[running.stream_id].appendleft(successor)
 
     def _remember(self, turn: Turn) -> None:
-        self._remembered[turn.id] = [*turn.request.items, *turn.builder.response["output"]]
+        self._remembered[turn.id] = [*turn.request.items, *reveal(turn.builder.response["output"])]
         if len(self._remembered) > MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
 

@@ -27,6 +27,7 @@ from requests.chat_types import BLANK, EMPTY, ChatChunk, Delta, ToolCallDelta
 from requests.credentials import shown
 from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
+from requests.hidden import SEALED_KEY, drop, hide, unsealed
 from requests.native import NO_FLOWS, Flows, NativeItems
 from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
 from requests.native_shapes import ending, whole_output, whole_response
@@ -70,6 +71,8 @@ class ResponseBuilder:
     ) -> None:
         self.response = response
         self.emits: Emission = "events"
+        # A backend that speaks Responses seals its reasoning for us: the response keeps that, and no event shows it.
+        self.hides_seals = False
         self.sequence_number = 0
         self._output: list[Item | None] = []
         self._text: OpenText | None = None
@@ -200,7 +203,10 @@ class ResponseBuilder:
     def end(self) -> Event:
         """The last event. A cancelled response ends as `response.failed`: no client knows another name for it."""
         status = self.response["status"]
-        return self.event(f"response.{'failed' if status == 'cancelled' else status}", response=self.response)
+        return self.event(
+            f"response.{'failed' if status == 'cancelled' else status}",
+            response=drop(self.response) if self.hides_seals else self.response,
+        )
 
     def _stop(self, status: str) -> None:
         parts: list[OpenText | OpenCall | None] = [self._text, *(self._calls.all if self._calls is not None else ())]
@@ -209,7 +215,7 @@ class ResponseBuilder:
                 self._output[part.output_index] = part.partial()
         if self._native is not None:
             self._native.stop(self)
-        self.response["output"] = [item for item in self._output if item is not None]
+        self.response["output"] = self._kept([item for item in self._output if item is not None])
         self.response["usage"] = usage_chat_to_responses(self._usage)
         self.response["status"] = status
         self.response["completed_at"] = None
@@ -493,7 +499,8 @@ class ResponseBuilder:
             if (frame := self._relayed([head], [data])) is not None:
                 return [frame]
             frame = self._framed(head, [data])
-            if frame is not None and goes_on(self._native, self, head.type, data):
+            may_go_on = frame is not None and not (self.hides_seals and SEALED_KEY in data)
+            if may_go_on and goes_on(self._native, self, head.type, data):
                 self.sequence_number += 1
                 return [frame]
         return self.adopt(piece.model_dump())
@@ -503,7 +510,7 @@ class ResponseBuilder:
         show how it stands: `begin` and `end` make ours."""
         status = LIFECYCLE.get(event["type"])
         if status is None:
-            return self.begin() + self._items.adopt(self, event)
+            return self.begin() + self._unsealed(self._items.adopt(self, event))
         response = event.get("response")
         response = response if isinstance(response, dict) else {}
         if not status:
@@ -528,8 +535,14 @@ class ResponseBuilder:
             self._items.finish(self, events, output, status)
             output = [item for item in self._output if item is not None]
         self._adopt_response(response)
-        self.response |= {**ending(response, status), "output": output, "status": status}
-        return events if self.emits != "nothing" else []
+        self.response |= {**ending(response, status), "output": self._kept(output), "status": status}
+        return self._unsealed(events) if self.emits != "nothing" else []
+
+    def _kept(self, output: list[Item]) -> list[Item]:
+        return hide(output) if self.hides_seals else output
+
+    def _unsealed(self, events: list[Event]) -> list[Event]:
+        return [*map(unsealed, events)] if self.hides_seals else events
 
     def _adopt_response(self, response: dict[str, Any]) -> None:
         ours = dict(zip(OURS, values_of_ours(self.response), strict=True))

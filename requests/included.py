@@ -51,13 +51,14 @@ def _logprobs_hidden(part: dict[str, Any]) -> dict[str, Any]:
     return {**part, "logprobs": []} if part.get("logprobs") else part
 
 
+SEALED_REASONING = "reasoning.encrypted_content"
 # By the type of an item: the value of `include` that asks for something, and the item without it.
 SHORTENED: dict[str, list[tuple[str, Callable[[Item], Item]]]] = {
     "message": [
         ("message.input_image.image_url", lambda item: _with_parts(item, "content", _image_hidden)),
         ("message.output_text.logprobs", lambda item: _with_parts(item, "content", _logprobs_hidden)),
     ],
-    "reasoning": [("reasoning.encrypted_content", lambda item: _without(item, "encrypted_content"))],
+    "reasoning": [(SEALED_REASONING, lambda item: _without(item, "encrypted_content"))],
     "file_search_call": [("file_search_call.results", lambda item: _with_null(item, "results"))],
     "web_search_call": [
         ("web_search_call.action.sources", _without_sources),

@@ -160,7 +160,9 @@ PARAMETER_EXAMPLES: Mapping[str, Example] = {
 
 
 def include(value: str, **more: Any) -> Example:
-    return Example({"include": [value]}, name=f"include.{value}", effect=is_answered, **more)
+    # A turn that is stored asks for one more itself.
+    base = {"store": False}
+    return Example({"include": [value]}, name=f"include.{value}", effect=is_answered, base=base, **more)
 
 
 INCLUDE_EXAMPLES: Mapping[str, Example] = {

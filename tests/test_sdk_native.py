@@ -35,6 +35,8 @@ from tests.sdk import (
 from tests.stream_grammar import check_stream
 from tests.turns import assert_error, create
 
+# What each turn that is stored asks for: upstream stores nothing, and the next turn needs it.
+SEALED_REASONING = ["reasoning.encrypted_content"]
 OURS = ("id", "created_at", "store", "background", "previous_response_id")
 # The SDK's types want `cache_write_tokens`; what a native backend leaves out stays out, so strict clients get this.
 WHOLE_USAGE = responses_usage()
@@ -105,7 +107,12 @@ async def test_the_request_goes_out_as_it_came(
     given = {key: value for key, value in request_.items() if key != "extra_body"} | request_.get("extra_body", {})
     (turn,) = backend.turns
     assert turn.path == "/v1/responses"
-    assert turn.json == given | {"model": MODEL, "stream": stream, "store": False}
+    assert turn.json == given | {
+        "model": MODEL,
+        "stream": stream,
+        "store": False,
+        "include": SEALED_REASONING,
+    }
 
 
 async def test_the_client_decides_what_is_stored_here_and_upstream_stores_nothing(
@@ -400,7 +407,7 @@ async def test_a_prompt_goes_out_as_it_came(
     body = {"model": MODEL, "prompt": PROMPT, "stream": stream, **given}
     answer = await served_natively.http.post("/v1/responses", json=body)
     assert answer.status_code == 200, answer.text
-    assert backend.turns[-1].json == body | {"store": False}
+    assert backend.turns[-1].json == body | {"store": False, "include": SEALED_REASONING}
 
 
 async def test_a_conversation_that_began_with_a_prompt_goes_on(served_natively: Running, backend: FakeBackend) -> None:

@@ -14,11 +14,12 @@ hints and roles it is not asked for again (`backends/fleet/learned.py`).
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from api.turns.turn import Turn
+from api.turns.turn import Turn, seals_for_us
 from backends.fleet.failover import Attempt
 from backends.fleet.learned import EVERY_MODEL, Learned
 from backends.images import ImageFetcher, with_images_fetched
@@ -26,6 +27,7 @@ from backends.kinds.words import SYSTEM
 from core.config import AdaptConfig
 from core.errors import BackendRefused
 from core.state import AppState
+from requests.included import SEALED_REASONING
 from requests.messages import Message
 from requests.roles import in_turns, system_as_user, system_items_as_user
 from requests.tokens import estimated_tokens, message_tokens
@@ -63,6 +65,8 @@ SYSTEM_AS_USER, LEADING_TOO, IN_TURNS = "system_as_user", "all_system_as_user", 
 def change_of(name: str) -> Callable[[Params], Params]:
     """A change that can be learned, by its name in the header. It gives the params themselves where there is nothing to
     change."""
+    if name == SEALED_REASONING:
+        return _without_seals
     if name in ROLE_CHANGES:
         return lambda params: _with_roles(params, name)
     old, _, new = name.partition("=")
@@ -88,6 +92,24 @@ def _with_roles(params: Params, name: str) -> Params:
         # Instructions are a system message before all others.
         changed = system_items_as_user(given, also_leading=name == LEADING_TOO or bool(params.get("instructions")))
     return params if changed is given else {**params, key: changed}
+
+
+def _without_seals(params: Params) -> Params:
+    """The params of a request that does not ask for sealed reasoning."""
+    given = params.get("include") or []
+    if SEALED_REASONING not in given:
+        return params
+    left = [value for value in given if value != SEALED_REASONING]
+    return {**params, "include": left} if left else _without(params, "include")
+
+
+def _without_sealed_items(params: Params, seals: set[str]) -> Params:
+    """The params without the reasoning that has one of these seals."""
+    given = params.get("input")
+    if not seals or not isinstance(given, list):
+        return params
+    left = [item for item in given if item.get("type") != "reasoning" or item.get("encrypted_content") not in seals]
+    return {**params, "input": left} if len(left) < len(given) else params
 
 
 def _renamed(params: Params, old: str, new: str) -> Params:
@@ -144,6 +166,8 @@ class Adapting:
             # Some take it from other models.
             of = self._model if "model" in error.message.lower() else EVERY_MODEL
             return self._learn(params, f"{name}={LENGTHS[name]}" if name in LENGTHS else name, of, error)
+        if "messages" not in params and (left := self._unsealed(params, error)) is not None:
+            return left
         self._changes += 1
         if "messages" not in params or self._changes > MAX_CHANGES:
             raise error
@@ -152,6 +176,8 @@ class Adapting:
         )
 
     def _may(self, name: str) -> bool:
+        if name == SEALED_REASONING:
+            return seals_for_us(self._turn.request)
         return self._allowed.roles if name in ROLE_CHANGES else self._allowed.hints
 
     # ── learned ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,6 +199,22 @@ class Adapting:
             if change_of(IN_TURNS)(params) is params:
                 return params
         return self._learn(params, IN_TURNS, self._model, error)
+
+    def _unsealed(self, params: Params, error: BackendRefused) -> Params | None:
+        """The request without the sealed reasoning that only we ask for or send, and no client would miss. None where the refusal is
+        about something else."""
+        words = f"{error.param} {error.unsupported} {error.code} {error.message}".lower()
+        is_about_seals = re.search(r"encrypted[ _]content", words) is not None
+        names_include = re.search(r"\binclude\b", words) is not None and not self._turn.request.params.include
+        may_ask_without = (is_about_seals or names_include) and error.code != "invalid_encrypted_content"
+        if may_ask_without and seals_for_us(self._turn.request) and (changed := _without_seals(params)) is not params:
+            self._learned.add(self._model, SEALED_REASONING, time.monotonic())
+            return changed
+        if is_about_seals:
+            seals = {item["encrypted_content"] for item in self._turn.request.history if item.get("encrypted_content")}
+            if (changed := _without_sealed_items(params, seals)) is not params:
+                return self._noted(params, changed, "earlier_reasoning")
+        return None
 
     # ── for this once ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -215,7 +257,7 @@ class Adapting:
 
     def _noted(self, params: Params, changed: Params, name: str) -> Params:
         """The changed request. The client and the log get to know of the change."""
-        if changed is not params and name not in self._made:
+        if changed is not params and name != SEALED_REASONING and name not in self._made:
             turn = self._turn
             before = turn.headers.get("x-nomyo-adapted")
             turn.headers["x-nomyo-adapted"] = f"{before}, {name}" if before else name

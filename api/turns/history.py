@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from core.errors import InvalidRequest
 from core.seals import Sealer, is_ours
 from core.state import AppState
+from requests.hidden import reveal
 from requests.items import without_cut_calls
 from requests.kept import given_items
 from requests.tools import Item
@@ -66,7 +67,7 @@ def stored_items(sealer: Sealer, items: list[Item]) -> list[Item]:
             log.warning("a tool of an earlier turn is left out: it was sealed with another key")
         return tool
 
-    return given_items(items, open_tool)
+    return given_items(reveal(items), open_tool)
 
 
 def opened(sealer: Sealer, items: list[Item], ignored: set[str], where: str = "") -> list[Item]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from api.turns.backend import Backend, batches_of
 from api.turns.history import summary_in
-from api.turns.turn import Turn, TurnRequest
+from api.turns.turn import Turn, TurnRequest, seals_for_us
 from backends.wire.errors import ANY_SERVER
 from backends.wire.streams import BackendStream
 from core.errors import BackendError, BackendRefused
 from core.seals import Sealer, is_ours
+from requests.included import SEALED_REASONING
 from requests.messages import summary_text
 from requests.native_events import NativeEvent, NativeRun
 from requests.open_items import Event
@@ -27,7 +28,11 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     """The events of the answer, renamed to our id and numbers. Raises what upstream refused, or that it broke off."""
     if any(_is_sealed_here(item) for item in turn.request.input):
         turn.headers["x-nomyo-ignored"] = "input.reasoning"
-    answer = await _begun(backend, native_params(turn.request, backend.model, backend.sealer))
+    params = native_params(turn.request, backend.model, backend.sealer)
+    if seals_for_us(turn.request):
+        turn.builder.hides_seals = True
+        params["include"] = [*(turn.request.params.include or ()), SEALED_REASONING]
+    answer = await _begun(backend, params)
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return

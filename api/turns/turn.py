@@ -24,6 +24,7 @@ from core.errors import InvalidRequest, ServerError
 from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder
+from requests.included import SEALED_REASONING
 from requests.items import check_input, input_items
 from requests.kept import given_request
 from requests.params import CreateParams, check_counts, check_request
@@ -82,6 +83,12 @@ class TurnRequest(Struct, frozen=True):
         """About how many tokens of context are too many for the client (`context_management`)."""
         thresholds = [entry.compact_threshold for entry in self.params.context_management or ()]
         return min((tokens for tokens in thresholds if tokens), default=None)
+
+
+def seals_for_us(request: TurnRequest) -> bool:
+    """Whether upstream is asked for its reasoning, sealed, though the client did not: upstream keeps nothing, and a turn that goes on
+    from this one needs it."""
+    return request.stored and SEALED_REASONING not in (request.params.include or ())
 
 
 @dataclass(slots=True)
@@ -178,7 +185,7 @@ def _turn(state: AppState, request: TurnRequest, response_id: str, created_at: i
     status = "queued" if params.background else "in_progress"
     resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
     taken = [item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id")]
-    asks = "reasoning.encrypted_content" in (params.include or ())
+    asks = SEALED_REASONING in (params.include or ())
     seal = partial(state.sealer.seal, purpose="reasoning") if asks else None
     return Turn(
         request,

@@ -1,0 +1,55 @@
+"""Reasoning that the backend sealed for us and not for the client: it stays with the stored items, for the turns that go on from
+them, under a key that no client sees.
+
+    hide ──▶ stored ──▶ reveal    to the backend, in the next turn
+                   └──▶ drop      to the client
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from requests.tools import Item
+
+SEALED = "encrypted_content"
+SEALED_KEY = SEALED.encode()
+HIDDEN = "nomyo_encrypted_content"
+
+
+def hide(items: list[Item]) -> list[Item]:
+    """The items of an answer, as they are kept: sealed reasoning has its seal under `HIDDEN`."""
+    return [
+        _renamed(item, SEALED, HIDDEN) if item["type"] == "reasoning" and SEALED in item else item for item in items
+    ]
+
+
+def reveal(items: list[Item]) -> list[Item]:
+    """The items that were given to `hide`."""
+    if not any(HIDDEN in item for item in items):
+        return items
+    return [_renamed(item, HIDDEN, SEALED) if HIDDEN in item else item for item in items]
+
+
+def drop(response: dict[str, Any]) -> dict[str, Any]:
+    """A response as its client sees it: without what was hidden."""
+    items = response.get("output") or []
+    if not any(HIDDEN in item for item in items):
+        return response
+    return {**response, "output": [without(item, HIDDEN) for item in items]}
+
+
+def unsealed(event: dict[str, Any]) -> dict[str, Any]:
+    """An event that may carry reasoning, without its seal."""
+    item = event.get("item")
+    if not isinstance(item, dict) or item.get("type") != "reasoning" or SEALED not in item:
+        return event
+    return {**event, "item": without(item, SEALED)}
+
+
+def without(item: Item, key: str) -> Item:
+    """The item without a key."""
+    return {name: value for name, value in item.items() if name != key} if key in item else item
+
+
+def _renamed(item: Item, old: str, new: str) -> Item:
+    return {new if key == old else key: value for key, value in item.items() if key != new}
