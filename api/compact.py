@@ -51,15 +51,19 @@ async def compact_response(request: Request) -> Response:
         "background": False,
     }
     turn = await begin_turn(state, wanted, principal_of(request))
+    turn.compacts = True
     async with ClientWatch(request.scope, request.receive):
         response = await final_response(run_turn(state, turn))
-    kept = [item for item in turn.request.items if item.get("role") == "user"]
+    window = turn.window
+    if window is None:
+        kept = [item for item in turn.request.items if item.get("role") == "user"]
+        window = [*kept, *(item for item in response["output"] if item["type"] == "compaction")]
     return json_response(
         {
             "id": response["id"],
             "object": "response.compaction",
             "created_at": response["created_at"],
-            "output": [*kept, *(item for item in response["output"] if item["type"] == "compaction")],
+            "output": window,
             "usage": response["usage"] or NO_USAGE,
         },
         headers=turn.headers,

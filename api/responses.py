@@ -37,7 +37,7 @@ from api.turns.native_answer import native_answer
 from api.turns.turn import Turn, begin_anew, begin_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
-from backends.wire.client import create_chat_with_retries, create_response_with_retries
+from backends.wire.client import compact_with_retries, create_chat_with_retries, create_response_with_retries
 from cache import get_llm_cache
 from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
@@ -165,6 +165,7 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
         refuses_hosted_tools=refuses,
         adapting=adapting,
         files=state.files,
+        compact=partial(compact_with_retries, client) if native and turn.compacts else None,
     )
     return native_answer(backend, turn) if native else chat_answer(backend, turn)
 

@@ -26,6 +26,8 @@ class Backend:
     refuses_hosted_tools: bool = False
     adapting: Adapting | None = None
     files: FileFetcher | None = None
+    # Asks its own /responses/compact; None where it has none.
+    compact: Callable[[dict[str, Any]], Awaitable[dict[str, Any] | None]] | None = None
 
 
 def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

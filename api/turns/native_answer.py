@@ -3,7 +3,7 @@ and its events come back as ours."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -32,7 +32,12 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     if seals_for_us(turn.request):
         turn.builder.hides_seals = True
         params["include"] = [*(turn.request.params.include or ()), SEALED_REASONING]
-    answer = await _begun(backend, params)
+    if backend.compact is not None and (compaction := await _begun(backend, _compacting(params), backend.compact)):
+        turn.window = [item for item in compaction["output"] if isinstance(item, dict)]
+        made = [item for item in turn.window if item.get("type") == "compaction"]
+        yield turn.builder.adopt_whole({"output": made, "usage": compaction.get("usage")})
+        return
+    answer = await _begun(backend, params, backend.create)
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return
@@ -59,14 +64,14 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
 
 
-async def _begun(backend: Backend, params: dict[str, Any]) -> Any:
+async def _begun(backend: Backend, params: dict[str, Any], create: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:
     """The answer to the request, or to a changed one, where upstream refused the first."""
     adapting = backend.adapting
     if adapting is not None:
         params = await adapting.prepared(params)
     while True:
         try:
-            return await backend.create(params)
+            return await create(params)
         except BackendRefused as error:
             if adapting is None:
                 raise
@@ -91,6 +96,12 @@ def native_params(request: TurnRequest, model: str, sealer: Sealer) -> dict[str,
     if items is not None:
         params["input"] = items
     return params
+
+
+def _compacting(params: dict[str, Any]) -> dict[str, Any]:
+    """The request for upstream's own /compact, which needs no trigger, and whose answer is neither streamed nor stored."""
+    items = [item for item in params["input"] if item.get("type") != "compaction_trigger"]
+    return {key: value for key, value in params.items() if key not in ("store", "stream")} | {"input": items}
 
 
 def _native_input(request: TurnRequest, sealer: Sealer) -> Any:

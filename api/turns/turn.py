@@ -95,7 +95,8 @@ def seals_for_us(request: TurnRequest) -> bool:
 class Turn:
     """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a stream;
     `row_begun`: the store has a row of it; `from_cache`: no backend was asked; `describes_itself`: no headers will say what became of
-    it, so its last response does (`describe`)."""
+    it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and `window` is what a server that has the path
+    itself has answered there."""
 
     request: TurnRequest
     builder: ResponseBuilder
@@ -105,6 +106,8 @@ class Turn:
     row_begun: bool = False
     from_cache: bool = False
     describes_itself: bool = False
+    compacts: bool = False
+    window: list[Item] | None = None
 
     @property
     def id(self) -> str:

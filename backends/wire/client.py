@@ -30,6 +30,8 @@ from requests.sse import looks_like_sse
 
 MAX_ERROR_BODY = 64 * 1024
 SHORTEST_SECRET = 6
+# With these a server says that it does not know a path, or not what it is for.
+LACKS_PATH = frozenset({404, 405, 501})
 
 
 class BackendClient:
@@ -67,7 +69,7 @@ class BackendClient:
         self._root_path = urlsplit(root_url).path.rstrip("/")
         self._base_path = urlsplit(base_url).path.rstrip("/")
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create_chat))
-        self.responses = SimpleNamespace(create=self._create_response)
+        self.responses = SimpleNamespace(create=self._create_response, compact=self._compact)
 
     async def close(self) -> None:
         await self._origin.close()
@@ -136,6 +138,16 @@ class BackendClient:
             return NativeStream(answer, self._errors, body)
         raise self._errors.not_an_answer(body)
 
+    async def _compact(self, **params: Any) -> dict[str, Any] | None:
+        """A `response.compaction`; None from a server that makes none."""
+        if (answer := await self._answer_of("POST", self._base_path + "/responses/compact", params)) is None:
+            return None
+        body = await _read(answer)
+        compaction = json_or_none(body)
+        if isinstance(compaction, dict) and isinstance(compaction.get("output"), list):
+            return compaction
+        raise self._errors.not_an_answer(body)
+
     async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
         """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a
         `BackendError`."""
@@ -147,6 +159,19 @@ class BackendClient:
     async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
         try:
             answer = await self._origin.send(method, target, body)
+            if answer.status >= 300:
+                raise await self._error_of(answer)
+            return answer
+        except Exception as error:
+            raise_named(error)
+
+    async def _answer_of(self, method: str, target: str, params: dict[str, Any]) -> Answer | None:
+        """The answer of a path that not every server has; None where it is not there."""
+        try:
+            answer = await self._origin.send(method, target, encode_json(params))
+            if answer.status in LACKS_PATH:
+                answer.close()
+                return None
             if answer.status >= 300:
                 raise await self._error_of(answer)
             return answer
@@ -186,6 +211,15 @@ async def create_response_with_retries(client: Any, params: dict[str, Any]) -> A
         return await client.responses.create(**params)
     except Exception as error:
         raise_named(error)
+
+
+async def compact_with_retries(client: Any, params: dict[str, Any]) -> dict[str, Any] | None:
+    """`client.responses.compact(**params)`, its errors by our names; None where the server has no such path."""
+    try:
+        compaction: dict[str, Any] | None = await client.responses.compact(**params)
+    except Exception as error:
+        raise_named(error)
+    return compaction
 
 
 def _is_stream(answer: Answer) -> bool | None:
