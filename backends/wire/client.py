@@ -30,7 +30,7 @@ from requests.sse import looks_like_sse
 
 MAX_ERROR_BODY = 64 * 1024
 SHORTEST_SECRET = 6
-# With these a server says that it does not know a path, or not what it is for.
+# With these a server shows that it does not know a path, or not what it is for.
 LACKS_PATH = frozenset({404, 405, 501})
 
 
