@@ -415,9 +415,11 @@ class NativeItems:
         family = item.of_family("summary" if kind == "summary_text" else "content")
         part = NativePart(kind, len(family), given)
         item.parts.append(part)
-        name, key = SUMMARY if kind == "summary_text" else CONTENT
-        added = {**given, **empty_part(kind)} if given.get(STREAMED_PARTS[kind][1]) else given
-        where = {**item.where, key: part.index, "part": added}
+        name, place = SUMMARY if kind == "summary_text" else CONTENT
+        # What its server names at the beginning comes at the end, or in events of its own.
+        is_empty = not any(given.get(key) for key in (STREAMED_PARTS[kind][1], "annotations", "logprobs"))
+        added = given if is_empty else {**given, **empty_part(kind)}
+        where = {**item.where, place: part.index, "part": added}
         events.append(_emitted(ladder, event or {"type": f"{name}.added"}, where))
         return part
 

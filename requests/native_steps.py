@@ -112,6 +112,8 @@ def _part_begins(items: NativeItems, ladder: Ladder, step: Step) -> bool:
     item = _open_item(items, step)
     if item is None or not is_whole(step.part, BegunPart):
         return False
+    if step.part.get("annotations") or step.part.get("logprobs"):  # Of a part that begins, nothing is there yet.
+        return False
     kind = step.part["type"]
     is_summary = kind == "summary_text"
     index = len(item.parts)
@@ -138,6 +140,8 @@ def _text_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
         return False
     if (step.refusal if part.kind == "refusal" else step.text) != part.text:
         return False
+    if (step.logprobs or []) != part.logprobs:
+        return False
     part.has_ended = True
     items.flows.clear()
     return True
@@ -148,6 +152,8 @@ def _part_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
     if part is None or not part.has_ended or part.annotations or not is_whole(step.part, WholePart):
         return False
     if step.part["type"] != part.kind or step.part[STREAMED_PARTS[part.kind][1]] != part.text:
+        return False
+    if (step.part.get("logprobs") or []) != part.logprobs:
         return False
     part.done = step.part
     return True

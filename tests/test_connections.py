@@ -276,7 +276,7 @@ class TestClientsThatStopReading:
     async def test_lose_their_connection_after_60_s_and_their_slot_is_back(
         self, path: str, served: Running, backend: FakeBackend, clock: Clock
     ) -> None:
-        backend.default = chat("x" * 40_000_000)
+        backend.default = chat("x" * 20_000_000)
         body = STREAM if path == "/v1/responses" else OLLAMA.replace(b"false", b"true")
         async with line_to(served) as line:
             line.writer.transport.pause_reading()

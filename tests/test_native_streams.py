@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.wire.streams import NativeStream
@@ -323,6 +323,9 @@ RICH = stream_of(reasoning("Hm. So."), "Hello there.", call("now", '{"zone": "UT
 
 @law
 @given(st.sampled_from([*dispensable(RICH)]), any_value, st.sampled_from(["frames", "events", "nothing"]))
+@example((10, "part", "annotations"), [{}], "frames")
+@example((10, "part", "logprobs"), [{}], "frames")
+@example((11, "logprobs"), [{}], "frames")
 def test_any_value_in_a_field_that_says_nothing_changes_nothing(path: Path, new: Any, emits: str) -> None:
     sent = copy.deepcopy(RICH)
     inner: Any = sent
