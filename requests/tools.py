@@ -35,7 +35,7 @@ BRINGS_TOOLS = frozenset(name for name, row in ITEMS.items() if row.brings_tools
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How a call of an offered tool is told to the client."""
+    """How a call of an offered tool is shown to the client."""
 
     type: str
     name: str
@@ -130,7 +130,7 @@ class ToolBook:
         return any(offered.startswith(name) and offered != name for offered in self._calls)
 
     def call_of(self, name: str) -> Call:
-        """What the client is told when the backend calls `name`. A name that was not offered is a function."""
+        """What the client gets when the backend calls `name`. A name that was not offered is a function."""
         return self._calls.get(name) or Call("function_call", name)
 
     def name_of(self, call: Call) -> str:
