@@ -33,8 +33,8 @@ async def retrieve_model(request: Request, model: str) -> Response:
 
 @routes.get("/health")
 async def health(request: Request) -> Response:
-    """200 while the router runs, whether or not its backends do, and 503 while nothing can be stored. Asks for no key, and names
-    neither an endpoint nor a file."""
+    """200 while the router runs, whether or not its backends do, and 503 while nothing can be stored. Asks for no key,
+    and names neither an endpoint nor a file."""
     is_out = await request.app.state.db.outage() is not None
     endpoints = request.app.state.pool.endpoints.values()
     up = sum(endpoint.error is None for endpoint in endpoints)

@@ -62,8 +62,8 @@ def _served(endpoints: Endpoints) -> list[tuple[str, Endpoint]]:
 
 @routes.post("/show")
 async def show(request: Request) -> Response:
-    """What is known of a model: an Ollama's own answer, where one has it, else what its server lists. It takes no slot. 404 without the
-    model."""
+    """What is known of a model: an Ollama's own answer, where one has it, else what its server lists. It takes no slot.
+    404 without the model."""
     head, body = await read_head(request)
     endpoints = request.app.state.pool.endpoints
     serving = endpoints.serving(head.model)

@@ -41,7 +41,7 @@ routes = Routes(prefix="/v1", tags=["passed through"])
 
 # What begins alike is warm where its like was: a system text and the first question mostly lie in here.
 LEADING_BYTES = 1024
-# The usage is the last thing that an answer says, or among the first: llama.cpp's before its embeddings.
+# The usage is the last thing in an answer, or among the first: llama.cpp's before its embeddings.
 END_BYTES = 4096
 USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
 # Our errors name the parameters of Responses.
@@ -65,6 +65,7 @@ class Head(msgspec.Struct):
     nomyo: msgspec.Raw = msgspec.Raw()
 
     def affinity(self) -> list[str]:
+        """What of the request may be warm at an endpoint, the surest first."""
         leading = memoryview(self.messages or self.prompt)[:LEADING_BYTES]
         hashed = f"{self.model}:{hashlib.blake2b(leading, digest_size=8).hexdigest()}" if leading else ""
         return [name for name in (self.prompt_cache_key, hashed) if name and isinstance(name, str)]
@@ -85,9 +86,9 @@ _first_json = json.JSONDecoder()
 @routes.post("/embeddings")
 @routes.post("/rerank")
 async def pass_through(request: Request) -> Response:
-    """Passes a request on to an endpoint that serves its `model`, every parameter kept, and its answer back as it comes, streams
-    too. Errors: 400 without a model, 404 `model_not_found`, 429, 502 and 504 for a backend's failures; an endpoint's own refusals
-    keep their words."""
+    """Passes a request on to an endpoint that serves its `model`, every parameter kept, and its answer back as it
+    comes, streams too. Errors: 400 without a model, 404 `model_not_found`, 429, 502 and 504 for a backend's failures;
+    an endpoint's own refusals keep their words."""
     state: AppState = request.app.state
     body = (await read_body(request)).removeprefix(BOM)
     head = head_of(body)
@@ -115,9 +116,10 @@ SURROGATES = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 def head_of(body: bytes) -> Head:
-    """What a body says of where it wants to go. Raises `InvalidRequest`."""
+    """Where a body wants to go. Raises `InvalidRequest`."""
     try:
-        # Half a surrogate pair is what is left of a text that was cut in the middle of an emoji. It is not ours to refuse.
+        # Half a surrogate pair is what is left of a text that was cut in the middle of an emoji. It is not ours to
+        # refuse.
         return _head.decode(SURROGATES.sub(rb"\\ufffd", body) if b"\\ud" in body or b"\\uD" in body else body)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"Invalid value for 'model': {error}.", param="model", code="invalid_value") from None
@@ -149,7 +151,8 @@ def _edited(body: bytes, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> by
 
 
 class Passing:
-    """One request on its way through. `run()` gives the answer as it comes; `content_type` is known with its first bytes."""
+    """One request on its way through. `run()` gives the answer as it comes; `content_type` is known with its first
+    bytes."""
 
     # Whether the request had a parameter that is for us, and that only responses have.
     ignores_nomyo = False
@@ -164,12 +167,14 @@ class Passing:
         self.content_type = "application/json"
 
     def headers(self) -> dict[str, str]:
+        """What became of the request, as headers of its answer."""
         headers = {"Content-Type": self.content_type, **self._routing.headers()}
         if self.ignores_nomyo:
             headers["x-nomyo-ignored"] = "nomyo"
         return headers
 
     async def run(self) -> AsyncGenerator[bytes]:
+        """The bytes of the answer, as they come. Raises `APIError` before the first."""
         async for attempt in Attempts(self._pool, self._model, self._routing):
             async with attempt, aclosing(self._answer(attempt)) as pieces:
                 async for received in pieces:
@@ -195,7 +200,8 @@ class Passing:
         return True
 
     def error_piece(self, error: APIError) -> bytes | None:
-        """An error in the middle of the answer, as its client reads one. None: only a connection that breaks can show it."""
+        """An error in the middle of the answer, as its client reads one. None: only a connection that breaks can show
+        it."""
         if not self.content_type.startswith("text/event-stream"):
             return None
         # What broke off may be half a frame.
@@ -219,7 +225,7 @@ class Passing:
         return self._body if model == self._model else with_model(self._body, model)
 
     def _used(self) -> Used | None:
-        """What the answer says of its tokens."""
+        """The tokens that the answer counts."""
         for part in (self._tail, self._start):
             for found in reversed(list(USAGE.finditer(part))):
                 with contextlib.suppress(ValueError):  # msgspec's, too

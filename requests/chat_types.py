@@ -1,5 +1,5 @@
-"""A chat-completions server's chunk and completion, as OpenAI's SDK names their parts. Servers differ: every field may be missing or null,
-and fields that we do not use are not even parsed."""
+"""A chat-completions server's chunk and completion, as OpenAI's SDK names their parts. Servers differ: every field may
+be missing or null, and fields that we do not use are not even parsed."""
 
 from __future__ import annotations
 

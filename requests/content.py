@@ -15,8 +15,8 @@ TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
 
 
 class Files:
-    """Files that a request names by URL: `fetched` as data URLs, or None where they are not shown; `wanted` gets the others, each with
-    its place in the request."""
+    """Files that a request names by URL: `fetched` as data URLs, or None where they are not shown; `wanted` gets the
+    others, each with its place in the request."""
 
     __slots__ = ("fetched", "wanted")
 

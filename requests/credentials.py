@@ -1,4 +1,5 @@
-"""Credentials that a request carries for tools which somebody else than the client runs. A response shows none of them."""
+"""Credentials that a request carries for tools which somebody else than the client runs. A response shows none of
+them."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ NAMED_KEYS = frozenset({"authorization", "headers", "domain_secrets"})
 
 
 def without_credentials(tool: Tool) -> Tool:
-    """A tool as OpenAI shows it in a response: `headers` are null, `authorization` is not there, and `server_url` is no more than its
-    host, for some have their key in the path."""
+    """A tool as OpenAI shows it in a response: `headers` are null, `authorization` is not there, and `server_url` is no
+    more than its host, for some have their key in the path."""
     if tool.get("type") in CLIENTS_OWN:
         return tool
     return {key: _shown(key, value) for key, value in tool.items() if key != "authorization"}

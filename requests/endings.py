@@ -9,8 +9,8 @@ Ending = Literal["completed", "failed", "max_output_tokens", "content_filter"]
 COMPLETED = "stop stop_sequence eos eos_token end_turn tool_calls tool_call tool_use function_call"
 LIMITS = """length max_tokens max_output_tokens max_new_tokens max_completion_tokens model_length max_length token_limit
     length_limit context_length context_length_exceeded model_context_window_exceeded"""
-FILTERED = """content_filter content_filtered content_filtering filtered safety image_safety sensitive moderation recitation
-    blocklist prohibited_content spii guardrail_intervened refusal"""
+FILTERED = """content_filter content_filtered content_filtering filtered safety image_safety sensitive moderation
+    recitation blocklist prohibited_content spii guardrail_intervened refusal"""
 FAILED = """error failed abort aborted cancel cancelled canceled timeout network_error insufficient_system_resource
     server_error internal_error engine_error unavailable malformed_function_call unexpected_tool_call"""
 # Servers that write "null" as a text mean that the answer goes on.

@@ -15,8 +15,9 @@ from requests.tools import NO_BOOK, ToolBook
 
 
 class GrowingCalls:
-    """Open calls by their index. Servers that give none, or 0 to every call, are understood by ids, names and arguments. `book` is
-    what the backend was offered; of that only the `allowed` may be called, and `one_call` be made."""
+    """Open calls by their index. Servers that give none, or 0 to every call, are understood by ids, names and
+    arguments. `book` is what the backend was offered; of that only the `allowed` may be called, and `one_call` be
+    made."""
 
     def __init__(self, book: ToolBook = NO_BOOK, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
         self._calls: dict[int, OpenCall] = {}
@@ -111,7 +112,8 @@ class GrowingCalls:
             call.mute()
 
     def _key_of(self, index: int | None, call_id: str | None, name: str, arguments: str) -> int:
-        """Without an index, an id that is known is that call; a new one with a name is a new call; else it is the last one."""
+        """Without an index, an id that is known is that call; a new one with a name is a new call; else it is the last
+        one."""
         if index is not None:
             return index
         for key, call in self._calls.items():

@@ -1,10 +1,10 @@
-"""The request of a turn as it is kept while the turn waits, so that it can be run again: whole, but sealed where it may hold a
-credential.
+"""The request of a turn as it is kept while the turn waits, so that it can be run again: whole, but sealed where it may
+hold a credential.
 
     body ──kept_request──▶ JSON ──given_request──▶ body
 
-What is known to hold none stays as it is. So the rule needs no list of all the places where a key could stand: each tool that somebody
-else than the client runs is sealed, and each parameter that we do not know.
+What is known to hold none stays as it is. So the rule needs no list of all the places where a key could stand: each
+tool that somebody else than the client runs is sealed, and each parameter that we do not know.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def given_request(kept: bytes, open_: Callable[[str], str | None]) -> dict[str, 
 
 
 def kept_items(items: list[Item], seal: Callable[[str], str]) -> list[Item]:
-    """Input items, as they are stored: of the tools that they bring along, those are sealed that may hold a credential."""
+    """Input items, as they are stored: of the tools that they bring along, those are sealed that may hold a
+    credential."""
     if not any("tools" in item for item in items):
         return items
     return [{**item, "tools": _kept_tools(item["tools"], seal)} if "tools" in item else item for item in items]

@@ -1,4 +1,5 @@
-"""The chunks and completions that do not fit OpenAI's types, read key by key: what a turn can do without may be of any type.
+"""The chunks and completions that do not fit OpenAI's types, read key by key: what a turn can do without may be of any
+type.
 
     {"choices": [{"index": "0", "delta": {"content": "Hi", "tool_calls": {}}}], "usage": []}   is "Hi"
 
@@ -26,8 +27,8 @@ from requests.thoughts import texts_in, thought_in, thought_of
 
 
 def read_chunk(data: bytes) -> ChatChunk:
-    """One chunk. Halves of characters stay in its texts: the next chunk may have the other half. Raises `ValueError` for what is not
-    JSON, or is no object and not empty."""
+    """One chunk. Halves of characters stay in its texts: the next chunk may have the other half. Raises `ValueError`
+    for what is not JSON, or is no object and not empty."""
     value = decode_json_halves(data)
     if not value:
         return ChatChunk()

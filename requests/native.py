@@ -1,11 +1,13 @@
-"""The answer of a server that speaks Responses, as ours: what is as it should be goes on as it came, what is missing is put in.
+"""The answer of a server that speaks Responses, as ours: what is as it should be goes on as it came, what is missing is
+put in.
 
     adopt(event)     the event, behind those that should have come before it
     take(head)       whether a delta of what is open may go on untouched
     finish(…)        what is open closes, what was never streamed is, and the items are the output
 
-Servers leave out events and keys that strict clients need, count their items otherwise or not at all, and end with an empty output.
-So each item is put together here as a client does it, and a stream always adds up to the response that is kept.
+Servers leave out events and keys that strict clients need, count their items otherwise or not at all, and end with an
+empty output. So each item is put together here as a client does it, and a stream always adds up to the response that is
+kept.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ NOWHERE = Nowhere()
 
 
 class Flow:
-    """Where the deltas of one thing go that may go on as they came, with log probabilities that are empty. `name` is that of their
-    events."""
+    """Where the deltas of one thing go that may go on as they came, with log probabilities that are empty. `name` is
+    that of their events."""
 
     __slots__ = ("append", "logprobs", "name")
 
@@ -215,7 +217,8 @@ class NativeItems:
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def adopt(self, ladder: Ladder, event: Event) -> list[Event]:
-        """The event as ours, behind those that should have come before it. Empty where it adds nothing, or comes too late."""
+        """The event as ours, behind those that should have come before it. Empty where it adds nothing, or comes too
+        late."""
         kind = event["type"]
         if kind in RENAMED:
             event = {**event, "type": (kind := RENAMED[kind])}
@@ -356,8 +359,9 @@ class NativeItems:
         return item
 
     def _known(self, event: Event, kind: str | None) -> NativeItem | None:
-        """The item of that kind that an event names: by its id and its index, by one of them, or because it is the last that is open.
-        Some servers count nothing, some count from zero in every item, and some have another id in every event."""
+        """The item of that kind that an event names: by its id and its index, by one of them, or because it is the last
+        that is open. Some servers count nothing, some count from zero in every item, and some have another id in every
+        event."""
         id, last = event.get("item_id"), self.last
         if (
             last is not None
@@ -386,7 +390,8 @@ class NativeItems:
         return "reasoning_text" if item is not None and item.kind == "reasoning" else "output_text"
 
     def _new(self, given: Item, index: int | None) -> NativeItem:
-        """An item that begins. Its id may be another's already, at servers that number their items anew in every event."""
+        """An item that begins. Its id may be another's already, at servers that number their items anew in every
+        event."""
         item = NativeItem(given, index)
         if any(given["id"] in other.names for other in self.items):
             item.item = {**given, "id": new_id(ID_PREFIXES.get(item.kind, "item"))}
@@ -524,8 +529,8 @@ class NativeItems:
                 ladder.keep(item.output_index, item.partial())
 
     def finish(self, ladder: Ladder, events: list[Event], output: list[Item], status: str) -> None:
-        """Streams what never was, and closes what is open, unless the response has failed. What was streamed is kept, unless the
-        server's own `output` holds more."""
+        """Streams what never was, and closes what is open, unless the response has failed. What was streamed is kept,
+        unless the server's own `output` holds more."""
         matches = self._matched(output)
         has_failed = status in ("failed", "cancelled")
         if has_failed:
@@ -578,7 +583,8 @@ def _emitted(ladder: Ladder, event: Event, changes: Json) -> Event:
 
 
 def _fuller(streamed: object, listed: object, key: str = "") -> Any:
-    """What a client has seen of an item, and what its server gives besides at the end: where the one is empty, or goes on."""
+    """What a client has seen of an item, and what its server gives besides at the end: where the one is empty, or goes
+    on."""
     if streamed == listed:
         return streamed
     if isinstance(streamed, dict) and isinstance(listed, dict):

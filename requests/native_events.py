@@ -10,7 +10,8 @@ import msgspec
 
 from core.json import Json, decode_json, whole_value
 
-# The events that carry the response: what it is then, or nothing where it goes on. Codex's own backend ends with `response.done`.
+# The events that carry the response: what it is then, or nothing where it goes on. Codex's own backend ends with
+# `response.done`.
 WHOLE = "response.done"
 LIFECYCLE = {
     "response.created": "",
@@ -61,7 +62,8 @@ class NativeEvent:
 
     @classmethod
     def of(cls, value: Json) -> NativeEvent:
-        """The event that was read already, or is not as its server has sent it. Its delta may hold halves of characters."""
+        """The event that was read already, or is not as its server has sent it. Its delta may hold halves of
+        characters."""
         delta = value.get("delta")
         value = whole_value({key: inner for key, inner in value.items() if key != "delta"}) | (
             {"delta": delta} if "delta" in value else {}
@@ -121,7 +123,8 @@ def pieces_in(datas: list[bytes]) -> list[NativeEvent | NativeRun] | None:
 
 
 def _run_in(heads: list[EventHead]) -> tuple[int, int]:
-    """Where the deltas around the middle begin and end that go on with one thing, and whose numbers go on. Nowhere, if there is none."""
+    """Where the deltas around the middle begin and end that go on with one thing, and whose numbers go on. Nowhere, if
+    there is none."""
     middle = len(heads) // 2
     if not heads[middle].type.endswith(".delta"):
         return middle, middle

@@ -1,5 +1,5 @@
-"""What another server that speaks Responses sends, whole: every key that strict clients need, and none of another type than they know.
-What is fine stays as it came.
+"""What another server that speaks Responses sends, whole: every key that strict clients need, and none of another type
+than they know. What is fine stays as it came.
 
 Specification: OpenAI's Response and its items, Open Responses 2026-04-24.
 """
@@ -186,7 +186,8 @@ class Known(msgspec.Struct):
 
 
 def whole_response(given: Json) -> Json:
-    """A response whose keys are of the types that clients know; those that are not are left out, and what ends it is not looked at."""
+    """A response whose keys are of the types that clients know; those that are not are left out, and what ends it is
+    not looked at."""
     try:
         msgspec.convert(given, Known)
     except msgspec.ValidationError:

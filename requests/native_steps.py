@@ -1,6 +1,6 @@
 """The events of a server that does all as it should: they go on as they came, read no further than to see that.
 
-    goes_on(items, ladder, type, data)   whether an event is whole, comes next, and holds what was streamed; then it is noted
+    goes_on(items, ladder, type, data)   whether an event is whole, comes next, and holds what was streamed
 
 To put an event together anew takes longer than all the rest. What is not as it should be is for `NativeItems.adopt`.
 """

@@ -30,9 +30,9 @@ def frames(events: list[Any]) -> bytes:
 
 
 class DeltaFrames:
-    """The frames of the deltas of one part: of a thousand tokens nothing differs but a number and a text, so all else is made
-    once, out of `event`, the first of them. `around` is what the chunks that they come in have around their text, since the event with
-    the number `learns_at`."""
+    """The frames of the deltas of one part: of a thousand tokens nothing differs but a number and a text, so all else
+    is made once, out of `event`, the first of them. `around` is what the chunks that they come in have around their
+    text, since the event with the number `learns_at`."""
 
     __slots__ = ("_between", "_end", "_start", "around", "learns_at")
 
@@ -45,8 +45,9 @@ class DeltaFrames:
         self.learns_at = 0
 
     def relay(self, number: int, received: bytes) -> tuple[bytes, str] | None:
-        """The frame of the delta in a read that holds one chunk, and the delta, out of the middle of the bytes: if nothing else differs
-        from the chunk that `around` was learnt from, and nothing in the text is escaped, or should be. None for any other."""
+        """The frame of the delta in a read that holds one chunk, and the delta, out of the middle of the bytes: if
+        nothing else differs from the chunk that `around` was learnt from, and nothing in the text is escaped, or should
+        be. None for any other."""
         head, tail = self.around
         if not received.startswith(head) or not received.endswith(tail):
             return None
@@ -64,8 +65,8 @@ class DeltaFrames:
         return b"%b%d%b%b%b" % (self._start, number, self._between, orjson.dumps(delta)[1:-1], self._end)
 
     def of(self, number: int, deltas: list[bytes]) -> bytes:
-        """`frames` of the event with each of the deltas, which are spelled as JSON has them, without quotes; the first has this number.
-        Every piece is put in its place with all of its kind: nothing is done for each delta alone."""
+        """`frames` of the event with each of the deltas, which are spelled as JSON has them, without quotes; the first
+        has this number. Every piece is put in its place with all of its kind: nothing is done for each delta alone."""
         count = len(deltas)
         pieces = [self._end + self._start] * (4 * count)
         pieces[0] = self._start
@@ -90,13 +91,13 @@ _FIRST_NUMBERS = [b"%d" % number for number in range(2000)]
 def framed(type: str, datas: list[bytes]) -> bytes | None:
     """The frames of some events of one type, by their data. None if one of these has more lines than one."""
     start = b"event: %b\ndata: " % type.encode()
-    told = b"%b%b\n\n" % (start, (b"\n\n" + start).join(datas))
-    return told if told.count(b"\n") == 3 * len(datas) else None
+    frames = b"%b%b\n\n" % (start, (b"\n\n" + start).join(datas))
+    return frames if frames.count(b"\n") == 3 * len(datas) else None
 
 
 def renumbered(data: bytes, number: int) -> bytes | None:
-    """The data of an event that another server has made, with a sequence number of ours; None if it has none of its own. The key
-    cannot be a part of a text in there: a quote in a string has a backslash before it."""
+    """The data of an event that another server has made, with a sequence number of ours; None if it has none of its
+    own. The key cannot be a part of a text in there: a quote in a string has a backslash before it."""
     start, key, rest = data.partition(b'"sequence_number":')
     value = rest.lstrip(b" ")
     behind = value.lstrip(b"0123456789")
@@ -142,8 +143,8 @@ def _behind(start: bytes, lines: list[bytes]) -> list[bytes] | None:
 
 
 def only_data(received: bytes) -> bytes | None:
-    """The data of a read that holds one event and nothing else, as most reads of a stream do: a line of data, at most one with the
-    event's name before it. None for any other."""
+    """The data of a read that holds one event and nothing else, as most reads of a stream do: a line of data, at most
+    one with the event's name before it. None for any other."""
     if not received.endswith(b"\n\n") or b"\r" in received:
         return None
     start = received.find(b"\n") + 1 if received.startswith(b"event: ") else 0
@@ -157,7 +158,8 @@ BOM = b"\xef\xbb\xbf"
 
 
 def looks_like_sse(begins: bytes) -> bool | None:
-    """Whether a body that begins so is an event stream, whatever its header says. None where that is too little to tell."""
+    """Whether a body that begins so is an event stream, whatever its header is. None where that is too little to
+    know."""
     begun = begins.removeprefix(BOM).lstrip()
     if begun.startswith(FIELDS):
         return True
@@ -172,8 +174,8 @@ class SSEDecoder:
     """Cuts a byte stream into the data of its events, however the network cut it.
 
     Comments, `id:` and `retry:` are passed over; `event:` is kept for data that does not name its event (`name`). A
-    line `error: {…}`, which llama.cpp has sent in place of data, becomes the data `{"error": {…}}`. A stream that is no SSE, but JSON
-    or a JSON value a line, is understood as well: its values are the data.
+    line `error: {…}`, which llama.cpp has sent in place of data, becomes the data `{"error": {…}}`. A stream that is no
+    SSE, but JSON or a JSON value a line, is understood as well: its values are the data.
     """
 
     __slots__ = ("_data", "_event", "_is_json", "_names", "_plain", "_started", "_tail", "is_between_events")
@@ -232,7 +234,8 @@ class SSEDecoder:
         return events
 
     def name(self, index: int) -> str:
-        """What the event with this place in the last `feed` or `flush` was called, outside of its data. Mostly nothing."""
+        """What the event with this place in the last `feed` or `flush` was called, outside of its data. Mostly
+        nothing."""
         if self._plain.startswith(b"event: "):
             return self._plain.split(b"\n")[3 * index][7:].decode(errors="replace")
         return self._names[index].decode(errors="replace") if index < len(self._names) else ""

@@ -9,8 +9,8 @@ OPENING, CLOSING = "<think>", "</think>"
 
 class ThinkSplitter:
     """Parts thought from text while they are still arriving, however the tags are cut. Only a text that begins with the
-    tag has thoughts, or any where the tag `is_open` before it; later tags are text. `feed` and `flush` give `(is_thought, text)`
-    pairs."""
+    tag has thoughts, or any where the tag `is_open` before it; later tags are text. `feed` and `flush` give
+    `(is_thought, text)` pairs."""
 
     __slots__ = ("_held", "_state", "is_open")
 
@@ -87,8 +87,8 @@ def _overlap(text: str) -> int:
 
 
 def with_thoughts_apart(message: Json, *, are_open: bool = False) -> Json:
-    """A chat message with the thought in its text where other servers put it. Where the tags `are_open` before the text, it begins
-    with one, unless its server has taken that out by itself."""
+    """A chat message with the thought in its text where other servers put it. Where the tags `are_open` before the
+    text, it begins with one, unless its server has taken that out by itself."""
     content = message.get("content")
     if not isinstance(content, str):
         return message

@@ -22,8 +22,8 @@ _THOUGHT_KEYS = ("thinking", "reasoning", "reasoning_content", "thought", "summa
 
 
 def texts_in(content: object, voice: Voice = "text", depth: int = 8) -> Iterator[tuple[Voice, str]]:
-    """The texts in the parts of a content, in their order, and what each is: `voice`, where a part does not name it. Parts may have parts, up to
-    this `depth`."""
+    """The texts in the parts of a content, in their order, and what each is: `voice`, where a part does not name it.
+    Parts may have parts, up to this `depth`."""
     if isinstance(content, str):
         if content:
             yield voice, content

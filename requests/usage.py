@@ -2,8 +2,8 @@
 
     chat usage ──usage_chat_to_responses──▶ usage of a response ◀──whole_usage── usage of a server that speaks Responses
 
-DeepSeek, Moonshot, SGLang, Groq, Anthropic's relatives and others have keys of their own for what OpenAI has in its details; a count
-may be a text or a float.
+DeepSeek, Moonshot, SGLang, Groq, Anthropic's relatives and others have keys of their own for what OpenAI has in its
+details; a count may be a text or a float.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from core.json import Json
 
 Usage = Json
 
-# Where servers put how many of the input tokens were cached, how many were written to a cache, and how many of the output were
-# thought: in the details, or beside the counts. The first that is not zero counts.
+# Where servers put how many of the input tokens were cached, how many were written to a cache, and how many of the
+# output were thought: in the details, or beside the counts. The first that is not zero counts.
 CACHED = (
     "cached_tokens",
     "cache_read_tokens",
@@ -96,8 +96,8 @@ def usage_chat_to_responses(usage: Usage | None) -> Usage | None:
 
 
 def chat_usage(usage: object) -> CountedUsage | None:
-    """The chat usage of a real server, in OpenAI's keys: whole counts, and always with both details, so that strict clients get the
-    detail objects. None for what is no usage."""
+    """The chat usage of a real server, in OpenAI's keys: whole counts, and always with both details, so that strict
+    clients get the detail objects. None for what is no usage."""
     if not isinstance(usage, dict) or not usage:
         return None
     whole = usage if _is_openais(usage) else _in_openais_words(usage)
@@ -105,8 +105,8 @@ def chat_usage(usage: object) -> CountedUsage | None:
 
 
 def whole_usage(usage: Any) -> Usage | None:
-    """The usage of a server that speaks Responses, with every key that strict clients need; what else it has stays. None for what is
-    no usage."""
+    """The usage of a server that speaks Responses, with every key that strict clients need; what else it has stays.
+    None for what is no usage."""
     try:
         given = msgspec.convert(usage, ResponsesUsage)
     except msgspec.ValidationError:

@@ -1,5 +1,5 @@
-"""How an answer travels: an event stream or JSON is known by what it is, whatever its header says and whatever was asked for; and
-its end is an end, whatever comes behind it."""
+"""How an answer travels: an event stream or JSON is known by what it is, whatever its header says and whatever was
+asked for; and its end is an end, whatever comes behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a connection may cost, on raw sockets: heads and bodies that do not come, clients that do not read, upgrades that are none."""
+"""What a connection may cost, on raw sockets: heads and bodies that do not come, clients that do not read, upgrades
+that are none."""
 
 from __future__ import annotations
 

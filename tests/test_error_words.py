@@ -272,7 +272,10 @@ LLAMA_CPP = (
     "\n------------\nWhile executing CallExpression at line {0}, column 32 in source:\n...== 0) %}}↵            {{{{- "
     "raise_exception('{1:.40}...\n                                           ^\nError: Jinja Exception: {1}"
 )
-MISTRAL = "After the optional system message, conversation roles must alternate user and assistant roles except for tool calls"
+MISTRAL = (
+    "After the optional system message, conversation roles must alternate user and assistant roles "
+    "except for tool calls"
+)
 ROLES = {
     "vLLM, Qwen 3.5": ("jinja template rendering failed. System message must be at the beginning.", "system"),
     "llama.cpp, Qwen 3.5": (LLAMA_CPP.format(85, "System message must be at the beginning."), "system"),

@@ -59,13 +59,17 @@ BODY: Json = {
 }
 
 values = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), texts),
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False), texts
+    ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.one_of(st.sampled_from(["type", "tools", "headers", "server_url", SEALED]), texts), inner, max_size=4),
+        st.dictionaries(
+            st.one_of(st.sampled_from(["type", "tools", "headers", "server_url", SEALED]), texts), inner, max_size=4
+        ),
     ),
     max_leaves=8,
-)  # fmt: skip
+)
 kinds = st.sampled_from(["function", "custom", "namespace", "mcp", "shell", "web_search", "new"])
 tools = st.one_of(
     st.fixed_dictionaries({"type": kinds}, optional={"tools": st.lists(values, max_size=2), "x": values}), values

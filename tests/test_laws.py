@@ -1,4 +1,5 @@
-"""Laws of the pure half: what holds for every stream, every cut and every conversation, tried on many that nobody thought of.
+"""Laws of the pure half: what holds for every stream, every cut and every conversation, tried on many that nobody
+thought of.
 
 The examples are the same in every run. LAW_EXAMPLES=5000 looks at that many new ones instead.
 """
@@ -280,8 +281,8 @@ def test_arguments_that_are_an_object_go_on_as_they_are_spelled(arguments: Json)
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Json]:
-    """What chat can carry: a system text, then users, assistants with reasoning, text, refusals and calls, and the outputs of
-    all calls behind them, in their order."""
+    """What chat can carry: a system text, then users, assistants with reasoning, text, refusals and calls, and the
+    outputs of all calls behind them, in their order."""
     messages = [{"role": "system", "content": draw(some_text)}] if draw(st.booleans()) else []
     next_call = 0
     for _ in range(draw(st.integers(0, 4))):

@@ -1,5 +1,5 @@
-"""Servers that speak Responses, each in its own way: what they leave out is put in, so that the stream is whole, adds up to the
-response in its last event, and says what the server said."""
+"""Servers that speak Responses, each in its own way: what they leave out is put in, so that the stream is whole, adds
+up to the response in its last event, and says what the server said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a client asks for is done, refused by name, or named as ignored; and what a turn does not need may be anything."""
+"""What a client asks for is done, refused by name, or named as ignored; and what a turn does not need may be
+anything."""
 
 from __future__ import annotations
 

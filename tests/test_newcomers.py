@@ -1,4 +1,5 @@
-"""What whoever starts it for the first time reads when something is wrong: in the log, as a client, and at /api/endpoints."""
+"""What whoever starts it for the first time reads when something is wrong: in the log, as a client, and at
+/api/endpoints."""
 
 from __future__ import annotations
 
@@ -219,8 +220,8 @@ def test_an_error_of_yaml_names_its_file(tmp_path: Path) -> None:
 
 
 def under_a_terminal(command: list[str], environment: dict[str, str], until: Callable[[str], bool]) -> tuple[str, int]:
-    """Runs a command under a terminal of its own, presses Ctrl-C there once it has printed what `until` waits for, and gives all that
-    it printed and how it ended."""
+    """Runs a command under a terminal of its own, presses Ctrl-C there once it has printed what `until` waits for, and
+    gives all that it printed and how it ended."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)

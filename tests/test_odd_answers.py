@@ -1,5 +1,6 @@
-"""What servers send besides OpenAI's own form, in chunks and in whole answers: read where the turn can do without it, mended where
-it cannot. Each table is a kind of fault that was reported of some server; the laws say it of all values."""
+"""What servers send besides OpenAI's own form, in chunks and in whole answers: read where the turn can do without
+it, mended where it cannot. Each table is a kind of fault that was reported of some server; the laws say it of all
+values."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The wire (`api/wire.py`), on raw sockets: whoever is answered by it gets, byte for byte, what uvicorn alone would have sent, and a
-client that leaves is missed as soon."""
+"""The wire (`api/wire.py`), on raw sockets: whoever is answered by it gets, byte for byte, what uvicorn alone would
+have sent, and a client that leaves is missed as soon."""
 
 from __future__ import annotations
 
@@ -574,7 +574,8 @@ class Bystander:
 async def test_the_wire_is_used_where_there_is_one_and_is_put_down(
     backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Without that, the tests above would compare uvicorn with itself. A request that kept its wire would be a circle."""
+    """Without that, the tests above would compare uvicorn with itself. A request that kept its wire would be a
+    circle."""
     head, statuses, scopes = Wire._head, [], []
 
     def noted(self: Wire, status: int, *given: Any) -> bytes:

@@ -1,12 +1,13 @@
-"""What a connection may cost before anybody knows who asks: limits of time and size below ASGI, on top of uvicorn's HTTP/1.1.
+"""What a connection may cost before anybody knows who asks: limits of time and size below ASGI, on top of uvicorn's
+HTTP/1.1.
 
     waits for     a head ── head_timeout_s ──▶ 408        past 64 KB or 200 headers ──▶ 431
                   more of a body ── body_timeout_s ──▶ 408
-                  the next request ── keep_alive_s ──▶ closed; the oldest first where there are more than max_connections
+                  the next request ── keep_alive_s ──▶ closed; the oldest first past max_connections
                   a client that reads ── client_write_timeout_s ──▶ aborted
 
-A connection has one timer, which runs on and looks: what comes and goes only leaves the time. Whoever asks to upgrade to anything but a
-WebSocket is answered as if it had not (RFC 9110, section 7.8).
+A connection has one timer, which runs on and looks: what comes and goes only leaves the time. Whoever asks to upgrade
+to anything but a WebSocket is answered as if it had not (RFC 9110, section 7.8).
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Connections:
         return self._state.config
 
     def make_room(self, newest: Protocol, protocols: Collection[Any]) -> bool:
-        """Closes the connections that have waited longest for their clients, if there are too many. Whether there is room."""
+        """Closes the connections that have waited longest for their clients, if there are too many. Whether there is
+        room."""
         most = min(self.config.max_connections, file_limit() * 3 // 4)
         if len(protocols) <= most:
             return True
@@ -107,7 +109,8 @@ NO_TRAILERS = Trailers()
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which is patient for a while, and names itself among the extensions of each request's scope."""
+    """uvicorn's HTTP/1.1, which is patient for a while, and names itself among the extensions of each request's
+    scope."""
 
     # Called when the client closes the connection before its answer is whole.
     on_left: Callable[[], None] | None = None
@@ -193,7 +196,8 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is None or cycle.more_body or cycle.scope is not self.scope:
             self._wait_for_more(len(data))
-        # uvicorn stops reading behind a long body, and when another request waits. Whoever is watched must be read from to be missed.
+        # uvicorn stops reading behind a long body, and when another request waits. Whoever is watched must be read from
+        # to be missed.
         if self.on_left is not None and self.flow.read_paused:
             self.watch()
 
@@ -341,7 +345,8 @@ class Protocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _upgrade(self, rest: bytes) -> None:
-        """Goes on behind a head that asks for another protocol: with that of WebSockets, else as if it had not asked."""
+        """Goes on behind a head that asks for another protocol: with that of WebSockets, else as if it had not
+        asked."""
         if self._asks_for_websocket():
             self.handle_websocket_upgrade()
             return
@@ -433,8 +438,8 @@ class Protocol(HttpToolsProtocol):
         self._look_in(ends - now)
 
     def _call_off(self, error: APIError) -> None:
-        """The body of the request that runs does not come. Whoever waits for it by the wire finds out, and answers in the words of its
-        front door."""
+        """The body of the request that runs does not come. Whoever waits for it by the wire finds out, and answers in
+        the words of its front door."""
         self.has_stalled = True
         if EXTENSION not in self.cycle.scope:
             self._refuse(error)

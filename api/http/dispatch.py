@@ -2,7 +2,7 @@
 
 Application ──▶ middlewares, if somebody has added some ──▶ dispatch
                                                               key ─▶ principal         keys.py
-                                                              no key ─▶ no foreign page, nobody from outside   origins.py
+                                                              no key ─▶ no foreign page  origins.py
                                                               method, path ─▶ endpoint   routes.py
                                                               endpoint ─▶ reply
                                                               any error ─▶ reply         errors.py

@@ -23,8 +23,8 @@ OPEN_PATHS = frozenset({"/", "/health"})
 
 
 def check_key(state: AppState, scope: Scope) -> None:
-    """Puts into the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set; where none is,
-    `Forbidden` for what `check_page` refuses."""
+    """Puts into the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set;
+    where none is, `Forbidden` for what `check_page` refuses."""
     headers: dict[bytes, bytes] = scope[HEADERS]
     if len(headers) != len(scope["headers"]) or b"host" not in headers:
         check_host(scope)

@@ -39,8 +39,8 @@ PORTS = {"http": "80", "https": "443"}
 
 
 def check_host(scope: Scope) -> None:
-    """Raises `InvalidRequest` for a request that does not name one host (RFC 9112, section 3.2): who reads the first of two, and who the
-    last, would not agree on whose request it is."""
+    """Raises `InvalidRequest` for a request that does not name one host (RFC 9112, section 3.2): who reads the first of
+    two, and who the last, would not agree on whose request it is."""
     hosts = sum(name == b"host" for name, _ in scope["headers"])
     if hosts > 1 or (hosts == 0 and scope.get("http_version") == "1.1"):
         raise InvalidRequest(f"A request has one Host header; this one has {hosts}.", code="invalid_host")

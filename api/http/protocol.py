@@ -46,7 +46,8 @@ class Wire:
 
     @property
     def has_stalled(self) -> bool:
-        """Whether the client has begun a body and not gone on: what waits for it has been called off, and may be answered still."""
+        """Whether the client has begun a body and not gone on: what waits for it has been called off, and may be
+        answered still."""
         return self._protocol.has_stalled
 
     @property

@@ -1,5 +1,5 @@
-"""uvicorn's WebSockets, but that a stop does not close those in which a turn runs, that what is read is bounded where a few
-bytes stand for many, and that the log shows neither keys nor messages."""
+"""uvicorn's WebSockets, but that a stop does not close those in which a turn runs, that what is read is bounded where a
+few bytes stand for many, and that the log shows neither keys nor messages."""
 
 from __future__ import annotations
 

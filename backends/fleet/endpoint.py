@@ -1,4 +1,4 @@
-"""One model server: what its settings say, what it was seen to have, and how it fares."""
+"""One model server: its settings, what it was seen to have, and how it fares."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Endpoint:
         )
 
     def has_loaded(self, model: str) -> bool:
-        """Whether a model is in memory. Where the server does not say, all are taken to be."""
+        """Whether a model is in memory. Where the server does not report it, all are taken to be."""
         facts = self.facts.get(model)
         return facts is None or facts.loaded is None or model in self.loaded
 
@@ -181,7 +181,7 @@ class Endpoint:
         self.breaker(model).failure(now, error.retry_after_s, hung=isinstance(error, BackendTimeout))
 
     def abandoned(self, model: str) -> None:
-        """A request ended in a way that says nothing of it."""
+        """A request ended in a way from which nothing is learnt of it."""
         if breaker := self.breakers.get(model):
             breaker.abandoned()
 
@@ -209,7 +209,8 @@ class Endpoint:
         self.breakers.clear()
 
     async def unload(self, model: str) -> None:
-        """Takes one of its models, by its own name, out of memory. Raises an `APIError`, a 501 where the server cannot do that."""
+        """Takes one of its models, by its own name, out of memory. Raises an `APIError`, a 501 where the server cannot
+        do that."""
         await self.kind.unload(model, self._get, self._post)
         self.loaded.discard(model)
 
@@ -273,7 +274,7 @@ class Endpoint:
             self._on_lost(self)
 
     def _is_alive_and_declared(self, error: Exception) -> bool:
-        """Whether it answered, though not with its models, and the settings say what it has."""
+        """Whether it answered, though not with its models, and the settings name what it has."""
         is_away = isinstance(error, BackendUnreachable | BackendTimeout | BackendCut)
         if self.config.models.names:
             return isinstance(error, BackendError | TooManyRequests) and not is_away

@@ -44,7 +44,7 @@ class BadAnswer(Exception):
 
 
 class OversizedAnswer(BadAnswer):
-    """The head, or the whole of what came out, is larger than we take. Its text says which."""
+    """The head, or the whole of what came out, is larger than we take. Its text names which."""
 
 
 class ConnectTimeout(TimeoutError):
@@ -52,8 +52,8 @@ class ConnectTimeout(TimeoutError):
 
 
 class Origin:
-    """A server. `headers` go with every request; `close()` ends all connections. There is no limit to their number: whoever
-    uses this has one of its own. An answer may have `max_answer_bytes`, unpacked."""
+    """A server. `headers` go with every request; `close()` ends all connections. There is no limit to their number:
+    whoever uses this has one of its own. An answer may have `max_answer_bytes`, unpacked."""
 
     def __init__(
         self,
@@ -86,8 +86,8 @@ class Origin:
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1", "replace")
 
     async def send(self, method: str, target: str, body: bytes = b"") -> Answer:
-        """The answer to a request, as soon as its head is there. Nothing is sent twice: a server that drops a request may have begun
-        to answer it. But a GET changes nothing, and is sent once more where a kept connection failed."""
+        """The answer to a request, as soon as its head is there. Nothing is sent twice: a server that drops a request
+        may have begun to answer it. But a GET changes nothing, and is sent once more where a kept connection failed."""
         content = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body) if method == "POST" else b""
         request = b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method.encode(), target.encode(), self._head, content, body)
         if (kept := self._kept()) is not None:
@@ -218,7 +218,8 @@ class Connection(asyncio.Protocol):
         self._origin.opened(self)
 
     def is_usable(self) -> bool:
-        """Whether a request may be written to it. A server that has closed it may have said so since the loop last looked."""
+        """Whether a request may be written to it. A server that has closed it may have announced it since the loop last
+        looked."""
         return self.is_open and not (self._poll is not None and self._poll.poll(0))
 
     def send(self, request: bytes) -> Answer:
@@ -464,6 +465,7 @@ class Answer:
         """The words behind the status, which nobody needs."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """A header of the answer. Ends it if the head is too large."""
         self.head_size += len(name) + len(value)
         if self.head_size > MOST_HEAD:
             self._refuse(HEAD_TOO_LARGE)
@@ -492,7 +494,7 @@ class Answer:
             except zlib.error as error:
                 raise BadAnswer(str(error)) from None
         self.has_body = True
-        if data:  # Of what is packed, a part may not say anything yet.
+        if data:  # Of what is packed, a part may give nothing yet.
             self.room -= len(data)
             if self.room < 0:
                 self._chunks.clear()

@@ -45,7 +45,8 @@ CATALOG_ENTRY: Json = {
 
 
 def readme_lines() -> str:
-    """The lines of the README for Codex' `config.toml`: those at the top, a blank line, and the table of the provider."""
+    """The lines of the README for Codex' `config.toml`: those at the top, a blank line, and the table of the
+    provider."""
     _, _, after = (HERE.parents[1] / "README.md").read_text().partition("`~/.codex/config.toml`")
     block = re.search(r"(?:^    .+\n|^\n)+", after[after.index("\n\n    ") :], re.MULTILINE)
     assert block, "the README has lines for Codex"
