@@ -154,13 +154,14 @@ class Store(Protocol):
         ...
 
 
-def make_store(url: str, deletions: Deletions | None = None) -> Store:
+def make_store(url: str, deletions: Deletions | None = None, service: str | None = None) -> Store:
     """The store at `url`, not opened yet: `sqlite:///relative/path`, `sqlite:////absolute/path`, or `sqlite://` for
-    memory alone. `deletions` is the count of those who share the database; None: nobody does. Raises `ValueError` for
-    another database."""
+    memory alone. `deletions` is the count of those who share the database; None: nobody does. `service` names the
+    service that runs turns on it: a file serves one at a time. None: whoever opens it runs none. Raises `ValueError`
+    for another database."""
     scheme, _, place = url.partition("://")
     if scheme == "sqlite":
         from stores.sqlite import SQLiteStore  # Of several databases, only the one in use is loaded.
 
-        return SQLiteStore(place.removeprefix("/") or ":memory:", deletions)
+        return SQLiteStore(place.removeprefix("/") or ":memory:", deletions, service)
     raise ValueError(f"There is no store for {scheme}:// URLs.")

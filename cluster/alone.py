@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from hashlib import blake2b
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -31,6 +32,11 @@ class Alone(Cluster):
         self.line: SharedLine = OwnLine()
         self._workers = workers
         self._in_flight: dict[str, OwnInFlight] = {}
+
+    @property
+    def service(self) -> str:
+        # Processes that a supervisor other than serve.py has started have its key in common, and are one service too.
+        return blake2b(multiprocessing.current_process().authkey, digest_size=16).hexdigest()
 
     async def open(self) -> None:
         if self._workers > 1 or multiprocessing.parent_process() is not None:

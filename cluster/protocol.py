@@ -115,6 +115,11 @@ class Cluster(Protocol):
     deletions: Deletions
     line: SharedLine
 
+    @property
+    def service(self) -> str:
+        """What all processes of this service have in common, and no process of another one."""
+        ...
+
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:

@@ -88,6 +88,10 @@ class Workers(Cluster):
         """Makes the shared counters of a service in its folder, all zero."""
         Counters.make(folder, CELLS)
 
+    @property
+    def service(self) -> str:
+        return str(self._folder)
+
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:

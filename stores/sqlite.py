@@ -119,9 +119,9 @@ RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2}
 class SQLiteStore:
     """`db.Store` in the file at `path`, or in memory (`:memory:`)."""
 
-    def __init__(self, path: str, deletions: Deletions | None = None) -> None:
+    def __init__(self, path: str, deletions: Deletions | None = None, service: str | None = None) -> None:
         self.deletions: Deletions = deletions if deletions is not None else OwnDeletions()
-        self._connector = SQLite(path, migrate)
+        self._connector = SQLite(path, migrate, service)
         self._queue = WriteQueue(self._run)
         self._warm = WarmChains(self.deletions)
         self._running: dict[Key, Begun] = {}

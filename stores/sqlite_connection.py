@@ -23,6 +23,7 @@ import aiosqlite
 from core.errors import StartError
 from core.json import Json
 from stores.files import CAUSES, OpenFile, Replaced, make_private, opening
+from stores.service_lock import ServiceLock
 from stores.writing import Outage, Value, Write
 
 Row = Json
@@ -72,11 +73,13 @@ class SQLiteConnection:
 
 class SQLite:
     """Runs SQL in the database at `path`: one connection writes, another one reads beside it. `prepare` makes what is
-    missing in it."""
+    missing in it. While it is open it belongs to the processes of `service`, if that is given."""
 
-    def __init__(self, path: str, prepare: Callable[[sqlite3.Connection], object]) -> None:
+    def __init__(self, path: str, prepare: Callable[[sqlite3.Connection], object], service: str | None = None) -> None:
         self.path = path
         self._prepare = prepare
+        self._service = service
+        self._lock: ServiceLock | None = None
         self._writer: SQLiteConnection | None = None
         self._reader: SQLiteConnection | None = None
         self._file: OpenFile | None = None
@@ -85,6 +88,10 @@ class SQLite:
         """Opens the file twice, to read and to write beside each other. Raises `StartError`."""
         try:
             with opening(self.path, "database.url"):
+                if self._service is not None and self.path != IN_MEMORY:
+                    make_private(self.path)
+                    self._lock = ServiceLock(self.path, self._service)
+                    await self._lock.take()
                 self._writer = await SQLiteConnection.open(self.path, self._prepare)
                 await self._writer.run(_wait_patiently)
                 self._reader = self._writer if self.path == IN_MEMORY else await SQLiteConnection.open(self.path)
@@ -102,6 +109,9 @@ class SQLite:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     async def read(self, sql: str, *values: Value, **named: Value) -> list[Row]:
         """The rows, by the names of their columns."""

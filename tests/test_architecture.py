@@ -114,8 +114,12 @@ def test_no_two_classes_have_one_name() -> None:
 
 def test_memory_and_locks_are_shared_in_the_cluster_alone() -> None:
     shares = {"fcntl", "mmap", "multiprocessing"}
+    # Between services, not between the processes of one.
+    keeps_apart = ROOT / "stores" / "service_lock.py"
     for part in MAY_IMPORT.keys() - {"cluster"}:
         for file in sources(part):
+            if file == keeps_apart:
+                continue
             assert not imported(file) & shares, f"{file.relative_to(ROOT)} imports {sorted(imported(file) & shares)}"
 
 

@@ -25,7 +25,10 @@ from tests.fake_backend import FakeBackend
 from tests.test_restart import ROOT, free_port
 from tests.turns import SOON_S, URL, Json, assert_error, create, eventually, turn
 
-KEPT_OPEN = ("router.db", "router.db-wal", "router.db-shm", "cache.db", "cache.db-wal", "cache.db-shm")
+KEPT_OPEN = (
+    *("router.db", "router.db-wal", "router.db-shm", "router.db.lock"),
+    *("cache.db", "cache.db-wal", "cache.db-shm"),
+)
 
 
 def mode_of(file: Path) -> int:

@@ -49,6 +49,10 @@ class InProcess(Cluster):
         self._calls = 0
         self._meanwhile: Callable[[], None] | None = None
 
+    @property
+    def service(self) -> str:
+        return f"in process {id(self.shared)}"
+
     def meanwhile(self, calls: int, happens: Callable[[], None]) -> None:
         """What another member does just before this one calls its cluster for the n-th time."""
         self._calls, self._meanwhile = calls, happens

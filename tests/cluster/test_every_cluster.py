@@ -13,7 +13,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api.http.protocol import Protocol
+from cluster.alone import Alone
 from cluster.protocol import Cluster
+from cluster.workers import Workers
+from tests.cluster.in_process import InProcess, Shared
 from tests.cluster.services import AloneService, InProcessService, Member, Service, WorkersService
 from tests.turns import SOON_S
 
@@ -74,6 +77,17 @@ async def cluster(service: Service) -> AsyncIterator[Cluster]:
     """This process in the service, the first that joins it."""
     async with opened(service) as cluster:
         yield cluster
+
+
+@with_others
+async def test_what_the_processes_of_a_service_have_in_common_is_their_own(
+    service: Service, cluster: Cluster, tmp_path: Path
+) -> None:
+    async with service.other() as other:
+        assert await other.run("cluster.service") == cluster.service
+    Workers.prepare(tmp_path)
+    foreign = (InProcess(Shared()), Workers(tmp_path), Alone())
+    assert len({cluster.service, *(one.service for one in foreign)}) == 4
 
 
 def begin(cluster: Cluster, url: str, requests: int) -> None:
