@@ -45,7 +45,7 @@ TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
 # What a backend that speaks Responses does not decide.
 SET_AT_THE_END = ("usage", "error", "incomplete_details", "completed_at")
 OURS = (
-    *("id", "object", "created_at", "model", "background", "store", "previous_response_id", "status", "output"),
+    *("id", "object", "created_at", "background", "store", "previous_response_id", "status", "output"),
     *SET_AT_THE_END,
 )
 values_of_ours = itemgetter(*OURS)

@@ -32,5 +32,6 @@ def replayed(turn: Turn, cached: Json) -> list[Event]:
     """A cached response, as this turn's: new ids, for it is stored and continued like any other."""
     turn.from_cache = True
     turn.headers["x-nomyo-cache"] = "hit"
+    turn.builder.response["model"] = cached["model"]
     items = [{key: value for key, value in item.items() if key != "id"} for item in cached["output"]]
     return replay(turn.builder, {**cached, "output": items, "completed_at": int(time.time())})
