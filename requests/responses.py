@@ -199,7 +199,8 @@ ECHOED = SILENT_RESOURCE.keys() - {
 def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         return without_credentials(tool)
-    return {"description": None, "parameters": None, "strict": None} | tool
+    # A function that does not say is strict at OpenAI.
+    return {"description": None, "parameters": None, "strict": True} | tool
 
 
 def whole_item(item: Item, status: str = "completed") -> Item:

@@ -259,6 +259,10 @@ HALF_GIVEN: dict[str, tuple[Json, Json]] = {
     ),
     "a function with its name alone": (
         {"tools": [{"type": "function", "name": "f"}]},
+        {"tools": [{"type": "function", "name": "f", "description": None, "parameters": None, "strict": True}]},
+    ),
+    "a function that leaves open whether it is strict": (
+        {"tools": [{"type": "function", "name": "f", "strict": None}]},
         {"tools": [{"type": "function", "name": "f", "description": None, "parameters": None, "strict": None}]},
     ),
 }

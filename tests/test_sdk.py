@@ -378,3 +378,12 @@ async def test_the_models_are_listed_and_retrieved(strict: AsyncOpenAI, backend:
     model = await strict.models.retrieve(MODEL)
     assert (model.id, model.object) == (MODEL, "model")
     assert model == listed[0]
+
+
+async def test_a_function_that_does_not_say_is_echoed_as_strict_and_sent_as_it_is(
+    served: Running, backend: FakeBackend
+) -> None:
+    tool: Any = {"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}}}
+    response = await served.openai.responses.create(model=MODEL, input="Hi", tools=[tool])
+    assert response.tools[0].to_dict()["strict"] is True
+    assert "strict" not in str(backend.turns[-1].json)
