@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from core.errors import InvalidRequest
@@ -115,9 +116,9 @@ def _input_item(item: Item) -> Item:
     return whole
 
 
-def check_input(items: list[Item], history: int) -> None:
+def check_input(items: list[Item], history: int, places: Sequence[int] | None = None) -> None:
     """Every call has its output and every output its call. Raises `InvalidRequest` with the words of OpenAI. `history` is how many
-    of the items come from earlier turns."""
+    of the items come from earlier turns; `places` are those of the others in the request, if some were left out."""
     open_calls: OpenCalls[str] = OpenCalls()
     answered: set[str] = set()
     for index, item in enumerate(items):
@@ -129,7 +130,9 @@ def check_input(items: list[Item], history: int) -> None:
             if (taken := open_calls.take(item)) is not None:
                 answered.add(taken)
             elif (call_id := call_id_of(item)) is not None:
-                where = f"input[{index - history}].call_id" if index >= history else "previous_response_id"
+                where = "previous_response_id"
+                if index >= history:
+                    where = f"input[{places[index - history] if places else index - history}].call_id"
                 if call_id in answered:
                     words = _words(kind).removesuffix(" output")
                     raise InvalidRequest(f"Duplicate output for {words} {call_id}.", param=where)

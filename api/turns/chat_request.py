@@ -62,7 +62,7 @@ def prepare_chat(
     kind = backend.kind
     given = request.input if items is None else items
     items = [*request.history, *given]
-    earlier, places = len(request.history), None
+    earlier, places = len(request.history), _places(request, len(given))
     unread: set[str] = set()
     types = {item["type"] for item in items}
     if types <= UNSPOKEN:
@@ -74,7 +74,8 @@ def prepare_chat(
         items = without_superseded([*history, *given])
         kept = set(map(id, items))
         earlier = sum(id(item) in kept for item in history)
-        places = [place for place, item in enumerate(given) if id(item) in kept]
+        left = [place for place, item in enumerate(given) if id(item) in kept]
+        places = [places[place] for place in left] if places else left
     book = ToolBook.of(body.get("tools"), items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
     ignored = ignored_in(body) | book.ignored | unread
@@ -95,6 +96,13 @@ def prepare_chat(
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
     one_call = request.params.parallel_tool_calls is False
     return ChatRequest(params, book, choice, one_call, ignored, by_url.wanted if by_url else {})
+
+
+def _places(request: TurnRequest, count: int) -> list[int] | None:
+    """The places in the request of the items that are given of it, and of any that follow them; None where they are theirs."""
+    if (places := request.places) is None:
+        return None
+    return [*places, *range(len(places), count)]
 
 
 def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:

@@ -107,10 +107,14 @@ def _compacting(params: dict[str, Any]) -> dict[str, Any]:
 def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
     """The input for a native backend: as it came, behind the history. Upstream stores nothing, so it knows none of our
     ids, and reasoning that it cannot open is of no use to it."""
-    given = request.input if request.has_references else request.params.input
+    given, places = request.params.input, request.places
+    if request.has_references:
+        given = request.input
+    elif places is not None and isinstance(given, list):
+        given = [given[place] for place in places]
     if isinstance(given, list):
         given = [
-            _with_summary(sealer, item, f"input[{index}].encrypted_content")
+            _with_summary(sealer, item, f"input[{places[index] if places else index}].encrypted_content")
             for index, item in enumerate(given)
             if not _is_sealed_here(item)
         ]

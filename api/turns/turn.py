@@ -28,6 +28,7 @@ from requests.included import SEALED_REASONING
 from requests.items import check_input, input_items
 from requests.kept import given_request
 from requests.params import CreateParams, check_counts, check_request
+from requests.repeats import may_repeat, without_repeats
 from requests.responses import new_id, response_resource
 from requests.tools import CALLS, Item
 
@@ -37,7 +38,7 @@ NOTHING_REMEMBERED: Mapping[str, list[Item]] = MappingProxyType({})
 class TurnRequest(Struct, frozen=True):
     """What is asked. `params` is what of the `body` we act on, `model` the name by which an endpoint is chosen; `history` are the
     items of the turns before, `input` those of this one, each with an id. `has_references`: some of `input` stand where the client
-    named stored items."""
+    named stored items. `places` are those of `input` in the request, where the client has sent some of the history again."""
 
     body: dict[str, Any]
     params: CreateParams
@@ -46,6 +47,7 @@ class TurnRequest(Struct, frozen=True):
     input: list[Item]
     principal: Principal
     has_references: bool = False
+    places: list[int] | None = None
 
     @property
     def items(self) -> list[Item]:
@@ -152,8 +154,11 @@ async def begin_turn(
     history = await resolve_history(state, before, remembered, principal.owner) if before else []
     given = input_items(params.input)
     new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
-    request = TurnRequest(body, params, model, history, new_items, principal, has_references=new_items != given)
-    check_input(request.items, len(history))
+    has_references, places = new_items != given, None
+    if history and may_repeat(params.input):
+        new_items, places = without_repeats(history, new_items)
+    request = TurnRequest(body, params, model, history, new_items, principal, has_references, places)
+    check_input(request.items, len(history), places)
     return _turn(state, request, new_id("resp"), int(time.time()))
 
 
@@ -170,8 +175,11 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     principal = Principal(f"kept {owner}", owner)
     has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
     items = stored_items(state.sealer, row["input"])
-    request = TurnRequest(body, params, row["model"], history, items, principal, has_references)
-    check_input(request.items, len(history))
+    places = None
+    if history and may_repeat(params.input) and not has_references:
+        _, places = without_repeats(history, input_items(params.input))
+    request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
+    check_input(request.items, len(history), places)
     return _turn(state, request, row["id"], row["created_at"])
 
 
