@@ -26,6 +26,7 @@ import api.admin.endpoints
 import api.admin.metrics
 import api.background
 import api.compact
+import api.docs
 import api.input_tokens
 import api.models
 import api.ollama
@@ -70,6 +71,7 @@ DOORS = (
     api.input_tokens.routes,
     api.stored.routes,
     api.models.routes,
+    api.docs.routes,
     api.passthrough.routes,
     api.ollama.routes,
     api.ollama_models.routes,

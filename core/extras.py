@@ -12,6 +12,7 @@ EXTRAS = {
     "postgres": ("psycopg", "psycopg_pool", "procrastinate"),
     "valkey": ("redis",),
     "tools": ("mcp",),
+    "docs": ("fastapi_swagger",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"),
 }
 

@@ -199,6 +199,7 @@ IN_USE = {
     "postgres": ["psycopg", "psycopg_pool", "procrastinate"],
     "valkey": ["redis.asyncio", "redis.asyncio.sentinel", "redis.asyncio.cluster"],
     "tools": ["mcp", "mcp.client.streamable_http", "mcp.client.stdio", "mcp.client.sse", "jsonschema"],
+    "docs": [],  # Its files alone.
     "otel": [
         "opentelemetry.sdk.trace.export",
         "opentelemetry.sdk.metrics.export",

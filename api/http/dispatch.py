@@ -45,7 +45,7 @@ class Application(FastAPI):
         doors: Iterable[Routes],
         lifespan: Callable[[Any], AbstractAsyncContextManager[dict[str, Any]]],
     ) -> None:
-        super().__init__(title="nomyo-router", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+        super().__init__(title="nomyo-router", lifespan=lifespan, docs_url=None, redoc_url=None)
         self.state = state
         self._doors = list(doors)
         for routes in self._doors:  # For its page of the API.
