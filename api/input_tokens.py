@@ -17,9 +17,10 @@ from api.turns.backend import Backend
 from api.turns.chat_request import with_files
 from api.turns.native_answer import native_params
 from api.turns.turn import TurnRequest, begin_turn
+from backends.fleet.counting import counted
 from backends.fleet.failover import Attempts
 from backends.fleet.pool import keep_usage, look_up_endpoint
-from core.errors import APIError, BackendError, InvalidRequest
+from core.errors import APIError, InvalidRequest
 from core.state import AppState
 from requests.tokens import estimated_tokens
 
@@ -60,12 +61,8 @@ async def _count(state: AppState, endpoint: Any, request: TurnRequest, model: st
         create = endpoint.client.chat.completions.create
         backend = Backend(model, endpoint.kind, state.sealer, create, files=state.files)
         params = (await with_files(backend, request, stream=False)).params
-    if endpoint.kind.count_path:
-        counted = await endpoint.client.post_json(endpoint.kind.count_path, params)
-        if not isinstance(counted, dict) or not isinstance(counted.get("input_tokens"), int):
-            raise BackendError("The backend's count cannot be understood.", code="backend_bad_answer")
-        return counted["input_tokens"], False
-    return estimated_tokens(params), True
+    tokens = await counted(endpoint, params)
+    return (estimated_tokens(params), True) if tokens is None else (tokens, False)
 
 
 # What OpenAI's own counter takes.

@@ -12,18 +12,31 @@ BYTES_PER_TOKEN = 4
 IMAGE_TOKENS = 800
 
 
+IMAGES = frozenset({"image_url", "input_image", "computer_screenshot"})
+
+
 def message_tokens(message: Json) -> int:
-    """About how many tokens a chat message has."""
-    content = message.get("content")
+    """About how many tokens a chat message has, or an item of a native request."""
+    key = "output" if "output" in message else "content"
+    content = message.get(key)
+    if isinstance(content, dict):
+        content = [content]
     if not isinstance(content, list):
         return len(encode_json(message)) // BYTES_PER_TOKEN
-    images = len([part for part in content if part.get("type") == "image_url"])
-    texts = [part for part in content if part.get("type") != "image_url"]
-    text_bytes = len(encode_json({**message, "content": texts}))
-    return text_bytes // BYTES_PER_TOKEN + IMAGE_TOKENS * images
+    texts = [part for part in content if not _is_image(part)]
+    text_bytes = len(encode_json({**message, key: texts}))
+    return text_bytes // BYTES_PER_TOKEN + IMAGE_TOKENS * (len(content) - len(texts))
 
 
 def estimated_tokens(params: Json) -> int:
-    """About how many input tokens a chat request has."""
-    counted = {key: params[key] for key in ("tools", "response_format") if key in params}
-    return len(encode_json(counted)) // BYTES_PER_TOKEN + sum(message_tokens(message) for message in params["messages"])
+    """About how many input tokens a chat request has, or a native one."""
+    counted = {key: params[key] for key in ("tools", "response_format", "text", "instructions") if key in params}
+    given = params["messages"] if "messages" in params else params.get("input")
+    if not isinstance(given, list):
+        given = [{"role": "user", "content": given}]
+    unsealed = [{**one, "encrypted_content": None} if "encrypted_content" in one else one for one in given]
+    return len(encode_json(counted)) // BYTES_PER_TOKEN + sum(map(message_tokens, unsealed))
+
+
+def _is_image(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") in IMAGES

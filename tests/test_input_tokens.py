@@ -72,3 +72,53 @@ async def test_a_backend_that_cannot_count_is_an_honest_error_and_the_slot_is_fr
         backend.routes["POST /v1/chat/completions/input_tokens"] = failure
         assert (await count(counting, input="Hi")).status_code == status
     assert counting.in_flight() == 0
+
+
+COUNT = "POST /v1/responses/input_tokens"
+# What servers of Responses answer that count nothing, as they were seen to.
+CANNOT = {
+    "transformers": http_error(404, "Not Found"),
+    "vLLM": http_error(405, "Method Not Allowed"),
+    "OGX": http_error(400, "Invalid response id"),
+    "one that has it to do yet": http_error(501, "not implemented"),
+    "a gateway": http_error(502, "bad gateway"),
+    "one that answers whatever is asked": json_answer({"object": "response", "output": []}),
+    "one that counts in words": json_answer({"input_tokens": "many"}),
+}
+
+
+@pytest.mark.parametrize("server", CANNOT)
+async def test_a_native_server_that_cannot_count_gets_an_estimate(
+    served_natively: Running, backend: FakeBackend, server: str
+) -> None:
+    backend.routes[COUNT] = CANNOT[server]
+    pixel = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}
+    said = [{"role": "user", "content": [{"type": "input_text", "text": "Hi " * 400}, pixel]}]
+    answer = await count(served_natively, input=said, instructions="Be brief.", tools=[TOOL])
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-nomyo-estimated"] == "true"
+    assert 1000 < answer.json()["input_tokens"] < 1600, "an image costs the same however large its file is"
+
+
+async def test_a_llama_cpp_of_before_it_could_count_gets_an_estimate(counting: Running, backend: FakeBackend) -> None:
+    backend.routes["POST /v1/chat/completions/input_tokens"] = http_error(404, "File Not Found")
+    answer = await count(counting, input="Hi")
+    assert (answer.status_code, answer.headers["x-nomyo-estimated"]) == (200, "true")
+
+
+async def test_what_one_refuses_that_was_seen_to_count_is_about_the_request(
+    served_natively: Running, backend: FakeBackend
+) -> None:
+    backend.routes[COUNT] = json_answer({"object": "response.input_tokens", "input_tokens": 9})
+    assert (await count(served_natively, input="Hi")).json()["input_tokens"] == 9
+    backend.routes[COUNT] = http_error(400, "No such image.")
+    answer = await count(served_natively, input="Hi")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "No such image.")
+
+
+async def test_a_native_server_that_is_busy_or_away_is_no_reason_to_estimate(
+    served_natively: Running, backend: FakeBackend
+) -> None:
+    for status, ours in ((429, 429), (401, 502), (503, 503), (500, 500)):
+        backend.routes[COUNT] = http_error(status, "no")
+        assert (await count(served_natively, input="Hi")).status_code == ours

@@ -84,6 +84,8 @@ class Endpoint:
         self._failed_looks = 0
         self._memory = Memory()
         self.learned = Learned()
+        # Whether it was seen to count input tokens.
+        self.counts = False
 
     @property
     def max_concurrent(self) -> int:
@@ -269,6 +271,7 @@ class Endpoint:
                 self.advice = await seen_there(self.config, self.kind, LISTING_TIMEOUT_S) or self.advice
             log.warning("endpoint %s: %s", self.name, " ".join(filter(None, (problem, self.advice))))
         self.learned.forget()
+        self.counts = False
         self._failed_looks += 1
         if self._failed_looks >= LOST_AFTER:
             self._on_lost(self)

@@ -12,7 +12,7 @@ The official SDK's client can stand in for it. Foreign errors, and the SDK's, be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -108,6 +108,18 @@ class BackendClient:
         except orjson.JSONDecodeError:
             raise self._errors.not_an_answer(body) from None
 
+    async def count(self, path: str, params: dict[str, Any], lacking: Collection[int]) -> int | None:
+        """The input tokens that POST `path` below the API's base counts; None where one of the statuses of `lacking`
+        shows that nothing is counted there. Raises a `BackendError`."""
+        answer = await self._answer_of("POST", self._base_path + path, params, lacking)
+        if answer is None:
+            return None
+        counted = json_or_none(await _read(answer))
+        tokens = counted.get("input_tokens") if isinstance(counted, dict) else None
+        if not isinstance(tokens, int) or isinstance(tokens, bool):
+            raise BackendError("The backend's count cannot be understood.", code="backend_bad_answer")
+        return tokens
+
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
         is_stream, begins = _is_stream(answer), b""
@@ -165,11 +177,13 @@ class BackendClient:
         except Exception as error:
             raise_named(error)
 
-    async def _answer_of(self, method: str, target: str, params: dict[str, Any]) -> Answer | None:
-        """The answer of a path that not every server has; None where it is not there."""
+    async def _answer_of(
+        self, method: str, target: str, params: dict[str, Any], lacking: Collection[int] = LACKS_PATH
+    ) -> Answer | None:
+        """The answer of a path that not every server has; None where it is not there, as these statuses show."""
         try:
             answer = await self._origin.send(method, target, encode_json(params))
-            if answer.status in LACKS_PATH:
+            if answer.status in lacking:
                 answer.close()
                 return None
             if answer.status >= 300:
