@@ -275,11 +275,10 @@ def _described(error: Exception, turn: Turn) -> APIError:
 
 
 async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]:
-    """The response in the last event."""
+    """The response in the last event. Nothing here can stop short of the end of `batches`, which so needs no closing."""
     last: list[Event] = []
-    async with aclosing(batches):
-        async for events in batches:
-            last = events
+    async for events in batches:
+        last = events
     response: dict[str, Any] = last[-1]["response"]
     return response
 

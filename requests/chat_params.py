@@ -36,6 +36,7 @@ HEEDED_KEYS = {
     holder: chat_keys(holder, CARRIED, ADAPTED, RUN_HERE) for holder in ("reasoning", "stream_options", "text")
 }
 HEEDED_INCLUDES = chat_names(INCLUDES, CARRIED, ADAPTED, RUN_HERE)
+MAY_BE_IGNORED = IGNORED_PARAMETERS | HEEDED_KEYS.keys() | {"include"}
 
 
 def chat_request(
@@ -68,18 +69,18 @@ def chat_request(
     if request.get("max_output_tokens") is not None:
         # Not max_completion_tokens: Ollama and llama-cpp-python know only this name, everybody knows it.
         params["max_tokens"] = request["max_output_tokens"]
-    text = request.get("text") or {}
-    if response_format := _response_format(text.get("format")):
-        params["response_format"] = response_format
-    if (verbosity := text.get("verbosity")) is not None:
-        params["verbosity"] = _one_of(VERBOSITIES, verbosity, "text.verbosity")
+    if text := request.get("text"):
+        if response_format := _response_format(text.get("format")):
+            params["response_format"] = response_format
+        if (verbosity := text.get("verbosity")) is not None:
+            params["verbosity"] = _one_of(VERBOSITIES, verbosity, "text.verbosity")
     if (effort := (request.get("reasoning") or {}).get("effort")) is not None:
         known = _one_of((*EFFORTS, *(efforts or ())), effort, "reasoning.effort")
         if nearest := nearest_effort(known, efforts):
             params["reasoning_effort"] = nearest
     if "service_tier" in params:
         _one_of(SERVICE_TIERS, params["service_tier"], "service_tier")
-    if wants_logprobs(request):
+    if ("top_logprobs" in request or "include" in request) and wants_logprobs(request):
         params["logprobs"] = True
         if request.get("top_logprobs"):
             params["top_logprobs"] = request["top_logprobs"]
@@ -161,6 +162,8 @@ def ignored_in(request: dict[str, Any]) -> set[str]:
     """The names of what a checked request gives, and nothing comes of at a chat backend: parameters, `parameter.key`,
     `include.value`."""
     names: set[str] = set()
+    if MAY_BE_IGNORED.isdisjoint(request):
+        return names
     if not IGNORED_PARAMETERS.isdisjoint(request):
         names.update(name for name in IGNORED_PARAMETERS & request.keys() if request[name] is not None)
     if not HEEDED_KEYS.keys().isdisjoint(request):

@@ -66,29 +66,32 @@ class ResponseBuilder:
     owns it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls
     from zero in every turn gets new ones. `emits` names what becomes of the events: by default they are made."""
 
+    # What most turns leave as it is stands here: to set each in every turn takes longer.
+    emits: Emission = "events"
+    # A backend that speaks Responses seals its reasoning for us: the response keeps that, and no event shows it.
+    hides_seals = False
+    sequence_number = 0
+    # How long the backend took, in its words, where it reports that.
+    timings: Any = None
+    _text: OpenText | None = None
+    _calls: GrowingCalls | None = None
+    _offered: tuple[ToolBook, frozenset[str] | None, bool] = (NO_BOOK, None, False)
+    _native: NativeItems | None = None
+    _flows: Flows = NO_FLOWS
+    _has_deltas = False
+    _thinking: ThinkSplitter | None = None
+    _usage: dict[str, Any] | None = None
+    _finish_reason: str | None = None
+
     def __init__(
         self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
     ) -> None:
         self.response = response
-        self.emits: Emission = "events"
-        # A backend that speaks Responses seals its reasoning for us: the response keeps that, and no event shows it.
-        self.hides_seals = False
-        self.sequence_number = 0
         self._output: list[Item | None] = []
-        self._text: OpenText | None = None
-        self._calls: GrowingCalls | None = None
-        self._offered: tuple[ToolBook, frozenset[str] | None, bool] = (NO_BOOK, None, False)
-        self._native: NativeItems | None = None
-        self._flows: Flows = NO_FLOWS
         self._taken_call_ids = set(taken_call_ids)
         self._seal = seal
-        self._thought = SUMMARIZED if (response.get("reasoning") or {}).get("summary") else THOUGHT
-        self._has_deltas = False
-        self._thinking: ThinkSplitter | None = None
-        self._usage: dict[str, Any] | None = None
-        # How long the backend took, in its words, where it reports that.
-        self.timings: Any = None
-        self._finish_reason: str | None = None
+        reasoning = response.get("reasoning")
+        self._thought = SUMMARIZED if reasoning and reasoning.get("summary") else THOUGHT
 
     def offer(self, book: ToolBook, *, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
         """What the backend was offered, so that its calls are emitted as the client expects them. Calls of others than
@@ -590,14 +593,17 @@ class ResponseBuilder:
             flow = self._flows[place_of(head)]
         except (*DecodeError, KeyError):
             return None
-        if head.delta is None or head.logprobs != flow.logprobs:
-            return None
-        number = self.sequence_number
-        if head.sequence_number != number or flow.name != name:
-            return self._relayed([head], [data])
-        flow.append(head.delta)
-        self.sequence_number = number + 1
-        return received
+        number, delta = self.sequence_number, head.delta
+        if (
+            head.sequence_number == number
+            and flow.name == name
+            and head.logprobs == flow.logprobs
+            and delta is not None
+        ):
+            flow.append(delta)
+            self.sequence_number = number + 1
+            return received
+        return self._relayed([head], [data])
 
     # ── what the items are made with ─────────────────────────────────────────────────────────────────────────────────
 

@@ -98,28 +98,28 @@ def check_counts(body: Any, *, max_items: int, max_tools: int) -> None:
     worth a name, where to check them does."""
     if not isinstance(body, dict):
         return
-    given = body.get("input")
-    items = given if isinstance(given, list) else []
-    if len(items) > max_items:
+    tools, items = body.get("tools"), body.get("input")
+    if isinstance(items, list) and len(items) > max_items:
         raise InvalidRequest(
             f"A request may have {max_items} items, and this one has {len(items)}.",
             param="input",
             code="too_many_items",
         )
-    count = _tools_in(body.get("tools"))
+    count = _tools_in(tools) if isinstance(tools, list) else 0
     if count > max_tools:
         raise _too_many_tools(max_tools, "tools")
-    for index, item in enumerate(items):
-        if isinstance(item, dict) and "tools" in item:
+    if not isinstance(items, list):
+        return
+    for item in items:
+        if type(item) is dict and "tools" in item and isinstance(item["tools"], list):
             count += _tools_in(item["tools"])
             if count > max_tools:
-                raise _too_many_tools(max_tools, f"input[{index}].tools")
+                place = next(index for index, other in enumerate(items) if other is item)
+                raise _too_many_tools(max_tools, f"input[{place}].tools")
 
 
-def _tools_in(tools: Any) -> int:
+def _tools_in(tools: list[Any]) -> int:
     """How many tools there are in a list, and in what its members hold."""
-    if not isinstance(tools, list):
-        return 0
     waiting, count = [tools], 0
     while waiting:
         some = waiting.pop()
@@ -159,10 +159,10 @@ def check_request(body: Any) -> CreateParams:
         raise InvalidRequest("A seed is an integer of at most 64 bits.", param="seed", code="invalid_value")
     if params.metadata:
         _check_metadata(params.metadata)
-    for index, entry in enumerate(params.context_management or ()):
-        if entry.type != "compaction":
-            raise Unsupported("Contexts can be managed by 'compaction'.", param=f"context_management[{index}].type")
-    check_tools(params.tools or [])
+    if params.context_management:
+        _check_context_management(params.context_management)
+    if params.tools:
+        check_tools(params.tools)
     check_tool_choice(params.tool_choice)
     if params.text and params.text.format:
         _check_format(params.text.format)
@@ -178,6 +178,12 @@ def _check_metadata(metadata: dict[str, str]) -> None:
     for key, value in metadata.items():
         if len(key) > 64 or len(value) > 512:
             raise InvalidRequest("A metadata key has at most 64 characters, a value 512.", param=f"metadata.{key[:64]}")
+
+
+def _check_context_management(entries: list[ContextManagement]) -> None:
+    for index, entry in enumerate(entries):
+        if entry.type != "compaction":
+            raise Unsupported("Contexts can be managed by 'compaction'.", param=f"context_management[{index}].type")
 
 
 def _check_format(format: dict[str, Any]) -> None:

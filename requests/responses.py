@@ -11,7 +11,8 @@ filled in by `whole_item` and `response_resource`. The other direction is in `re
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from secrets import token_hex
 from typing import Any
 
@@ -44,14 +45,13 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{int(time.time()):08x}{_random_hex()}"
 
 
-def _random_hexes() -> Iterator[str]:
-    """96 random bits as text, again and again. They are drawn a hundred at a time: each draw is a system call."""
-    while True:
-        drawn = token_hex(12 * 100)
-        yield from (drawn[start : start + 24] for start in range(0, len(drawn), 24))
+def _random_hexes() -> list[str]:
+    """A hundred times 96 random bits as text, in one draw: each is a system call."""
+    drawn = token_hex(12 * 100)
+    return [drawn[start : start + 24] for start in range(0, len(drawn), 24)]
 
 
-_random_hex = _random_hexes().__next__
+_random_hex = chain.from_iterable(iter(_random_hexes, [])).__next__
 
 
 def chat_message_to_output_items(message: dict[str, Any], logprobs: list[dict[str, Any]] | None = None) -> list[Item]:
@@ -139,17 +139,20 @@ def response_resource(request: dict[str, Any], *, response_id: str, created_at: 
     """The response object before its output: every required key, the request echoed, OpenAI's defaults where it is
     silent."""
     resource = SILENT_RESOURCE.copy()
-    for key, value in request.items():
-        if key in ECHOED and value is not None:
+    for key in request.keys() & ECHOED:
+        if (value := request[key]) is not None:
             resource[key] = value
-    text = {key: value for key, value in (request.get("text") or {}).items() if value is not None}
     resource["id"] = response_id
     resource["created_at"] = created_at
     resource["status"] = status
     resource["output"] = []
-    resource["reasoning"] = {"effort": None, "summary": None} | (request.get("reasoning") or {})
-    resource["text"] = {"format": {"type": "text"}} | text
-    resource["tools"] = [_echoed_tool(tool) for tool in request.get("tools") or []]
+    resource["reasoning"] = {"effort": None, "summary": None}
+    if reasoning := request.get("reasoning"):
+        resource["reasoning"] |= reasoning
+    resource["text"] = {"format": {"type": "text"}}
+    if text := request.get("text"):
+        resource["text"] |= {key: value for key, value in text.items() if value is not None}
+    resource["tools"] = [*map(_echoed_tool, tools)] if (tools := request.get("tools")) else []
     resource["metadata"] = request.get("metadata") or {}
     return resource
 

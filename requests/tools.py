@@ -111,7 +111,7 @@ class ToolBook:
     def of(cls, tools: list[Tool] | None, items: Iterable[Item]) -> ToolBook:
         """The tools of a request, and those that its items bring along."""
         brought = [tool for item in items if item.get("type") in BRINGS_TOOLS for tool in item.get("tools") or []]
-        return cls([*(tools or []), *brought])
+        return cls([*(tools or []), *brought]) if tools or brought else NO_BOOK
 
     def wire_name(self, name: str) -> str:
         """The offered name that a backend means: some leave marks of their model's format before or behind it."""

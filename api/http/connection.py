@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 import httptools
 import orjson
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -135,6 +136,16 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come: there is room, or it is refused."""
         super().connection_made(transport)
+        # What the scopes of its requests have in common.
+        self._scope: HTTPScope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "root_path": self.root_path,
+        }
         self._idle_since = self.loop.time()
         self._config = DEFAULTS
         connections: Connections | None = self.app_state.get(CONNECTIONS)
@@ -214,18 +225,10 @@ class Protocol(HttpToolsProtocol):
         self.url = b""
         self.expect_100_continue = False
         self.headers = headers = list[tuple[bytes, bytes]]()
-        self.scope = {
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,  # type: ignore[typeddict-item]
-            "root_path": self.root_path,
-            "headers": headers,
-            "state": self.app_state.copy(),
-            "extensions": {EXTENSION: self},  # type: ignore[dict-item]
-        }
+        self.scope = scope = self._scope.copy()
+        scope["headers"] = headers
+        scope["state"] = self.app_state.copy()
+        scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""
@@ -245,8 +248,11 @@ class Protocol(HttpToolsProtocol):
             self.expect_100_continue = dict(headers)[b"expect"].lower() == b"100-continue"
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
-        scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
-        scope["raw_path"] = self.root_path.encode("ascii") + url.path
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        if self.root_path:
+            scope["path"] = self.root_path + scope["path"]
+            scope["raw_path"] = self.root_path.encode("ascii") + url.path
         scope["query_string"] = url.query or b""
         app = self.app
         if self.limit_concurrency is not None and self._is_crowded(self.limit_concurrency):

@@ -18,6 +18,8 @@ from api.http.connection import EXTENSION
 from api.http.connection import Protocol as Protocol
 
 Headers = Iterable[tuple[bytes, bytes]]
+# A header as it is written.
+LINE = b"%b: %b\r\n".__mod__
 
 
 class Wire:
@@ -91,7 +93,7 @@ class Wire:
         if cycle.access_log:
             asked = (cycle.scope["method"], get_path_with_query_string(cycle.scope), cycle.scope["http_version"])
             cycle.access_logger.info('%s - "%s %s HTTP/%s" %d', get_client_addr(cycle.scope), *asked, status)
-        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        lines = [*map(LINE, cycle.default_headers), *map(LINE, headers)]
         if not cycle.keep_alive:
             lines.append(b"connection: close\r\n")
         head = b"".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from starlette.responses import Response
@@ -17,7 +18,14 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 def raw(headers: Mapping[str, str]) -> RawHeaders:
     """Headers as ASGI has them."""
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return [*map(_raw, headers.items())]
+
+
+@lru_cache(maxsize=256)
+def _raw(header: tuple[str, str]) -> tuple[bytes, bytes]:
+    """The same again with nearly every answer."""
+    name, value = header
+    return name.lower().encode("latin-1"), value.encode("latin-1")
 
 
 class JSONReply(Response):

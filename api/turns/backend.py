@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from api.turns.adapting import Adapting
 from backends.files import FileFetcher
@@ -13,8 +14,7 @@ from backends.wire.streams import BackendStream
 from core.seals import Sealer
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(Struct, frozen=True, eq=False):
     """An endpoint, as a turn sees it. `model` is the model's name there; `create` sends a request, chat or native, and
     gives the answer or its stream. `refuses_hosted_tools`: tools that it cannot run are an error, not left out.
     `adapting` changes what it refuses; None: nothing is changed. `files` fetches files that are named by URL."""

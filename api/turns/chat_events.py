@@ -72,8 +72,9 @@ def _events_of_whole(backend: Backend, builder: ResponseBuilder, answer: Any) ->
     tags = backend.kind.think_tags
     if tags == "opened" or (tags == "auto" and OPENING in (message.get("content") or "")):
         message = with_thoughts_apart(message, are_open=tags == "opened")
-    logprobs = as_plain(getattr(choice, "logprobs", None))
-    items = chat_message_to_output_items(message, logprobs.get("content") if logprobs else None)
+    if (logprobs := getattr(choice, "logprobs", None)) is not None:
+        logprobs = as_plain(logprobs).get("content")
+    items = chat_message_to_output_items(message, logprobs)
     events = builder.begin()
     return events + builder.completion(
         items,

@@ -20,7 +20,15 @@ from core.errors import InvalidRequest, Unsupported
 from requests.chat_params import chat_request, configured, ignored_in
 from requests.content import Files
 from requests.messages import UNSPOKEN, responses_input_to_messages, without_superseded
-from requests.tools import KNOWN_TOOLS, NO_TOOLS, Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
+from requests.tools import (
+    BRINGS_TOOLS,
+    KNOWN_TOOLS,
+    NO_TOOLS,
+    Item,
+    ToolBook,
+    ToolChoice,
+    tool_choice_responses_to_chat,
+)
 
 log = logging.getLogger("nomyo.responses")
 
@@ -61,8 +69,8 @@ def prepare_chat(
         raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
     kind = backend.kind
     given = request.input if items is None else items
-    items = [*request.history, *given]
     earlier, places = len(request.history), _places(request, len(given))
+    items = [*request.history, *given] if earlier else given
     unread: set[str] = set()
     types = {item["type"] for item in items}
     if types <= UNSPOKEN:
@@ -71,12 +79,13 @@ def prepare_chat(
     if not SEALED.isdisjoint(types):
         history = opened(backend.sealer, request.history, unread, "previous_response_id")
         given = opened(backend.sealer, given, unread)
-        items = without_superseded([*history, *given])
-        kept = set(map(id, items))
-        earlier = sum(id(item) in kept for item in history)
-        left = [place for place, item in enumerate(given) if id(item) in kept]
-        places = [places[place] for place in left] if places else left
-    book = ToolBook.of(body.get("tools"), items)
+        whole = [*history, *given]
+        if (items := without_superseded(whole)) is not whole:
+            kept = set(map(id, items))
+            earlier = sum(id(item) in kept for item in history)
+            left = [place for place, item in enumerate(given) if id(item) in kept]
+            places = [places[place] for place in left] if places else left
+    book = ToolBook.of(body.get("tools"), () if BRINGS_TOOLS.isdisjoint(types) else items)
     choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
     ignored = ignored_in(body) | book.ignored | unread
     by_url = None if backend.files is None else Files(files)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -83,8 +82,9 @@ class TurnRequest(Struct, frozen=True):
     @property
     def compact_threshold(self) -> int | None:
         """About how many tokens of context are too many for the client (`context_management`)."""
-        thresholds = [entry.compact_threshold for entry in self.params.context_management or ()]
-        return min((tokens for tokens in thresholds if tokens), default=None)
+        if not (entries := self.params.context_management):
+            return None
+        return min((entry.compact_threshold for entry in entries if entry.compact_threshold), default=None)
 
 
 def seals_for_us(request: TurnRequest) -> bool:
@@ -93,8 +93,7 @@ def seals_for_us(request: TurnRequest) -> bool:
     return request.stored and SEALED_REASONING not in (request.params.include or ())
 
 
-@dataclass(slots=True)
-class Turn:
+class Turn(Struct, eq=False):
     """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a stream;
     `row_begun`: the store has a row of it; `from_cache`: no backend was asked; `describes_itself`: no headers will say what became of
     it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and `window` is what a server that has the path
@@ -103,7 +102,7 @@ class Turn:
     request: TurnRequest
     builder: ResponseBuilder
     routing: Routing
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = {}
     express: Express | None = None
     row_begun: bool = False
     from_cache: bool = False
@@ -158,8 +157,8 @@ async def begin_turn(
     if history and may_repeat(params.input):
         new_items, places = without_repeats(history, new_items)
     request = TurnRequest(body, params, model, history, new_items, principal, has_references, places)
-    check_input(request.items, len(history), places)
-    return _turn(state, request, new_id("resp"), int(time.time()))
+    check_input(items := request.items, len(history), places)
+    return _turn(state, request, items, new_id("resp"), int(time.time()))
 
 
 async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
@@ -179,20 +178,20 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     if history and may_repeat(params.input) and not has_references:
         _, places = without_repeats(history, input_items(params.input))
     request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
-    check_input(request.items, len(history), places)
-    return _turn(state, request, row["id"], row["created_at"])
+    check_input(items := request.items, len(history), places)
+    return _turn(state, request, items, row["id"], row["created_at"])
 
 
 def begin_anew(state: AppState, turn: Turn) -> ResponseBuilder:
     """The response of a turn from its start, for another backend: nothing of what the one before has answered has left."""
     before = turn.builder
-    turn.builder = _turn(state, turn.request, turn.id, before.response["created_at"]).builder
+    turn.builder = _turn(state, turn.request, turn.request.items, turn.id, before.response["created_at"]).builder
     turn.builder.emits = before.emits
     return turn.builder
 
 
-def _turn(state: AppState, request: TurnRequest, response_id: str, created_at: int) -> Turn:
-    params, items = request.params, request.items
+def _turn(state: AppState, request: TurnRequest, items: list[Item], response_id: str, created_at: int) -> Turn:
+    params = request.params
     status = "queued" if params.background else "in_progress"
     resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
     taken = [item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id")]
@@ -218,22 +217,21 @@ def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
     """What of a request may be warm at an endpoint, the surest first: what its client says, the turn before it, and how it
     begins."""
     names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
-    first = first_asked = items[0] if items else NO_ITEM
-    for item in items:
-        if item.get("role") == "user":
-            first_asked = item
-            break
-    leading = _leading_text(first), _leading_text(first_asked)
-    begins = hash((params.model, (params.instructions or "")[:LEADING], leading))
+    first = items[0] if items else NO_ITEM
+    leading = asked = _leading_text(first)
+    if first.get("role") != "user":
+        asked = next((_leading_text(item) for item in items if item.get("role") == "user"), leading)
+    begins = hash((params.model, (params.instructions or "")[:LEADING], leading, asked))
     return [*names, f"begins {begins}"]
 
 
 def _leading_text(item: Item) -> str:
     """How the text of a message begins. Not its images: they are large, and no conversation is known by them."""
     content = item.get("content")
-    for part in content if isinstance(content, list) else ():
-        if isinstance(part, dict) and part.get("text"):
-            return str(part["text"])[:LEADING]
+    if isinstance(content, list):
+        for part in content:
+            if isinstance(part, dict) and (text := part.get("text")):
+                return str(text)[:LEADING]
     return content[:LEADING] if isinstance(content, str) else ""
 
 

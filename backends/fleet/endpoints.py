@@ -157,6 +157,8 @@ class Endpoints(dict[str, Endpoint]):
     def counted_name(self, model: str, there: str) -> str:
         """The name by which what a model used is counted: the client's, where a server lists it, else the one that the
         server has for it. Clients can make up names without end."""
+        if model == there:
+            return model
         return model if any(model in endpoint.models for endpoint in self.values()) else there
 
     def serving(self, model: str) -> list[tuple[Endpoint, str]]:

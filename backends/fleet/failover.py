@@ -33,7 +33,7 @@ from core.errors import (
 log = logging.getLogger("nomyo.backends")
 
 # Before the tries at the one endpoint that there is, while it is not ready.
-WAITS_S = (0.2, 0.5)
+WAITS_S: tuple[float, ...] = (0.2, 0.5)
 # A longer Retry-After is the client's to wait for.
 LONGEST_WAIT_S = 2.0
 
@@ -43,6 +43,11 @@ Release = Callable[[Pool, str, str], Awaitable[None]]
 
 class Attempts:
     """The attempts at one request. `choose` and `release` take and give back the slot."""
+
+    _waits = WAITS_S
+    _wait_s = 0.0
+    _first_error: APIError | None = None
+    _done = False
 
     def __init__(
         self,
@@ -58,10 +63,6 @@ class Attempts:
         self._routing = routing
         self._choose = choose
         self._release = release
-        self._waits = list(WAITS_S)
-        self._wait_s = 0.0
-        self._first_error: APIError | None = None
-        self._done = False
 
     def __aiter__(self) -> Self:
         return self
@@ -130,7 +131,7 @@ class Attempts:
         is_soon = is_busy or isinstance(error, BackendUnreachable)
         if not is_soon or not self._waits:
             return False
-        self._wait_s = max(self._waits.pop(0), asked_s or 0.0)
+        self._wait_s, self._waits = max(self._waits[0], asked_s or 0.0), self._waits[1:]
         routing.tried.clear()
         return self._pool.take_retry()
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+from msgspec import Struct, field
 
 # A model's name in the log: a client may write anything.
 MOST_OF_NAME = 100
 
 
-@dataclass(slots=True)
-class Routing:
+class Routing(Struct, eq=False):
     """`principal` is whose place in the line it takes, `affinity` names what may be warm somewhere (a conversation, a
     prefix), the surest first."""
 
@@ -22,11 +22,11 @@ class Routing:
     # The front door, as a path below /v1, where it is not every endpoint's.
     path: str = ""
     # Keys of endpoints that it is not sent to again.
-    tried: set[str] = field(default_factory=set)
+    tried: set[str] = set()
     # And of those that it is not sent to at all.
     unfit: frozenset[str] = frozenset()
     attempts: int = 0
-    began_s: float = field(default_factory=time.monotonic, compare=False)
+    began_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     endpoint: str = ""
     model: str = ""

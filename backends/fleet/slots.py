@@ -90,7 +90,6 @@ class Slots:
 
 def _may_take(endpoint: Endpoint, routing: Routing) -> bool:
     """Whether a request may be sent to an endpoint at all."""
-    key = endpoint.key
-    if key in routing.tried or key in routing.unfit:
+    if endpoint.draining or (routing.path and routing.path in endpoint.kind.lacks):
         return False
-    return not endpoint.draining and routing.path not in endpoint.kind.lacks
+    return endpoint.key not in routing.tried and endpoint.key not in routing.unfit

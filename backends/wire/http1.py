@@ -239,14 +239,14 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self.seen = self.loop.time()
-        room = answer.room
+        received = answer.received
         try:
             self._parser.feed_data(data)  # type: ignore[union-attr]  # there is an answer, so there is one
         except httptools.HttpParserError as error:
             answer.fail(answer.wrong or BadAnswer(str(error)))
             self.abort()
             return
-        if answer.room == room and not answer.is_whole:  # Nothing of a body: the parser keeps what it is.
+        if answer.received == received and not answer.is_whole:  # Nothing of a body: the parser keeps what it is.
             answer.head_size += len(data)
             if answer.head_size > MOST_HEAD:
                 answer.fail(OversizedAnswer(HEAD_TOO_LARGE))
@@ -258,9 +258,11 @@ class Connection(asyncio.Protocol):
                 self._origin.kept(self)
             else:
                 self.abort()
-        elif answer.unread > MOST_UNREAD:
-            self._transport.pause_reading()
         answer.wake()
+
+    def pause(self) -> None:
+        """Reads no more from the socket for now."""
+        self._transport.pause_reading()
 
     def resume(self) -> None:
         """Reads from the socket again."""
@@ -321,43 +323,23 @@ class Answer:
     """An answer that is arriving. `headers` are by their names in lower case. A `tap` is offered what arrives while the
     reader waits for it: to wake a task takes longer than to read a token."""
 
-    __slots__ = (
-        "_chunks",
-        "_connection",
-        "_decompressor",
-        "_error",
-        "_has_begun",
-        "_has_length",
-        "_is_left",
-        "_waiter",
-        "has_body",
-        "head_size",
-        "headers",
-        "is_whole",
-        "keeps_connection",
-        "room",
-        "status",
-        "tap",
-        "unread",
-        "wrong",
-    )
+    # What most answers leave as it is stands here: to set each for every answer takes longer.
+    tap: Tap | None = None
+    is_whole = keeps_connection = False
+    # How much of a body has come out, and of it how much its reader has taken.
+    received = taken = head_size = status = 0
+    # What is wrong with what came.
+    wrong: BadAnswer | None = None
+    _error: Exception | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _decompressor: Any = None
+    _has_begun = _has_length = _is_left = False
 
     def __init__(self, connection: Connection, max_bytes: int = MOST_ANSWER) -> None:
         self._connection = connection
+        self._max_bytes = max_bytes
         self._chunks: list[bytes] = []
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._decompressor: Any = None
-        self._has_begun = self._has_length = self._is_left = False
-        self.tap: Tap | None = None
         self.headers: dict[str, str] = {}
-        self.is_whole = self.has_body = self.keeps_connection = False
-        self.status = 0
-        self.unread = 0
-        self.head_size = 0
-        # How much more of a body may come out, and what is wrong with what came.
-        self.room = max_bytes
-        self.wrong: BadAnswer | None = None
 
     # ── what its reader asks ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -389,6 +371,11 @@ class Answer:
         return b"".join(parts)
 
     @property
+    def has_body(self) -> bool:
+        """Whether something of its body has come out."""
+        return self.received > 0
+
+    @property
     def at_eof(self) -> bool:
         """Whether all of it has been read."""
         return self.is_whole and not self._chunks
@@ -403,9 +390,9 @@ class Answer:
         """What has arrived."""
         received = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
-        if self.unread > MOST_UNREAD:
+        if self.received - self.taken > MOST_UNREAD:
             self._connection.resume()
-        self.unread = 0
+        self.taken = self.received
         return received
 
     def _more(self) -> asyncio.Future[None]:
@@ -426,6 +413,8 @@ class Answer:
         """More has come, or its end: the tap is offered it, else the reader is woken."""
         waiter = self._waiter
         if waiter is None or waiter.done():
+            if self.received - self.taken > MOST_UNREAD and not self.is_whole:
+                self._connection.pause()
             return
         chunks = self._chunks
         if self.tap is not None and chunks and not self.is_whole:
@@ -435,11 +424,11 @@ class Answer:
                 # What it was given may have left in part: it is offered to nobody again.
                 self._error, self.tap = error, None
                 chunks.clear()
-                self.unread = 0
+                self.taken = self.received
                 taken = None
             if taken is not None:
                 chunks.clear()
-                self.unread = 0
+                self.taken = self.received
                 if taken:
                     return
                 self._is_left = True
@@ -465,14 +454,14 @@ class Answer:
         """The words behind the status, which nobody needs."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header of the answer. Ends it if the head is too large."""
-        self.head_size += len(name) + len(value)
-        if self.head_size > MOST_HEAD:
-            self._refuse(HEAD_TOO_LARGE)
+        """A header of the answer."""
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """The head is whole; one of 100 to 199 is only an announcement."""
+        """The head is whole; one of 100 to 199 is only an announcement. Ends the answer if it is too large."""
+        # One that comes in many reads is found out by these.
+        if sum(map(len, self.headers.values())) + sum(map(len, self.headers)) > MOST_HEAD:
+            self._refuse(HEAD_TOO_LARGE)
         parser = self._connection.parser
         self.status = parser.get_status_code()
         self.keeps_connection = parser.should_keep_alive()
@@ -487,20 +476,21 @@ class Answer:
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body, unpacked if it is compressed."""
-        if self._decompressor is not None:
-            try:
-                # A byte more than there is room for shows that there is more.
-                data = self._decompressor.decompress(data, self.room + 1)
-            except zlib.error as error:
-                raise BadAnswer(str(error)) from None
-        self.has_body = True
-        if data:  # Of what is packed, a part may give nothing yet.
-            self.room -= len(data)
-            if self.room < 0:
-                self._chunks.clear()
-                self._refuse("it is larger than the router takes (max_answer_mb)")
-            self._chunks.append(data)
-            self.unread += len(data)
+        if self._decompressor is not None and not (data := self._unpacked(data)):
+            return  # A part of what is packed may give nothing yet.
+        self.received += len(data)
+        if self.received > self._max_bytes:
+            self._chunks.clear()
+            self._refuse("it is larger than the router takes (max_answer_mb)")
+        self._chunks.append(data)
+
+    def _unpacked(self, data: bytes) -> bytes:
+        try:
+            # A byte more than there is room for shows that there is more.
+            unpacked: bytes = self._decompressor.decompress(data, self._max_bytes - self.received + 1)
+        except zlib.error as error:
+            raise BadAnswer(str(error)) from None
+        return unpacked
 
     def _refuse(self, why: str) -> NoReturn:
         self.wrong = OversizedAnswer(why)
