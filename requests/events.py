@@ -3,7 +3,8 @@
     start()          response.created, (queued,) in_progress
     chunks(chunks)   chat chunks: items open, grow and close
     item(item)       a finished item at once: from a whole completion, from the cache
-    finish(…)        what is open closes; the response is complete
+    close()          what is open closes
+    finish(…)        the same; the response is complete
     fail(error)      the response is failed, with what there is; nothing that is open closes
     cancel()         the same, cancelled
     end()            the terminal event, which carries the whole response
@@ -163,14 +164,7 @@ class ResponseBuilder:
     def finish(self) -> list[Event]:
         """The backend is done: closes what is open. At a limit the last item was cut off, and so was the response."""
         reason = None if self._finish_reason in USUAL else incomplete_reason(self._finish_reason)
-        events: list[Event] = []
-        self._emit_held(events)
-        if self._calls is not None:
-            self._calls.settle(self, events)
-        text_was_last = self._text is not None
-        events += self.close_text("incomplete" if reason else "completed")
-        if self._calls is not None:
-            self._calls.close(self, events, is_cut=bool(reason) and not text_was_last)
+        events = self._close(reason)
         self.response["output"] = list(self._output)
         self.response["usage"] = usage_chat_to_responses(self._usage)
         if reason:
@@ -180,6 +174,22 @@ class ResponseBuilder:
             self.response["status"] = "completed"
             self.response["completed_at"] = int(time.time())
         return events if self.emits != "nothing" else []
+
+    def close(self) -> list[Event]:
+        """The backend's answer is whole, though its usage may still come: closes what is open."""
+        events = self._close(incomplete_reason(self._finish_reason))
+        return events if self.emits != "nothing" else []
+
+    def _close(self, cut_reason: str | None) -> list[Event]:
+        events: list[Event] = []
+        self._emit_held(events)
+        if self._calls is not None:
+            self._calls.settle(self, events)
+        text_was_last = self._text is not None
+        events += self.close_text("incomplete" if cut_reason else "completed")
+        if self._calls is not None:
+            self._calls.close(self, events, is_cut=bool(cut_reason) and not text_was_last)
+        return events
 
     def fail(self, error: APIError) -> list[Event]:
         """Open items are not closed, so that no client runs half a call; the response holds them as incomplete."""

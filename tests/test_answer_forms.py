@@ -3,6 +3,7 @@ asked for; and its end is an end, whatever comes behind it."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.wire import streams
 from requests.sse import SSEDecoder, looks_like_sse
-from tests.conftest import Running
+from tests.conftest import Clock, Running
 from tests.fake_backend import (
     Answer,
     FakeBackend,
+    Reply,
     chat_usage,
     chunk,
     cut,
@@ -23,11 +26,13 @@ from tests.fake_backend import (
     pieces,
     sse,
     stall,
+    steps,
     stream,
+    until,
 )
 from tests.stream_grammar import check_stream, fold
 from tests.test_laws import law
-from tests.turns import create, retrieve, text_of
+from tests.turns import create, eventually, open_stream, retrieve, text_of
 from tests.turns import stream as streamed
 
 Json = dict[str, Any]
@@ -217,8 +222,68 @@ async def test_what_comes_behind_the_reason_to_finish_harms_no_answer(
 async def test_a_server_that_never_ends_what_is_finished_is_not_waited_for_for_ever(
     served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backends.wire.streams.GRACE_S", 0.05)
+    monkeypatch.setattr("backends.wire.streams.DONE_S", 0.05)
     await said_both_ways(served, backend, stream(*CHUNKS, stall()))
+
+
+@pytest.mark.parametrize("is_counted", [True, False], ids=["usage", "no usage"])
+async def test_what_is_finished_is_whole_to_its_client_though_the_server_does_not_end_it(
+    served: Running, backend: FakeBackend, clock: Clock, is_counted: bool
+) -> None:
+    backend.script(stream(*(CHUNKS if is_counted else CHUNKS[:-1]), stall()))
+    async with open_stream(served.http) as events:
+        await events.until("response.output_item.done")
+        assert text_of({"output": [events.seen[-1]["item"]]}) == "Hi thére"
+        assert served.in_flight() == 1
+        clock.advance(streams.DONE_S if is_counted else streams.GRACE_S)
+        last = (await events.rest())[-1]
+    check_stream(events.seen)
+    assert last["response"]["status"] == "completed"
+    assert (last["response"]["usage"] is not None) is is_counted
+    await eventually(lambda: served.in_flight() == 0, "the slot is back")
+    await backend.wait_for(lambda b: b.in_flight == 0)
+
+
+def called(arguments: str) -> bytes:
+    function = {"name": "f", "arguments": arguments}
+    return chunk({"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": function}]})
+
+
+async def test_usage_that_comes_when_all_is_closed_is_in_the_last_event(served: Running, backend: FakeBackend) -> None:
+    closed = asyncio.Event()
+    calls = [called("{}"), chunk({}, finish_reason="tool_calls")]
+    backend.script(stream(*calls, until(closed), CHUNKS[-1], DONE))
+    async with open_stream(served.http, tools=[{"type": "function", "name": "f"}]) as events:
+        done = await events.until("response.output_item.done")
+        assert (done["item"]["name"], done["item"]["arguments"]) == ("f", "{}")
+        closed.set()
+        last = (await events.rest())[-1]["response"]
+    check_stream(events.seen)
+    assert last["usage"]["output_tokens"] == chat_usage()["completion_tokens"]
+    assert last["output"] == [done["item"]]
+
+
+async def test_comments_behind_the_end_keep_no_answer_open(
+    served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.wire.streams.GRACE_S", 0.2)
+
+    async def comment_for_ever(reply: Reply) -> None:
+        while not reply.is_over:
+            await steps(b": processing\n\n", pause(0.01))(reply)
+
+    await said_both_ways(served, backend, steps(stream(*CHUNKS[:-1]), comment_for_ever))
+
+
+async def test_what_its_server_gave_up_and_does_not_end_fails_and_closes_nothing(
+    served: Running, backend: FakeBackend
+) -> None:
+    backend.script(stream(called('{"a"'), chunk({}, finish_reason="abort"), stall()))
+    events = await streamed(served.http, tools=[{"type": "function", "name": "f"}])
+    check_stream(events)
+    assert events[-1]["type"] == "response.failed"
+    assert not [event for event in events if event["type"].endswith(".done")]
+    await eventually(lambda: served.in_flight() == 0, "the slot is back")
 
 
 async def test_usage_that_comes_late_is_waited_for(served: Running, backend: FakeBackend) -> None:

@@ -48,7 +48,11 @@ async def chat_events(
                 async for chunks in batches:
                     begun = True
                     events = builder.begin()
-                    events += builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
+                    if chunks:
+                        events += builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
+                    else:
+                        check(builder.finish_reason)
+                        events += builder.close()
                     if events or builder.emits == "nothing":
                         yield events
             if builder.finish_reason not in USUAL:

@@ -30,9 +30,13 @@ T = TypeVar("T")
 
 # What ends a stream of chat chunks.
 DONE = b"[DONE]"
-# How long what belongs to an answer may come behind its end: the usage, [DONE], the end of the HTTP body.
-GRACE_S = 15.0
+# How long what belongs to an answer may come behind its end: the usage; and behind that [DONE], and the end of the HTTP
+# body, for which no client has to wait, but which leave a connection that can be used again.
+GRACE_S = 2.0
+DONE_S = 0.5
 LAST_READ_S = 0.05
+# So long behind the end nothing of the answer itself is expected any more.
+SETTLED_S = 0.1
 
 # Pieces, and what is wrong behind them.
 Read = tuple[list[T], BackendError | TooManyRequests | None]
@@ -48,8 +52,14 @@ class WayOut(Protocol):
 
 
 class BackendStream(ABC, Generic[T]):
-    """An SSE answer. `batches()` gives what each network read held; iterating gives the pieces one by one. `errors`
-    names those that are in it."""
+    """An SSE answer. `batches()` gives what each network read held, and an empty one where the answer has ended a
+    moment ago and more may come behind that; iterating gives the pieces one by one. `errors` names those that are in
+    it."""
+
+    # Nothing but [DONE] is missing; since when that is waited for, and whether the empty batch was given.
+    _is_counted = False
+    _ended_at = 0.0
+    _is_settled = False
 
     def __init__(self, answer: Answer, errors: ServerErrors = ANY_SERVER, begins: bytes = b"") -> None:
         """`begins` is what was read of it already."""
@@ -130,6 +140,9 @@ class BackendStream(ABC, Generic[T]):
                     if self._ended:
                         break
                     raise_named(error, begun=not nothing)
+                if received is None:
+                    yield []
+                    continue
                 if received is LEFT:
                     batch, wrong = self._left
                 else:
@@ -152,14 +165,24 @@ class BackendStream(ABC, Generic[T]):
         finally:
             self._answer.close()
 
-    async def _late_read(self) -> bytes:
+    async def _late_read(self) -> bytes | None:
         """What was read already; or what comes behind the end, and before [DONE]: that is not waited for as long as for
-        the answer."""
+        the answer. None, once, a moment behind the end. Raises `TimeoutError` in the end."""
         if self._begins:
             begins, self._begins = self._begins, b""
             return begins
-        async with asyncio.timeout(GRACE_S):
-            return await self._answer.readany()
+        now = asyncio.get_running_loop().time()
+        # Since the end, whatever has come meanwhile: some servers send comments for ever.
+        self._ended_at = self._ended_at or now
+        grace_s = DONE_S if self._is_counted else GRACE_S
+        try:
+            async with asyncio.timeout_at(self._ended_at + (grace_s if self._is_settled else SETTLED_S)):
+                return await self._answer.readany()
+        except TimeoutError:
+            if self._is_settled:
+                raise
+            self._is_settled = True
+            return None
 
     async def _last_read(self) -> None:
         """The end of the HTTP body comes right behind that of the answer. Read, it leaves a connection that can be used
@@ -223,6 +246,8 @@ class ChatStream(BackendStream[ChatChunk | Run]):
         chunks, is_end, self._done = read
         self._ended = self._ended or is_end
         self._has_choices = True
+        if self._ended and not self._done and chunks:
+            self._is_counted |= type(last := chunks[-1]) is ChatChunk and last.usage is not None
         return chunks, None
 
     async def _pieces(self) -> AsyncIterator[ChatChunk]:
@@ -244,6 +269,8 @@ class ChatStream(BackendStream[ChatChunk | Run]):
                     self._ended = True
         elif not self._has_choices:
             self._odd = data
+        if self._ended and chunk.usage is not None:
+            self._is_counted = True
         return chunk
 
     def _matters(self, piece: ChatChunk | Run) -> bool:
