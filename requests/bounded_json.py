@@ -3,6 +3,7 @@ with it."""
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import Any
 
@@ -11,18 +12,14 @@ import orjson
 
 from core.errors import InvalidRequest
 
-# orjson writes 254 levels and reads 1024. What comes in is put into other JSON here, which makes it a few levels
-# deeper.
+# orjson writes 254 levels, and what comes in is put into other JSON here, which makes it a few levels deeper.
 MAX_DEPTH = 200
-READ_DEPTH = 1024
 # What is no longer has no room for brackets enough.
 SHALLOW = 2 * MAX_DEPTH
-# To count the brackets of a short text costs next to nothing, of a long one more than to wrap it.
+# To count the brackets of a short text takes less time than to look at what was read, of a long one more.
 SHORT = 8192
-# Inside so many levels more, orjson itself refuses what is too deep.
-_OPEN, _CLOSE = (bracket * (READ_DEPTH - MAX_DEPTH) for bracket in (b"[", b"]"))
 
-# Integers of any size stay integers. orjson, by which longer texts are read, makes floats of those beyond 64 bits.
+# Integers of any size stay integers, where orjson makes floats of those beyond 64 bits.
 _read = msgspec.json.Decoder().decode
 
 BOM = b"\xef\xbb\xbf"
@@ -62,28 +59,32 @@ def check_depth(text: bytes, what: str = "body") -> None:
 
 
 def _decode(text: bytes, what: str) -> Any:
-    if len(text) <= SHALLOW or not _may_be_deep(text):
-        try:
-            return _read(text)
-        except (msgspec.MsgspecError, ValueError):  # orjson names the place that is wrong.
-            return orjson.loads(text)
     try:
-        value = orjson.loads(b"".join((_OPEN, text, _CLOSE)))
-    except orjson.JSONDecodeError:
-        try:
-            orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            if "depth limit" not in error.msg:
-                raise
+        value = _read(text)
+    except RecursionError:
         raise TooDeep(what) from None
-    for _ in range(len(_OPEN) // 8):
-        ((((((((value,),),),),),),),) = value
+    except (msgspec.MsgspecError, ValueError):
+        value = orjson.loads(text)  # It names the place that is wrong.
+    if _may_be_deep(text) and _is_deep(value):
+        raise TooDeep(what)
     return value
 
 
 def _may_be_deep(text: bytes) -> bool:
     """Whether a text has brackets enough to be too deep."""
-    return len(text) > SHORT or text.count(b"[") + text.count(b"{") > MAX_DEPTH
+    length = len(text)
+    return length > SHALLOW and (length > SHORT or text.count(b"[") + text.count(b"{") > MAX_DEPTH)
+
+
+def _is_deep(value: object) -> bool:
+    """Whether a JSON value has more than `MAX_DEPTH` levels of lists and objects. Level by level, and none of it in
+    Python: what has nothing inside that has an inside, the garbage collector does not track."""
+    level = [value]
+    for _ in range(MAX_DEPTH - 1):
+        level = [*filter(gc.is_tracked, gc.get_referents(*level))]
+        if not level:
+            return False
+    return any(isinstance(inner, dict | list) for inner in gc.get_referents(*level))
 
 
 def mend(text: bytes) -> bytes | None:

@@ -202,7 +202,7 @@ ECHOED = SILENT_RESOURCE.keys() - {
 def _echoed_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         return without_credentials(tool)
-    # A function that does not say is strict at OpenAI.
+    # A function that leaves it open is strict at OpenAI.
     return {"description": None, "parameters": None, "strict": True} | tool
 
 

@@ -24,7 +24,7 @@ from websockets.asyncio.client import connect
 
 from api.http.codings import DECODERS, BrokenBody, UnsupportedCoding, decoded
 from core.errors import InvalidRequest, TooLarge
-from requests.bounded_json import BOM, decode_bounded, mend
+from requests.bounded_json import BOM, TooDeep, decode_bounded, mend
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, doors_of, every_door, message_of
 from tests.fake_backend import JSON_HEADERS, SSE_HEADERS, FakeBackend, Reply, call, chat
@@ -386,10 +386,28 @@ async def test_a_seed_is_an_integer(seed: float, served: Running) -> None:
     assert_error(await served.http.post(URL, json=body), 400, param="seed")
 
 
-async def test_a_seed_that_would_become_another_number_is_a_400(served: Running) -> None:
-    """Longer bodies are read by a parser that takes large integers for floats."""
-    body = json.dumps({"model": "test-model", "input": "Hi" * 10_000, "seed": 2**64 + 1})
-    assert_error(await served.http.post(URL, content=body), 400, param="seed")
+@pytest.mark.parametrize("brackets", [0, 300])
+async def test_a_long_body_has_integers_of_any_size(brackets: int, served: Running, backend: FakeBackend) -> None:
+    large = 2**64 + 1
+    asked = {**DOORS[URL], "input": "Hi" * 10_000, "seed": large, "x_many": [[large]] * brackets}
+    answer = await served.http.post(URL, content=json.dumps(asked))
+    assert answer.status_code == 200, answer.text
+    sent = json.loads(backend.turns[-1].body)
+    assert (sent["seed"], sent["x_many"]) == (large, [[large]] * brackets)
+
+
+@given(
+    st.integers(min_value=10**18) | st.integers(max_value=-(10**18)),
+    st.integers(0, 40),
+    st.sampled_from(["", "4096 Nov 26 16:44 ", "0123456789" * 5]),
+    st.booleans(),
+)
+def test_integers_stay_integers_wherever_they_stand(large: int, before: int, text: str, many: bool) -> None:
+    value = ["x" * before, large, text * 500, [[1]] * 300 if many else [], "y" * before, [large]]
+    for body in (json.dumps(value), json.dumps([large, *value]), json.dumps([*value, large])):
+        read = decode_bounded(body.encode())
+        assert read == json.loads(body)
+        assert large in read
 
 
 async def test_integers_of_any_size_stay_integers_at_ollamas_door() -> None:
@@ -462,6 +480,23 @@ class TestDepth:
             assert decode_bounded(body) == json.loads(body)
         else:
             with pytest.raises(InvalidRequest, match="200 levels are the limit"):
+                decode_bounded(body)
+
+    @pytest.mark.parametrize("inside", [b"{}", b"[]", b'{"a":1}', b"[1]", b"1"])
+    @pytest.mark.parametrize("around", [b"[%b]", b'{"a":%b}', b'[1,{},%b,"x",[]]', b'{"b":[{}],"a":%b}'])
+    def test_whatever_lies_at_the_bottom_counts(self, inside: bytes, around: bytes) -> None:
+        def levels(value: object) -> int:
+            inner = value if isinstance(value, list) else [*value.values()] if isinstance(value, dict) else None
+            return 0 if inner is None else 1 + max(map(levels, inner), default=0)
+
+        text = inside
+        while levels(json.loads(around % text)) <= 200:
+            text = around % text
+        long = b"%b\n%b" % (text, b" " * 10_000)
+        for body in (text, long):
+            assert decode_bounded(body) == json.loads(text)
+        for body in (around % text, around % long):
+            with pytest.raises(TooDeep):
                 decode_bounded(body)
 
     def test_brackets_that_lie_side_by_side_are_not_deep(self) -> None:
