@@ -83,13 +83,15 @@ class ResponseBuilder:
     _thinking: ThinkSplitter | None = None
     _usage: dict[str, Any] | None = None
     _finish_reason: str | None = None
+    # Known once there is a call.
+    _taken_call_ids: set[str] | None = None
 
     def __init__(
         self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
     ) -> None:
         self.response = response
         self._output: list[Item | None] = []
-        self._taken_call_ids = set(taken_call_ids)
+        self._given_call_ids = taken_call_ids
         self._seal = seal
         reasoning = response.get("reasoning")
         self._thought = SUMMARIZED if reasoning and reasoning.get("summary") else THOUGHT
@@ -645,9 +647,11 @@ class ResponseBuilder:
 
     def free_call_id(self, call_id: str | None) -> str:
         """The backend's id of a call, or a new one where it has none or has used it before."""
-        if not call_id or call_id in self._taken_call_ids:
+        if (taken := self._taken_call_ids) is None:
+            taken = self._taken_call_ids = set(self._given_call_ids)
+        if not call_id or call_id in taken:
             call_id = new_id("call")
-        self._taken_call_ids.add(call_id)
+        taken.add(call_id)
         return call_id
 
 

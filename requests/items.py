@@ -137,7 +137,7 @@ def check_input(items: list[Item], history: int, places: Sequence[int] | None = 
                     words = _words(kind).removesuffix(" output")
                     raise InvalidRequest(f"Duplicate output for {words} {call_id}.", param=where)
                 raise orphan_output(item, where)
-    for item in open_calls:
+    for item in open_calls or ():
         if needs_output(item):
             raise InvalidRequest(f"No tool output found for {_words(item['type'])} {item['call_id']}.", param="input")
 

@@ -50,6 +50,9 @@ class OpenCalls(Generic[T]):
             self._open[call_id] = again.pop(0)
         return found[1]
 
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
     def __iter__(self) -> Iterator[Item]:
         """The calls that still wait."""
         for call, _ in (*self._open.values(), *(waiting for again in self._again.values() for waiting in again)):

@@ -15,6 +15,7 @@ import msgspec
 from core.errors import InvalidRequest, Unsupported
 from requests.items import check_item
 from requests.tools import check_tool_choice, check_tools
+from requests.usual_items import are_usual
 
 
 class Options(msgspec.Struct, forbid_unknown_fields=True):
@@ -110,8 +111,12 @@ def check_counts(body: Any, *, max_items: int, max_tools: int) -> None:
         raise _too_many_tools(max_tools, "tools")
     if not isinstance(items, list):
         return
-    for item in items:
-        if type(item) is dict and "tools" in item and isinstance(item["tools"], list):
+    try:
+        bringing = [item for item in items if "tools" in item]
+    except TypeError:  # One is no object, which is found out next.
+        return
+    for item in bringing:
+        if isinstance(item, dict) and isinstance(item["tools"], list):
             count += _tools_in(item["tools"])
             if count > max_tools:
                 place = next(index for index, other in enumerate(items) if other is item)
@@ -166,7 +171,7 @@ def check_request(body: Any) -> CreateParams:
     check_tool_choice(params.tool_choice)
     if params.text and params.text.format:
         _check_format(params.text.format)
-    if isinstance(params.input, list):
+    if isinstance(params.input, list) and not are_usual(params.input):
         for index, item in enumerate(params.input):
             check_item(item, f"input[{index}]")
     return params

@@ -106,7 +106,7 @@ class _Known:
 
     def _by_place(self, item: Item, before: int | None) -> int | None:
         """The nearest message of its role before a place. Behind everything it is the last message, and only what the model
-        has answered: a user may say a thing twice."""
+        has answered: a user may ask the same twice."""
         places = self._messages.get(item["role"], [])
         if before is None:
             found = self._last if item["role"] == "assistant" else -1

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from api.turns.backend import Backend
 from api.turns.history import SEALED, opened
-from api.turns.turn import Turn, TurnRequest
+from api.turns.turn import TYPE, Turn, TurnRequest
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, Unsupported
 from requests.chat_params import chat_request, configured, ignored_in
@@ -72,7 +72,7 @@ def prepare_chat(
     earlier, places = len(request.history), _places(request, len(given))
     items = [*request.history, *given] if earlier else given
     unread: set[str] = set()
-    types = {item["type"] for item in items}
+    types = set(map(TYPE, items))
     if types <= UNSPOKEN:
         raise InvalidRequest("The input says nothing to the model.", param="input")
     body = configured(request.body, items) if "configuration_update" in types else request.body

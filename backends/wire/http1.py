@@ -333,7 +333,7 @@ class Answer:
     _error: Exception | None = None
     _waiter: asyncio.Future[None] | None = None
     _decompressor: Any = None
-    _has_begun = _has_length = _is_left = False
+    _has_begun = _is_left = False
 
     def __init__(self, connection: Connection, max_bytes: int = MOST_ANSWER) -> None:
         self._connection = connection
@@ -442,7 +442,8 @@ class Answer:
     def cut(self, error: Exception | None) -> None:
         """The connection ended. That is the end of an answer without a length (RFC 9112, section 6.3), and a failure
         else."""
-        if self._has_begun and not self._has_length and error is None:
+        has_length = "content-length" in self.headers or "transfer-encoding" in self.headers
+        if self._has_begun and not has_length and error is None:
             self.is_whole = True
             self.wake()
         elif self._error is None:
@@ -469,7 +470,6 @@ class Answer:
             self.headers.clear()
             return
         self._has_begun = True
-        self._has_length = "content-length" in self.headers or "transfer-encoding" in self.headers
         if self.headers.get("content-encoding") in ("gzip", "deflate"):
             # Nobody asked for it. 32: either of the two, by its head.
             self._decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)
