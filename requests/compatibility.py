@@ -230,7 +230,7 @@ CHOICES: Mapping[str, Row] = {
     "computer_use_preview": Row(REFUSED),
     "custom": Row(ADAPTED, note="the function"),
     "file_search": Row(REFUSED),
-    "function": Row(CARRIED),
+    "function": Row(CARRIED, note="alone and required, where no name is heeded; calls of others are suppressed"),
     "image_generation": Row(REFUSED),
     "mcp": Row(REFUSED),
     "none": Row(CARRIED),

@@ -35,11 +35,12 @@ from requests.native_shapes import ending, whole_output, whole_response
 from requests.native_steps import goes_on
 from requests.open_items import NO_ARGUMENTS, STREAMED_CALLS, Emission, Event, OpenCall, OpenText, Seal, sealed
 from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
-from requests.responses import ID_PREFIXES, new_id, usage_chat_to_responses, whole_item
+from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_responses, whole_item
 from requests.sse import DeltaFrames, framed, only_data, renumbered
 from requests.thinking import ThinkSplitter
 from requests.thoughts import texts_in, thought_in
 from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, object_of
+from requests.usage import summed_usage
 from requests.whole_items import item_events
 
 TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
@@ -118,6 +119,13 @@ class ResponseBuilder:
         return self._calls.suppressed if self._calls is not None else []
 
     @property
+    def is_mute(self) -> bool:
+        """Whether the client has got neither words nor a call of an answer that is closed, because its calls were
+        suppressed."""
+        items = (item for item in self._output if item is not None)
+        return bool(self.suppressed) and not any(item["type"] in CALLS or has_words(item) for item in items)
+
+    @property
     def chat_usage(self) -> dict[str, Any] | None:
         """The token counts as the backend gave them."""
         return self._usage
@@ -192,6 +200,14 @@ class ResponseBuilder:
         if self._calls is not None:
             self._calls.close(self, events, is_cut=bool(cut_reason) and not text_was_last)
         return events
+
+    def begin_again(self) -> None:
+        """Another answer follows the one that is closed, of which the client got nothing (`is_mute`)."""
+        self._calls, self._thinking, self._has_deltas, self._finish_reason = None, None, False, None
+
+    def add_usage(self, earlier: dict[str, Any] | None) -> None:
+        """Counts the tokens of an answer before this one too."""
+        self._usage = summed_usage(earlier, self._usage)
 
     def fail(self, error: APIError) -> list[Event]:
         """Open items are not closed, so that no client runs half a call; the response holds them as incomplete."""
@@ -458,7 +474,11 @@ class ResponseBuilder:
     # ── whole items ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def completion(self, items: list[Item], *, finish_reason: str | None, usage: dict[str, Any] | None) -> list[Event]:
-        """A whole chat completion: the events that a stream of it would have had."""
+        """A whole chat completion, and the end of the response: the events that a stream of it would have had."""
+        return self.whole(items, finish_reason=finish_reason, usage=usage) + self.finish()
+
+    def whole(self, items: list[Item], *, finish_reason: str | None, usage: dict[str, Any] | None) -> list[Event]:
+        """The events of a whole chat completion; `finish` follows."""
         self._finish_reason = finish_reason
         self._usage = usage
         events: list[Event] = []
@@ -476,7 +496,7 @@ class ResponseBuilder:
                 whole = {"call_id": item["call_id"], "arguments": item["arguments"], "status": status}
                 item = call_item(call, id=new_id(ID_PREFIXES[call.type]), **whole)
             events += self.item(self._whole_thought(item) if item["type"] == "reasoning" else item, status)
-        return events + self.finish()
+        return events
 
     def _whole_thought(self, item: Item) -> Item:
         """A finished reasoning item, in the form that the client asked for."""

@@ -234,6 +234,12 @@ def output_text(output: list[Item]) -> str:
     )
 
 
+def has_words(item: Item) -> bool:
+    """Whether it is a message of more than blanks."""
+    parts = item["content"] if item["type"] == "message" else ()
+    return any(str(part.get("text") or part.get("refusal") or "").strip() for part in parts)
+
+
 def build_response_object(
     *,
     response_id: str,

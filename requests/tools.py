@@ -525,25 +525,31 @@ def check_tool_choice(choice: Any) -> None:
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
     """A tool choice for a chat backend. `allowed` are the only names it may call, None if any: it is we who hold it to that,
-    for hardly a chat server knows such a list."""
+    for hardly a chat server knows such a list, and some do not even heed a name."""
 
     chat: Any
     tools: list[Tool]
     allowed: frozenset[str] | None = None
 
+    def narrowed(self) -> ToolChoice:
+        """The same for a model that calls others: it is shown what it may call, and nothing else."""
+        allowed = self.allowed or frozenset()
+        tools = [tool for tool in self.tools if tool["function"]["name"] in allowed]
+        return ToolChoice("required" if isinstance(self.chat, dict) else self.chat, tools, self.allowed)
+
 
 NO_TOOLS = ToolChoice(None, [])
 
 
-def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> ToolChoice:
-    """The chat form of a checked `tool_choice`. Raises `InvalidRequest` for a tool that is not there, `Unsupported` for one that
-    the backend cannot be made to use."""
+def tool_choice_responses_to_chat(choice: Any, book: ToolBook, by_name: bool = True) -> ToolChoice:
+    """The chat form of a checked `tool_choice`. `by_name`: the backend heeds a choice that names a tool; else it is offered that
+    one alone. Raises `InvalidRequest` for a tool that is not there, `Unsupported` for one that the backend cannot be made to use."""
     if choice is None or isinstance(choice, str):
         if choice == "required" and not book.chat:
             raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
         return ToolChoice(choice, book.chat) if choice or book.chat else NO_TOOLS
     if choice["type"] == "allowed_tools":
-        return _allowed_tools(choice, book)
+        return _allowed_tools(choice, book, by_name)
     names = book.names_of(choice)
     if not names:
         if choice["type"] in ("function", "custom"):
@@ -551,10 +557,16 @@ def tool_choice_responses_to_chat(choice: Any, book: ToolBook) -> ToolChoice:
         raise Unsupported(
             f"The backend cannot be made to use '{choice['type']}'.", param="tool_choice", code="unsupported_tool"
         )
-    return ToolChoice({"type": "function", "function": {"name": names[0]}}, book.chat)
+    return _one_tool(names[0], book, by_name)
 
 
-def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> ToolChoice:
+def _one_tool(name: str, book: ToolBook, by_name: bool) -> ToolChoice:
+    """The choice of one tool, which must be called."""
+    choice = ToolChoice({"type": "function", "function": {"name": name}}, book.chat, frozenset({name}))
+    return choice if by_name else choice.narrowed()
+
+
+def _allowed_tools(choice: dict[str, Any], book: ToolBook, by_name: bool) -> ToolChoice:
     """All tools stay visible, as Responses wants it, and calls of others are suppressed. Only where one of several must be
     called can the backend be shown no more than these."""
     allowed: list[str] = []
@@ -570,7 +582,7 @@ def _allowed_tools(choice: dict[str, Any], book: ToolBook) -> ToolChoice:
     if not allowed:
         raise Unsupported("There is no allowed tool that this backend could be required to call.", param="tool_choice")
     if len(allowed) == 1:
-        return ToolChoice({"type": "function", "function": {"name": allowed[0]}}, book.chat, frozenset(allowed))
+        return _one_tool(allowed[0], book, by_name)
     tools = [tool for tool in book.chat if tool["function"]["name"] in allowed]
     return ToolChoice("required", tools, frozenset(allowed))
 

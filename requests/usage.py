@@ -104,6 +104,19 @@ def chat_usage(usage: object) -> CountedUsage | None:
     return CountedUsage({"prompt_tokens_details": None, "completion_tokens_details": None, **whole})
 
 
+def summed_usage(first: Usage | None, second: Usage | None) -> Usage | None:
+    """Two chat usages as one: of a turn that asked its backend twice."""
+    if not first or not second:
+        return first or second
+    total = dict(second)
+    for key, value in first.items():
+        if isinstance(value, dict):
+            total[key] = summed_usage(value, second.get(key))
+        elif isinstance(value, int):
+            total[key] = value + (second.get(key) or 0)
+    return total
+
+
 def whole_usage(usage: Any) -> Usage | None:
     """The usage of a server that speaks Responses, with every key that strict clients need; what else it has stays.
     None for what is no usage."""

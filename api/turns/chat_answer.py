@@ -2,6 +2,7 @@
 
 chat_answer ──▶ chat_events       items → messages → chunks → events
                 structured        the same, where the prompt must describe the JSON format, and the answer is checked
+                allowed_answer    one more, where the model has called nothing but what the request forbids
                 compacted         a summary of the conversation, as one sealed item
                 compacted_first   a context that grew past its threshold: a summary, then the answer to what is left
 """
@@ -12,6 +13,9 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from msgspec.structs import replace
+
+from api.turns.allowed_answer import allowed_answer
 from api.turns.backend import Backend
 from api.turns.chat_events import chat_events
 from api.turns.chat_request import ChatRequest, apply, prepare_chat, with_files
@@ -20,6 +24,7 @@ from api.turns.structured_answer import structured
 from api.turns.turn import Turn
 from requests.open_items import Event
 from requests.tokens import estimated_tokens
+from requests.tools import NO_TOOLS
 
 log = logging.getLogger("nomyo.responses")
 
@@ -54,6 +59,11 @@ def _prepared(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerator
 
 
 def _translated(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerator[list[Event]]:
+    if chat.choice.allowed is not None:
+        turn.express = None  # Another answer may follow.
+        return allowed_answer(
+            turn, chat, lambda params: _translated(backend, turn, replace(chat, params=params, choice=NO_TOOLS))
+        )
     if "response_format" in chat.params and backend.kind.structured_outputs != "native":
         return structured(backend, turn, chat.params)
     return chat_events(backend, turn.builder, chat.params, turn.express)

@@ -80,7 +80,7 @@ def _events_of_whole(backend: Backend, builder: ResponseBuilder, answer: Any) ->
         logprobs = as_plain(logprobs).get("content")
     items = chat_message_to_output_items(message, logprobs)
     events = builder.begin()
-    return events + builder.completion(
+    return events + builder.whole(
         items,
         finish_reason=finish_reason,
         usage=as_plain(answer.usage),

@@ -86,7 +86,8 @@ def prepare_chat(
             left = [place for place, item in enumerate(given) if id(item) in kept]
             places = [places[place] for place in left] if places else left
     book = ToolBook.of(body.get("tools"), () if BRINGS_TOOLS.isdisjoint(types) else items)
-    choice = tool_choice_responses_to_chat(request.params.tool_choice, book) if offers_tools else NO_TOOLS
+    demanded = request.params.tool_choice
+    choice = tool_choice_responses_to_chat(demanded, book, kind.chooses_by_name) if offers_tools else NO_TOOLS
     ignored = ignored_in(body) | book.ignored | unread
     by_url = None if backend.files is None else Files(files)
     messages = responses_input_to_messages(

@@ -15,6 +15,7 @@ from requests.open_items import Event
 from requests.responses import output_text
 from requests.structured import Checker, format_prompt, repair_prompt
 from requests.tools import Item
+from requests.usage import summed_usage
 
 log = logging.getLogger("nomyo.responses")
 
@@ -35,7 +36,7 @@ async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerat
     for is_repair in (False, True):
         inner = await whole_answer(backend, params)
         output = inner.response["output"]
-        usage = _sum(usage, inner.chat_usage)
+        usage = summed_usage(usage, inner.chat_usage)
         answer = output_text(output)
         if inner.response["status"] != "completed" or not _is_text(output):
             break  # Cut off, refused, or not the answer yet.
@@ -47,7 +48,7 @@ async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerat
         if is_repair:
             raise ModelFailed(f"The model did not answer in the format that was asked for: {problem}")
         params["messages"] = [*params["messages"], *repair_prompt(answer, problem)]
-    yield turn.builder.begin() + turn.builder.completion(output, finish_reason=inner.finish_reason, usage=usage)
+    yield turn.builder.begin() + turn.builder.whole(output, finish_reason=inner.finish_reason, usage=usage)
 
 
 def _is_text(output: list[Item]) -> bool:
@@ -63,16 +64,3 @@ def _set_text(output: list[Item], text: str) -> None:
         output.remove(message)
     first = messages[0]["content"][0]
     messages[0]["content"] = [first if first["text"] == text else {**first, "text": text, "logprobs": []}]
-
-
-def _sum(first: Json | None, second: Json | None) -> Json | None:
-    """Two counts of tokens as one."""
-    if not first or not second:
-        return first or second
-    total = dict(second)
-    for key, value in first.items():
-        if isinstance(value, dict):
-            total[key] = _sum(value, second.get(key))
-        elif isinstance(value, int):
-            total[key] = value + (second.get(key) or 0)
-    return total

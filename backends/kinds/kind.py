@@ -45,6 +45,8 @@ class Kind:
     # Whether it may leave `<think>…</think>` at the start of its text: `auto`; `opened` where its templates open the
     # tag, so that only `</think>` is in there; or `off`.
     think_tags: str = "auto"
+    # Heeds a tool choice that names a function; others call any, or refuse it, and are offered that one alone.
+    chooses_by_name: bool = True
     # Asked to stream whether or not the client is: llama.cpp notices at once that nobody listens to a stream any more,
     # but to whole answers only when nothing else runs there.
     streams_always: bool = False

@@ -164,6 +164,7 @@ def _split(name: str) -> tuple[str, str]:
 KIND = LlamaCpp(
     "llama.cpp",
     adds_v1=True,
+    chooses_by_name=False,
     carries=frozenset({"image", "audio"}),
     streams_always=True,
     count_path="/chat/completions/input_tokens",

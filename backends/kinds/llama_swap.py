@@ -55,6 +55,7 @@ class LlamaSwap(Kind):
 KIND = LlamaSwap(
     "llama-swap",
     adds_v1=True,
+    chooses_by_name=False,
     carries=frozenset({"image", "audio"}),
     streams_always=True,
     owner="llama-swap",

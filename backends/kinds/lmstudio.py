@@ -101,6 +101,7 @@ def _capabilities_v1(row: Row) -> Capabilities | None:
 KIND = LMStudio(
     "lmstudio",
     adds_v1=True,
+    chooses_by_name=False,
     carries=frozenset({"image"}),
     lacks=frozenset({"/rerank"}),
     fetches_images=False,

@@ -68,6 +68,7 @@ KIND = Ollama(
     "ollama",
     speaks_ollama=True,
     adds_v1=True,
+    chooses_by_name=False,
     carries=frozenset({"image"}),
     reasoning_key="reasoning",
     efforts=("none", "low", "medium", "high"),
