@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import copy
 import ipaddress
-import logging
 import math
 import os
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.supervisors import Multiprocess
 
 from backends.kinds import KINDS
@@ -30,26 +29,16 @@ from core.config import Config, ConfigError, load_config
 
 # What is interrupted is answered, and stored.
 LAST_WORDS_S = 5
-log = logging.getLogger("nomyo")
+# uvicorn's exit status where an application does not start.
+STARTUP_FAILURE = 3
 
-# The uvicorn whose insides api/http/connection.py knows.
-BUILT_ON = "0.54"
 OPTIONS: dict[str, Any] = {
-    # Written below ASGI where that is safe (api/http/protocol.py).
+    # Written below ASGI where that is safe; the server's own where it has other insides (api/http/server.py).
     "http": "api.http.protocol:Protocol",
     # Nothing here asks who the client is.
     "proxy_headers": False,
     "server_header": False,
 }
-
-
-def protocol_for(version: str) -> str:
-    """uvicorn's option `http`: our protocol on the uvicorn that it is built on, else uvicorn's own, which is slower and
-    knows fewer limits."""
-    if version.rpartition(".")[0] == BUILT_ON:
-        return str(OPTIONS["http"])
-    log.warning("uvicorn %s is not %s.x, which this router is built on: requests go by plain ASGI", version, BUILT_ON)
-    return "httptools"
 
 
 def check_address(host: str, settings: Config) -> None:
@@ -155,7 +144,7 @@ def main() -> None:
         timeout_graceful_shutdown=math.ceil(settings.background.drain_s) + LAST_WORDS_S,
         # Of a WebSocket message: as large as a body may be.
         ws_max_size=int(settings.max_body_mb * 1024 * 1024),
-        **{**OPTIONS, "http": protocol_for(uvicorn.__version__)},
+        **OPTIONS,
     )
     if settings.workers == 1:
         # The port first: a second start by mistake must not get as far as the turns that the first one runs.

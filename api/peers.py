@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.http.keys import KEY_HEADERS
+from api.http.replies import framed_for
 from cluster.protocol import FROM_PEER, PeerAnswer
 from core.state import AppState
 
@@ -48,6 +49,6 @@ class HandedOn(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, framed_for(scope, send))
         finally:
             await self._answer.aclose()

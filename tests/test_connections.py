@@ -524,15 +524,3 @@ class TestWebSockets:
                     await socket.recv()
         shown = [r.getMessage() for r in caplog.records if r.name.startswith("uvicorn")]
         assert not [line for line in shown if "hush" in line or "prompt" in line]
-
-
-def test_another_uvicorn_is_served_by_plain_asgi_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    import uvicorn
-
-    import serve
-
-    assert serve.protocol_for(uvicorn.__version__) == "api.http.protocol:Protocol"
-    assert not caplog.records
-    for version in ("0.55.0", "0.53.9", "1.54.0", "0.540.1"):
-        assert serve.protocol_for(version) == "httptools"
-    assert "0.55.0" in caplog.text

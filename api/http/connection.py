@@ -17,19 +17,26 @@ import heapq
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httptools
 import orjson
-from uvicorn._types import HTTPScope
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, service_unavailable
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from api.http.server import (
+    HIGH_WATER_LIMIT,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+    service_unavailable,
+)
 from core.config import Config
 from core.errors import APIError, HeadTooLarge, RequestTimedOut
 from core.files import file_limit
 from core.state import AppState
+
+if TYPE_CHECKING:
+    from uvicorn._types import HTTPScope
 
 log = logging.getLogger("nomyo.http")
 

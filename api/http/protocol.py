@@ -8,16 +8,25 @@ server, the way is ASGI's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
-from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from api.http import connection
 from api.http.connection import EXTENSION
-from api.http.connection import Protocol as Protocol
+from api.http.server import (
+    STATUS_LINE,
+    RequestResponseCycle,
+    get_client_addr,
+    get_path_with_query_string,
+    is_built_on,
+)
 
 Headers = Iterable[tuple[bytes, bytes]]
+# What the server runs for each connection.
+Protocol: type[asyncio.Protocol] = connection.Protocol if is_built_on else AutoHTTPProtocol
 # A header as it is written.
 LINE = b"%b: %b\r\n".__mod__
 
@@ -28,7 +37,7 @@ class Wire:
 
     __slots__ = ("_cycle", "_flow", "_protocol", "_transport", "is_silent")
 
-    def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
+    def __init__(self, protocol: connection.Protocol, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
         self._cycle = cycle
         self._transport = cycle.transport

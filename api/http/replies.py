@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from api.http.protocol import Wire, wire_of
 from core.json import encode_json
@@ -165,7 +165,9 @@ class WireOutlet(Outlet):
 def outlet_of(scope: Scope, send: Send, express: Express | None, encode: Callable[[Any], bytes]) -> Outlet:
     """The way out of a streamed answer. What comes by the `express`, where there is one, is encoded here."""
     wire = wire_of(scope)
-    return Outlet(send) if wire is None else WireOutlet(send, wire, express or Express(), encode)
+    if wire is None:
+        return Outlet(framed_for(scope, send))
+    return WireOutlet(send, wire, express or Express(), encode)
 
 
 class StreamedReply(Response):
@@ -176,3 +178,25 @@ class StreamedReply(Response):
         self.background = None
         self.body = b""
         self.raw_headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *raw(headers)]
+
+
+def framed_for(scope: Scope, send: Send) -> Send:
+    """`send` for an answer whose length is not known yet, by ASGI. A client of HTTP/1.0 does not know the chunks in
+    which servers would send it: to that one it leaves when it is whole, with its length."""
+    if scope["http_version"] != "1.0":
+        return send
+    start: Message = {}
+    pieces: list[bytes] = []
+
+    async def send_whole(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+            return
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            body = b"".join(pieces)
+            start["headers"] = [*start["headers"], (b"content-length", b"%d" % len(body))]
+            await send(start)
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return send_whole
