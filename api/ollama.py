@@ -23,7 +23,7 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.routes import Routes
-from api.passthrough import Head, PassedOn, Passing, Used, without
+from api.passthrough import Head, PassedOn, Passing, Used
 from api.turns.adapting import Adapting
 from api.turns.backend import Backend
 from api.turns.chat_answer import chat_answer
@@ -37,6 +37,7 @@ from core.json import Json, encode_json
 from core.keys import Principal
 from core.state import AppState
 from requests.bounded_json import check_depth
+from requests.members import without
 from requests.ollama import (
     ChatAsked,
     EmbedAsked,

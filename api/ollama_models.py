@@ -11,11 +11,11 @@ from starlette.responses import Response
 from api.http.replies import json_response
 from api.http.routes import Routes
 from api.ollama import in_ollamas_words, ollama_envelope, read_head
-from api.passthrough import with_model
 from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.kinds.server import ModelFacts
 from core.errors import APIError, NotFound, Unsupported, without_frames
+from requests.members import with_model
 from requests.ollama import VERSION
 from requests.ollama_models import listed_model, running_model, shown_model
 

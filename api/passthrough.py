@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -34,6 +34,7 @@ from core.state import AppState
 from core.stopping import Stopping
 from requests.bounded_json import BOM, TooDeep
 from requests.chat import DecodeError
+from requests.members import with_model, without
 
 log = logging.getLogger("nomyo.backends")
 
@@ -77,7 +78,6 @@ class Used(msgspec.Struct):
 
 
 _head = msgspec.json.Decoder(Head)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _first_json = json.JSONDecoder()
 
 
@@ -128,26 +128,6 @@ def head_of(body: bytes) -> Head:
     except DecodeError as error:
         problem = f"is not JSON: {error}" if body.strip() else "is empty"
         raise InvalidRequest(f"The body {problem}.", code="invalid_json") from None
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """The body of a request, for another model. All else in it stays as it is spelled. Raises `TooDeep`."""
-    return _edited(body, lambda members: members | {"model": model})
-
-
-def without(body: bytes, name: str) -> bytes:
-    """The body of a request without one of its parameters. All else in it stays as it is spelled. Raises `TooDeep`."""
-    return _edited(body, lambda members: {key: value for key, value in members.items() if key != name})
-
-
-def _edited(body: bytes, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
-    try:
-        try:
-            return msgspec.json.encode(edit(_members.decode(body)))
-        except DecodeError:  # half a surrogate pair, or a name that is no UTF-8
-            return json.dumps(edit(json.loads(body.decode("utf-8", "replace")))).encode()
-    except RecursionError:
-        raise TooDeep from None
 
 
 class Passing:

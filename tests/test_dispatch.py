@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 from openai import AsyncAzureOpenAI
 from starlette.routing import Route
@@ -20,7 +21,7 @@ from core.config import parse_config
 from core.keys import Principal
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, every_door
-from tests.fake_backend import FakeBackend, chat, http_error
+from tests.fake_backend import FakeBackend, chat, http_error, json_answer
 from tests.turns import assert_error, create
 
 Json = dict[str, Any]
@@ -398,6 +399,64 @@ async def test_azures_clients_send_the_key_in_a_header_of_their_own(backend: Fak
                 assert (await bare.post("/openai/v1/responses", json=ASK, headers=headers)).status_code == status
                 both = {**headers, "Authorization": "Bearer wrong"}
                 assert (await bare.post("/v1/responses", json=ASK, headers=both)).status_code == 401
+
+
+class TestDeployments:
+    @pytest.mark.parametrize("azure_deployment", ["test-model", None], ids=["of the client", "of the request"])
+    async def test_azures_client_finds_the_model_in_its_path(
+        self, azure_deployment: str | None, served: Running, backend: FakeBackend
+    ) -> None:
+        async with AsyncAzureOpenAI(
+            azure_endpoint=served.url,
+            azure_deployment=azure_deployment,
+            api_key="none",
+            api_version="2025-04-01-preview",
+            max_retries=0,
+        ) as azure:
+            model = "whatever" if azure_deployment else "test-model"
+            chat = await azure.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hi"}])
+            assert chat.choices[0].message.content
+            stream = await azure.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": "Hi"}], stream=True
+            )
+            assert [chunk async for chunk in stream]
+            response = await azure.responses.create(model="test-model", input="Hi")
+            assert response.status == "completed"
+            assert (await azure.responses.retrieve(response.id)).id == response.id
+            vectors = json_answer({"object": "list", "data": [{"embedding": [1.0], "index": 0}]})
+            backend.routes["POST /v1/embeddings"] = vectors
+            assert (await azure.embeddings.create(model=model, input="Hi")).data[0].embedding == [1.0]
+        assert {sent.json["model"] for sent in backend.requests if sent.method == "POST"} == {"test-model"}
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("test-model/chat/completions", orjson.dumps({**CHAT, "model": "other"})),
+            ("test-model/v1/chat/completions", orjson.dumps(CHAT)),
+            ("test-model//chat/completions/", b'{"messages": [{"role": "user", "content": "Hi"}]}'),
+            ("test-model/responses", b'{"input": "Hi", "model": 1}'),
+            ("test-model/responses", "\ufeff".encode() + b'{"input": "Hi"}'),
+            ("test-model/responses", b"input=Hi&model=other"),
+            ("openai%2Ftest-model/responses", b'{"input": "Hi"}'),
+        ],
+    )
+    async def test_the_name_in_the_path_counts(
+        self, path: str, body: bytes, served: Running, backend: FakeBackend
+    ) -> None:
+        form = {"Content-Type": "application/x-www-form-urlencoded"} if body.startswith(b"input") else {}
+        url = f"{served.url}/openai/deployments/{path}?api-version=1"
+        answer = await served.http.post(url, content=body, headers=form)
+        assert answer.status_code == 200, answer.text
+        assert backend.turns[-1].json["model"] == "test-model"
+
+    @pytest.mark.parametrize("body", [b"", b"[]", b'"x"', b"null", b"{", b'{"input": "\\ud83d"}', b"\xff"])
+    async def test_what_is_no_request_is_refused_as_elsewhere(self, body: bytes, served: Running) -> None:
+        for path in ("responses", "chat/completions", "nothing"):
+            there = await served.http.post(f"/openai/deployments/nobody/{path}", content=body)
+            assert there.status_code in (400, 404)
+            assert_error(there, there.status_code)
+        answer = await served.http.post("/openai/deployments/nobody/chat/completions", json=CHAT)
+        assert_error(answer, 404, code="model_not_found", says="nobody")
 
 
 async def test_a_name_of_a_model_may_have_openai_in_front(served: Running, backend: FakeBackend) -> None:

@@ -1,6 +1,6 @@
 """Bodies in: the whole body as it was meant, or its JSON.
 
-bytes ──Content-Encoding undone──▶ ──a form as JSON──▶ read_body ──▶ read_json
+bytes ──Content-Encoding undone──▶ ──a form as JSON──▶ ──the model of an Azure deployment──▶ read_body ──▶ read_json
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from api.http.codings import decoded
 from api.http.headers import HEADERS
 from api.http.protocol import wire_of
 from core.errors import InvalidRequest, RequestTimedOut, TooLarge
-from requests.bounded_json import TooDeep, decode_bounded
+from requests.bounded_json import BOM, TooDeep, decode_bounded
+from requests.members import with_model
 
 JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
+# In the scope of a request: the model that its path names.
+DEPLOYMENT = "nomyo.deployment"
 MAX_FIELDS = 200
 
 
@@ -28,7 +31,7 @@ async def read_json(request: Request) -> Any:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, uncompressed; of a form, the object that it stands for, as JSON. Raises `TooLarge` past `max_body_mb`
+    """The body, uncompressed; of a form, the object that it stands for, as JSON; with the model of its path. Raises `TooLarge` past `max_body_mb`
     of either, `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no form."""
     headers = request.scope[HEADERS]
     limit = request.app.state.config.max_body_mb * 1024 * 1024
@@ -38,7 +41,17 @@ async def read_body(request: Request) -> bytes:
         body = await decoded(body, ",".join(request.headers.getlist("content-encoding")), limit, _too_large(limit))
     if headers.get(b"content-type") != JSON and _is_form(headers):
         body = _form_as_json(body)
+    if DEPLOYMENT in request.scope:
+        body = _for_deployment(body, request.scope[DEPLOYMENT])
     return body
+
+
+def _for_deployment(body: bytes, model: str) -> bytes:
+    """The body with the model of its path, which counts at Azure. What is no object stays as it is."""
+    try:
+        return with_model(body.removeprefix(BOM), model)
+    except (TypeError, ValueError):
+        return body
 
 
 def _is_form(headers: dict[bytes, bytes]) -> bool:

@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from api.http.bodies import DEPLOYMENT
 from api.http.errors import Envelope, openai_envelope
 from api.http.origins import is_preflight
 from core.errors import MethodNotAllowed, NotFound, UpgradeRefused
@@ -29,6 +30,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 SocketEndpoint = Callable[[WebSocket], Awaitable[None]]
 
 REPLY = "nomyo.reply"
+_SLASHES = re.compile("/{2,}")
 
 
 class ParameterRoute(APIRoute):
@@ -97,12 +99,17 @@ class RouteTable:
         # What may stand without its /v1 in front.
         versioned = (route.path.split("/") for route in self._routes)
         self._below_v1 = {parts[2] for parts in versioned if parts[1] == "v1"}
+        below = "|".join(map(re.escape, sorted(self._below_v1)))
+        self._deployment = re.compile(rf"/openai/deployments/(?P<model>.+?)(?:/v1)?(?P<bare>/(?:{below})(?:/.*)?)")
 
     def find(self, scope: Scope) -> tuple[Scope, Endpoint]:
         """The endpoint of a request, and its scope as the endpoint wants it: HEAD as GET, and one spelling of the path.
         There is always one: it may have nothing to give but an error."""
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        scope = {**scope, "method": method, "path": self.spelled(_path_in(scope))}
+        given = _path_in(scope)
+        scope = {**scope, "method": method, "path": self.spelled(given)}
+        if method == "POST" and (deployed := self._deployment.fullmatch(_SLASHES.sub("/", given))):
+            scope[DEPLOYMENT] = deployed["model"]
         if endpoint := self.endpoints.get((method, scope["path"])):
             return scope, endpoint
         for route in self._with_parameters:
@@ -113,9 +120,11 @@ class RouteTable:
         return scope, self._options if method == "OPTIONS" else self._refuse
 
     def spelled(self, path: str) -> str:
-        """The path of ours that is meant: `/responses`, `//v1/responses/` and Azure's `/openai/v1/responses` are
-        `/v1/responses`."""
-        path = re.sub("/{2,}", "/", path)
+        """The path of ours that is meant: `/responses`, `//v1/responses/` and Azure's `/openai/v1/responses` and
+        `/openai/deployments/NAME/responses` are `/v1/responses`."""
+        path = _SLASHES.sub("/", path)
+        if deployed := self._deployment.fullmatch(path):
+            path = deployed["bare"]
         bare = path.removeprefix("/openai").removeprefix("/v1") if path.startswith("/openai/") else path
         parts = bare.split("/")
         if len(parts) > 1 and parts[1] in self._below_v1:
