@@ -238,7 +238,7 @@ class BackendRefused(BackendError):
     unsupported: str | None = None
     # By how much a request is too long: `backends.kinds.words.Overflow`.
     overflow: Any = None
-    # What of the roles of its messages it does not take: `backends.kinds.words.SYSTEM` or `ORDER`.
+    # What of its messages it does not take: `backends.kinds.words.SYSTEM`, `ORDER` or `NULL`.
     roles: str | None = None
 
 

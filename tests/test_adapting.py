@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -574,3 +575,52 @@ class TestRemoteImages:
             answer = await ask(running, **looking_at(f"{site.url}/a.png"))
         assert said(answer) == "Hello from the fake backend."
         assert [images_in(request) for request in backend.turns] == [[PIXEL], []]
+
+
+NULL_REFUSED = (
+    Path(__file__).parent / "data" / "llama-server" / "llama-cpp-python" / "err-null-content.response.json"
+).read_bytes()
+ROUND = [
+    {"role": "user", "content": "Weather in Paris?"},
+    {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+]
+
+
+async def wants_texts(reply: Reply) -> None:
+    """As llama-cpp-python answers, whose messages have no null."""
+    is_refused = any(message["content"] is None for message in reply.request.json["messages"])
+    await (http_error(500, body=NULL_REFUSED) if is_refused else chat("Rain."))(reply)
+
+
+class TestNullContent:
+    """A call without a text has null for its content, as OpenAI writes it."""
+
+    @STREAMING
+    async def test_it_is_empty_where_a_server_wants_a_text(self, backend: FakeBackend, streaming: bool) -> None:
+        backend.default = wants_texts
+        async with router_before(backend) as running:
+            for tries in (2, 1):
+                before = len(backend.turns)
+                answer = await ask(running, streaming=streaming, input=ROUND)
+                assert answer.status_code == 200, answer.text
+                assert answer.headers[ADAPTED] == "empty_content"
+                assert len(backend.turns) - before == tries, "what it refused it is not sent again"
+        assert [message["content"] for message in backend.turns[-1].json["messages"]] == [
+            "Weather in Paris?",
+            "",
+            "rain",
+        ]
+
+    async def test_it_stays_null_elsewhere(self, backend: FakeBackend) -> None:
+        """Templates know a call by it (DeepSeek's)."""
+        async with router_before(backend) as running:
+            assert ADAPTED not in (await ask(running, input=ROUND)).headers
+        assert backend.turns[-1].json["messages"][1]["content"] is None
+
+    async def test_a_request_without_one_is_refused_with_its_parameter(self, backend: FakeBackend) -> None:
+        """Nothing can be changed in it."""
+        async with router_before(backend) as running:
+            backend.script(http_error(500, body=NULL_REFUSED))
+            assert_error(await ask(running), 400, param="input")
+        assert len(backend.turns) == 1

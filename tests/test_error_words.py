@@ -277,6 +277,17 @@ MISTRAL = (
     "except for tool calls"
 )
 ROLES = {
+    "llama-cpp-python": ("messages.1.content: Input should be a valid string", "null"),
+    "OpenAI, of a user's": ("Invalid value for 'content': expected a string, got null.", "null"),
+    "who checks with zod": ("messages[1].content: Expected string, received null", "null"),
+    "a server in Rust": ("messages[1].content: invalid type: null, expected a string at line 1 column 90", "null"),
+    "Groq": (
+        "'messages.1' : for 'role:assistant' the following must be satisfied[('messages.1.content' : value must be a "
+        "string)]",
+        "null",
+    ),
+    "Ollama 0.3": ("invalid message content type: <nil>", "null"),
+    "a template that adds it": ('can only concatenate str (not "NoneType") to str', "null"),
     "vLLM, Qwen 3.5": ("jinja template rendering failed. System message must be at the beginning.", "system"),
     "llama.cpp, Qwen 3.5": (LLAMA_CPP.format(85, "System message must be at the beginning."), "system"),
     "Rapid-MLX": ("Chat template error: System message must be at the beginning.", "system"),

@@ -338,6 +338,15 @@ PATHS = {"90-err-404", "90-err-404-get", "90-err-get-on-post", "90-err-method-de
 }
 IMAGES = {"90-err-image-unsupported"}
 NO_IMAGES = (BackendRefused, 400, "unsupported_parameter", "input")
+# What llama-cpp-python complains of in a request, as a 500.
+COMPLAINTS = {
+    f"llama-cpp-python/{name}": (BackendRefused, 400, None, param)
+    for name, param in (
+        ("err-temperature-string", "temperature"),
+        ("err-null-content", "input"),
+        ("json-schema", "text"),
+    )
+}
 TOO_LONG = {name for name in REFUSED if "too-long" in name}
 
 
@@ -357,6 +366,8 @@ def test_a_recorded_error_is_passed_on_in_our_words_and_statuses(name: str) -> N
         if name in PATHS
         else NO_IMAGES
         if name in IMAGES
+        else COMPLAINTS[name]
+        if name in COMPLAINTS
         else BY_STATUS[recorded(name).status]
     )
     assert (type(error), error.status, error.code, error.param) == expected

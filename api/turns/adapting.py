@@ -4,7 +4,8 @@ log, and can be switched off (`adapt` in the settings).
     fetch_images   the backend cannot fetch images: it is given them           before it is asked
     truncation     the conversation is too long, and the client allows to shorten it (`truncation: auto`)
     hints          what an answer does without, and the name of its length, where the backend does not know them
-    roles          system texts and neighbours of one role, where the model's template does not take them
+    roles          system texts and neighbours of one role, where the model's template does not take them; a text that
+                   is empty beside tool calls, where the server does not take null
     tools, images, parameters   the backend refused them: left out             off, unless the settings allow it
 
 A backend that speaks Responses gets changes of hints and roles alone: it truncates itself. What a server refused of
@@ -23,7 +24,7 @@ from api.turns.turn import Turn, seals_for_us
 from backends.fleet.failover import Attempt
 from backends.fleet.learned import EVERY_MODEL, Learned
 from backends.images import ImageFetcher, with_images_fetched
-from backends.kinds.words import SYSTEM
+from backends.kinds.words import NULL, SYSTEM
 from core.config import AdaptConfig
 from core.errors import BackendRefused
 from core.state import AppState
@@ -60,6 +61,8 @@ HINTS = frozenset(
 # The two names of the longest answer.
 LENGTHS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
 SYSTEM_AS_USER, LEADING_TOO, IN_TURNS = "system_as_user", "all_system_as_user", "roles_in_turns"
+# Not always: templates find a call by its content that is null (DeepSeek's).
+EMPTY_CONTENT = "empty_content"
 
 
 def change_of(name: str) -> Callable[[Params], Params]:
@@ -67,6 +70,8 @@ def change_of(name: str) -> Callable[[Params], Params]:
     change."""
     if name == SEALED_REASONING:
         return _without_seals
+    if name == EMPTY_CONTENT:
+        return _with_contents
     if name in ROLE_CHANGES:
         return lambda params: _with_roles(params, name)
     old, _, new = name.partition("=")
@@ -75,7 +80,16 @@ def change_of(name: str) -> Callable[[Params], Params]:
     return lambda params: _without(params, name)
 
 
-ROLE_CHANGES = frozenset({SYSTEM_AS_USER, LEADING_TOO, IN_TURNS})
+ROLE_CHANGES = frozenset({SYSTEM_AS_USER, LEADING_TOO, IN_TURNS, EMPTY_CONTENT})
+
+
+def _with_contents(params: Params) -> Params:
+    """The messages of a chat request, each with a text."""
+    messages = params.get("messages")
+    if not messages or all(message["content"] is not None for message in messages):
+        return params
+    filled = [message if message["content"] is not None else {**message, "content": ""} for message in messages]
+    return {**params, "messages": filled}
 
 
 def _with_roles(params: Params, name: str) -> Params:
@@ -191,6 +205,8 @@ class Adapting:
         return self._noted(params, changed, name)
 
     def _with_roles(self, params: Params, error: BackendRefused) -> Params:
+        if error.roles == NULL:
+            return self._learn(params, EMPTY_CONTENT, self._model, error)
         has_later = change_of(SYSTEM_AS_USER)(params) is not params
         if error.roles == SYSTEM:
             return self._learn(params, SYSTEM_AS_USER if has_later else LEADING_TOO, self._model, error)

@@ -27,6 +27,8 @@ TOOLS, IMAGES, AUDIO, THINKING = "tools", "images", "audio", "thinking"
 # What a model's template refuses: a system message, or one that is not the first; and an order in which user and
 # assistant do not take turns.
 SYSTEM, ORDER = "system", "order"
+# What a server refuses that wants a text where an assistant message has null for its content, beside its calls.
+NULL = "null"
 
 NAME = r"([A-Za-z][\w.\[\]]{0,63})"
 # The parameters that a server can do without; of these looser words are believed. Some are words of English, too.
@@ -60,6 +62,8 @@ class Words:
     # Patterns without a group: of a template that refuses a system message, or the order of the roles.
     system: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
+    # Patterns without a group: a content that is null is refused.
+    nulls: tuple[str, ...] = ()
     # What it cannot do, and the patterns that name a parameter.
     cannot: tuple[tuple[str, str], ...] = ()
     parameters: tuple[str, ...] = ()
@@ -102,6 +106,15 @@ COMMON = Words(
         r"must start with a user message",  # Bedrock
         r"unexpected role [\"'`]*user[\"'`]* after role [\"'`]*tool",  # Mistral's API, NIM
     ),
+    nulls=(
+        # Who checks with pydantic; OpenAI, and who checks with zod.
+        r"\bmessages?\.\d{1,6}\.content: input should be a valid (?:string|list|array|dictionary)",
+        r"\bcontent\b.{0,60}\bexpected (?:an? )?(?:string|array)[^.;]{0,40}(?:got|received|but got) null",
+        r"\bcontent\b.{0,60}\binvalid type: null, expected",  # servers in Rust
+        r"messages\.\d{1,6}\.content' : value must be a string",  # Groq, Cerebras
+        r"invalid message content type: <nil>",  # Ollama before 0.5
+        r"can only concatenate str \(not \"nonetype\"\) to str",  # a template that takes a text for granted
+    ),
     cannot=(
         ("does not support tool", TOOLS),  # Ollama
         ("does not support image", IMAGES),  # LM Studio, Ollama's cloud, Gemini
@@ -142,6 +155,7 @@ class Lexicon:
         self._counted_up_to = _patterns(pattern for one in words for pattern in one.counted_up_to)
         self._system = _patterns(pattern for one in words for pattern in one.system)
         self._order = _patterns(pattern for one in words for pattern in one.order)
+        self._nulls = _patterns(pattern for one in words for pattern in one.nulls)
         self._cannot = tuple(pair for one in words for pair in one.cannot)
         self._parameters = _patterns(pattern for one in words for pattern in one.parameters)
 
@@ -158,12 +172,14 @@ class Lexicon:
         return Overflow(limit, prompt)
 
     def roles(self, message: str) -> str | None:
-        """What a model's template does not take of the roles: `SYSTEM` or `ORDER`. None if an error is not about
-        them."""
+        """What a model's template does not take of the roles: `SYSTEM` or `ORDER`; or `NULL`, where a message lacks a
+        content. None if an error is not about them."""
         text = message[:READ_CHARS]
         if any(pattern.search(text) for pattern in self._system):
             return SYSTEM
-        return ORDER if any(pattern.search(text) for pattern in self._order) else None
+        if any(pattern.search(text) for pattern in self._order):
+            return ORDER
+        return NULL if any(pattern.search(text) for pattern in self._nulls) else None
 
     def unsupported(self, message: str, error: Mapping[str, Any] | None = None) -> str | None:
         """What the server or its model cannot do, by its error: `tools`, `images`, `audio`, `thinking`, or the name of
@@ -208,7 +224,19 @@ def place_of(problem: Mapping[str, Any]) -> str | None:
     place = problem.get("loc")
     if not isinstance(place, list | tuple):
         return None
-    return ".".join(str(part) for part in place if part != "body") or None
+    return ".".join(str(part) for part in place if part != "body" and not is_tag(part)) or None
+
+
+# pydantic's names for the members of a union: a class, a generic type, a kind of type.
+_TAG = re.compile(
+    r"[^a-z_0-9]|[^\n]*[\[({ ]"
+    r"|(?:typed-dict|tagged-union|function-\w{1,20}|str|int|float|bool|list|dict|none|any|nullable)$"
+)
+
+
+def is_tag(part: object) -> bool:
+    """Whether a part of a place names a member of a union, and not a key."""
+    return isinstance(part, str) and _TAG.match(part) is not None
 
 
 def _extra_input(error: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ ServerErrors     our names for a server's own
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import sys
@@ -234,7 +235,10 @@ def _failed(report: Report) -> BackendError:
 
 def _refused(report: Report) -> BackendRefused:
     status = 413 if report.status == 413 else 400
-    return BackendRefused(_words_or_ours(report), status=status, code=report.code, param=report.param)
+    param = report.param
+    root = re.split(r"[.\[]", param, maxsplit=1)[0] if param else None
+    param = "input" if root == "messages" else _PARAMS.get(param, _PARAMS.get(root, param))
+    return BackendRefused(_words_or_ours(report), status=status, code=report.code, param=param)
 
 
 # These are about us and the server, whatever the words are.
@@ -251,7 +255,7 @@ _ABOUT_US: dict[int, Callable[[Report], Named | None]] = {
 _BY_STATUS: dict[int, Callable[[Report], Named]] = {404: _not_found, 501: _cannot}
 
 # What a backend cannot do, as parameters of the client's request and of ours.
-_PARAMS = {
+_PARAMS: dict[str | None, str] = {
     "images": "input",
     "audio": "input",
     "thinking": "reasoning.effort",

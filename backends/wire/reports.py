@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from backends.kinds.words import place_of, problems_in
+from backends.wire.python_errors import complaints, meant, without_places
 from core.json import Json
 
 # As much of an error's words is shown to a client, and so much of it is read.
@@ -68,7 +69,9 @@ class Report:
     @property
     def param(self) -> str | None:
         """The parameter that it names."""
-        return _text(self.object.get("param")) or next(filter(None, map(place_of, problems_in(self.object))), None)
+        return _text(self.object.get("param")) or next(
+            filter(None, map(place_of, meant(problems_in(self.object)))), None
+        )
 
 
 def read_report(
@@ -87,7 +90,7 @@ def read_report(
     wait_s = _milliseconds(headers.get("retry-after-ms"))
     if wait_s is None:
         wait_s = _seconds(headers.get("retry-after"), now)
-    return Report(status, report.object, report.words, wait_s, passed)
+    return Report(report.status, report.object, report.words, wait_s, passed)
 
 
 def report_of(status: Any, value: Any, mask: Mask = str) -> Report:
@@ -95,7 +98,11 @@ def report_of(status: Any, value: Any, mask: Mask = str) -> Report:
     one."""
     holder = _holder(value)
     words = _words(value, DEPTH) or _words(holder, DEPTH)
-    return Report(_status(status, holder), _masked(holder, mask, DEPTH), mask(words)[:READ_CHARS])
+    code = _status(status, holder)
+    if found := complaints(words[:READ_CHARS]):
+        # Whatever status the server gave them (llama-cpp-python: 500).
+        holder, words, code = {**holder, "detail": found}, _words(found, DEPTH), 422 if code >= 500 else code
+    return Report(code, _masked(holder, mask, DEPTH), mask(without_places(words))[:READ_CHARS])
 
 
 def masking(secrets: Collection[str]) -> Mask:
@@ -136,7 +143,8 @@ def _words(value: Any, depth: int) -> str:
     if not depth:
         return ""
     if isinstance(value, list):
-        found = [words for one in value[:10] if (words := _words(one, depth - 1))]
+        problems = meant(value) if value and all(isinstance(one, dict) and "loc" in one for one in value) else value
+        found = [words for one in problems[:10] if (words := _words(one, depth - 1))]
         return "; ".join(dict.fromkeys(found))
     if not isinstance(value, dict):
         return ""
