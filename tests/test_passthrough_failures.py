@@ -383,3 +383,40 @@ class TestTheClientLeaves:
             next_answer = await waiting
         assert next_answer.status_code == 200
         assert int(next_answer.headers["x-nomyo-wait-ms"]) >= 0
+
+
+class TestOfAModelThatIsNoneForThePath:
+    """What a server has for some models alone."""
+
+    @pytest.mark.parametrize("path", ["/embeddings", "/rerank"])
+    @pytest.mark.parametrize("status", [404, 405])
+    async def test_a_model_that_chats_has_no_embeddings(self, served, backend, path, status):
+        words = "Not Found" if status == 404 else "Method Not Allowed"
+        answers(backend, f"/v1{path}", http_error(status, body=orjson.dumps({"detail": words})))
+        error = assert_error(
+            await post(served, f"/v1{path}"),
+            501,
+            code="not_supported",
+            param="model",
+            says=f"The server of this model has no /v1{path}: it may be a model that chats.",
+        )
+        assert "url" not in error["message"]
+        await quiet(served, backend)
+
+    @pytest.mark.logs("backend_path_not_found")
+    async def test_a_model_that_embeds_has_no_conversations_and_goes_on_embedding(self, served, backend):
+        answers(backend, "/v1/embeddings", json_answer({"object": "list", "data": []}))
+        assert (await post(served, "/v1/embeddings")).status_code == 200
+        for path in ("/v1/chat/completions", "/v1/responses"):
+            backend.default = http_error(404, body=b'{"detail":"Not Found"}')
+            for _ in range(6):
+                body = {"model": "test-model", "input": "Hi", "messages": [{"role": "user", "content": "Hi"}]}
+                answer = await served.http.post(path, json=body)
+                error = assert_error(answer, 502, code="backend_path_not_found")
+                assert "one that embeds" in error["message"]
+        assert (await post(served, "/v1/embeddings")).status_code == 200, "the breaker took it for dead"
+
+    async def test_what_a_server_words_as_a_failure_of_its_own_is_none(self, served, backend):
+        words = "Llama model must be created with embedding=True to call this method"
+        answers(backend, "/v1/embeddings", http_error(500, words, type="internal_server_error"))
+        assert_error(await post(served, "/v1/embeddings"), 501, code="not_supported", says=words)

@@ -257,7 +257,9 @@ class Pool:
         if isinstance(error, BackendRefused) and error.code != "model_not_found":
             endpoint.succeeded(model, now)
             return
-        if not isinstance(error, BackendError | TooManyRequests):
+        # A model that embeds has no path for a conversation, and embeds all the same.
+        is_misused = error.code == "backend_path_not_found" and endpoint.outcomes["answered"] > 0
+        if is_misused or not isinstance(error, BackendError | TooManyRequests):
             endpoint.abandoned(model)
             return
         self.telemetry.counts["failures"] += 1

@@ -64,6 +64,8 @@ class Words:
     order: tuple[str, ...] = ()
     # Patterns without a group: a content that is null is refused.
     nulls: tuple[str, ...] = ()
+    # Of a model that is asked for what it is not there for: embeddings of one that chats, and the other way round.
+    misused: tuple[str, ...] = ()
     # What it cannot do, and the patterns that name a parameter.
     cannot: tuple[tuple[str, str], ...] = ()
     parameters: tuple[str, ...] = ()
@@ -115,6 +117,15 @@ COMMON = Words(
         r"invalid message content type: <nil>",  # Ollama before 0.5
         r"can only concatenate str \(not \"nonetype\"\) to str",  # a template that takes a text for granted
     ),
+    misused=(
+        "must be created with embedding=true",  # llama-cpp-python
+        "does not support embeddings",  # llama.cpp, vLLM, Ollama
+        "does not support chat",  # llama.cpp, vLLM, Ollama
+        "does not support completions",  # llama.cpp, vLLM
+        "does not support generate",  # Ollama
+        "this model does not support generation",  # SGLang
+        "is not an embedding model",  # LM Studio, SGLang
+    ),
     cannot=(
         ("does not support tool", TOOLS),  # Ollama
         ("does not support image", IMAGES),  # LM Studio, Ollama's cloud, Gemini
@@ -156,6 +167,7 @@ class Lexicon:
         self._system = _patterns(pattern for one in words for pattern in one.system)
         self._order = _patterns(pattern for one in words for pattern in one.order)
         self._nulls = _patterns(pattern for one in words for pattern in one.nulls)
+        self._misused = tuple(text for one in words for text in one.misused)
         self._cannot = tuple(pair for one in words for pair in one.cannot)
         self._parameters = _patterns(pattern for one in words for pattern in one.parameters)
 
@@ -180,6 +192,11 @@ class Lexicon:
         if any(pattern.search(text) for pattern in self._order):
             return ORDER
         return NULL if any(pattern.search(text) for pattern in self._nulls) else None
+
+    def is_misused(self, message: str) -> bool:
+        """Whether a model was asked for what it is not there for."""
+        text = message[:READ_CHARS].lower()
+        return any(words in text for words in self._misused)
 
     def unsupported(self, message: str, error: Mapping[str, Any] | None = None) -> str | None:
         """What the server or its model cannot do, by its error: `tools`, `images`, `audio`, `thinking`, or the name of

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from backends.wire.errors import Named, ServerErrors, json_or_none, raise_named
+from backends.wire.errors import FRONT_DOORS, Named, ServerErrors, json_or_none, of_missing_path, raise_named
 from backends.wire.http1 import MOST_ANSWER, Answer, Origin
 from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
@@ -172,7 +172,7 @@ class BackendClient:
         try:
             answer = await self._origin.send(method, target, body)
             if answer.status >= 300:
-                raise await self._error_of(answer)
+                raise await self._error_of(answer, target)
             return answer
         except Exception as error:
             raise_named(error)
@@ -187,19 +187,21 @@ class BackendClient:
                 answer.close()
                 return None
             if answer.status >= 300:
-                raise await self._error_of(answer)
+                raise await self._error_of(answer, target)
             return answer
         except Exception as error:
             raise_named(error)
 
-    async def _error_of(self, answer: Answer) -> Named:
+    async def _error_of(self, answer: Answer, target: str) -> Named:
         try:
             body = await answer.read(MAX_ERROR_BODY)
         finally:
             answer.close()
         if answer.status < 400:
             return BackendError("The backend wants to be asked elsewhere: its url is wrong.", code="backend_redirects")
-        return self._errors.of_answer(answer.status, body, answer.headers)
+        error = self._errors.of_answer(answer.status, body, answer.headers)
+        path = target.removeprefix(self._base_path)
+        return of_missing_path(error, path) if answer.status in (404, 405) and path in FRONT_DOORS else error
 
 
 def _secrets(root_url: str, api_key: str, headers: Mapping[str, str]) -> set[str]:

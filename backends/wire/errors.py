@@ -139,8 +139,10 @@ def _has_failed(base: Any) -> bool:
     return isinstance(base, dict) and bool(base.get("status_code"))
 
 
-def _by_words(report: Report) -> BackendRefused | None:
+def _by_words(report: Report) -> BackendError | None:
     """What the request or a parameter is refused for, whatever the status: llama.cpp's templates fail with a 500."""
+    if report.status >= 500 and LEXICON.is_misused(report.words):
+        return _cannot(report)
     if overflow := LEXICON.overflow(report.words, report.object):
         refused = BackendRefused(_words_or_ours(report), code="context_length_exceeded", param="input")
         refused.overflow = overflow
@@ -227,6 +229,36 @@ def _is_no_path(report: Report) -> bool:
     is_described = bool(report.type or report.code or isinstance(report.object.get("error"), str))
     is_llamas = report.type == "not_found_error" and report.object.get("code") == 404
     return not is_described or is_llamas or report.words.lower().rstrip(".") == "not found"
+
+
+# The paths of OpenAI's API that a server has for some models alone, and whether its models speak there.
+FRONT_DOORS = {
+    "/responses": True,
+    "/chat/completions": True,
+    "/completions": True,
+    "/embeddings": False,
+    "/rerank": False,
+}
+
+
+def of_missing_path(error: Named, path: str) -> Named:
+    """The error for a front door that a server lacks, where it was found by its list of models: that its model is none
+    for this path is as likely as a wrong setting. Another error is itself."""
+    is_method = isinstance(error, BackendRefused) and "method not allowed" in error.message.lower()
+    if error.code != "backend_path_not_found" and not is_method:
+        return error
+    if not FRONT_DOORS[path]:
+        return BackendRefused(
+            f"The server of this model has no /v1{path}: it may be a model that chats.",
+            status=501,
+            code="not_supported",
+            param="model",
+        )
+    return BackendError(
+        f"The server of this model has no {path} there: it may be a model that does not chat, such as one that embeds, or "
+        "the url or kind of the endpoint is wrong.",
+        code="backend_path_not_found",
+    )
 
 
 def _failed(report: Report) -> BackendError:
