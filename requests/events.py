@@ -28,7 +28,7 @@ from requests.chat_types import BLANK, EMPTY, ChatChunk, Delta, ToolCallDelta
 from requests.credentials import shown
 from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
-from requests.hidden import SEALED_KEY, drop, hide, unsealed
+from requests.hidden import drop, hide, may_show_seal, unsealed
 from requests.native import NO_FLOWS, Flows, NativeItems
 from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
 from requests.native_shapes import ending, whole_output, whole_response
@@ -534,7 +534,7 @@ class ResponseBuilder:
             if (frame := self._relayed([head], [data])) is not None:
                 return [frame]
             frame = self._framed(head, [data])
-            may_go_on = frame is not None and not (self.hides_seals and SEALED_KEY in data)
+            may_go_on = frame is not None and not (self.hides_seals and may_show_seal(data))
             if may_go_on and goes_on(self._native, self, head.type, data):
                 self.sequence_number += 1
                 return [frame]

@@ -38,8 +38,14 @@ def drop(response: dict[str, Any]) -> dict[str, Any]:
     return {**response, "output": [without(item, HIDDEN) for item in items]}
 
 
+def may_show_seal(data: bytes) -> bool:
+    """Whether an event may carry a seal: it has the key, or letters that are spelled otherwise."""
+    return SEALED_KEY in data or b"\\u" in data
+
+
 def unsealed(event: dict[str, Any]) -> dict[str, Any]:
-    """An event that may carry reasoning, without its seal."""
+    """An event without the seal of reasoning: that of its item, or one that it has by itself."""
+    event = without(event, SEALED)
     item = event.get("item")
     if not isinstance(item, dict) or item.get("type") != "reasoning" or SEALED not in item:
         return event

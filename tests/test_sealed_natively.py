@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
-from tests.conftest import Running
+from tests.conftest import Running, running_router
 from tests.fake_backend import (
     Answer,
     FakeBackend,
@@ -16,6 +17,7 @@ from tests.fake_backend import (
     reasoning,
 )
 from tests.stream_grammar import check_stream
+from tests.test_websocket import connected
 from tests.turns import assert_error, create, ended, rejoin, retrieve, stream, turn
 
 Json = dict[str, Any]
@@ -39,7 +41,8 @@ def _answer(*, as_stream: bool) -> Answer:
 
 
 def _sealed_in(sent: Json) -> list[str]:
-    return [item["encrypted_content"] for item in sent["input"] if item.get("type") == "reasoning"]
+    items = sent["input"] if isinstance(sent["input"], list) else []
+    return [item["encrypted_content"] for item in items if item.get("type") == "reasoning"]
 
 
 @pytest.mark.parametrize("as_stream", [False, True], ids=["json", "stream"])
@@ -131,6 +134,57 @@ async def test_a_server_that_cannot_open_an_earlier_seal_is_asked_without_it(
     assert answer.headers["x-nomyo-adapted"] == "earlier_reasoning"
     assert [_sealed_in(sent.json) for sent in backend.turns[1:]] == [[SEAL], []]
     assert [sent.json["include"] for sent in backend.turns] == [ASKED] * 3
+
+
+async def test_what_a_server_could_not_open_it_is_not_given_again(
+    served_natively: Running, backend: FakeBackend
+) -> None:
+    """What it has sealed itself since then is."""
+    refusal = http_error(400, "The encrypted content could not be verified.", code="invalid_encrypted_content")
+    theirs = json_answer(orjson.loads(orjson.dumps(_events()[-1]["response"]).replace(SEAL.encode(), b"own-seal")))
+    backend.script(_answer(as_stream=False), refusal, theirs, native("On."), native("Another."))
+    http = served_natively.http
+    first = await create(http)
+    second = await create(http, previous_response_id=first["id"])
+    answer = await http.post("/v1/responses", json=turn(previous_response_id=second["id"]))
+    assert answer.headers["x-nomyo-adapted"] == "earlier_reasoning"
+    await create(http, previous_response_id=first["id"])
+    assert [_sealed_in(sent.json) for sent in backend.turns] == [[], [SEAL], [], ["own-seal"], []]
+
+
+async def test_what_one_server_could_not_open_another_is_given(backends_: list[FakeBackend]) -> None:
+    first, second = backends_
+    refusal = http_error(400, "The encrypted content could not be verified.", code="invalid_encrypted_content")
+    endpoints = [
+        {"url": f"{backend.url}/v1", "kind": "openai", "name": name}
+        for backend, name in zip(backends_, "ab", strict=True)
+    ]
+    async with running_router(endpoints=endpoints) as running:
+        first.script(_answer(as_stream=False), native("On."))
+        second.script(refusal, native("On."))
+        http = running.http
+        await http.post("/api/endpoints/b/drain")
+        response = await create(http)
+        for drained, enabled in ("a", "b"), ("b", "a"), ("a", "b"):
+            await http.post(f"/api/endpoints/{drained}/drain")
+            await http.post(f"/api/endpoints/{enabled}/enable")
+            await create(http, previous_response_id=response["id"])
+    assert [_sealed_in(sent.json) for sent in second.turns] == [[SEAL], [], []]
+    assert [_sealed_in(sent.json) for sent in first.turns] == [[], [SEAL]]
+
+
+async def test_a_socket_remembers_the_reasoning_of_turns_that_nobody_stores(
+    served_natively: Running, backend: FakeBackend
+) -> None:
+    backend.script(_answer(as_stream=True), native("On."))
+    async with connected(served_natively) as lane:
+        await lane.send(input="Hi", store=False)
+        events = await lane.turn()
+        await lane.answer(store=False, previous_response_id=events[-1]["response"]["id"])
+    assert SEAL not in str(events)
+    assert "nomyo_encrypted" not in str(events)
+    assert [sent.json["include"] for sent in backend.turns] == [ASKED, ASKED]
+    assert _sealed_in(backend.turns[-1].json) == [SEAL]
 
 
 async def test_a_seal_is_kept_of_an_answer_that_breaks_off(served_natively: Running, backend: FakeBackend) -> None:

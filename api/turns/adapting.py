@@ -167,9 +167,12 @@ class Adapting:
             changed = params if messages is params["messages"] else {**params, "messages": messages}
             params = self._noted(params, changed, "fetched_images")
         if self._learned:
-            for name in self._learned.changes(self._model, time.monotonic()):
+            now = time.monotonic()
+            for name in self._learned.changes(self._model, now):
                 if self._may(name):
                     params = self._noted(params, change_of(name)(params), name)
+            if "messages" not in params and (seals := self._learned.refused_seals(self._earlier_seals(), now)):
+                params = self._noted(params, _without_sealed_items(params, seals), "earlier_reasoning")
         return params
 
     def changed(self, params: Params, error: BackendRefused) -> Params:
@@ -227,10 +230,16 @@ class Adapting:
             self._learned.add(self._model, SEALED_REASONING, time.monotonic())
             return changed
         if is_about_seals:
-            seals = {item["encrypted_content"] for item in self._turn.request.history if item.get("encrypted_content")}
+            seals = self._earlier_seals()
             if (changed := _without_sealed_items(params, seals)) is not params:
+                self._learned.add_seals(seals, time.monotonic())
                 return self._noted(params, changed, "earlier_reasoning")
         return None
+
+    def _earlier_seals(self) -> set[str]:
+        """Those of the turns before this one, which no client sends."""
+        seals = (item.get("encrypted_content") for item in self._turn.request.history if item["type"] == "reasoning")
+        return {seal for seal in seals if isinstance(seal, str) and seal}
 
     # ── for this once ────────────────────────────────────────────────────────────────────────────────────────────────
 

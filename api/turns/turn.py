@@ -38,7 +38,8 @@ NOTHING_REMEMBERED: Mapping[str, list[Item]] = MappingProxyType({})
 class TurnRequest(Struct, frozen=True):
     """What is asked. `params` is what of the `body` we act on, `model` the name by which an endpoint is chosen; `history` are the
     items of the turns before, `input` those of this one, each with an id. `has_references`: some of `input` stand where the client
-    named stored items. `places` are those of `input` in the request, where the client has sent some of the history again."""
+    named stored items. `places` are those of `input` in the request, where the client has sent some of the history again.
+    `is_remembered`: its socket keeps it, stored or not, so that it can be continued there."""
 
     body: dict[str, Any]
     params: CreateParams
@@ -48,6 +49,7 @@ class TurnRequest(Struct, frozen=True):
     principal: Principal
     has_references: bool = False
     places: list[int] | None = None
+    is_remembered: bool = False
 
     @property
     def items(self) -> list[Item]:
@@ -91,7 +93,8 @@ class TurnRequest(Struct, frozen=True):
 def seals_for_us(request: TurnRequest) -> bool:
     """Whether upstream is asked for its reasoning, sealed, though the client did not: upstream keeps nothing, and a turn that goes on
     from this one needs it."""
-    return request.stored and SEALED_REASONING not in (request.params.include or ())
+    can_go_on = request.stored or request.is_remembered
+    return can_go_on and SEALED_REASONING not in (request.params.include or ())
 
 
 class Turn(Struct, eq=False):
@@ -159,7 +162,10 @@ async def begin_turn(
     has_references, places = new_items != given, None
     if history and may_repeat(params.input):
         new_items, places = without_repeats(history, new_items)
-    request = TurnRequest(body, params, model, history, new_items, principal, has_references, places)
+    is_remembered = remembered is not NOTHING_REMEMBERED
+    request = TurnRequest(
+        body, params, model, history, new_items, principal, has_references, places, is_remembered=is_remembered
+    )
     check_input(items := request.items, len(history), places)
     return _turn(state, request, items, new_id("resp"), int(time.time()))
 
