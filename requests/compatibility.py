@@ -88,7 +88,7 @@ PARAMETERS: Mapping[str, Row] = {
     "reasoning": Row(ADAPTED),
     "reasoning.context": Row(IGNORED),
     "reasoning.effort": Row(ADAPTED, note="reasoning_effort, in the server's nearest word"),
-    "reasoning.generate_summary": Row(IGNORED),
+    "reasoning.generate_summary": Row(RUN_HERE, note="what summary was called once"),
     "reasoning.mode": Row(IGNORED),
     "reasoning.summary": Row(RUN_HERE, note="thoughts are shown as a summary"),
     "safety_identifier": Row(CARRIED),

@@ -273,7 +273,9 @@ class NativeItems:
             return
         if kind in ITEM_OF:
             part = self._part_of(ladder, events, item, event, kind)
-            self._end_text(ladder, events, item, part, event.get(STREAMED_PARTS[kind][1]), event)
+            self._end_text(
+                ladder, events, item, part, {STREAMED_PARTS[kind][1]: event.get(STREAMED_PARTS[kind][1])}, event
+            )
         else:
             self._end_arguments(ladder, events, item, event.get(STREAMED_CALLS[kind][1]), event)
 
@@ -434,10 +436,11 @@ class NativeItems:
         events: list[Event],
         item: NativeItem,
         part: NativePart,
-        text: object,
+        given: Part,
         event: Event | None = None,
     ) -> None:
-        """The text of a part is whole, as far as its server gives more than it has streamed."""
+        """The text of a part is whole, as far as its server gives more than it has streamed. `given` is what it gives at
+        the end."""
         if part.has_ended:
             return
         part.has_ended = True
@@ -445,12 +448,23 @@ class NativeItems:
         name, key = STREAMED_PARTS[part.kind]
         where = {**item.where, _index_key(part): part.index}
         logprobs: dict[str, list[object]] = {"logprobs": []} if part.kind == "output_text" else {}
-        if rest := part.rest(text or part.part.get(key)):
+        if rest := part.rest(given.get(key) or part.part.get(key)):
             part.fragments.append(rest)
             events.append(ladder.event(f"{name}.delta", **where, delta=rest, **logprobs))
+        self._annotate(ladder, events, item, part, given)
         if logprobs:
             logprobs = {"logprobs": objects_in((event or {}).get("logprobs")) or part.logprobs}
         events.append(_emitted(ladder, event or {"type": f"{name}.done"}, {**where, key: part.text, **logprobs}))
+
+    def _annotate(self, ladder: Ladder, events: list[Event], item: NativeItem, part: NativePart, given: Part) -> None:
+        """Streams the annotations of a part that its server names only in its whole."""
+        if part.kind != "output_text":
+            return
+        noted: list[object] = given.get("annotations") or part.part.get("annotations") or []
+        for index in range(len(part.annotations), len(noted)):
+            part.annotations.append(noted[index])
+            where = {**item.where, "content_index": part.index, "annotation_index": index}
+            events.append(ladder.event("response.output_text.annotation.added", **where, annotation=noted[index]))
 
     def _end_part(
         self,
@@ -463,7 +477,8 @@ class NativeItems:
     ) -> None:
         if part.done is not None:
             return
-        self._end_text(ladder, events, item, part, (given or {}).get(STREAMED_PARTS[part.kind][1]))
+        self._end_text(ladder, events, item, part, given or {})
+        self._annotate(ladder, events, item, part, given or {})
         part.done = part.whole(given)
         name, key = SUMMARY if part.kind == "summary_text" else CONTENT
         where = {**item.where, key: part.index, "part": part.done}
@@ -516,7 +531,7 @@ class NativeItems:
             self._end_arguments(ladder, events, item, given.get(key))
             done[key] = item.arguments.text
         item.done = done
-        ladder.keep(item.output_index, done)
+        ladder.keep(item.output_index, _fuller(done, given))
         where = {"output_index": item.output_index, "item": done}
         events.append(_emitted(ladder, event or {"type": "response.output_item.done"}, where))
 

@@ -153,7 +153,7 @@ def _part_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
         return False
     if step.part["type"] != part.kind or step.part[STREAMED_PARTS[part.kind][1]] != part.text:
         return False
-    if (step.part.get("logprobs") or []) != part.logprobs:
+    if (step.part.get("logprobs") or []) != part.logprobs or step.part.get("annotations"):
         return False
     part.done = step.part
     return True

@@ -27,6 +27,8 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
 class Reasoning(msgspec.Struct):
     effort: str | None = None
     summary: str | None = None
+    # What summary was called once.
+    generate_summary: str | None = None
 
 
 class Text(msgspec.Struct):

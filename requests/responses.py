@@ -149,6 +149,8 @@ def response_resource(request: dict[str, Any], *, response_id: str, created_at: 
     resource["reasoning"] = {"effort": None, "summary": None}
     if reasoning := request.get("reasoning"):
         resource["reasoning"] |= reasoning
+        if not resource["reasoning"]["summary"]:
+            resource["reasoning"]["summary"] = reasoning.get("generate_summary")
     resource["text"] = {"format": {"type": "text"}}
     if text := request.get("text"):
         resource["text"] |= {key: value for key, value in text.items() if value is not None}

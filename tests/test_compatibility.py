@@ -121,7 +121,9 @@ PARAMETER_EXAMPLES: Mapping[str, Example] = {
     "reasoning": parameter("reasoning", {"effort": "low"}),
     "reasoning.context": parameter("reasoning.context", "all_turns"),
     "reasoning.effort": parameter("reasoning.effort", "low"),
-    "reasoning.generate_summary": parameter("reasoning.generate_summary", "auto"),
+    "reasoning.generate_summary": parameter(
+        "reasoning.generate_summary", "auto", effect=lambda response: response["reasoning"]["summary"] == "auto"
+    ),
     "reasoning.mode": parameter("reasoning.mode", "fast"),
     "reasoning.summary": parameter(
         "reasoning.summary", "auto", effect=lambda response: response["reasoning"]["summary"] == "auto"

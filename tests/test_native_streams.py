@@ -160,6 +160,45 @@ def test_events_that_a_server_leaves_out_are_put_in(parts: tuple[Any, ...], data
     assert said(whole(read(kept, cuts=data.draw(cuts_of(kept))))) == expected
 
 
+def cited(number: int) -> Json:
+    return {"type": "url_citation", "url": f"https://a.b/{number}", "title": "A", "start_index": 0, "end_index": 1}
+
+
+@law
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from(["text.done", "begin"]), st.data())
+def test_annotations_that_are_named_only_in_a_whole_part_are_streamed(
+    streamed: int, more: int, where: str, data: st.DataObject
+) -> None:
+    notes = [cited(number) for number in range(streamed + more)]
+    events = stream_of("Hello there.")
+    (end,) = [index for index, event in enumerate(events) if event["type"] == "response.output_text.done"]
+    done, item = events[end + 1]["part"], events[end + 2]["item"]
+    done["annotations"] = item["content"][0]["annotations"] = notes
+    events[-1]["response"]["output"] = [item]
+    # Those that are streamed come before their text ends, or right as its part begins.
+    at = end if where == "text.done" else end - 2
+    names = {key: events[end][key] for key in ("item_id", "output_index", "content_index")}
+    events[at:at] = [
+        {"type": "response.output_text.annotation.added", **names, "annotation_index": index, "annotation": note}
+        for index, note in enumerate(notes[:streamed])
+    ]
+    for number, event in enumerate(events):
+        event["sequence_number"] = number
+    out = whole(read(events, data.draw(st.sampled_from(["frames", "events"])), data.draw(cuts_of(events))))
+    assert out[-1]["response"]["output"][0]["content"][0]["annotations"] == notes
+    added = [event for event in out if event["type"] == "response.output_text.annotation.added"]
+    assert [(event["annotation_index"], event["annotation"]) for event in added] == [*enumerate(notes)]
+
+
+@pytest.mark.parametrize("emits", ["frames", "events"])
+def test_annotations_that_come_with_the_item_alone_are_kept(emits: str) -> None:
+    events = stream_of("Hello there.")
+    events[-2]["item"]["content"][0] = events[-2]["item"]["content"][0] | {"annotations": [cited(1)]}
+    events[-1]["response"]["output"] = []
+    out = read(events, emits)
+    assert out[-1]["response"]["output"][0]["content"][0]["annotations"] == [cited(1)]
+
+
 def is_spare(event: Json) -> bool:
     """Whether something else holds the same: of a call, only its item has the name."""
     return event.get("item", {}).get("type") != "function_call" or event["type"] != "response.output_item.added"

@@ -286,14 +286,15 @@ async def test_an_effort_is_sent_in_the_words_of_the_backend_and_echoed_in_the_c
         assert "reasoning_effort" not in backend.turns[-1].json
 
 
+@pytest.mark.parametrize("asked", [{"summary": "auto"}, {"generate_summary": "concise", "summary": None}], ids=str)
 @pytest.mark.parametrize("as_stream", [True, False], ids=["stream", "whole"])
 async def test_who_asks_for_a_summary_is_shown_the_thoughts_as_one(
-    as_stream: bool, served: Running, backend: FakeBackend
+    as_stream: bool, asked: dict[str, Any], served: Running, backend: FakeBackend
 ) -> None:
     """The AI SDK, LangChain and Codex show nothing else."""
     backend.script(fake.chat(fake.reasoning("Hm. So."), "Yo", as_stream=as_stream), fake.say("And?"))
     include = ["reasoning.encrypted_content"]
-    events = await stream(served.http, reasoning={"summary": "auto"}, include=include)
+    events = await stream(served.http, reasoning=asked, include=include)
     check_stream(events)
     thought_item, message = events[-1]["response"]["output"]
     assert thought_item["summary"] == [{"type": "summary_text", "text": "Hm. So."}]
