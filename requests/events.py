@@ -10,7 +10,7 @@
     end()            the terminal event, which carries the whole response
 
 Each method gives the events it made. `sequence_number` and `output_index` are made here and nowhere else. A message or
-a reasoning item closes when something else begins; tool calls stay open to the end, for backends interleave them.
+a reasoning item closes when something else begins, a call too, once its arguments are whole; other calls wait for that.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_res
 from requests.sse import DeltaFrames, framed, only_data, renumbered
 from requests.thinking import ThinkSplitter
 from requests.thoughts import texts_in, thought_in
-from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, object_of
+from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, is_cut_off, object_of
 from requests.usage import summed_usage
 from requests.whole_items import item_events
 
@@ -437,7 +437,7 @@ class ResponseBuilder:
         if self._text is None or self._text.kind != kind:
             events += self.close_text()
             if self._calls is not None:
-                self._calls.settle(self, events)
+                self._calls.give_way(self, events)
             self._text = OpenText(kind, self.add(), self._seal)
             events.append(self._text.added(self))
         self._text.grow(self, events, part, delta, logprobs)
@@ -483,7 +483,9 @@ class ResponseBuilder:
         self._usage = usage
         events: list[Event] = []
         for position, item in enumerate(items, 1):
-            cut = finish_reason not in USUAL and position == len(items) and incomplete_reason(finish_reason)
+            cut = finish_reason not in USUAL and incomplete_reason(finish_reason) is not None
+            if cut and position < len(items):
+                cut = item["type"] == "function_call" and is_cut_off(item["arguments"])
             status = "incomplete" if cut else "completed"
             if item["type"] == "function_call":
                 book = self._offered[0]

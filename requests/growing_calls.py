@@ -4,6 +4,9 @@ index 0, id a, name f, ""    ──▶ another call
 index 0,             '{"x"'  ──▶ goes on
 index 0, id a, name f, ":1}" ──▶ goes on: servers repeat ids and names in every chunk
 index 0, id b, name f, "{"   ──▶ another call: new arguments begin behind whole ones
+
+Clients take what comes for a part of the call that began last, so one call ends before the client sees the next: where
+a backend writes several at once, those behind the first of the `_line` wait until its arguments are whole.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from core.json import encode_json
 from requests.chat_types import ToolCallDelta, called_function
 from requests.open_items import Event, Ladder, OpenCall
-from requests.tools import NO_BOOK, ToolBook
+from requests.tools import NO_BOOK, ToolBook, is_cut_off
 
 
 class GrowingCalls:
@@ -22,6 +25,9 @@ class GrowingCalls:
     def __init__(self, book: ToolBook = NO_BOOK, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
         self._calls: dict[int, OpenCall] = {}
         self._last = 0
+        # Those that have not ended, as they began; and the index of the only one, if it is open and goes on plainly.
+        self._line: list[OpenCall] = []
+        self._plain: int | None = None
         # It may be of another tool than it looks, or have other arguments.
         self._waiting: OpenCall | None = None
         self._book, self._allowed, self._one_call = book, allowed, one_call
@@ -31,8 +37,8 @@ class GrowingCalls:
 
     @property
     def all(self) -> list[OpenCall]:
-        """Those that are open."""
-        return [*self._calls.values()]
+        """Those that have not ended."""
+        return self._line
 
     def permits(self, name: str) -> bool:
         """Whether the client may know of a call. One that it may not is as if it had not been made."""
@@ -54,10 +60,9 @@ class GrowingCalls:
     def _goes_on_plainly(self, ladder: Ladder, events: list[Event], delta: ToolCallDelta) -> bool:
         """The shortcut for nearly all deltas: a piece of the arguments of the call before, and nothing else."""
         function = delta.function
-        if function is None or function.name or delta.id or delta.index != self._last:
+        if function is None or function.name or delta.id or delta.index is None or delta.index != self._plain:
             return False
-        call = self._calls.get(self._last)
-        return call is not None and call.goes_on(ladder, events, function.arguments)
+        return self._calls[self._plain].goes_on(ladder, events, function.arguments)
 
     def _grow(self, ladder: Ladder, events: list[Event], delta: ToolCallDelta, index: int | None) -> None:
         function = called_function(delta)
@@ -68,46 +73,78 @@ class GrowingCalls:
         key = self._key_of(index, delta.id, name, arguments)
         call = self._calls.get(key)
         if call is not None and self._is_another(call, delta.id, name, arguments):
-            self.settle(ladder, events)
-            events += ladder.close_text()
-            events += call.close(ladder, "completed")
+            call.is_over = True
             call = None
         if call is None:
             call = self._calls[key] = OpenCall(delta.id)
+            self._line.append(call)
         self._last = key
         if self._waiting is not call:
             self.settle(ladder, events)
+        if call.has_ended:
+            return  # Nothing but blanks can follow.
         if name and call.call is None:
             call.spelled = call.spelled + name if self._goes_on(call, name) else call.spelled or name
         if call.spelled and call.call is None:
-            self._name(ladder, events, call, is_whole=bool(arguments) or call.has_arguments)
+            self._name(call, is_whole=bool(arguments) or call.has_arguments)
         if not call.muted:
             events += ladder.close_text()
+            self._advance(ladder, events)
             call.grow(ladder, events, arguments)
             self._waiting = call if call.waits else None
+        if len(self._line) > 1:
+            self._advance(ladder, events)
+        self._plain = key if len(self._line) == 1 and self._line[0] is call else None
 
     def settle(self, ladder: Ladder, events: list[Event]) -> None:
         """Something else begins: no more of a name comes, and none of the arguments that may follow `{}`."""
         if (call := self._waiting) is not None:
             self._waiting = None
             if call.spelled and call.call is None:
-                self._name(ladder, events, call, is_whole=True)
+                self._name(call, is_whole=True)
+            if not call.muted:
+                events += ladder.close_text()
+                self._advance(ladder, events)
             call.settle(ladder, events)
 
-    def close(self, ladder: Ladder, events: list[Event], *, is_cut: bool) -> None:
-        """The answer is whole, or was cut off in the last call."""
-        calls = [call for call in self._calls.values() if call.appears]
-        for call in calls:
-            events += call.close(ladder, "incomplete" if is_cut and call is calls[-1] else "completed")
-        self._calls.clear()
+    def give_way(self, ladder: Ladder, events: list[Event]) -> None:
+        """Text begins: the call that is open ends, if it is whole."""
+        self.settle(ladder, events)
+        if self._line and self._line[0].call is not None and self._line[0].is_whole:
+            self._line[0].is_over = True
+            self._advance(ladder, events)
 
-    def _name(self, ladder: Ladder, events: list[Event], call: OpenCall, *, is_whole: bool) -> None:
+    def close(self, ladder: Ladder, events: list[Event], *, is_cut: bool) -> None:
+        """The answer is whole, or was cut off: in the last call, and in any other that is not whole."""
+        calls = [call for call in self._line if call.appears]
+        for call in calls:
+            was_cut = is_cut and (call is calls[-1] or is_cut_off(call.arguments))
+            events += call.close(ladder, "incomplete" if was_cut else "completed")
+        self._calls.clear()
+        self._line.clear()
+        self._plain = None
+
+    def _advance(self, ladder: Ladder, events: list[Event]) -> None:
+        """The first call opens, as far as it is known. It ends, and the next is the first, where that has begun and this one
+        is whole or is over."""
+        while self._line:
+            first = self._line[0]
+            if not first.muted:
+                events += first.start(ladder)
+                begun = len(self._line) > 1 and first.call is not None and first.is_whole
+                if not (begun or first.is_over):
+                    return
+                if first.call is not None:
+                    events += first.close(ladder, "completed")
+            first.has_ended = True
+            del self._line[0]
+
+    def _name(self, call: OpenCall, *, is_whole: bool) -> None:
         """The call is of the tool that it names, unless more of the name may come."""
         if not is_whole and self._book.may_go_on(call.spelled):
             return
         if self.permits(call.spelled):
-            events += ladder.close_text()
-            events += call.open(ladder, self._book.call_of(call.spelled))
+            call.call = self._book.call_of(call.spelled)
         else:
             call.mute()
 

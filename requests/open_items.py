@@ -13,6 +13,7 @@ from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
 from requests.sse import DeltaFrames
 from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, object_of
+from requests.whole_json import WholeJSON
 
 Event = Json
 Seal = Callable[[str], str]
@@ -194,21 +195,27 @@ class OpenText:
 
 
 class OpenCall:
-    """An open call of a tool. It opens with its name, which decides what it is; arguments that come earlier wait. A
-    call that is an object (`shell_call`, …) opens when its arguments are whole; it never appears if they never are, or
-    if the client has forbidden it (`mute`). `spelled` is its name as far as it has come."""
+    """An open call of a tool. It opens with its name, which decides what it is, and when it is its turn (`start`);
+    arguments that come earlier wait. A call that is an object (`shell_call`, …) opens when its arguments are whole; it
+    never appears if they never are, or if the client has forbidden it (`mute`). `spelled` is its name as far as it has
+    come; nothing more comes of one that `is_over`, as another has taken its place."""
 
     __slots__ = (
         "_blank",
         "_emitted",
         "_fragments",
         "_halves",
+        "_is_object",
+        "_read",
         "_text",
         "_where",
+        "_whole",
         "backend_id",
         "call",
         "call_id",
+        "has_ended",
         "id",
+        "is_over",
         "muted",
         "output_index",
         "spelled",
@@ -220,7 +227,13 @@ class OpenCall:
         self.call: Call | None = None
         self.output_index = -1
         self.muted = False
+        self.is_over = False
+        self.has_ended = False
         self._fragments: list[str] = []
+        # How many of these were read for whether they are whole, and whether they are.
+        self._read = 0
+        self._whole: WholeJSON | None = None
+        self._is_object: bool | None = None
         # `{}`, which some servers send before the arguments.
         self._blank = ""
         self._halves: Halves | None = None
@@ -252,13 +265,17 @@ class OpenCall:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arguments are an object, and nothing waits. Asked of each delta, it would be a long answer to a
-        long call."""
-        return (
-            bool(self._fragments)
-            and self._fragments[-1].rstrip()[-1:] in ("}", "")
-            and arguments_of(self.arguments) is not None
-        )
+        """Whether the arguments are an object, and nothing waits."""
+        if self._whole is None:
+            self._whole = WholeJSON()
+        for place in range(self._read, len(self._fragments)):
+            self._whole.feed(self._fragments[place])
+        self._read = len(self._fragments)
+        if not self._whole.is_closed:
+            return False
+        if self._is_object is None:  # What may still follow are blanks.
+            self._is_object = arguments_of(self.arguments) is not None
+        return self._is_object
 
     def repeats(self, arguments: str) -> bool:
         """Whether a delta repeats all that came so far: no JSON goes on as it begins."""
@@ -272,10 +289,11 @@ class OpenCall:
         """The client shall not see it."""
         self.call, self.muted = Call("function_call", self.spelled), True
 
-    def open(self, ladder: Ladder, call: Call) -> list[Event]:
-        """The call is of this tool."""
-        self.call = call
-        return self._open(ladder) if call.type in STREAMED_CALLS else []
+    def start(self, ladder: Ladder) -> list[Event]:
+        """It is its turn: the client sees it, as far as it has come."""
+        if self.output_index >= 0 or self.call is None or self.call.type not in STREAMED_CALLS:
+            return []
+        return self._open(ladder)
 
     def grow(self, ladder: Ladder, events: list[Event], arguments: str) -> None:
         """Adds a piece of its arguments, and its events to `events`."""

@@ -465,6 +465,15 @@ def arguments_of(arguments: str) -> dict[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
+def is_cut_off(arguments: str) -> bool:
+    """Whether arguments have begun, and are no JSON."""
+    try:
+        decode_json(whole_text(arguments).encode() or b"{}")
+    except ValueError:
+        return True
+    return False
+
+
 def _texts(value: Any) -> list[str]:
     return [str(text) for text in value] if isinstance(value, list) else [value] if isinstance(value, str) else []
 

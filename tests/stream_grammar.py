@@ -6,7 +6,7 @@
     a part    content_part.added → delta* → its .done → content_part.done
     a summary reasoning_summary_part.added → delta* → .done → reasoning_summary_part.done
 
-Items may be open side by side. `check_stream` says what broke and where; `parse_sse` reads the wire; `fold` puts a
+Items may be open side by side, but for calls, of which clients know the last alone. `check_stream` says what broke and where; `parse_sse` reads the wire; `fold` puts a
 response together from its deltas, so that `fold(events) == events[-1]["response"]` is a law.
 """
 
@@ -221,6 +221,10 @@ class _Item(_Open):
     summary: list[_Part] = field(default_factory=list)
 
 
+def _is_open_call(item: _Item) -> bool:
+    return item.done is None and item.added["type"] in TEXTS
+
+
 class _Checker:
     def __init__(self, prefixes: bool) -> None:
         self.prefixes = prefixes
@@ -373,6 +377,9 @@ class _Checker:
         assert isinstance(kind, str), f"the item's type is {kind!r}"
         assert _is_name(id_), f"the item's id is {id_!r}"
         assert all(id_ != other.added["id"] for other in self.items), f"the id {id_!r} is taken"
+        if kind in TEXTS and self.prefixes:
+            still_open = [number for number, other in enumerate(self.items) if _is_open_call(other)]
+            assert not still_open, f"the calls {still_open} are still open: clients take one for the other"
         prefix = PREFIXES.get(kind, "") if self.prefixes else ""
         assert id_.startswith(prefix), f"the id of a {kind} is {id_!r}, without {prefix}"
         _check_nulls(item)

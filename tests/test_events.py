@@ -130,7 +130,7 @@ CALLS: dict[str, tuple[list[Json], list[str], list[Json]]] = {
     ),
     "two calls in one chunk": (
         [calls(call(0, "c1", "f", "{}"), call(1, "c2", "g", "{}")), ends()],
-        opens(0, 1) + opens(1, 1) + closes(0) + closes(1),
+        opens(0, 1) + closes(0) + opens(1, 1) + closes(1),
         [called("c1"), called("c2", "g")],
     ),
     "calls that are interleaved": (
@@ -143,7 +143,7 @@ CALLS: dict[str, tuple[list[Json], list[str], list[Json]]] = {
             calls(call(1, arguments="2}")),
             ends(),
         ],
-        [*opens(0), *opens(1), *grows(0), *grows(1), *grows(0), *grows(1), *closes(0), *closes(1)],
+        [*opens(0), *grows(0), *grows(0), *closes(0), *opens(1, 1), *grows(1), *closes(1)],
         [called("c1", arguments='{"a":1}'), called("c2", "g", '{"b":2}')],
     ),
     "every call has the index 0": (
@@ -165,8 +165,8 @@ CALLS: dict[str, tuple[list[Json], list[str], list[Json]]] = {
             calls(call(None, "c2", arguments="2}")),
             ends(),
         ],
-        [*opens(0, 2), *opens(1, 1), *grows(0), *grows(1), *closes(0), *closes(1)],
-        [called("c1", arguments='{"a":1} '), called("c2", "g", '{"b":2}')],
+        [*opens(0, 2), *closes(0), *opens(1, 1), *grows(1), *closes(1)],
+        [called("c1", arguments='{"a":1}'), called("c2", "g", '{"b":2}')],
     ),
     "the id again in every chunk": (
         [calls(call(0, "c1", "f", '{"a"')), calls(call(0, "c1", "f", ":1}")), ends()],
@@ -180,7 +180,7 @@ CALLS: dict[str, tuple[list[Json], list[str], list[Json]]] = {
     ),
     "neither index nor id is the last call": (
         [calls(call(0, None, "f")), calls(call(1, "c2", "g")), calls(call(None, arguments="{}")), ends()],
-        [*opens(0), *opens(1), *grows(1), *grows(0), *closes(0), *closes(1)],
+        [*opens(0), *grows(0), *closes(0), *opens(1), *grows(1), *closes(1)],
         [called("new", "f"), called("c2", "g")],
     ),
     "an empty name in every chunk": (
@@ -221,7 +221,7 @@ CALLS: dict[str, tuple[list[Json], list[str], list[Json]]] = {
     ),
     "text at the end, behind a call": (
         [calls(call(0, "c1", "f", "{}")), says("So."), ends()],
-        [*opens(0, 1), *text(1), *closes(0)],
+        [*opens(0, 1), *closes(0), *text(1)],
         [called("c1"), said("So.")],
     ),
     "reasoning, text and a call in one chunk": (
@@ -234,7 +234,7 @@ CALLS: dict[str, tuple[list[Json], list[str], list[Json]]] = {
     ),
     "reasoning behind a call": (
         [calls(call(0, "c1", "f", "{}")), thinks("Hm."), calls(call(1, "c2", "g", "{}")), ends()],
-        [*opens(0, 1), *reasoning(1), *opens(2, 1), *closes(0), *closes(2)],
+        [*opens(0, 1), *closes(0), *reasoning(1), *opens(2, 1), *closes(2)],
         [called("c1"), thought("Hm."), called("c2", "g")],
     ),
 }
@@ -396,12 +396,20 @@ PARTIAL: dict[str, tuple[list[Json], list[Json]]] = {
     "a text that was done": ([thinks("Hm."), says("Hel")], [thought("Hm."), said("Hel", status="incomplete")]),
     "calls": (
         [says("Look:"), calls(call(0, "c1", "f", "{}")), calls(call(1, "c2", "g", '{"b"'))],
-        [said("Look:"), called("c1", status="incomplete"), called("c2", "g", '{"b"', status="incomplete")],
+        [said("Look:"), called("c1"), called("c2", "g", '{"b"', status="incomplete")],
     ),
     "a call that has no name yet": ([says("Look:"), calls(call(0, "c1"))], [said("Look:")]),
-    "a text between open calls": (
+    "a call behind an open one, which nobody has seen": (
+        [calls(call(0, "c1", "f", '{"a"')), calls(call(1, "c2", "g", '{"b"'))],
+        [called("c1", arguments='{"a"', status="incomplete")],
+    ),
+    "a text behind a call that is whole": (
         [calls(call(0, "c1", "f", "{}")), says("So")],
-        [called("c1", status="incomplete"), said("So", status="incomplete")],
+        [called("c1"), said("So", status="incomplete")],
+    ),
+    "a text behind an open call": (
+        [calls(call(0, "c1", "f", '{"a"')), says("So")],
+        [called("c1", arguments='{"a"', status="incomplete"), said("So", status="incomplete")],
     ),
 }
 

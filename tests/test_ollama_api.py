@@ -122,6 +122,7 @@ class TestChat:
         assert tool["function"]["parameters"]["required"] == ["city"]
 
         said = next(part.message for part in parts if part.message.tool_calls)
+        said.tool_calls = [called for part in parts for called in part.message.tool_calls or ()]
         outputs = [get_weather(**called.function.arguments) for called in calls]
         messages += [said, *({"role": "tool", "tool_name": "get_weather", "content": text} for text in outputs)]
         backend.script(chat("It shines."))

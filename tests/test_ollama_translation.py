@@ -373,8 +373,8 @@ class TestAnswers:
     def test_calls_are_whole_and_their_arguments_objects(self):
         arguments = ['{"a"', ": 1}"]
         chunks = [tool_delta(0, "f"), *(tool_delta(0, arguments=text) for text in arguments), tool_delta(1, "g")]
-        *_, call_line, last = answered([*chunks, chunk({}, finish_reason="tool_calls")])
-        assert [call["function"] for call in call_line["message"]["tool_calls"]] == [
+        *_, one, two, last = answered([*chunks, chunk({}, finish_reason="tool_calls")])
+        assert [call["function"] for line in (one, two) for call in line["message"]["tool_calls"]] == [
             {"index": 0, "name": "f", "arguments": {"a": 1}},
             {"index": 1, "name": "g", "arguments": {}},
         ]

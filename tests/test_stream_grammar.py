@@ -48,20 +48,24 @@ def around(*events: Json, output: list[Json], ends: str = "completed", **fields:
     return numbered([*empty[:2], *events, terminal])
 
 
-def two_calls_at_once() -> list[Json]:
+def two_calls(*, at_once: bool = False) -> list[Json]:
+    """One after the other; or both open at once, which no client reads."""
     one = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "a"}
     two = {"type": "function_call", "id": "fc_2", "call_id": "call_2", "name": "b"}
     at = [{"item_id": "fc_1", "output_index": 0}, {"item_id": "fc_2", "output_index": 1}]
     name = "response.function_call_arguments"
     done = [item | {"arguments": "{}", "status": "completed"} for item in (one, two)]
-    return around(
-        added(0, one | {"arguments": "", "status": "in_progress"}),
-        added(1, two | {"arguments": "", "status": "in_progress"}),
-        *({"type": f"{name}.delta", **at[n], "delta": delta} for delta in "{}" for n in (1, 0)),
-        *({"type": f"{name}.done", **at[n], "arguments": "{}", "name": "ab"[n]} for n in (1, 0)),
-        *({"type": "response.output_item.done", "output_index": n, "item": done[n]} for n in (1, 0)),
-        output=done,
-    )
+    lives = [
+        [
+            added(n, item | {"arguments": "", "status": "in_progress"}),
+            *({"type": f"{name}.delta", **at[n], "delta": delta} for delta in "{}"),
+            {"type": f"{name}.done", **at[n], "arguments": "{}", "name": "ab"[n]},
+            {"type": "response.output_item.done", "output_index": n, "item": done[n]},
+        ]
+        for n, item in enumerate((one, two))
+    ]
+    events = [event for both in zip(*lives, strict=True) for event in both] if at_once else [*lives[0], *lives[1]]
+    return around(*events, output=done)
 
 
 def summary_and_content() -> list[Json]:
@@ -197,7 +201,7 @@ GOOD: dict[str, list[Json]] = {
     "incomplete": native_events("Hello there", incomplete="max_output_tokens"),
     "an incomplete call": native_events(call("a", '{"x'), incomplete="max_output_tokens"),
     "counted from 5": numbered(native_events("Hi"), 5),
-    "two calls at once": two_calls_at_once(),
+    "two calls": two_calls(),
     "summaries and content": summary_and_content(),
     "a custom tool": custom_tool(),
     "annotations": annotated(),
@@ -463,7 +467,7 @@ BROKEN: list[tuple[str, str, Break, str]] = [
     ),
     ("an empty item id", "text", put(ITEM, "item", "id", ""), "the item's id is ''"),
     ("no item id", "everything", drop(ITEM, "item", "id", nth=2), "the item's id is None"),
-    ("an id twice", "two calls at once", put(ITEM, "item", "id", "fc_1", nth=1), "the id 'fc_1' is taken"),
+    ("an id twice", "two calls", put(ITEM, "item", "id", "fc_1", nth=1), "the id 'fc_1' is taken"),
     ("no item type", "text", drop(ITEM, "item", "type"), "the item's type is None"),
     (
         "a finished start",
@@ -656,7 +660,7 @@ BROKEN: list[tuple[str, str, Break, str]] = [
         "summary part 0 is still open",
     ),
     # arguments
-    ("arguments without deltas", "two calls at once", drop(f"{ARGUMENTS}.delta"), "the deltas join to '}'"),
+    ("arguments without deltas", "two calls", drop(f"{ARGUMENTS}.delta"), "the deltas join to '}'"),
     (
         "no arguments.done",
         "everything",
@@ -676,13 +680,14 @@ BROKEN: list[tuple[str, str, Break, str]] = [
         put(f"{ARGUMENTS}.done", "arguments", "{}"),
         "arguments is '{}', the d",
     ),
-    ("a renamed call", "two calls at once", put(f"{ARGUMENTS}.done", "name", "x"), "name is 'x', not 'b'"),
+    ("a renamed call", "two calls", put(f"{ARGUMENTS}.done", "name", "x"), "name is 'x', not 'a'"),
     (
         "fragments mixed up",
-        "two calls at once",
-        put(f"{ARGUMENTS}.delta", "item_id", "fc_1"),
-        "item_id is 'fc_1'",
+        "two calls",
+        put(f"{ARGUMENTS}.delta", "item_id", "fc_2"),
+        "item_id is 'fc_2'",
     ),
+    ("two calls at once", "two calls", lambda _: two_calls(at_once=True), r"the calls \[0\] are still open"),
     ("arguments of a message", "text", put(TEXT, "type", f"response.{ARGUMENTS}.delta"), "not for a message"),
     ("another input.done", "a custom tool", put("custom_tool_call_input.done", "input", "x"), "input is 'x'"),
     ("a fragment after .done", "a custom tool", insert(INPUT_DELTA, DONE), "a delta after its .done"),
