@@ -113,6 +113,7 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
             # What is unfinished now is nobody's.
             orphans = await state.db.unfinished() if is_first else []
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
+        state.pool.endpoints.router_id = await state.db.get_setting("router_id", token_hex(8))
         if state.cache is not None:
             await state.cache.open()
             stack.push_async_callback(state.cache.close)

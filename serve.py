@@ -18,6 +18,7 @@ import socket
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
@@ -55,6 +56,41 @@ def check_address(host: str, settings: Config) -> None:
             f"--host {host}: other machines could use it without a key; set api_key (ROUTER_API_KEY), or "
             "allow_open: true (ROUTER_ALLOW_OPEN)"
         )
+
+
+def check_endpoints(host: str, port: int, settings: Config) -> None:
+    """Raises `ConfigError` for an endpoint that is this router itself, whatever name its url has for this machine."""
+    for number, endpoint in enumerate(settings.endpoints):
+        parts = urlsplit(endpoint.url)
+        if (parts.port or (443 if parts.scheme == "https" else 80)) != port:
+            continue
+        if any(_is_served(address, host) for address in _resolved(parts.hostname or "")):
+            raise ConfigError(
+                f"endpoints[{number}].url: {endpoint.url} is this router itself; name a server that is to be behind it"
+            )
+
+
+def _resolved(host: str) -> list[tuple[int, str]]:
+    """The addresses of a host, each with its family."""
+    try:
+        return [(entry[0], str(entry[4][0])) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)]
+    except (OSError, UnicodeError):
+        return []
+
+
+def _is_served(address: tuple[int, str], host: str) -> bool:
+    """Whether a router that listens at `host` is reached at an address."""
+    family, name = address
+    if host not in ("", "0.0.0.0", "::"):
+        return address in _resolved(host)
+    if host == "0.0.0.0" and family != socket.AF_INET:
+        return False
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((name, 0))  # Only an address of this machine can be bound to.
+        except OSError:
+            return False
+    return True
 
 
 # uvicorn's, with the time.
@@ -130,6 +166,7 @@ def main() -> None:
     try:
         settings = load_config(kinds=KINDS)
         check_address(given.host, settings)
+        check_endpoints(given.host, given.port, settings)
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
     config = uvicorn.Config(

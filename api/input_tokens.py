@@ -61,8 +61,7 @@ async def _count(state: AppState, endpoint: Any, request: TurnRequest, model: st
         create = endpoint.client.chat.completions.create
         backend = Backend(model, endpoint.kind, state.sealer, create, files=state.files)
         params = (await with_files(backend, request, stream=False)).params
-    tokens = await counted(endpoint, params)
-    return (estimated_tokens(params), True) if tokens is None else (tokens, False)
+    return await counted(endpoint, params) or (estimated_tokens(params), True)
 
 
 # What OpenAI's own counter takes.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
 from api.http.replies import json_response
 from api.http.routes import Routes
+from backends.fleet.endpoint import Endpoint
+from backends.fleet.endpoints import Endpoints
+from backends.kinds.server import ModelFacts
 from core.errors import NotFound
+from core.hops import came_through
 from core.json import Json
 
 routes = Routes(tags=["models"])
@@ -18,8 +22,13 @@ routes = Routes(tags=["models"])
 @routes.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """Every model that an endpoint is known to serve, as OpenAI's list of models."""
-    models = request.app.state.pool.endpoints.models()
-    return json_response({"object": "list", "data": [_model(name, endpoint) for name, endpoint in models.items()]})
+    endpoints = request.app.state.pool.endpoints
+    # What the router that asks has itself it shall not look for here.
+    asking = came_through()
+    models = endpoints.models(asking)
+    described: Json = {"nomyo": _for_routers(endpoints, models, asking)} if asking else {}
+    listed = [_model(name, endpoint) for name, endpoint in models.items()]
+    return json_response({"object": "list", "data": listed, **described})
 
 
 @routes.get("/v1/models/{model:path}")
@@ -50,5 +59,24 @@ async def root(request: Request) -> Response:
     return PlainTextResponse("Ollama is running")
 
 
-def _model(name: str, endpoint: Any) -> Json:
+def _for_routers(endpoints: Endpoints, models: dict[str, Endpoint], asking: Collection[str]) -> Json:
+    """What another router needs to know of this one: its id, how many requests it runs at once, what it knows of its
+    models."""
+    return {
+        "router": endpoints.router_id,
+        "max_concurrent": sum(
+            endpoint.max_concurrent
+            for endpoint in endpoints.values()
+            if endpoint.healthy and not (endpoint.leaving or endpoint.draining or endpoint.router in asking)
+        ),
+        "models": {name: _facts(endpoint, endpoint.models[name]) for name, endpoint in models.items()},
+    }
+
+
+def _facts(endpoint: Endpoint, there: str) -> Json:
+    facts = endpoint.facts.get(there, ModelFacts())
+    return {"loaded": facts.loaded, "context": facts.context, "capabilities": facts.capabilities}
+
+
+def _model(name: str, endpoint: Endpoint) -> Json:
     return {"id": name, "object": "model", "created": 0, "owned_by": endpoint.kind.name}

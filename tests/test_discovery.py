@@ -341,6 +341,34 @@ class TestOpenAI:
         assert list(found.models) == ["together"]
 
 
+NOMYO = {
+    "/v1/models": openai_list("m", "e", owned_by="vllm")
+    | {
+        "nomyo": {
+            "router": "a1",
+            "max_concurrent": 7,
+            "models": {
+                "m": {"loaded": True, "context": 4096, "capabilities": ["completion", "tools"]},
+                "e": {"loaded": None, "context": None, "capabilities": ["embedding"]},
+            },
+        }
+    }
+}
+
+
+class TestAnotherRouter:
+    async def test_it_has_its_room_and_what_it_knows_of_its_models(self):
+        found = await discover("nomyo", server := Server(NOMYO))
+        assert (found.slots, found.router, server.asked) == (7, "a1", ["/v1/models"])
+        assert found.models == {"m": ModelFacts(True, 4096), "e": ModelFacts()}
+        assert found.models["e"].capabilities == ("embedding",)
+
+    @pytest.mark.parametrize("its", [{}, {"models": 7}, {"models": {"m": 7}, "max_concurrent": "x", "router": 5}])
+    async def test_what_it_leaves_out_is_not_known(self, its):
+        found = await discover("nomyo", Server({"/v1/models": openai_list("m") | {"nomyo": its}}))
+        assert found == Discovery({"m": ModelFacts()})
+
+
 # What a server of each kind answers, and where its listing is.
 SAMPLES: dict[str, tuple[dict[str, Any], str]] = {
     "ollama": (OLLAMA, "/api/tags"),
@@ -349,6 +377,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], str]] = {
     "vllm": ({"/v1/models": openai_list("m"), "/version": {"version": "1"}}, "/v1/models"),
     "lmstudio": (LM_STUDIO, "/v1/models"),
     "openai": ({"/models": openai_list("m")}, "/models"),
+    "nomyo": (NOMYO, "/v1/models"),
     "openai-chat": ({"/models": openai_list("m")}, "/models"),
 }
 
@@ -374,6 +403,8 @@ PROBES: dict[str, tuple[str, dict[str, Any], int]] = {
         OLLAMA | {"/v1/models": openai_list("koboldcpp/m", owned_by="koboldcpp")},
         1,
     ),
+    "another router, of vLLMs": ("nomyo", NOMYO, 1),
+    "another router without models": ("nomyo", {"/v1/models": NO_MODELS | {"nomyo": {}}}, 1),
     "SGLang": ("openai-chat", {"/v1/models": openai_list("m", owned_by="sglang", max_model_len=4096)}, 1),
     "LiteLLM": ("openai-chat", {"/v1/models": openai_list("gpt-4o", "claude", owned_by="openai")}, 1),
     "llama-cpp-python": ("openai-chat", {"/v1/models": openai_list("smollm2", owned_by="me")}, 1),

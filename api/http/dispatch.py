@@ -29,6 +29,7 @@ from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
+from core import hops
 from core.errors import APIError, Interrupted, StartError, without_frames
 from core.state import AppState
 
@@ -106,6 +107,8 @@ class Application(FastAPI):
         """The reply of an endpoint. Its errors end here, whichever it is."""
         try:
             check_key(self.state, scope)
+            if hops.HEADER in scope[HEADERS]:
+                hops.arrive(scope[HEADERS][hops.HEADER], self.state.pool.endpoints.router_id)
             return await endpoint(Request(scope, receive, send))
         except asyncio.CancelledError:
             if not self.state.stopping.interrupts():

@@ -17,6 +17,7 @@ from backends.kinds.server import is_missing
 from backends.wire.client import BackendClient
 from core.config import EndpointConfig
 from core.errors import APIError, BackendRefused
+from core.hops import RouterLoop
 
 PULL = "Pull one there, such as with `ollama pull llama3.2:1b`."
 NO_MODELS = "Load a model there, or name those that it has in `models.names`."
@@ -28,6 +29,8 @@ def advice(error: Exception, config: EndpointConfig, kind: Kind) -> str:
     """What to do about a listing that failed with `error`; empty where nothing is known but the error itself."""
     if not isinstance(error, APIError):
         return ""
+    if error.code == RouterLoop.code:
+        return "It is this router itself: name the servers that are to be behind it."
     cause = error.__cause__
     is_tls = urlsplit(config.url).scheme == "https"
     if isinstance(cause, ssl.SSLCertVerificationError):

@@ -14,8 +14,9 @@ from core.json import Json
 CANNOT_COUNT = LACKS_PATH | {400, 502}
 
 
-async def counted(endpoint: Endpoint, params: Json) -> int | None:
-    """The server's own count of a request, or None where it cannot count. Of one that was seen to count, or is known
+async def counted(endpoint: Endpoint, params: Json) -> tuple[int, bool] | None:
+    """The server's own count of a request, and whether it is an estimate, as another router's may be; or None where it
+    cannot count. Of one that was seen to count, or is known
     to, any refusal is about the request. Raises a `BackendError`."""
     kind = endpoint.kind
     if kind.count_path is None:
@@ -23,10 +24,10 @@ async def counted(endpoint: Endpoint, params: Json) -> int | None:
     is_sure = endpoint.counts or urlsplit(endpoint.url).hostname in kind.hosts
     lacking = frozenset[int]() if is_sure else CANNOT_COUNT if kind.native else LACKS_PATH
     try:
-        tokens = await endpoint.client.count(kind.count_path, params, lacking)
+        found = await endpoint.client.count(kind.count_path, params, lacking)
     except BackendError as error:
         if is_sure or not kind.native or error.code != "backend_bad_answer":
             raise
         return None
-    endpoint.counts = tokens is not None
-    return tokens
+    endpoint.counts = found is not None
+    return found

@@ -46,7 +46,7 @@ LOST_AFTER = 2
 class Endpoint:
     """A model server. `models` are by the names that clients use: aliases applied, excluded ones left out. `on_change`
     is called when they are others than before, `on_lost` when it has not answered for a while. `running` are the
-    requests at its address, of all processes."""
+    requests at its address, of all processes; `router_id` is this router's own."""
 
     def __init__(
         self,
@@ -56,8 +56,10 @@ class Endpoint:
         on_lost: Callable[[Endpoint], None],
         running: InFlight,
         max_answer_mb: float = 256.0,
+        router_id: str = "",
     ) -> None:
         self.config = config
+        self._router_id = router_id
         self._max_answer_bytes = int(max_answer_mb * 1024 * 1024)
         self.name = name_of(config)
         self.url = self.key = config.url.rstrip("/")
@@ -91,6 +93,11 @@ class Endpoint:
     def max_concurrent(self) -> int:
         """How many requests it gets at once."""
         return self.config.max_concurrent or self._slots or DEFAULT_SLOTS
+
+    @property
+    def router(self) -> str | None:
+        """The id of the router that it is, if it is one."""
+        return self.seen.router if self.seen else None
 
     @property
     def healthy(self) -> bool:
@@ -359,4 +366,6 @@ class Endpoint:
             read_timeout_s=config.read_timeout_s,
             max_answer_bytes=self._max_answer_bytes,
             passes_on_errors=self.kind.native,
+            router_id=self._router_id,
+            is_router=self.kind.is_router,
         )

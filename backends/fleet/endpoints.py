@@ -9,7 +9,7 @@ import difflib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from backends.fleet.endpoint import Endpoint
 from backends.kinds import UNKNOWN
@@ -37,6 +37,8 @@ class Endpoints(dict[str, Endpoint]):
     def __init__(self, config: Config, cluster: Cluster, on_change: Callable[[], None]) -> None:
         super().__init__()
         self._config = config
+        # This router's own, for other routers; known before `open`.
+        self.router_id = ""
         self._cluster = cluster
         self._on_change = on_change
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -104,7 +106,13 @@ class Endpoints(dict[str, Endpoint]):
         # By its address: what another process, or the endpoint that it replaces, sends to the server keeps it busy too.
         running = self._cluster.in_flight(config.url.rstrip("/"))
         endpoint = Endpoint(
-            config, self._config.breaker, self._changed, self._lost, running, self._config.max_answer_mb
+            config,
+            self._config.breaker,
+            self._changed,
+            self._lost,
+            running,
+            self._config.max_answer_mb,
+            self.router_id,
         )
         if before is not None:
             endpoint.take_over(before)
@@ -148,10 +156,13 @@ class Endpoints(dict[str, Endpoint]):
         facts = endpoint.facts.get(model) if endpoint else None
         return facts.context if facts else None
 
-    def models(self) -> dict[str, Endpoint]:
-        """Every model that is served, by name, and one endpoint that does."""
+    def models(self, but_of: Collection[str] = ()) -> dict[str, Endpoint]:
+        """Every model that is served, by name, and one endpoint that does; `but_of`: routers that are not counted."""
         return {
-            model: endpoint for endpoint in self.values() if not endpoint.leaving for model in sorted(endpoint.models)
+            model: endpoint
+            for endpoint in self.values()
+            if not endpoint.leaving and endpoint.router not in but_of
+            for model in sorted(endpoint.models)
         }
 
     def counted_name(self, model: str, there: str) -> str:

@@ -31,6 +31,7 @@ from backends.kinds import KINDS
 from cluster.protocol import Cluster
 from core.config import Config
 from core.errors import APIError, BackendError, BackendRefused, BackendUnreachable, TooManyRequests, Unsupported
+from core.hops import RouterLoop
 from core.telemetry import Telemetry
 
 log = logging.getLogger("nomyo.backends")
@@ -259,6 +260,8 @@ class Pool:
             return
         # A model that embeds has no path for a conversation, and embeds all the same.
         is_misused = error.code == "backend_path_not_found" and endpoint.outcomes["answered"] > 0
+        # And a request that has come round in a loop would not have been sent there but for that.
+        is_misused = is_misused or error.code == RouterLoop.code
         if is_misused or not isinstance(error, BackendError | TooManyRequests):
             endpoint.abandoned(model)
             return

@@ -34,6 +34,7 @@ async def recognise(kinds: Iterable[Kind], otherwise: Kind, get_json: GetJson, u
         if host in kind.hosts:
             return kind
     error: BackendError | None = None
+    found: Kind | None
     try:
         listing = await get_json("/v1/models")
     except BackendError as its:
@@ -41,6 +42,8 @@ async def recognise(kinds: Iterable[Kind], otherwise: Kind, get_json: GetJson, u
             raise
         error = its
     else:
+        if found := next((kind for kind in kinds if kind.is_listing(listing)), None):
+            return found
         if not is_unexpected(listing) and (rows := listed(listing, "data")):
             return await _by_listing(kinds, rows, Server(get_json)) or otherwise
     found = await _by_marks(kinds, get_json)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from backends.kinds.described import listed_capabilities
 from backends.kinds.server import Discovery, GetJson, ModelFacts, PostJson, Row, Server, context_in, text_of
@@ -28,6 +29,8 @@ class Kind:
     name: str
     # Speaks the Responses API itself: requests go out as they came.
     native: bool = False
+    # Another router of ours: it learns which routers a request came through.
+    is_router: bool = False
     # Speaks Ollama's API too: requests of Ollama's clients go out as they came, and Ollama's names for options are its
     # own.
     speaks_ollama: bool = False
@@ -112,6 +115,10 @@ class Kind:
     def lists(self, rows: list[Row]) -> bool:
         """Whether the models at /v1/models, at least one, are listed as this kind does it."""
         return self.owner is not None and all(row.get("owned_by") == self.owner for row in rows)
+
+    def is_listing(self, answer: Any) -> bool:
+        """Whether the whole answer at /v1/models is one that only this kind gives."""
+        return False
 
     def is_mark(self, answer: Row) -> bool:
         """Whether the answer at one of its `marks` is one that only this kind gives."""

@@ -52,6 +52,8 @@ class Discovery:
     # How many requests the server runs at once.
     slots: int | None = None
     version: str | None = None
+    # Of another router, its id.
+    router: str | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +90,10 @@ class Server:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def answer(self, path: str) -> Any:
+        """The answer at the path. Raises an `APIError`."""
+        return await self._get_json(path)
 
     async def maybe(self, *paths: str) -> Row | None:
         """The first answer that one of the paths gives."""

@@ -23,6 +23,7 @@ from backends.wire.errors import FRONT_DOORS, Named, ServerErrors, json_or_none,
 from backends.wire.http1 import MOST_ANSWER, Answer, Origin
 from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
+from core.hops import line_of_look, line_of_request
 from core.json import encode_json
 from requests.chat import DecodeError, decode_completion
 from requests.chat_types import ChatCompletion, Dumped
@@ -36,7 +37,8 @@ LACKS_PATH = frozenset({404, 405, 501})
 
 class BackendClient:
     """Speaks to one endpoint. `base_url` is where its API begins (…/v1), `root_url` what was configured. With
-    `passes_on_errors` an error object of the server's goes on as it is. Connections are pooled and kept; `close()` ends
+    `passes_on_errors` an error object of the server's goes on as it is. `router_id` is ours; `is_router`: it is another
+    router, and reads it. Connections are pooled and kept; `close()` ends
     them."""
 
     def __init__(
@@ -51,6 +53,8 @@ class BackendClient:
         read_timeout_s: float = 600.0,
         max_answer_bytes: int = MOST_ANSWER,
         passes_on_errors: bool = False,
+        router_id: str = "",
+        is_router: bool = False,
     ) -> None:
         self._errors = ServerErrors(_secrets(root_url, api_key, headers), passes_on=passes_on_errors)
         self._origin = Origin(
@@ -66,6 +70,8 @@ class BackendClient:
             read_timeout_s=read_timeout_s,
             max_answer_bytes=max_answer_bytes,
         )
+        self._router_id = router_id
+        self._is_router = is_router and bool(router_id)
         self._root_path = urlsplit(root_url).path.rstrip("/")
         self._base_path = urlsplit(base_url).path.rstrip("/")
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create_chat))
@@ -108,9 +114,10 @@ class BackendClient:
         except orjson.JSONDecodeError:
             raise self._errors.not_an_answer(body) from None
 
-    async def count(self, path: str, params: dict[str, Any], lacking: Collection[int]) -> int | None:
-        """The input tokens that POST `path` below the API's base counts; None where one of the statuses of `lacking`
-        shows that nothing is counted there. Raises a `BackendError`."""
+    async def count(self, path: str, params: dict[str, Any], lacking: Collection[int]) -> tuple[int, bool] | None:
+        """The input tokens that POST `path` below the API's base counts, and whether they are an estimate, of another
+        router; None where one of the statuses of `lacking` shows that nothing is counted there. Raises a
+        `BackendError`."""
         answer = await self._answer_of("POST", self._base_path + path, params, lacking)
         if answer is None:
             return None
@@ -118,7 +125,7 @@ class BackendClient:
         tokens = counted.get("input_tokens") if isinstance(counted, dict) else None
         if not isinstance(tokens, int) or isinstance(tokens, bool):
             raise BackendError("The backend's count cannot be understood.", code="backend_bad_answer")
-        return tokens
+        return tokens, "x-nomyo-estimated" in answer.headers
 
     async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
         answer = await self._post("/chat/completions", params)
@@ -170,19 +177,25 @@ class BackendClient:
 
     async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
         try:
-            answer = await self._origin.send(method, target, body)
+            answer = await self._origin.send(method, target, body, self._lines(method))
             if answer.status >= 300:
                 raise await self._error_of(answer, target)
             return answer
         except Exception as error:
             raise_named(error)
 
+    def _lines(self, method: str) -> bytes:
+        """Which routers a request has come through, where the server may be one."""
+        if method == "GET":
+            return line_of_look(self._router_id)
+        return line_of_request(self._router_id) if self._is_router else b""
+
     async def _answer_of(
         self, method: str, target: str, params: dict[str, Any], lacking: Collection[int] = LACKS_PATH
     ) -> Answer | None:
         """The answer of a path that not every server has; None where it is not there, as these statuses show."""
         try:
-            answer = await self._origin.send(method, target, encode_json(params))
+            answer = await self._origin.send(method, target, encode_json(params), self._lines(method))
             if answer.status in lacking:
                 answer.close()
                 return None

@@ -27,6 +27,7 @@ from core.errors import (
     BackendUnreachable,
     TooManyRequests,
 )
+from core.hops import RouterLoop
 from core.json import decode_json, encode_json
 from requests.chat import means_error
 
@@ -198,6 +199,11 @@ def _late(report: Report) -> BackendTimeout:
     return BackendTimeout(report.message or "The backend sent nothing in time.")
 
 
+def _loops(report: Report) -> BackendError:
+    # By the status alone: the words are those of the front door that was asked.
+    return BackendError(report.message, status=RouterLoop.status, code=RouterLoop.code)
+
+
 def _not_ready(report: Report) -> BackendUnreachable:
     error = BackendUnreachable(report.message or "The backend is not ready.", retry_after_s=report.retry_after_s)
     return _with_headers(error, report)
@@ -282,6 +288,7 @@ _ABOUT_US: dict[int, Callable[[Report], Named | None]] = {
     429: _busy,
     503: _not_ready,
     504: _late,
+    508: _loops,
     529: _not_ready,
 }
 _BY_STATUS: dict[int, Callable[[Report], Named]] = {404: _not_found, 501: _cannot}
