@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test test-all clients contract bench opcodes gateways lint format clean
+.PHONY: help setup demo serve test test-all clients fuzz fuzz-setup contract bench opcodes gateways lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,7 +38,8 @@ PYTEST = $(VENV_PYTHON) -m pytest --numprocesses 2
 test: $(SYNCED) ## all tests but the heavy ones, two at once (ARGS="-k name -x" goes to pytest)
 	@$(PYTEST) --dist load -m "not heavy" $(ARGS)
 
-test-all: test ## those, the heavy ones (processes that are killed, crowds of requests) and the real clients
+test-all: test ## those, the heavy ones (processes that are killed, crowds, fuzzed requests) and the real clients
+	@$(MAKE) --no-print-directory fuzz-setup
 	@$(PYTEST) --dist loadfile -m heavy
 	@$(MAKE) --no-print-directory clients
 
@@ -50,6 +51,15 @@ clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k n
 	@if command -v npm >/dev/null; then npm ci --prefix tests/clients/node --no-audit --no-fund --loglevel=error; \
 		else echo "npm is not installed: the clients for node and Codex are skipped."; fi
 	@$(VENV_PYTHON) -m pytest tests/clients $(ARGS)
+
+# schemathesis imports PyPI's `requests`: in an environment of its own, and run from its own folder.
+fuzz-setup: export UV_PYTHON_DOWNLOADS = never
+fuzz-setup: export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
+fuzz-setup: $(SYNCED)
+	@cd tests/fuzz && ../../.venv/bin/uv sync --quiet --locked
+
+fuzz: fuzz-setup ## requests that nobody would send: schemathesis over the API, and 20,000 bodies
+	@$(VENV_PYTHON) -m pytest tests/fuzz $(ARGS)
 
 # The contract lies outside this tree, where our conftest.py would not be found: -p loads it for every file.
 contract: $(SYNCED) ## the contract, unchanged (CONTRACT=path)
@@ -85,7 +95,7 @@ format: $(SYNCED) ## let ruff format and sort
 	$(VENV_PYTHON) -m ruff format .
 
 clean: ## remove what was installed and the caches; data/ stays
-	rm -rf .venv tests/clients/python/.venv tests/clients/node/node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv tests/clients/python/.venv tests/clients/node/node_modules tests/fuzz/.venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SYNCED): export UV_PYTHON_DOWNLOADS = never

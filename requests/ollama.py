@@ -73,9 +73,16 @@ class Asked(msgspec.Struct, kw_only=True):
         return self.stream is not False
 
 
+class OllamaTool(msgspec.Struct):
+    """A tool as Ollama has them: only functions, by name, description and parameters."""
+
+    type: str | None = None
+    function: Json | None = None
+
+
 class ChatAsked(Asked, kw_only=True):
     messages: list[OllamaMessage] | None = None
-    tools: list[Json] | None = None
+    tools: list[OllamaTool] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -139,7 +146,7 @@ def read_ollama(body: bytes, kind: type[T]) -> T:
 def chat_ollama_to_responses(asked: ChatAsked, names: Mapping[str, str] = NO_NAMES) -> Json:
     """The Responses request for one of /api/chat. `names` are the server's own names for options. Raises
     `InvalidRequest`."""
-    tools = [{**(tool.get("function") or {}), "type": tool.get("type") or "function"} for tool in asked.tools or ()]
+    tools = [{**(tool.function or {}), "type": tool.type or "function"} for tool in asked.tools or ()]
     return {**_common(asked, names), "input": _items(asked.messages or []), **({"tools": tools} if tools else {})}
 
 

@@ -127,6 +127,15 @@ def test_requests_is_ours_from_this_folder() -> None:
     assert Path(found.stdout.strip()) == ROOT / "requests" / "__init__.py"
 
 
+def test_what_imports_pypis_requests_is_tried_in_an_environment_of_its_own() -> None:
+    fuzz = tomllib.loads((ROOT / "tests" / "fuzz" / "pyproject.toml").read_text())
+    assert [Requirement(text).name for text in fuzz["project"]["dependencies"]] == ["schemathesis"]
+    lock = (ROOT / "uv.lock").read_text()
+    for name in ("schemathesis", "requests"):
+        assert f'name = "{name}"' not in lock
+        assert f'name = "{name}"' in (ROOT / "tests" / "fuzz" / "uv.lock").read_text()
+
+
 # Where something that we depend on imports PyPI's `requests`, and why we never come there. A file alone: the file is
 # never imported; with a function: it is never called.
 NEVER_REACHED = {

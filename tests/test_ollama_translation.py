@@ -267,6 +267,8 @@ class TestRequests:
             b'{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}',
             b'{"options": []}',
             b'{"tools": ["f"]}',
+            b'{"tools": [{"function": "f"}]}',
+            b'{"tools": [{"type": {}}]}',
             b'{"messages": [{"role": "user", "content": "\xe9"}]}',
         ],
     )

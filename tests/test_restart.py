@@ -40,9 +40,10 @@ def settings(backend: FakeBackend, tmp_path: Path) -> dict[str, Any]:
 
 @asynccontextmanager
 async def router_process(
-    settings: dict[str, Any], folder: Path, *start: str
+    settings: dict[str, Any], folder: Path, *start: str, up: int = 1
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, asyncio.subprocess.Process]]:
-    """`uvicorn router:app`, or what else shall `start`, up and answering; killed at the end if it still runs."""
+    """`uvicorn router:app`, or what else shall `start`, answering and with so many endpoints `up`; killed at the end
+    if it still runs."""
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     port = free_port()
     command = [sys.executable, *(start or ("-m", "uvicorn", "router:app")), "--port", str(port), "--log-level", "error"]
@@ -54,7 +55,7 @@ async def router_process(
             async def is_up() -> bool:
                 assert process.returncode is None, f"the router ended with {process.returncode}"
                 try:
-                    return (await http.get("/health")).json()["endpoints"]["up"] == 1
+                    return (await http.get("/health")).json()["endpoints"]["up"] == up
                 except httpx2.TransportError:
                     await asyncio.sleep(0.02)
                     return False
