@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import msgspec
 
 from core.json import Json, encode_json
+from requests.endings import incomplete_reason
 from requests.open_items import STREAMED_CALLS, STREAMED_PARTS
 from requests.responses import HAS_STATUS, ID_PREFIXES, new_id
 from requests.tools import CALLS, Item
@@ -246,8 +247,10 @@ def ending(response: Json, status: str) -> Json:
     elif status == "incomplete":
         details = response.get("incomplete_details")
         details = details if isinstance(details, dict) else {}
-        is_named = _is_name(details.get("reason"))
-        ended["incomplete_details"] = details if is_named else {**details, "reason": "max_output_tokens"}
+        reason = details.get("reason")
+        # Some give chat's reason (`length`). What nobody knows is their own affair.
+        ours = incomplete_reason(reason) or reason if _is_name(reason) else "max_output_tokens"
+        ended["incomplete_details"] = details if ours == reason else {**details, "reason": ours}
     elif response.get("error") or status == "failed":
         ended["error"] = whole_error(response.get("error"))
     return ended

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backends.wire.streams import NativeStream
+from requests.endings import FILTERED, LIMITS, ending_of
 from requests.events import Event
 from requests.responses import output_text
 from requests.sse import frames
@@ -528,3 +529,16 @@ def test_reasoning_keeps_its_older_name_only_at_its_server() -> None:
     for event in sent:
         event["type"] = event["type"].replace("reasoning_text", "reasoning")
     assert said(whole(read(sent)))[2] == ["Hm."]
+
+
+@pytest.mark.parametrize("reason", [*LIMITS.split(), *FILTERED.split()])
+def test_the_reason_of_a_cut_is_one_that_clients_know(reason: str) -> None:
+    sent = native_events("Once upon", incomplete=reason)
+    last = whole(read(sent))[-1]["response"]
+    assert last["incomplete_details"]["reason"] == ending_of(reason)
+    assert last["incomplete_details"]["reason"] in ("max_output_tokens", "content_filter")
+
+
+def test_a_reason_that_nobody_knows_stays() -> None:
+    sent = native_events("Once upon", incomplete="boredom")
+    assert whole(read(sent))[-1]["response"]["incomplete_details"] == {"reason": "boredom"}

@@ -427,3 +427,55 @@ async def test_a_chat_backend_knows_no_prompts(served: Running, backend: FakeBac
     answer = await served.http.post("/v1/responses", json={"model": MODEL, "prompt": PROMPT, **given})
     assert_error(answer, 400, type="invalid_request_error", param="prompt")
     assert not backend.turns
+
+
+# What real servers leave out of an answer that was cut off, or write otherwise (LiteLLM, OGX, transformers, vLLM).
+CUT_ANSWERS = {
+    "chat's reason": lambda event: with_details(event, {"reason": "length"}),
+    "an engine's reason": lambda event: with_details(event, {"reason": "max_new_tokens"}),
+    "no reason": lambda event: with_details(event, {}),
+    "null details": lambda event: with_details(event, None),
+    "a usage with null details": lambda event: with_usage(
+        event, {"input_tokens_details": None, "output_tokens_details": None}
+    ),
+    "a usage without details": lambda event: with_usage(event, {}),
+    "no end of the text": lambda event: [] if event["type"] == "response.output_text.done" else [event],
+    "no ends at all": lambda event: [] if event["type"].endswith(".done") else [event],
+}
+
+
+def with_details(event: dict[str, Any], details: Any) -> list[dict[str, Any]]:
+    if event["type"] == "response.incomplete":
+        event = event | {"response": event["response"] | {"incomplete_details": details}}
+    return [event]
+
+
+def with_usage(event: dict[str, Any], details: dict[str, Any]) -> list[dict[str, Any]]:
+    if event["type"] == "response.incomplete":
+        usage = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10, **details}
+        event = event | {"response": event["response"] | {"usage": usage}}
+    return [event]
+
+
+@pytest.mark.parametrize("as_stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("made", CUT_ANSWERS)
+async def test_an_answer_that_was_cut_off_is_whole_for_a_strict_client(
+    served_natively: Running, backend: FakeBackend, made: str, as_stream: bool
+) -> None:
+    events = [
+        other
+        for event in native_events("Once upon", incomplete="max_output_tokens", usage=WHOLE_USAGE)
+        for other in CUT_ANSWERS[made](event)
+    ]
+    backend.script(event_stream(events) if as_stream else json_answer(events[-1]["response"]))
+    strict = strict_client(served_natively)
+    if as_stream:
+        answered = await collected(await strict.responses.create(model=MODEL, input="Hi", stream=True))
+        check_types(answered)
+        response = answered[-1].response
+    else:
+        response = await strict.responses.create(model=MODEL, input="Hi")
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.usage.total_tokens == 10
+    assert response.output_text == "Once upon"
