@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test test-all clients fuzz fuzz-setup contract bench opcodes gateways lint format clean
+.PHONY: help setup demo serve test test-all clients fuzz fuzz-setup contract bench hold opcodes gateways lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,9 @@ bench: $(SYNCED) ## what the router costs, beside others (`make gateways`) and a
 
 opcodes: $(SYNCED) ## the same in opcodes, which no busy machine changes (BASE=COMMIT ARGS="--top 10")
 	@$(VENV_PYTHON) -m benchmarks.opcodes $(if $(BASE),--base $(BASE)) $(ARGS)
+
+hold: $(SYNCED) ## whether it holds: 340 kills, failures, slow clients, a queue of 5,000 (ARGS="--only kills --kills 20")
+	@$(VENV_PYTHON) -m benchmarks.hold $(ARGS)
 
 # Pinned, so that figures can be compared. OGX needs Python 3.12 or newer; LiteLLM asks for a certifi that not every registry has
 # yet: any will do.
