@@ -249,6 +249,38 @@ OVERFLOWS = {
     ),
     "Doubao": ("Total tokens of image and text exceed max message tokens. Request id: 0217", Overflow()),
     "SiliconFlow": ("length of prompt_tokens (33000) must be less than max_seq_len (32768).", Overflow(32768, 33000)),
+    "TabbyAPI": ("Prompt length 9010 is greater than max_seq_len 8192", Overflow(8192, 9010)),
+    "Cohere, older": (
+        "too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 9010. Try using a shorter prompt.",
+        Overflow(4081, None),
+    ),
+    "watsonx": (
+        "the number of input tokens 9010 cannot exceed the total tokens limit 8192 for this model",
+        Overflow(8192, 9010),
+    ),
+    "SambaNova": (
+        "Requested generation length 1 is not possible! The provided prompt is 9010 tokens long, so generating 1 tokens "
+        "requires a sequence length of 9011, but the maximum supported sequence length is just 8192!",
+        Overflow(8192, 9010),
+    ),
+    "Cloudflare": (
+        "The estimated number of input and maximum output tokens (9010) exceeded this model context window limit (8192).",
+        Overflow(8192, None),
+    ),
+    "MLC": (
+        "Request prompt has 9010 tokens in total, larger than the model input length limit 8192.",
+        Overflow(8192, 9010),
+    ),
+    "TensorRT-LLM": (
+        "The sum of prompt length (9010), query length (0) should not exceed max_num_tokens (8192)",
+        Overflow(8192, 9010),
+    ),
+    "Qianfan": ("prompt tokens too long", Overflow()),
+    "vLLM, pictures": (
+        "The prompt (total length 9010) is too long to fit into the model (context length 8192). Make sure that it fits.",
+        Overflow(8192, 9010),
+    ),
+    "some proxies": ("Context length exceeded", Overflow()),
     "llama-cpp-python": ("Requested tokens (9010) exceed context window of 4096", Overflow(4096, 9010)),
 }
 

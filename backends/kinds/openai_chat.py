@@ -37,6 +37,17 @@ KIND = Kind(
             "size limit exceeded by",  # Cohere
             "exceed max message tokens",  # Doubao
             "must be less than max_seq_len",  # SiliconFlow
+            "is greater than max_seq_len",  # TabbyAPI
+            "tokens in the prompt cannot exceed",  # Cohere
+            "cannot exceed the total tokens limit",  # watsonx
+            "the maximum supported sequence length is",  # SambaNova
+            "exceeded this model context window limit",  # Cloudflare
+            "larger than the model input length limit",  # MLC
+            "should not exceed max_num_tokens",  # TensorRT-LLM
+            "prompt tokens too long",  # Qianfan
+            "context length exceeded",
+            "exceeds the model's context window",
+            "too long for the model's context window",
         ),
         limits=(
             r"context length \((\d{1,11})",  # SGLang
@@ -57,7 +68,13 @@ KIND = Kind(
             r"maximum input length (\d{1,11})",  # DeepInfra
             r"exceeds the limit of (\d{1,11})",  # GitHub Copilot
             r"limit for this model is (\d{1,11})",  # Cohere
-            r"max_seq_len \((\d{1,11})",  # SiliconFlow
+            r"max_seq_len \(?(\d{1,11})",  # SiliconFlow, TabbyAPI
+            r"prompt cannot exceed (\d{1,11})",  # Cohere
+            r"total tokens limit (\d{1,11})",  # watsonx
+            r"supported sequence length is (?:just )?(\d{1,11})",  # SambaNova
+            r"context window limit \((\d{1,11})",  # Cloudflare
+            r"input length limit (\d{1,11})",  # MLC
+            r"max_num_tokens \((\d{1,11})",  # TensorRT-LLM
         ),
         prompts=(
             r"(\d{1,11}) of text input",  # OpenRouter
@@ -73,6 +90,10 @@ KIND = Kind(
             r"current length is (\d{1,11})",  # Cerebras
             r"prompt has (\d{1,11}) tokens",  # DS4
             r"prompt_tokens \((\d{1,11})",  # SiliconFlow
+            r"prompt length (\d{1,11}) is",  # TabbyAPI
+            r"number of input tokens (\d{1,11})",  # watsonx
+            r"provided prompt is (\d{1,11}) tokens",  # SambaNova
+            r"sum of prompt length \((\d{1,11})",  # TensorRT-LLM
         ),
         system=(
             r"invalid (?:message )?role: (?:system|developer)",  # MiniMax

@@ -39,12 +39,15 @@ KIND = VLLM(
             "longer than the maximum model length",  # its engine
             "max_tokens must be at least 1, got -",  # 0.4: what was left for the answer
             "cannot be greater than max_model_len",
+            "too long to fit into the model",  # of several modalities
         ),
         limits=(
             r"max_model_len\D{0,30}(\d{1,11})",
             r"maximum model length of (\d{1,11})",
             r"context length (?:is only|of only|of) (\d{1,11})",  # LM Studio's, too
+            r"\(context length (\d{1,11})",
         ),
+        prompts=(r"\(total length (\d{1,11})",),
         # It cuts what it counts right behind what it could take.
         counted_up_to=(r"maximum input length of (\d{1,11}) tokens",),
         cannot=(
