@@ -76,6 +76,11 @@ def forms(stream_: bytes, whole: Json) -> dict[str, tuple[dict[str, str], bytes]
         "a stream without a header": ({"X-Nothing": "1"}, stream_ + DONE),
         "a stream that begins with a comment, without a header": ({"X-Nothing": "1"}, b": hello\n\n" + stream_),
         "a stream that begins with a BOM, said to be text": ({"Content-Type": "text/plain"}, b"\xef\xbb\xbf" + stream_),
+        "values that are no objects among its events": (
+            sse_,
+            (stream_ + DONE).replace(b"\n\n", b'\n\ndata: null\n\ndata: [1]\n\ndata: "ping"\n\ndata: 0\n\n', 2),
+        ),
+        "a value that is no object first": (sse_, b"data: null\n\n" + stream_ + DONE),
         "CRLF": (sse_, (stream_ + DONE).replace(b"\n", b"\r\n")),
         "CR": (sse_, (stream_ + DONE).replace(b"\n", b"\r")),
         "CRLF, said to be JSON": (json_, (stream_ + DONE).replace(b"\n", b"\r\n")),

@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from backends.wire.errors import ANY_SERVER, ServerErrors, json_or_none, raise_named
 from backends.wire.http1 import LEFT, Answer, BadAnswer
 from core.errors import BackendCut, BackendError, TooManyRequests
-from core.json import decode_json_halves
+from core.json import decode_json, decode_json_halves
 from requests.chat import DecodeError, decode_chunk, is_error, means_error
 from requests.chat_types import ChatChunk
 from requests.endings import ends_answer
@@ -259,7 +259,9 @@ class ChatStream(BackendStream[ChatChunk | Run]):
         try:
             chunk = decode_chunk(data)
         except DecodeError:
-            raise self.errors.not_an_answer(data) from None
+            if not _holds_nothing(data):
+                raise self.errors.not_an_answer(data) from None
+            chunk = ChatChunk()
         if is_error(chunk) or (not chunk.choices and self._decoder.name(place) == "error"):
             raise self.errors.inside(json_or_none(data))
         if chunk.choices:
@@ -320,7 +322,7 @@ class NativeStream(BackendStream[NativeEvent | NativeRun]):
         except ValueError:
             raise self.errors.not_an_answer(data) from None
         if not isinstance(value, dict):
-            raise self.errors.not_an_answer(data)
+            value = {"type": "keepalive"}  # As empty as this one.
         if value.get("object") == "response":
             value = {"type": WHOLE, "response": value}
         elif not isinstance(value.get("type"), str):
@@ -330,6 +332,14 @@ class NativeStream(BackendStream[NativeEvent | NativeRun]):
                 raise self.errors.not_an_answer(data)
             value = {**value, "type": name}
         return NativeEvent.of(value)
+
+
+def _holds_nothing(data: bytes) -> bool:
+    """Whether it is JSON, but no object: it says nothing, and is no reason to end what does."""
+    try:
+        return not isinstance(decode_json(data), dict)
+    except ValueError:
+        return False
 
 
 class RawAnswer:
