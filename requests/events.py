@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -32,7 +32,7 @@ from requests.hidden import drop, hide, may_show_seal, unsealed
 from requests.native import NO_FLOWS, Flows, NativeItems
 from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
 from requests.native_shapes import ending, whole_output, whole_response
-from requests.native_steps import goes_on
+from requests.native_steps import STEPS, goes_on
 from requests.open_items import NO_ARGUMENTS, STREAMED_CALLS, Emission, Event, OpenCall, OpenText, Seal, sealed
 from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
 from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_responses, whole_item
@@ -531,15 +531,15 @@ class ResponseBuilder:
         if isinstance(piece, NativeRun):
             frames = self._relayed(piece.heads, piece.datas)
             return [event for one in piece.events() for event in self.native(one)] if frames is None else [frames]
-        if self.emits == "frames" and piece.data and self._native is not None:
+        if self.sequence_number and self.emits == "frames" and piece.data:
             head, data = piece.head, piece.data
-            if (frame := self._relayed([head], [data])) is not None:
+            if head.delta is not None and (frame := self._relayed([head], [data])) is not None:
                 return [frame]
-            frame = self._framed(head, [data])
-            may_go_on = frame is not None and not (self.hides_seals and may_show_seal(data))
-            if may_go_on and goes_on(self._native, self, head.type, data):
-                self.sequence_number += 1
-                return [frame]
+            if head.type in STEPS and not (self.hides_seals and may_show_seal(data)):
+                frame = self._framed(head, [data])
+                if frame is not None and goes_on(self._items, self, head.type, data):
+                    self.sequence_number += 1
+                    return [frame]
         return self.adopt(piece.model_dump())
 
     def adopt(self, event: Event) -> list[Event]:
@@ -567,7 +567,7 @@ class ResponseBuilder:
         events: list[Event] = []
         output = whole_output(response, "incomplete" if status == "incomplete" else "completed")
         if self._native is None and self.emits == "nothing":
-            self._output = cast("list[Item | None]", output)
+            self._output = [*output]
         else:
             self._items.finish(self, events, output, status)
             output = [item for item in self._output if item is not None]

@@ -546,6 +546,8 @@ class NativeItems:
     def finish(self, ladder: Ladder, events: list[Event], output: list[Item], status: str) -> None:
         """Streams what never was, and closes what is open, unless the response has failed. What was streamed is kept,
         unless the server's own `output` holds more."""
+        if [item.done for item in self.items] == output:
+            return  # As it should be.
         matches = self._matched(output)
         has_failed = status in ("failed", "cancelled")
         if has_failed:

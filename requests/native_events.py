@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -40,6 +40,7 @@ class EventHead(msgspec.Struct, gc=False):
     logprobs: list[Any] | None = None
 
 
+Place = tuple[Any, ...]
 # What an event goes on with; what it adds; its number. Of many, without a line of Python for each.
 place_of = attrgetter("type", "item_id", "output_index", "content_index", "summary_index")
 delta_of, logprobs_of, number_of = attrgetter("delta"), attrgetter("logprobs"), attrgetter("sequence_number")
@@ -77,7 +78,8 @@ class NativeEvent:
 
     def model_dump(self) -> Json:
         """All of it."""
-        return cast(Json, decode_json(self.data)) if self._value is None else self._value
+        value: Json = decode_json(self.data) if self._value is None else self._value
+        return value
 
 
 class NativeRun:
@@ -128,15 +130,24 @@ def _run_in(heads: list[EventHead]) -> tuple[int, int]:
     middle = len(heads) // 2
     if not heads[middle].type.endswith(".delta"):
         return middle, middle
-    begin = 0
-    for _, group in groupby(map(place_of, heads)):
-        end = begin + len([*group])
-        if end > middle:
-            break
-        begin = end
+    places = [*map(place_of, heads)]
+    place = places[middle]
+    begin, end = places.index(place), len(places) - places[::-1].index(place)
+    if places[begin:end].count(place) < end - begin:  # Something else is among them.
+        begin, end = _around(places, middle)
     numbers = [*map(number_of, heads[begin:end])]
     try:
         goes_on = numbers == [*range(numbers[0], numbers[0] + len(numbers))]
     except TypeError:  # No numbers, or none that count.
         goes_on = False
     return (begin, end) if goes_on else (middle, middle)
+
+
+def _around(places: list[Place], middle: int) -> tuple[int, int]:
+    """Where what is alike around the middle begins and ends."""
+    begin = end = 0
+    for _, group in groupby(places):
+        begin, end = end, end + len([*group])
+        if end > middle:
+            break
+    return begin, end

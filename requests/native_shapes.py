@@ -7,7 +7,7 @@ Specification: OpenAI's Response and its items, Open Responses 2026-04-24.
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -74,19 +74,34 @@ class WholeCall(msgspec.Struct, tag="function_call"):
 WholeItem = WholeMessage | WholeReasoning | WholeCall
 
 
-def is_whole(given: object, whole: object) -> bool:
-    """Whether it lacks nothing, as nearly all that comes: to look at each key would take ten times as long."""
+# msgspec knows a struct at once; what a union means it would work out again with each value.
+class OneItem(msgspec.Struct):
+    value: WholeItem
+
+
+class AllItems(msgspec.Struct):
+    value: list[WholeItem]
+
+
+class OnePart(msgspec.Struct):
+    value: WholePart
+
+
+def is_whole(given: object, whole: type[msgspec.Struct]) -> bool:
+    """Whether it is a `value` that lacks nothing, as nearly all that comes: to look at each key would take ten times as
+    long."""
     try:
-        msgspec.convert(given, whole)
+        msgspec.convert({"value": given}, whole)
     except msgspec.ValidationError:
         return False
     return True
 
 
-def whole_item(given: object, status: str) -> Item | None:
+def whole_item(given: Any, status: str) -> Item | None:
     """An item, with the `status` where it gives none. None for what is no item."""
-    if is_whole(given, WholeItem):
-        return cast(Item, given)
+    if is_whole(given, OneItem):
+        whole: Item = given  # and so a dict
+        return whole
     if not isinstance(given, dict) or (kind := _kind_of(given)) is None:
         return None
     item: Item = {key: value for key, value in given.items() if value is not None or key not in NEVER_NULL}
@@ -117,10 +132,11 @@ def whole_parts(given: object, kind: str) -> list[Part]:
     return [part for part in (whole_part(part, kind) for part in parts) if part is not None]
 
 
-def whole_part(given: object, kind: str) -> Part | None:
+def whole_part(given: Any, kind: str) -> Part | None:
     """A part, of that kind where it names none. None for what is no part."""
-    if is_whole(given, WholePart):
-        return cast(Part, given)
+    if is_whole(given, OnePart):
+        whole: Part = given  # and so a dict
+        return whole
     if isinstance(given, str):
         given = {"type": kind, "text": given}
     if not isinstance(given, dict):
@@ -224,8 +240,9 @@ def whole_error(given: object) -> Json:
 def whole_output(response: Json, status: str) -> list[Item]:
     """The items of a response, each with this `status` where it has none; or the text that stands for them."""
     given = response.get("output")
-    if given and is_whole(given, list[WholeItem]):
-        return cast(list[Item], given)
+    if given and is_whole(given, AllItems):
+        items: list[Item] = given
+        return items
     whole = (whole_item(item, status) for item in objects_in(given))
     # A call without a name is none that a client could run.
     items = [item for item in whole if item is not None and item.get("name", "a name")]

@@ -14,7 +14,7 @@ import msgspec
 
 from core.json import Json
 from requests.native import ITEM_OF, Flow, NativeItem, NativeItems, NativePart
-from requests.native_shapes import Text, WholeItem, WholePart, is_whole
+from requests.native_shapes import OneItem, OnePart, Text, is_whole
 from requests.open_items import CONTENT, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Ladder
 
 Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)]
@@ -60,8 +60,12 @@ class BegunSummary(msgspec.Struct, tag="summary_text"):
     text: Literal[""]
 
 
-BegunItem = BegunMessage | BegunReasoning | BegunCall
-BegunPart = BegunText | BegunRefusal | BegunThought | BegunSummary
+class BegunItem(msgspec.Struct):
+    value: BegunMessage | BegunReasoning | BegunCall
+
+
+class BegunPart(msgspec.Struct):
+    value: BegunText | BegunRefusal | BegunThought | BegunSummary
 
 
 class Step(msgspec.Struct):
@@ -83,14 +87,13 @@ _step = msgspec.json.Decoder(Step).decode
 
 
 def goes_on(items: NativeItems, ladder: Ladder, type: str, data: bytes) -> bool:
-    """Whether an event may go on as it came; then it is noted. Nothing has happened where it may not."""
-    if (follow := STEPS.get(type)) is None:
-        return False
+    """Whether an event of one of the types of `STEPS` may go on as it came; then it is noted. Nothing has happened where
+    it may not."""
     try:
         step = _step(data)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return False
-    return follow(items, ladder, step)
+    return STEPS[type](items, ladder, step)
 
 
 def _item_begins(items: NativeItems, ladder: Ladder, step: Step) -> bool:
@@ -149,7 +152,7 @@ def _text_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
 
 def _part_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
     part = _open_part(items, step)
-    if part is None or not part.has_ended or part.annotations or not is_whole(step.part, WholePart):
+    if part is None or not part.has_ended or part.annotations or not is_whole(step.part, OnePart):
         return False
     if step.part["type"] != part.kind or step.part[STREAMED_PARTS[part.kind][1]] != part.text:
         return False
@@ -177,7 +180,7 @@ def _item_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
         or item.item["id"] != done.get("id")
     ):
         return False
-    if not is_whole(done, WholeItem) or done["type"] != item.kind or done.get("status") == "in_progress":
+    if not is_whole(done, OneItem) or done["type"] != item.kind or done.get("status") == "in_progress":
         return False
     if item.kind == "function_call":
         if not item.arguments.has_ended or done["arguments"] != item.arguments.text:

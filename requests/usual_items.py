@@ -70,10 +70,14 @@ UsualItem = (
 )
 
 
+class UsualInput(msgspec.Struct):
+    items: list[UsualItem]
+
+
 def are_usual(items: list[Item]) -> bool:
     """Whether `check_item` passes all of these, as can be seen at once."""
     try:
-        msgspec.convert(items, list[UsualItem])
+        msgspec.convert({"items": items}, UsualInput)
     except msgspec.ValidationError:
         return False
     return True

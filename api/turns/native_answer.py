@@ -16,7 +16,7 @@ from core.errors import BackendError, BackendRefused
 from core.seals import Sealer, is_ours
 from requests.included import SEALED_REASONING
 from requests.messages import summary_text
-from requests.native_events import NativeEvent, NativeRun
+from requests.native_events import NativeEvent
 from requests.open_items import Event
 from requests.tools import Item
 
@@ -42,8 +42,9 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         yield turn.builder.adopt_whole(answer.model_dump())
         return
     builder = turn.builder
-    errors = answer.errors if isinstance(answer, BackendStream) else ANY_SERVER
-    if turn.express is not None and isinstance(answer, BackendStream):
+    is_ours = isinstance(answer, BackendStream)
+    errors = answer.errors if is_ours else ANY_SERVER
+    if is_ours and turn.express is not None:
         answer.shortcut(
             turn.express,
             lambda batch: [event for piece in batch for event in builder.native(piece)],
@@ -52,7 +53,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
     async with aclosing(batches_of(answer)) as batches:
         async for batch in batches:
             events: list[Any] = []
-            for piece in map(_as_native, batch):
+            for piece in batch if is_ours else map(_as_native, batch):
                 if piece.type == "error" and isinstance(piece, NativeEvent) and not builder.ended:
                     if events:
                         yield events
@@ -78,9 +79,9 @@ async def _begun(backend: Backend, params: dict[str, Any], create: Callable[[dic
             params = adapting.changed(params, error)
 
 
-def _as_native(event: Any) -> NativeEvent | NativeRun:
-    """Events of upstream's, also of an SDK that stands in for our client."""
-    return event if isinstance(event, NativeEvent | NativeRun) else NativeEvent.of(event.model_dump())
+def _as_native(event: Any) -> NativeEvent:
+    """An event of upstream's, out of an SDK that stands in for our client."""
+    return NativeEvent.of(event.model_dump())
 
 
 # ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────────
