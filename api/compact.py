@@ -44,7 +44,7 @@ async def compact_response(request: Request) -> Response:
     if not isinstance(given, list):
         raise InvalidRequest("The input is a text or a list of items.", param="input")
     wanted = {
-        **body,
+        **{key: value for key, value in body.items() if key != "stream_options"},
         "input": [*given, {"type": "compaction_trigger"}],
         "store": False,
         "stream": False,

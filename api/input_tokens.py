@@ -36,8 +36,9 @@ async def count_input_tokens(request: Request) -> Response:
     body = await read_json(request)
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
+    asked = {key: value for key, value in body.items() if key != "stream_options"}
     turn = await begin_turn(
-        state, {**body, "store": False, "stream": False, "background": False}, principal_of(request)
+        state, {**asked, "store": False, "stream": False, "background": False}, principal_of(request)
     )
     async with ClientWatch(request.scope, request.receive):
         try:

@@ -9,6 +9,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from core.errors import Unsupported
 from requests.compatibility import PARTS
+from requests.foreign import hint_of_part
 
 EVERY_PART = frozenset({"image", "file", "audio"})
 TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
@@ -68,7 +69,8 @@ class Content:
             self._must_carry("audio", where)
             return {"type": "input_audio", "input_audio": part.get("input_audio")}
         raise Unsupported(
-            f"Content of type '{kind}' cannot be given to a chat-completions backend.", param=f"{where}.type"
+            f"Content of type '{kind}' cannot be given to a chat-completions backend.{hint_of_part(kind)}",
+            param=f"{where}.type",
         )
 
     def _image(self, part: dict[str, Any], where: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.errors import InvalidRequest
+from requests.foreign import check_foreign, check_role
 from requests.messages import ROLES, orphan_output
 from requests.pairs import OpenCalls, needs_output
 from requests.responses import HAS_STATUS, ID_PREFIXES, new_id
@@ -20,6 +21,8 @@ def check_item(item: Item, where: str) -> None:
     if not isinstance(item.get("id") or "", str):
         raise InvalidRequest("The id of an item is a string.", param=f"{where}.id")
     if kind == "message":
+        if not isinstance(item.get("role"), str) or item["role"] not in ROLES or "tool_calls" in item:
+            check_role(item, where)
         if not isinstance(item.get("role"), str) or item["role"] not in ROLES:
             raise InvalidRequest("The role is user, assistant, system or developer.", param=f"{where}.role")
         _check_content(item.get("content"), f"{where}.content")
@@ -43,8 +46,10 @@ def check_item(item: Item, where: str) -> None:
                 raise InvalidRequest(
                     f"A configuration_update has an object '{holder}' with a text '{key}'.", param=f"{where}.{holder}"
                 )
-    elif kind == "item_reference" and not item.get("id"):
-        raise InvalidRequest("A reference needs the 'id' of an item.", param=f"{where}.id")
+    else:
+        check_foreign(item, kind, where)
+        if kind == "item_reference" and not item.get("id"):
+            raise InvalidRequest("A reference needs the 'id' of an item.", param=f"{where}.id")
 
 
 def _check_call(item: Item, kind: str, where: str) -> None:
@@ -60,6 +65,9 @@ def _check_call(item: Item, kind: str, where: str) -> None:
     for key in ("action", "operation"):
         if not isinstance(item.get(key) or {}, dict):
             raise InvalidRequest(f"The {key} of a {kind} is an object.", param=f"{where}.{key}")
+    operation = item.get("operation") or {}
+    if operation.get("type") in ("create_file", "update_file") and not isinstance(operation.get("diff"), str):
+        raise InvalidRequest(f"The operation {operation['type']} needs a 'diff'.", param=f"{where}.operation.diff")
     if isinstance(item.get("output"), list) and kind != "shell_call_output":
         _check_content(item["output"], f"{where}.output")
     if kind == "tool_search_output":

@@ -33,6 +33,7 @@ ATTACHED = "(The attachments of this output follow in the next user message.)"
 # Items that are for the router, and not for a model.
 SILENT = BRINGS_TOOLS | chat_names(ITEMS, RUN_HERE) | {name for name, row in ITEMS.items() if row.is_setting}
 IGNORED_ITEMS = chat_names(ITEMS, IGNORED)
+KNOWN_ITEMS = frozenset(ITEMS)
 UNSPOKEN = SILENT | IGNORED_ITEMS
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
@@ -48,6 +49,7 @@ def responses_input_to_messages(
     book: ToolBook | None = None,
     ignored: set[str] | None = None,
     files: Files | None = None,
+    adapted: set[str] | None = None,
 ) -> list[Message]:
     """Chat messages for a Responses input.
 
@@ -56,11 +58,12 @@ def responses_input_to_messages(
     text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is
     where the backend reads earlier reasoning from: a key of the message, `THINK_TAGS` for its text, or None where it
     must be left out. `book` knows the backend's names of the tools. `ignored` gets the names of items and keys of which
-    nothing came. `files` are those that are named by URL; without it they are refused.
+    nothing came, `adapted` those of items that nobody knows, which are text. `files` are those that are named by URL; without it they are
+    refused.
     """
     items = [] if isinstance(input, str) else input
     conversation = _Conversation(
-        items, carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored, files
+        items, carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored, files, adapted
     )
     if instructions:
         conversation.system(instructions)
@@ -123,8 +126,10 @@ class _Conversation:
         book: ToolBook,
         ignored: set[str],
         files: Files | None,
+        adapted: set[str] | None,
     ) -> None:
         self._items = items
+        self._adapted = adapted
         self._ignored = ignored
         self._content = Content(carries, ignored, files)
         self._reasoning_key = reasoning_key
@@ -176,6 +181,8 @@ class _Conversation:
                 self._ignored.add(f"input.{kind}")
             case _ if kind not in SILENT:
                 # Something that OpenAI ran, in an earlier turn: the model reads what it was.
+                if kind not in KNOWN_ITEMS and self._adapted is not None:
+                    self._adapted.add(f"input.{kind}=text")
                 text, pictures = item_as_text(item, shows_pictures=self._content.carries_images)
                 node = self._assistant(f"{text}\n{ATTACHED}" if pictures else text, where)
                 node.shown += [{"type": "image_url", "image_url": {"url": url}} for url in pictures]

@@ -2,12 +2,13 @@
 
     body ──check_request──▶ CreateParams
 
-Specification: OpenAI's Responses API and Open Responses 2026-04-24. Unknown keys are no error, wrong values are a 400 that names
-the parameter.
+Specification: OpenAI's Responses API and Open Responses 2026-04-24. Unknown keys are no error but in `text` and `nomyo`, wrong values are a
+400 that names the parameter.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -31,7 +32,7 @@ class Reasoning(msgspec.Struct):
     generate_summary: str | None = None
 
 
-class Text(msgspec.Struct):
+class Text(msgspec.Struct, forbid_unknown_fields=True):
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
@@ -75,6 +76,7 @@ class CreateParams(msgspec.Struct):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
     context_management: list[ContextManagement] | None = None
@@ -141,6 +143,10 @@ def _too_many_tools(max_tools: int, param: str) -> InvalidRequest:
     )
 
 
+# How msgspec words it.
+UNKNOWN_KEY = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+
+
 def check_request(body: Any) -> CreateParams:
     """The checked parameters of a create request. Raises `InvalidRequest` or `Unsupported` that names the parameter."""
     if not isinstance(body, dict):
@@ -151,6 +157,9 @@ def check_request(body: Any) -> CreateParams:
         problem, _, path = str(error).partition(" - at `$.")
         # msgspec calls a value of an object `[...]`: what holds it is name enough.
         param = path.rstrip("`").partition("[...]")[0] or None
+        if unknown := UNKNOWN_KEY.fullmatch(problem):
+            named = f"{param}.{unknown[1]}"
+            raise InvalidRequest(f"Unknown parameter: '{named}'.", param=named, code="unknown_parameter") from None
         raise InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value") from None
     if params.model is None and not params.prompt:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
@@ -158,6 +167,8 @@ def check_request(body: Any) -> CreateParams:
         raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
     if params.conversation:
         raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")
+    if body.get("stream_options") and not params.stream:
+        raise InvalidRequest("'stream_options' is only for requests with 'stream'.", param="stream_options")
     if params.background and params.store is False:
         raise InvalidRequest("Background responses are stored: 'store' cannot be false.", param="store")
     if (

@@ -80,8 +80,7 @@ def _shells() -> dict[str, tuple[str, str, dict[str, Any]]]:
                 diff={
                     **text,
                     "description": "What changes, as a V4A diff: lines that begin with a space stay, with - go, with + come, "
-                    "@@ names the place. For a new file every line begins with +. Not for a deletion.",
-                    "optional": True,
+                    "@@ names the place. For a new file every line begins with +. Empty for a deletion.",
                 },
             ),
         ),

@@ -130,7 +130,7 @@ WHAT_MATTERS: dict[str, dict[str, Any]] = {
 WHAT_DOES_NOT: dict[str, dict[str, Any]] = {
     "metadata": {"metadata": {"a": "b"}},
     "store": {"store": False},
-    "stream_options": {"stream_options": {"include_obfuscation": False}},
+    "stream_options": {"stream_options": {}},
     "null": {"temperature": None},
     "the input as a message": {"input": [{"role": "user", "content": "Say something."}]},
     "the input with an id": {
@@ -158,6 +158,9 @@ class TestKeys:
             assert len(backend.turns) == 1, f"{name} matters"
             assert response["metadata"] == (params.get("metadata") or {}), "it is the response to another request"
             assert response["store"] == params.get("store", True), "it is the response to another request"
+        options = {"include_obfuscation": False}
+        assert (await stream(served.http, **CACHED, stream_options=options))[-1]["type"] == "response.completed"
+        assert len(backend.turns) == 1, "how it is streamed matters"
 
     async def test_the_history_matters_and_its_ids_do_not(self, served, backend):
         def ask(after: dict[str, Any]) -> Any:

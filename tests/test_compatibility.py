@@ -47,6 +47,7 @@ from requests.tools import TYPED_TOOLS
 from tests.conftest import Running
 from tests.fake_backend import FakeBackend
 from tests.sdk import EVENT_CLASSES, MODEL, PIXEL
+from tests.stream_grammar import parse_sse
 from tests.test_event_coverage import HOSTED_ONLY, OURS
 from tests.turns import URL
 
@@ -133,10 +134,17 @@ PARAMETER_EXAMPLES: Mapping[str, Example] = {
     "store": parameter("store", False, effect=echoed("store", False)),
     "stream": parameter("stream", True),
     "stream_id": parameter("stream_id", "a"),
-    "stream_options": parameter("stream_options", {"include_obfuscation": False}, effect=is_answered),
-    "stream_options.include_obfuscation": parameter("stream_options.include_obfuscation", False, effect=is_answered),
+    "stream_options": parameter(
+        "stream_options", {"include_obfuscation": False}, effect=is_answered, base={"stream": True}
+    ),
+    "stream_options.include_obfuscation": parameter(
+        "stream_options.include_obfuscation", False, effect=is_answered, base={"stream": True}
+    ),
     "stream_options.include_usage": parameter(
-        "stream_options.include_usage", True, effect=lambda response: response["usage"]["total_tokens"] > 0
+        "stream_options.include_usage",
+        True,
+        effect=lambda response: response["usage"]["total_tokens"] > 0,
+        base={"stream": True},
     ),
     "temperature": parameter("temperature", 0.5),
     "text": parameter("text", {"verbosity": "low"}),
@@ -406,6 +414,13 @@ EXAMPLES: Mapping[str, Mapping[str, Example]] = {
 }
 
 
+def response_of(answer: httpx2.Response) -> Json:
+    """The response, streamed or not."""
+    is_stream = answer.headers["content-type"].startswith("text/event-stream")
+    response: Json = parse_sse(answer.content)[-1][1]["response"] if is_stream else answer.json()
+    return response
+
+
 class Trial:
     """One example, sent through a router: the answer, and what arrived at the server with it and without."""
 
@@ -450,7 +465,7 @@ class Trial:
         arrived = [key for key, value in example.given.items() if self.sent.get(key) == value != self.plain.get(key)]
         if arrived:
             return f"sent: {arrived}"
-        return "" if example.effect(self.answer.json()) else f"no effect: {self.answer.text[:300]}"
+        return "" if example.effect(response_of(self.answer)) else f"no effect: {self.answer.text[:300]}"
 
     def differs(self) -> str:
         assert self.sent is not None
@@ -459,7 +474,7 @@ class Trial:
 
 async def tried(served: Running, backend: FakeBackend, example: Example) -> Trial:
     plain = {"model": MODEL, "input": [USER]} | example.base
-    stored = (await served.http.post(URL, json=plain | {"model": MODEL, "input": "hi", "store": True})).json()
+    stored = response_of(await served.http.post(URL, json=plain | {"model": MODEL, "input": "hi", "store": True}))
     given = orjson.loads(
         orjson.dumps(plain | example.given)
         .replace(b"{ours}", served.app.state.sealer.seal(MARK, "compaction").encode())

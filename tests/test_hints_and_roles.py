@@ -349,8 +349,10 @@ class TestNative:
         "text.verbosity": {"text": {"verbosity": "low"}},
     }
 
-    @STREAMING
-    @pytest.mark.parametrize("hint", HINTS)
+    @pytest.mark.parametrize(
+        ("hint", "streaming"),
+        [(hint, streaming) for hint in HINTS for streaming in (False, True) if streaming or hint != "stream_options"],
+    )
     async def test_hints_are_left_out_and_not_sent_again(self, backend, hint, streaming):
         holder, _, key = hint.rpartition(".")
 

@@ -55,7 +55,6 @@ async def test_all_that_is_ignored_is_named(served: Running) -> None:
         background_options={"a": 1},
         include=["web_search_call.results", "acme.all", "reasoning.encrypted_content"],
         reasoning={"effort": "low", "mode": "fast", "acme": 1},
-        text={"verbosity": "low", "acme": 1},
         tools=[FUNCTION | {"output_schema": {}}, FUNCTION | {"output_schema": {"type": "object"}, "acme": 1}],
     ) == [
         "background_options",
@@ -65,7 +64,6 @@ async def test_all_that_is_ignored_is_named(served: Running) -> None:
         "prompt_cache_options",
         "reasoning.acme",
         "reasoning.mode",
-        "text.acme",
         "tools.acme",
         "tools.output_schema",
     ]
@@ -290,6 +288,7 @@ any_json = json_values | st.integers()
 # A turn that has everything, and keys of it that it does not need: any value there is as good as none.
 TURN: Json = {
     "model": MODEL,
+    "stream": True,
     "instructions": "Be brief.",
     "tools": [FUNCTION, {"type": "custom", "name": "c"}, {"type": "namespace", "name": "n", "tools": [FUNCTION]}],
     "input": [
@@ -317,7 +316,6 @@ UNNEEDED: list[tuple[Any, ...]] = [
     ("messages",),
     ("reasoning", "context"),
     ("reasoning", "acme"),
-    ("text", "acme"),
     ("stream_options", "include_usage"),
     ("tools", 0, "output_schema"),
     ("tools", 0, "allowed_callers"),

@@ -64,6 +64,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "user": [1, {}],
     "safety_identifier": [1],
     "prompt_cache_key": [1],
+    "prompt_cache_retention": ["1h", 24, {}],
     "conversation": [1, []],
     "prompt": ["pmpt_1", []],
     "context_management": [{}, "auto"],
@@ -117,7 +118,11 @@ WRONG_PLACES: list[tuple[str, Json]] = [
     ("reasoning.summary", {"reasoning": {"summary": True}}),
     ("metadata." + "k" * 64, {"metadata": {"k" * 65: ""}}),
     ("metadata.k", {"metadata": {"k": "v" * 513}}),
-    ("nomyo", {"nomyo": {"cahce": True}}),
+    ("nomyo.cahce", {"nomyo": {"cahce": True}}),
+    ("text.acme", {"text": {"verbosity": "low", "acme": 1}}),
+    ("text.response_format", {"text": {"response_format": {"type": "json_object"}}}),
+    ("stream_options", {"stream_options": {"include_obfuscation": False}}),
+    ("stream_options", {"stream_options": {"include_usage": True}, "stream": False}),
     ("nomyo.cache", {"nomyo": {"cache": "yes"}}),
 ]
 
@@ -203,7 +208,7 @@ TOLERATED: dict[str, Json] = {
     "no items": body(input=[]),
     "no input, but a response to continue": {"model": "m", "previous_response_id": "resp_1"},
     "unknown keys": body(seed=1, top_k=40, chat_template_kwargs={"thinking": False}),
-    "unknown keys inside": body(reasoning={"effort": "low", "mode": "x"}, text={"x": 1}),
+    "unknown keys inside": body(reasoning={"effort": "low", "mode": "x"}, stream=True, stream_options={"x": 1}),
     "unknown words": body(include=["x"], service_tier="ultrafast", reasoning={"effort": "max"}),
     "the ends of each range": body(
         temperature=2, top_p=0, presence_penalty=-2, frequency_penalty=2, top_logprobs=20, max_output_tokens=1
@@ -217,6 +222,8 @@ TOLERATED: dict[str, Json] = {
     "items that only a native backend knows": body(input=[{"type": "web_search_call", "id": "ws_1"}]),
     "tools that only a native backend knows": body(tools=[{"type": "web_search"}], tool_choice={"type": "web_search"}),
     "every format": body(text={"format": {"type": "json_object"}}),
+    "each retention": body(prompt_cache_retention="in_memory"),
+    "an older word for it": body(prompt_cache_retention="in-memory"),
     "a schema": body(text={"format": SCHEMA, "verbosity": "low"}),
 }
 

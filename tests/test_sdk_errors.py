@@ -53,7 +53,7 @@ def described(error: openai.APIError) -> tuple[str | None, str | None, str | Non
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"extra_body": {"nomyo": {"cash": True}}}, "nomyo"),
+        ({"extra_body": {"nomyo": {"cash": True}}}, "nomyo.cash"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

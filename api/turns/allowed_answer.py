@@ -42,8 +42,7 @@ async def allowed_answer(turn: Turn, chat: ChatRequest, ask: Ask) -> AsyncGenera
         params = {key: value for key, value in params.items() if key not in TOOL_PARAMS or narrowed.tools}
         if narrowed.tools:
             params |= {"tools": narrowed.tools, "tool_choice": narrowed.chat}
-        before = turn.headers.get("x-nomyo-adapted")
-        turn.headers["x-nomyo-adapted"] = f"{before}, {ASKED_AGAIN}" if before else ASKED_AGAIN
+        turn.note_change(ASKED_AGAIN)
         usage = builder.chat_usage
         builder.begin_again()
     names = ", ".join(f"'{name[:64]}'" for name in dict.fromkeys(builder.suppressed))

@@ -41,8 +41,7 @@ def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
 async def _with_files(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The answer to a request that names files by URL."""
     chat = await with_files(backend, turn.request)
-    before = turn.headers.get("x-nomyo-adapted")
-    turn.headers["x-nomyo-adapted"] = f"{before}, fetched_files" if before else "fetched_files"
+    turn.note_change("fetched_files")
     async with aclosing(_prepared(backend, turn, chat)) as batches:
         async for events in batches:
             yield events

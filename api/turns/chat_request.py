@@ -35,14 +35,15 @@ log = logging.getLogger("nomyo.responses")
 
 class ChatRequest(Struct, frozen=True):
     """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, which of them the client
-    has allowed (`choice`), the names of what nothing comes of (`ignored`), and the files that are still to be fetched, with their places
-    (`wanted`)."""
+    has allowed (`choice`), the names of what nothing comes of (`ignored`), those of unknown items that are text (`adapted`), and the files that are
+    still to be fetched, with their places (`wanted`)."""
 
     params: dict[str, Any]
     book: ToolBook
     choice: ToolChoice
     one_call: bool
     ignored: set[str]
+    adapted: set[str]
     wanted: dict[str, str] = {}
 
 
@@ -89,6 +90,7 @@ def prepare_chat(
     demanded = request.params.tool_choice
     choice = tool_choice_responses_to_chat(demanded, book, kind.chooses_by_name) if offers_tools else NO_TOOLS
     ignored = ignored_in(body) | book.ignored | unread
+    adapted: set[str] = set()
     by_url = None if backend.files is None else Files(files)
     messages = responses_input_to_messages(
         items,
@@ -100,12 +102,13 @@ def prepare_chat(
         book=book,
         ignored=ignored,
         files=by_url,
+        adapted=adapted,
     )
     if stream is None:
         stream = request.stream or kind.streams_always
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
     one_call = request.params.parallel_tool_calls is False
-    return ChatRequest(params, book, choice, one_call, ignored, by_url.wanted if by_url else {})
+    return ChatRequest(params, book, choice, one_call, ignored, adapted, by_url.wanted if by_url else {})
 
 
 def _places(request: TurnRequest, count: int) -> list[int] | None:
@@ -121,6 +124,8 @@ def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
     turn.builder.offer(chat.book, allowed=chat.choice.allowed, one_call=chat.one_call)
     if chat.ignored:
         turn.headers["x-nomyo-ignored"] = _named(sorted(chat.ignored))
+    for name in sorted(chat.adapted):
+        turn.note_change(name)
     omitted = chat.book.omitted
     if not omitted:
         return

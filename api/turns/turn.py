@@ -19,7 +19,7 @@ from msgspec import Struct
 from api.http.replies import Express
 from api.turns.history import resolve_history, resolve_references, stored_items
 from backends.fleet.pool import Pool
-from backends.fleet.routing import Routing
+from backends.fleet.routing import Routing, printable
 from core.errors import InvalidRequest, ServerError
 from core.keys import Principal
 from core.state import AppState
@@ -124,6 +124,14 @@ class Turn(Struct, eq=False):
         """Whom all that is kept of it belongs to."""
         return self.request.principal.owner
 
+    def note_change(self, name: str) -> None:
+        """Names to the client what was changed of its request, once."""
+        before, name = self.headers.get(ADAPTED), printable(name)[:LONGEST_CHANGE]
+        if before is None:
+            self.headers[ADAPTED] = name
+        elif name not in before.split(", ") and len(before) < MOST_CHANGES:
+            self.headers[ADAPTED] = f"{before}, {name}"
+
     def describe_way(self) -> str:
         """Its model, where it went and how long ago it came, for the log."""
         return self.routing.describe(self.request.model)
@@ -141,6 +149,10 @@ class Turn(Struct, eq=False):
 
 # Of many items, without a line of Python for each.
 TYPE = itemgetter("type")
+ADAPTED = "x-nomyo-adapted"
+# A name of a client's own is as long as it likes, and headers are not.
+LONGEST_CHANGE = 200
+MOST_CHANGES = 1500
 # So many items are checked in some milliseconds.
 MANY_ITEMS = 1000
 
