@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -12,6 +13,8 @@ from requests.compatibility import PARTS
 from requests.foreign import hint_of_part
 
 EVERY_PART = frozenset({"image", "file", "audio"})
+# What holds no image: nothing, or a data URL without data.
+EMPTY_URL = re.compile(r"\s*(?:data:[^,]{0,200},?\s*)?")
 TEXT_PARTS = frozenset(name for name, row in PARTS.items() if row.is_text)
 
 
@@ -76,7 +79,7 @@ class Content:
     def _image(self, part: dict[str, Any], where: str) -> dict[str, Any]:
         self._must_carry("image", where)
         url = part.get("image_url")
-        if not isinstance(url, str) or not url:
+        if not isinstance(url, str) or EMPTY_URL.fullmatch(url):
             given = "file_id" if part.get("file_id") else "image_url"
             raise Unsupported("An image must be given as 'image_url', a URL or a data URL.", param=f"{where}.{given}")
         image = {"url": url}

@@ -492,6 +492,10 @@ def check_tools(tools: list[Any], where: str = "tools") -> None:
             raise InvalidRequest(f"A {tool['type']} tool needs a 'name'.{hint}", param=f"{where}[{index}].name")
         if not isinstance(tool.get("description") or "", str):
             raise InvalidRequest("The description of a tool is a string.", param=f"{where}[{index}].description")
+        if (parameters := tool.get("parameters")) is not None and not isinstance(parameters, dict):
+            raise InvalidRequest("The parameters of a tool are an object.", param=f"{where}[{index}].parameters")
+        if (strict := tool.get("strict")) is not None and not isinstance(strict, bool):
+            raise InvalidRequest("Whether a tool is strict is true or false.", param=f"{where}[{index}].strict")
         if tool["type"] == "namespace":
             if not isinstance(tool.get("tools") or [], list):
                 raise InvalidRequest("The tools of a namespace are a list.", param=f"{where}[{index}].tools")

@@ -115,6 +115,20 @@ WRONG: dict[str, tuple[Json, str]] = {
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": ""}]}]},
         "input[0].content[0].image_url",
     ),
+    "an image whose URL is blank": (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": " \n"}]}]},
+        "input[0].content[0].image_url",
+    ),
+    "an image whose data is empty": (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,"}]}]},
+        "input[0].content[0].image_url",
+    ),
+    "parameters as a text": ({"tools": [FUNCTION | {"parameters": '{"type": "object"}'}]}, "tools[0].parameters"),
+    "parameters that are a list": (
+        {"tools": [{"type": "namespace", "name": "n", "tools": [FUNCTION | {"parameters": []}]}]},
+        "tools[0].tools[0].parameters",
+    ),
+    "a function that is strict in words": ({"tools": [FUNCTION | {"strict": "yes"}]}, "tools[0].strict"),
     "skills that are none": (
         {"tools": [{"type": "shell", "environment": {"skills": ["pdf"]}}]},
         "tools[0].environment.skills",

@@ -348,6 +348,9 @@ HELD_IN = {
         b"event: error\ndata: " + orjson.dumps({"error": {"message": SAID, "code": 400}}) + b"\n\n"
     ),
     "a 200": json_answer({"base_resp": {"status_code": 2013, "status_msg": SAID, "code": 400}}),
+    "a 200 with a code": json_answer({"code": 400, "msg": SAID, "success": False}),
+    "a 200 with a text": json_answer({"status": 400, "message": SAID, "data": None}),
+    "a fault": json_answer({"fault": {"faultstring": SAID, "detail": {"errorcode": "x"}}}, status=400),
 }
 
 

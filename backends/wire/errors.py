@@ -119,7 +119,9 @@ class ServerErrors:
         if not body.strip():
             return BackendError("The backend's answer is empty.", code="backend_empty_answer")
         value = json_or_none(body)
-        if isinstance(value, dict) and (means_error(value.get("error")) or _has_failed(value.get("base_resp"))):
+        if isinstance(value, dict) and (
+            means_error(value.get("error")) or _has_failed(value.get("base_resp")) or _has_words(value)
+        ):
             return self.inside(value)
         return BackendError("The backend's answer cannot be understood.", code="backend_bad_answer")
 
@@ -138,6 +140,12 @@ class ServerErrors:
 def _has_failed(base: Any) -> bool:
     """MiniMax's errors are 200s: the code is in `base_resp`."""
     return isinstance(base, dict) and bool(base.get("status_code"))
+
+
+def _has_words(value: Mapping[str, Any]) -> bool:
+    """Whether an object has a message and no answer, as the errors of many services that are 200s."""
+    keys = ("message", "msg", "detail", "error_msg", "error_message", "errorMessage", "Message")
+    return not value.keys() & {"choices", "output"} and any(isinstance(value.get(key), str) for key in keys)
 
 
 def _by_words(report: Report) -> BackendError | None:

@@ -117,7 +117,7 @@ def masking(secrets: Collection[str]) -> Mask:
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Where the words are, the richest first: OpenAI's and nearly everybody's, FastAPI's, Ollama's,
-# Cloudflare's, Baidu's, OAuth's, MiniMax's, RFC 9457's, AWS's.
+# Cloudflare's, Baidu's, OAuth's, MiniMax's, RFC 9457's, AWS's, Apigee's.
 _KEYS = (
     "message",
     "detail",
@@ -125,6 +125,7 @@ _KEYS = (
     "errors",
     "msg",
     "error_message",
+    "errorMessage",
     "error_msg",
     "error_description",
     "status_msg",
@@ -133,6 +134,8 @@ _KEYS = (
     "description",
     "reason",
     "Message",
+    "fault",
+    "faultstring",
 )
 
 

@@ -335,7 +335,7 @@ class NativeStream(BackendStream[NativeEvent | NativeRun]):
 
 
 def _holds_nothing(data: bytes) -> bool:
-    """Whether it is JSON, but no object: it says nothing, and is no reason to end what does."""
+    """Whether it is JSON, but no object: there is nothing in it, and it is no reason to end an answer."""
     try:
         return not isinstance(decode_json(data), dict)
     except ValueError:
