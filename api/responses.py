@@ -33,6 +33,7 @@ from api.turns.backend import Backend
 from api.turns.background import Background
 from api.turns.cached import cache_key, replayed
 from api.turns.chat_answer import chat_answer
+from api.turns.ignored import name_ignored
 from api.turns.native_answer import native_answer
 from api.turns.turn import Turn, begin_anew, begin_turn
 from backends.fleet.failover import Attempt, Attempts
@@ -88,6 +89,9 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
             ending = builder.finish()
+        params = turn.request.params
+        if params.tool_choice is not None or params.text is not None:
+            name_ignored(turn)
         if turn.describes_itself:
             turn.describe()
         if builder.suppressed:

@@ -125,6 +125,8 @@ class AdaptConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: bool = False
     images: bool = False
     parameters: bool = False
+    # Not a change: an answer that a strict schema was asked for is checked also where the server holds its model to it.
+    verify: bool = False
 
 
 class ImagesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -192,6 +192,11 @@ class Adapting:
             self._shortened(params, error) if error.code == "context_length_exceeded" else self._left_out(params, error)
         )
 
+    @property
+    def verifies(self) -> bool:
+        """Whether an answer is checked against a strict schema, whoever was asked for it."""
+        return self._allowed.verify
+
     def _may(self, name: str) -> bool:
         if name == SEALED_REASONING:
             return seals_for_us(self._turn.request)

@@ -20,7 +20,7 @@ from api.turns.backend import Backend
 from api.turns.chat_events import chat_events
 from api.turns.chat_request import ChatRequest, apply, prepare_chat, with_files
 from api.turns.compaction import can_shrink, summary_of
-from api.turns.structured_answer import structured
+from api.turns.structured_answer import is_verified, structured
 from api.turns.turn import Turn
 from requests.open_items import Event
 from requests.tokens import estimated_tokens
@@ -63,7 +63,7 @@ def _translated(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerat
         return allowed_answer(
             turn, chat, lambda params: _translated(backend, turn, replace(chat, params=params, choice=NO_TOOLS))
         )
-    if "response_format" in chat.params and backend.kind.structured_outputs != "native":
+    if "response_format" in chat.params and (backend.kind.structured_outputs != "native" or is_verified(backend, turn)):
         return structured(backend, turn, chat.params)
     return chat_events(backend, turn.builder, chat.params, turn.express)
 

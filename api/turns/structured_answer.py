@@ -1,5 +1,5 @@
 """The answer of a backend that cannot hold its model to a JSON format: it is shown the format, and its answer is
-checked."""
+checked. That of one that can is only checked."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ from requests.usage import summed_usage
 log = logging.getLogger("nomyo.responses")
 
 
+def is_verified(backend: Backend, turn: Turn) -> bool:
+    """Whether an answer is checked although its server holds the model to the format: it is strict, and the settings
+    want it."""
+    text = turn.request.params.text
+    wants = backend.adapting is not None and backend.adapting.verifies
+    return wants and text is not None and text.format is not None and text.format.get("strict") is True
+
+
 async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerator[list[Event]]:
     """The answer of a backend that cannot hold its model to a JSON format: the format is described to the model, its
     answer is checked, and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported`
@@ -30,8 +38,9 @@ async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerat
     assert turn.request.params.text.format is not None
     format = turn.request.params.text.format
     checker = Checker(format)
-    del params["response_format"]
-    params["messages"] = format_prompt(params["messages"], format)
+    if backend.kind.structured_outputs != "native":
+        del params["response_format"]
+        params["messages"] = format_prompt(params["messages"], format)
     usage: Json | None = None
     for is_repair in (False, True):
         inner = await whole_answer(backend, params)
