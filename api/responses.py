@@ -1,4 +1,5 @@
-"""/v1/responses: a request becomes a turn, a turn is a stream of events, and every way to answer is an end of that stream.
+"""/v1/responses: a request becomes a turn, a turn is a stream of events, and every way to answer is an end of that
+stream.
 
     begin_turn ──▶ run_turn ──▶ EventStream | final_response | Background
                       ↑
@@ -57,8 +58,9 @@ routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
 async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
-    """The events of a turn, in batches that arrived together. Whatever happens, the slot is given back and the store knows
-    how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is raised."""
+    """The events of a turn, in batches that arrived together. Whatever happens, the slot is given back and the store
+    knows how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is
+    raised."""
     builder = turn.builder
     routing = turn.routing
     # Nobody reads anything of the answer before its end: until then another backend may give it.
@@ -75,7 +77,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
             )
             async for attempt in attempts:
                 async with attempt:
-                    # What an attempt before this one has told the client is not true any more.
+                    # The headers of an attempt before this one are not true any more.
                     turn.headers = routing.headers()
                     if is_read_whole and builder.started:
                         builder = begin_anew(state, turn)
@@ -183,8 +185,8 @@ def _begin_row_of_stream(state: AppState, turn: Turn) -> None:
 
 
 def begin_early(state: AppState, turn: Turn) -> list[Event]:
-    """The beginning of a stream whose backend takes its time: from here on an error is an event. None where the stream has begun, or
-    is about to end."""
+    """The beginning of a stream whose backend takes its time: from here on an error is an event. None where the stream
+    has begun, or is about to end."""
     if turn.builder.started or turn.builder.ended:
         return []
     turn.describes_itself = True
@@ -218,8 +220,8 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
 
 
 async def record(state: AppState, turn: Turn) -> None:
-    """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false` leaves
-    nothing on a disk, so it fills only a cache that does neither."""
+    """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false`
+    leaves nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
     if turn.request.stored:
         if turn.row_begun:
@@ -253,8 +255,8 @@ CACHE_ROUTE = "openai_responses"
 
 
 def at_this_door(error: APIError, model: str) -> APIError:
-    """A model that no server has, as OpenAI's Responses API puts it: a 400, where chat completions have a 404. What can be no model's
-    name at all is not there, anywhere."""
+    """A model that no server has, as OpenAI's Responses API puts it: a 400, where chat completions have a 404. What can
+    be no model's name at all is not there, anywhere."""
     if isinstance(error, NotFound) and error.code == "model_not_found" and model.isprintable():
         error.status = 400
     return error
@@ -279,7 +281,8 @@ def _described(error: Exception, turn: Turn) -> APIError:
 
 
 async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]:
-    """The response in the last event. Nothing here can stop short of the end of `batches`, which so needs no closing."""
+    """The response in the last event. Nothing here can stop short of the end of `batches`, which so needs no
+    closing."""
     last: list[Event] = []
     async for events in batches:
         last = events
@@ -296,9 +299,10 @@ async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]
 async def create_response(request: Request) -> Response:
     """Creates a response. Body: OpenAI's and Open Responses' CreateResponse; `nomyo: {cache: true}` asks for the cache.
 
-    Answers the response as JSON; with `stream` its events as SSE; with `background` the queued response at once, or its events.
-    Errors: 400 that names the parameter, also for an unknown model (`model_not_found`), 429, 502 and 504 for a backend's failures, all in OpenAI's
-    envelope. `x-nomyo-omitted-tools` names tools that the backend cannot run and was not offered.
+    Answers the response as JSON; with `stream` its events as SSE; with `background` the queued response at once, or its
+    events. Errors: 400 that names the parameter, also for an unknown model (`model_not_found`), 429, 502 and 504 for a
+    backend's failures, all in OpenAI's envelope. `x-nomyo-omitted-tools` names tools that the backend cannot run and
+    was not offered.
     """
     state: AppState = request.app.state
     turn = await begin_turn(state, await read_json(request), principal_of(request))

@@ -74,8 +74,8 @@ async def delete_response(request: Request, response_id: str) -> Response:
 
 @routes.post("/{response_id}/cancel")
 async def cancel_response(request: Request, response_id: str) -> Response:
-    """Cancels a background response, also while it is queued: the backend's work is aborted. One that has ended is answered as
-    it is. 404 if there is none, 400 for one that is not in the background."""
+    """Cancels a background response, also while it is queued: the backend's work is aborted. One that has ended is
+    answered as it is. 404 if there is none, 400 for one that is not in the background."""
     state: AppState = request.app.state
     owner = principal_of(request).owner
     row = await _row(state, response_id, owner)
@@ -102,8 +102,9 @@ async def list_input_items(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
-    """What a response was made from: its input, and input and output of the turns before it, `limit` items of it behind the item
-    `after`. What `include` does not ask for is left out. 404 if there is no such response, 400 if `after` is none of its items."""
+    """What a response was made from: its input, and input and output of the turns before it, `limit` items of it behind
+    the item `after`. What `include` does not ask for is left out. 404 if there is no such response, 400 if `after` is
+    none of its items."""
     page = await request.app.state.db.list_input_items(
         response_id, after=after, limit=limit, order=order, owner=principal_of(request).owner
     )

@@ -1,5 +1,5 @@
-"""GET /v1/responses as a WebSocket: each `response.create` message is a turn, and each event of it one message. `response.cancel` ends
-a turn that runs, `response.steer` adds to one (`api/steering.py`).
+"""GET /v1/responses as a WebSocket: each `response.create` message is a turn, and each event of it one message.
+`response.cancel` ends a turn that runs, `response.steer` adds to one (`api/steering.py`).
 
     lane "a"   turn ── turn ── turn     one after another
     lane "b"   turn ── turn             beside lane "a"
@@ -271,7 +271,7 @@ class Socket:
     # ── steering ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _steer(self, message: dict[str, Any]) -> None:
-        """Takes words for a response that runs, or says why not."""
+        """Takes words for a response that runs, or replies why not."""
         response_id = message.get("previous_response_id")
         for running in self._running.values():
             if running.turn is not None and running.turn.id == response_id:

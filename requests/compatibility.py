@@ -1,9 +1,11 @@
-"""What becomes of everything that the Responses API knows, by what answers a request: one table, which the translators read.
+"""What becomes of everything that the Responses API knows, by what answers a request: one table, which the translators
+read.
 
     PARAMETERS  INCLUDES  ITEMS  PARTS  TOOLS  CHOICES  EVENTS        name ──▶ Row(chat, native)
 
-`chat` is a server that speaks chat completions, `native` one that speaks Responses. A name with a dot is a key of an object; `*`
-stands for whatever else there may be. Specification: OpenAI's Responses API (SDK 3.54) and Open Responses 2026-04-24.
+`chat` is a server that speaks chat completions, `native` one that speaks Responses. A name with a dot is a key of an
+object; `*` stands for whatever else there may be. Specification: OpenAI's Responses API (SDK 3.54) and Open Responses
+2026-04-24.
 """
 
 from __future__ import annotations

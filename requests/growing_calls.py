@@ -125,8 +125,8 @@ class GrowingCalls:
         self._plain = None
 
     def _advance(self, ladder: Ladder, events: list[Event]) -> None:
-        """The first call opens, as far as it is known. It ends, and the next is the first, where that has begun and this one
-        is whole or is over."""
+        """The first call opens, as far as it is known. It ends, and the next is the first, where that has begun and
+        this one is whole or is over."""
         while self._line:
             first = self._line[0]
             if not first.muted:

@@ -1,10 +1,10 @@
-"""What a request demands of the form of its answer, and whether the answer has it: servers take a tool choice or a schema
-and ignore it.
+"""What a request demands of the form of its answer, and whether the answer has it: servers take a tool choice or a
+schema and ignore it.
 
     ignored_demands(params, response)    the parameters of which nothing came
 
-Only what is plain to see is looked at: a call that is not there, a text that is no JSON, or lacks what its schema requires.
-"""
+Only what is plain to see is looked at: a call that is not there, a text that is no JSON, or lacks what its schema
+requires."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Reasoning that the backend sealed for us and not for the client: it stays with the stored items, for the turns that go on from
-them, under a key that no client sees.
+"""Reasoning that the backend sealed for us and not for the client: it stays with the stored items, for the turns that
+go on from them, under a key that no client sees.
 
     hide ──▶ stored ──▶ reveal    to the backend, in the next turn
                    └──▶ drop      to the client

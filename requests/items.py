@@ -125,8 +125,9 @@ def _input_item(item: Item) -> Item:
 
 
 def check_input(items: list[Item], history: int, places: Sequence[int] | None = None) -> None:
-    """Every call has its output and every output its call. Raises `InvalidRequest` with the words of OpenAI. `history` is how many
-    of the items come from earlier turns; `places` are those of the others in the request, if some were left out."""
+    """Every call has its output and every output its call. Raises `InvalidRequest` with the words of OpenAI. `history`
+    is how many of the items come from earlier turns; `places` are those of the others in the request, if some were left
+    out."""
     open_calls: OpenCalls[str] = OpenCalls()
     answered: set[str] = set()
     for index, item in enumerate(items):

@@ -58,9 +58,8 @@ def responses_input_to_messages(
     text, that the backend takes; anything else is an `Unsupported` (400) that names the parameter. `reasoning_key` is
     where the backend reads earlier reasoning from: a key of the message, `THINK_TAGS` for its text, or None where it
     must be left out. `book` knows the backend's names of the tools. `ignored` gets the names of items and keys of which
-    nothing came, `adapted` those of items that nobody knows, which are text. `files` are those that are named by URL; without it they are
-    refused.
-    """
+    nothing came, `adapted` those of items that nobody knows, which are text. `files` are those that are named by URL;
+    without it they are refused."""
     items = [] if isinstance(input, str) else input
     conversation = _Conversation(
         items, carries, reasoning_key, book or ToolBook(()), set() if ignored is None else ignored, files, adapted

@@ -439,8 +439,8 @@ class NativeItems:
         given: Part,
         event: Event | None = None,
     ) -> None:
-        """The text of a part is whole, as far as its server gives more than it has streamed. `given` is what it gives at
-        the end."""
+        """The text of a part is whole, as far as its server gives more than it has streamed. `given` is what it gives
+        at the end."""
         if part.has_ended:
             return
         part.has_ended = True

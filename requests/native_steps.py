@@ -87,8 +87,8 @@ _step = msgspec.json.Decoder(Step).decode
 
 
 def goes_on(items: NativeItems, ladder: Ladder, type: str, data: bytes) -> bool:
-    """Whether an event of one of the types of `STEPS` may go on as it came; then it is noted. Nothing has happened where
-    it may not."""
+    """Whether an event of one of the types of `STEPS` may go on as it came; then it is noted. Nothing has happened
+    where it may not."""
     try:
         step = _step(data)
     except (msgspec.DecodeError, ValueError, RecursionError):

@@ -2,8 +2,8 @@
 
     body ──check_request──▶ CreateParams
 
-Specification: OpenAI's Responses API and Open Responses 2026-04-24. Unknown keys are no error but in `text` and `nomyo`, wrong values are a
-400 that names the parameter.
+Specification: OpenAI's Responses API and Open Responses 2026-04-24. Unknown keys are no error but in `text` and
+`nomyo`, wrong values are a 400 that names the parameter.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def body_schema() -> dict[str, Any]:
 
 
 def check_counts(body: Any, *, max_items: int, max_tools: int) -> None:
-    """Raises `InvalidRequest` for a body with more items or tools, those in namespaces and in items too. To count them takes no time
-    worth a name, where to check them does."""
+    """Raises `InvalidRequest` for a body with more items or tools, those in namespaces and in items too. To count them
+    takes no time worth a name, where to check them does."""
     if not isinstance(body, dict):
         return
     tools, items = body.get("tools"), body.get("input")

@@ -1,4 +1,5 @@
-"""What a client sends again behind `previous_response_id`: the conversation has it already, so it is no part of the turn.
+"""What a client sends again behind `previous_response_id`: the conversation has it already, so it is no part of the
+turn.
 
     history   user   message   call c1
     input            message   call c1   output c1   ──without_repeats──▶   output c1
@@ -21,16 +22,16 @@ UNREAD = frozenset({"id", "status", "annotations", "logprobs", "parsed", "parsed
 
 
 def may_repeat(given: str | Sequence[Item] | None) -> bool:
-    """Whether there can be anything in an input, as the client sent it, that the history has: more than new words of its
-    user."""
+    """Whether there can be anything in an input, as the client sent it, that the history has: more than new words of
+    its user."""
     if given is None or isinstance(given, str):
         return False
     return any(item.get("id") or "role" not in item or item["role"] == "assistant" for item in given)
 
 
 def without_repeats(history: Sequence[Item], given: Sequence[Item]) -> tuple[list[Item], list[int] | None]:
-    """The items of an input that its history has not, and their places in it; None where those are all. What has a known
-    call id and differs is not left out, for whoever checks that each call has one output."""
+    """The items of an input that its history has not, and their places in it; None where those are all. What has a
+    known call id and differs is not left out, for whoever checks that each call has one output."""
     repeated = _Known(history).repeated(given)
     if not repeated:
         return [*given], None
@@ -39,8 +40,8 @@ def without_repeats(history: Sequence[Item], given: Sequence[Item]) -> tuple[lis
 
 
 class _Known:
-    """Where in a history its items are, by the names that they have. Of those of one call id and of one role, the last is
-    met first."""
+    """Where in a history its items are, by the names that they have. Of those of one call id and of one role, the last
+    is met first."""
 
     def __init__(self, history: Sequence[Item]) -> None:
         self._history = history
@@ -105,8 +106,8 @@ class _Known:
         return places.pop() if places and is_same(item, self._history[places[-1]]) else None
 
     def _by_place(self, item: Item, before: int | None) -> int | None:
-        """The nearest message of its role before a place. Behind everything it is the last message, and only what the model
-        has answered: a user may ask the same twice."""
+        """The nearest message of its role before a place. Behind everything it is the last message, and only what the
+        model has answered: a user may ask the same twice."""
         places = self._messages.get(item["role"], [])
         if before is None:
             found = self._last if item["role"] == "assistant" else -1

@@ -3,9 +3,9 @@
     request.tools, additional_tools, tool_search_output ──ToolBook──▶ chat functions, each with a name of its own
     a call of the backend ──ToolBook.call_of──▶ function_call, custom_tool_call, shell_call, … as the client expects it
 
-A chat backend knows functions and nothing else. Whatever the client runs itself can be offered as one: custom tools become a
-function with one text, the tools of a namespace get the namespace in front, the shells and `apply_patch` get parameters of
-their own. What only OpenAI can run (web_search and the like) is left out, and named to the client.
+A chat backend knows functions and nothing else. Whatever the client runs itself can be offered as one: custom tools
+become a function with one text, the tools of a namespace get the namespace in front, the shells and `apply_patch` get
+parameters of their own. What only OpenAI can run (web_search and the like) is left out, and named to the client.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _shells() -> dict[str, tuple[str, str, dict[str, Any]]]:
                 path={**text, "description": "The file."},
                 diff={
                     **text,
-                    "description": "What changes, as a V4A diff: lines that begin with a space stay, with - go, with + come, "
-                    "@@ names the place. For a new file every line begins with +. Empty for a deletion.",
+                    "description": "What changes, as a V4A diff: lines that begin with a space stay, with - go, with + "
+                    "come, @@ names the place. For a new file every line begins with +. Empty for a deletion.",
                 },
             ),
         ),
@@ -88,14 +88,14 @@ def _shells() -> dict[str, tuple[str, str, dict[str, Any]]]:
 
 
 TYPED_TOOLS = _shells()
-# What of a tool reaches the model; `false` and the like say nothing.
+# What of a tool reaches the model; `false` and the like mean nothing.
 FUNCTION_KEYS = frozenset({"type", "name", "description", "parameters", "strict"})
 CUSTOM_KEYS = frozenset({"type", "name", "description", "format"})
 
 
 class ToolBook:
-    """The tools of a turn. `chat` is what the backend is offered, `omitted` what it cannot be, as `type` or `type:name`;
-    `ignored` are the settings of tools of which nothing comes, as `tools.key`."""
+    """The tools of a turn. `chat` is what the backend is offered, `omitted` what it cannot be, as `type` or
+    `type:name`; `ignored` are the settings of tools of which nothing comes, as `tools.key`."""
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self.chat: list[Tool] = []
@@ -173,7 +173,7 @@ class ToolBook:
             self.omitted.append(f"{kind}:{name}" if name else str(kind))
 
     def _add_namespace(self, tool: Tool) -> None:
-        """The tools of a namespace. What it says of itself stands before the first: a chat server knows no groups."""
+        """The tools of a namespace. Its description stands before the first: a chat server knows no groups."""
         first = len(self.chat)
         for inner in tool.get("tools") or []:
             self._add(inner, tool["name"])
@@ -210,7 +210,7 @@ def _place_of(tool: Tool) -> str:
 
 
 def _skills_of(tool: Tool) -> str:
-    """What a shell can be used for beyond what everybody knows: folders that tell how something is done."""
+    """What a shell can be used for beyond what everybody knows: folders that describe how something is done."""
     skills = (tool.get("environment") or {}).get("skills") or []
     lines = [f"- {skill.get('name')}: {skill.get('description')} ({skill.get('path')})" for skill in skills]
     return "\n\n".join(["", SKILLS, "\n".join(lines)]) if lines else ""
@@ -276,8 +276,9 @@ def _custom_parameters(tool: Tool) -> dict[str, Any]:
 
 
 class TextOfJSON:
-    """Gives the text of `{"input": "…"}` while its JSON is still arriving. It reads what models write, not only what is JSON:
-    raw line ends, escapes that there are not, halves of characters. Anything else than such an object has no `text`."""
+    """Gives the text of `{"input": "…"}` while its JSON is still arriving. It reads what models write, not only what is
+    JSON: raw line ends, escapes that there are not, halves of characters. Anything else than such an object has no
+    `text`."""
 
     __slots__ = ("_at", "_json", "is_open", "text")
 
@@ -317,6 +318,7 @@ class TextOfJSON:
 
     @property
     def begun(self) -> bool:
+        """Whether the text has begun."""
         return self._at > 0
 
     def _decoded(self, piece: re.Match[str]) -> str:
@@ -333,8 +335,8 @@ class TextOfJSON:
 
 
 def custom_input(arguments: str, *, whole: bool = True) -> str:
-    """The text for a custom tool, out of the arguments of the function that stands for it. Of a call that was cut off, only
-    what surely is text."""
+    """The text for a custom tool, out of the arguments of the function that stands for it. Of a call that was cut off,
+    only what surely is text."""
     reader = TextOfJSON()
     reader.feed(arguments)
     if reader.begun or not whole:
@@ -390,8 +392,8 @@ def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str)
 
 
 def object_of(call: Call, arguments: str) -> dict[str, Any] | None:
-    """The arguments of a call that is an object: also those of a patch that a model has written as it knows it. None for any
-    others."""
+    """The arguments of a call that is an object: also those of a patch that a model has written as it knows it. None
+    for any others."""
     given = arguments_of(arguments)
     if given is None and call.type == "apply_patch_call" and (patch := patch_in(arguments)) is not None:
         return {"patch": patch}
@@ -427,7 +429,7 @@ def call_of_item(item: Item) -> tuple[Call, Any]:
 
 
 def output_of(item: Item, book: ToolBook) -> Any:
-    """What a call's output says: a text, or content parts."""
+    """What there is to read in a call's output: a text, or content parts."""
     match item["type"]:
         case "function_call_output" | "custom_tool_call_output":
             return item.get("output")
@@ -449,8 +451,8 @@ def _shell_output(output: Any) -> str:
     end = "it took too long"
     if isinstance(outcome, dict) and outcome.get("type") == "exit":
         end = f"exit code {outcome.get('exit_code')}"
-    said = (output.get("stdout"), output.get("stderr"))
-    return "\n".join([*(str(text) for text in said if text), f"({end})"])
+    printed = (output.get("stdout"), output.get("stderr"))
+    return "\n".join([*(str(text) for text in printed if text), f"({end})"])
 
 
 def arguments_of(arguments: str) -> dict[str, Any] | None:
@@ -481,7 +483,8 @@ def _texts(value: Any) -> list[str]:
 
 
 def check_tools(tools: list[Any], where: str = "tools") -> None:
-    """Raises `InvalidRequest` for tools that are none: no type, or a function, custom tool or namespace without a name."""
+    """Raises `InvalidRequest` for tools that are none: no type, or a function, custom tool or namespace without a
+    name."""
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
             raise InvalidRequest("A tool is an object with a 'type'.", param=f"{where}[{index}].type")
@@ -536,8 +539,8 @@ def check_tool_choice(choice: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """A tool choice for a chat backend. `allowed` are the only names it may call, None if any: it is we who hold it to that,
-    for hardly a chat server knows such a list, and some do not even heed a name."""
+    """A tool choice for a chat backend. `allowed` are the only names it may call, None if any: it is we who hold it to
+    that, for hardly a chat server knows such a list, and some do not even heed a name."""
 
     chat: Any
     tools: list[Tool]
@@ -554,8 +557,9 @@ NO_TOOLS = ToolChoice(None, [])
 
 
 def tool_choice_responses_to_chat(choice: Any, book: ToolBook, by_name: bool = True) -> ToolChoice:
-    """The chat form of a checked `tool_choice`. `by_name`: the backend heeds a choice that names a tool; else it is offered that
-    one alone. Raises `InvalidRequest` for a tool that is not there, `Unsupported` for one that the backend cannot be made to use."""
+    """The chat form of a checked `tool_choice`. `by_name`: the backend heeds a choice that names a tool; else it is
+    offered that one alone. Raises `InvalidRequest` for a tool that is not there, `Unsupported` for one that the backend
+    cannot be made to use."""
     if choice is None or isinstance(choice, str):
         if choice == "required" and not book.chat:
             raise Unsupported("There is no tool that this backend could be required to call.", param="tool_choice")
@@ -579,8 +583,8 @@ def _one_tool(name: str, book: ToolBook, by_name: bool) -> ToolChoice:
 
 
 def _allowed_tools(choice: dict[str, Any], book: ToolBook, by_name: bool) -> ToolChoice:
-    """All tools stay visible, as Responses wants it, and calls of others are suppressed. Only where one of several must be
-    called can the backend be shown no more than these."""
+    """All tools stay visible, as Responses wants it, and calls of others are suppressed. Only where one of several must
+    be called can the backend be shown no more than these."""
     allowed: list[str] = []
     for index, tool in enumerate(choice["tools"]):
         names = book.names_of(tool)

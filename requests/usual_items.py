@@ -1,5 +1,5 @@
-"""The items that nearly all inputs consist of, known at once: to check each of them in Python takes a third of an agent's
-turn. What is not among them is looked at one by one (`requests.items.check_item`), and may be as good.
+"""The items that nearly all inputs consist of, known at once: to check each of them in Python takes a third of an
+agent's turn. What is not among them is looked at one by one (`requests.items.check_item`), and may be as good.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
     a part    content_part.added → delta* → its .done → content_part.done
     a summary reasoning_summary_part.added → delta* → .done → reasoning_summary_part.done
 
-Items may be open side by side, but for calls, of which clients know the last alone. `check_stream` says what broke and where; `parse_sse` reads the wire; `fold` puts a
-response together from its deltas, so that `fold(events) == events[-1]["response"]` is a law.
+Items may be open side by side, but for calls, of which clients know the last alone. `check_stream` says what broke and
+where; `parse_sse` reads the wire; `fold` puts a response together from its deltas, so that `fold(events) ==
+events[-1]["response"]` is a law.
 """
 
 from collections.abc import Callable

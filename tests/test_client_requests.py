@@ -1,5 +1,5 @@
-"""What real clients send (Codex, the OpenAI SDKs, the Agents SDKs, the AI SDK, LangChain, Pydantic AI, opencode, llm) is
-understood, or refused with the name of the parameter.
+"""What real clients send (Codex, the OpenAI SDKs, the Agents SDKs, the AI SDK, LangChain, Pydantic AI, opencode, llm)
+is understood, or refused with the name of the parameter.
 
 The recorded requests lie outside of this repo, in ../shared/fixtures/clients; CLIENT_FIXTURES names another folder.
 """

@@ -1,4 +1,5 @@
-"""/v1/responses/compact to a server that speaks Responses: its own path where it has one, the trigger item where not."""
+"""/v1/responses/compact to a server that speaks Responses: its own path where it has one, the trigger item where
+not."""
 
 from typing import Any
 

@@ -1,11 +1,11 @@
 """The table of what becomes of everything (requests/compatibility.py), against what becomes of it.
 
-Each row has an example here, which is sent through a router to a chat server and to a native one. What the row says must be
-what is seen: in the request that arrived there, in the headers, in the answer.
+Each row has an example here, which is sent through a router to a chat server and to a native one. What the row says
+must be what is seen: in the request that arrived there, in the headers, in the answer.
 
     carried     it arrived as it was given                 run here    it did not arrive, and its effect shows
-    adapted     the request is another one for it          ignored     the request is the same, and the client reads its name
-    refused     400, and the parameter is named
+    adapted     the request is another one for it          ignored     the request is the same, and the client reads its
+    name refused     400, and the parameter is named
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ FUNCTION: Json = {"type": "function", "name": "f", "parameters": {"type": "objec
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is given beyond `base`, and what of it reaches a chat server (`sent`, by its name there) where it is carried; its
-    effect, where it is run here. `name` is how it is named where it is ignored, `param` where it is refused."""
+    """What is given beyond `base`, and what of it reaches a chat server (`sent`, by its name there) where it is
+    carried; its effect, where it is run here. `name` is how it is named where it is ignored, `param` where it is
+    refused."""
 
     given: Json
     sent: Json | None = None
@@ -182,7 +183,8 @@ INCLUDE_EXAMPLES: Mapping[str, Example] = {
 
 
 def items(*given: Json, chat: list[Json] | None = None, base: Json | None = None, **more: Any) -> Example:
-    """Items behind what a user says. `chat` are the messages that a chat server gets for them, where they are carried."""
+    """Items behind what a user says. `chat` are the messages that a chat server gets for them, where they are
+    carried."""
     sent = None if chat is None else {"messages": [{"role": "user", "content": "hi"}, *chat]}
     return Example({"input": [USER, *given]}, sent=sent, base=base or {}, **more)
 

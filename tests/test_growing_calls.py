@@ -1,4 +1,5 @@
-"""Calls that a backend writes several of at once: a client sees one after the other, each whole, in the backend's order."""
+"""Calls that a backend writes several of at once: a client sees one after the other, each whole, in the backend's
+order."""
 
 from __future__ import annotations
 

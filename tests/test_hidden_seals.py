@@ -1,5 +1,5 @@
-"""A native backend seals its reasoning for us: whatever its stream is like, the client never sees a seal that it did not ask for,
-the store keeps it, and the next turn has it."""
+"""A native backend seals its reasoning for us: whatever its stream is like, the client never sees a seal that it did
+not ask for, the store keeps it, and the next turn has it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def shown(out: list[Any]) -> list[Json]:
 
 @st.composite
 def sealed_streams(draw: st.DrawFn) -> tuple[list[bytes], list[int], bool]:
-    """A stream whose reasoning has its seal at some of the places where servers show one; where its reads are cut; and whether it
-    breaks off."""
+    """A stream whose reasoning has its seal at some of the places where servers show one; where its reads are cut; and
+    whether it breaks off."""
     events = stream_of(*draw(st.sampled_from([*STREAMS.values()])))
     seals = st.sampled_from([SEAL, SEAL, None, "", ...])
     for event in events:

@@ -1,4 +1,5 @@
-"""The model of a native answer: what upstream says has answered, as OpenAI names its snapshots. What was asked for stands in a header."""
+"""The model of a native answer: what upstream says has answered, as OpenAI names its snapshots. What was asked for
+stands in a header."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""Servers in Python answer with the text of an exception: what it complains of is read out of it, and where it was raised
-stays there."""
+"""Servers in Python answer with the text of an exception: what it complains of is read out of it, and where it was
+raised stays there."""
 
 import time
 from pathlib import Path

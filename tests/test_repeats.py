@@ -147,8 +147,8 @@ def conversations(draw: st.DrawFn) -> list[Json]:
 def test_whatever_of_a_conversation_comes_again_only_what_is_new_is_left(
     items: list[Json], data: st.DataObject
 ) -> None:
-    """The end of the history, from anywhere, with ids or without: calls and outputs are known, and messages before them;
-    of what is new (the outputs of the last calls, or words), everything stays."""
+    """The end of the history, from anywhere, with ids or without: calls and outputs are known, and messages before
+    them; of what is new (the outputs of the last calls, or words), everything stays."""
     ends = [cut for cut in range(1, len(items) + 1) if items[cut - 1]["type"] != "function_call_output"]
     cut = data.draw(st.sampled_from([cut for cut in ends if items[cut - 1].get("role") != "user"]))
     while cut < len(items) and items[cut]["type"] == "function_call":

@@ -1,4 +1,5 @@
-"""Reasoning that a native backend seals: the next turn of a stored conversation has it, a client that did not ask for it never sees it."""
+"""Reasoning that a native backend seals: the next turn of a stored conversation has it, a client that did not ask for
+it never sees it."""
 
 from typing import Any
 

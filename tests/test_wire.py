@@ -1,5 +1,5 @@
-"""The wire (`api/http/protocol.py`), on raw sockets: whoever is answered by it gets, byte for byte, what uvicorn alone would
-have sent, and a client that leaves is missed as soon."""
+"""The wire (`api/http/protocol.py`), on raw sockets: whoever is answered by it gets, byte for byte, what uvicorn alone
+would have sent, and a client that leaves is missed as soon."""
 
 from __future__ import annotations
 

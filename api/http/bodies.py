@@ -31,8 +31,9 @@ async def read_json(request: Request) -> Any:
 
 
 async def read_body(request: Request) -> bytes:
-    """The body, uncompressed; of a form, the object that it stands for, as JSON; with the model of its path. Raises `TooLarge` past `max_body_mb`
-    of either, `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no form."""
+    """The body, uncompressed; of a form, the object that it stands for, as JSON; with the model of its path. Raises
+    `TooLarge` past `max_body_mb` of either, `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no
+    form."""
     headers = request.scope[HEADERS]
     limit = request.app.state.config.max_body_mb * 1024 * 1024
     if (wire := wire_of(request.scope)) is None or (body := wire.body) is None or len(body) > limit:

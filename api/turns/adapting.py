@@ -225,8 +225,8 @@ class Adapting:
         return self._learn(params, IN_TURNS, self._model, error)
 
     def _unsealed(self, params: Params, error: BackendRefused) -> Params | None:
-        """The request without the sealed reasoning that only we ask for or send, and no client would miss. None where the refusal is
-        about something else."""
+        """The request without the sealed reasoning that only we ask for or send, and no client would miss. None where
+        the refusal is about something else."""
         words = f"{error.param} {error.unsupported} {error.code} {error.message}".lower()
         is_about_seals = re.search(r"encrypted[ _]content", words) is not None
         names_include = re.search(r"\binclude\b", words) is not None and not self._turn.request.params.include

@@ -1,4 +1,5 @@
-"""The answer to a request that allows some tools alone: a model that does nothing but call others is asked once more."""
+"""The answer to a request that allows some tools alone: a model that does nothing but call others is asked once
+more."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ Ask = Callable[[Json], AsyncGenerator[list[Event]]]
 
 
 async def allowed_answer(turn: Turn, chat: ChatRequest, ask: Ask) -> AsyncGenerator[list[Event]]:
-    """The events of the answer, which `ask` gives to the parameters of a chat request. Where nothing of it may reach the
-    client, those of another, for which the model was shown only what it may call. Raises `ModelFailed` if that one is
-    no better."""
+    """The events of the answer, which `ask` gives to the parameters of a chat request. Where nothing of it may reach
+    the client, those of another, for which the model was shown only what it may call. Raises `ModelFailed` if that one
+    is no better."""
     builder, params = turn.builder, chat.params
     usage: Json | None = None
     for is_second in (False, True):
@@ -47,7 +48,8 @@ async def allowed_answer(turn: Turn, chat: ChatRequest, ask: Ask) -> AsyncGenera
         builder.begin_again()
     names = ", ".join(f"'{name[:64]}'" for name in dict.fromkeys(builder.suppressed))
     raise ModelFailed(
-        f"The model called {names}, which the request does not allow, and gave no other answer when it was asked again.",
+        f"The model called {names}, which the request does not allow, and gave no other answer when it was asked "
+        "again.",
         code="forbidden_call",
     )
 

@@ -34,9 +34,9 @@ log = logging.getLogger("nomyo.responses")
 
 
 class ChatRequest(Struct, frozen=True):
-    """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, which of them the client
-    has allowed (`choice`), the names of what nothing comes of (`ignored`), those of unknown items that are text (`adapted`), and the files that are
-    still to be fetched, with their places (`wanted`)."""
+    """A chat request: the `params` of POST /v1/chat/completions, the tools that are behind its functions, which of them
+    the client has allowed (`choice`), the names of what nothing comes of (`ignored`), those of unknown items that are
+    text (`adapted`), and the files that are still to be fetched, with their places (`wanted`)."""
 
     params: dict[str, Any]
     book: ToolBook
@@ -48,7 +48,8 @@ class ChatRequest(Struct, frozen=True):
 
 
 async def with_files(backend: Backend, request: TurnRequest, **options: Any) -> ChatRequest:
-    """`prepare_chat`, with the files that the request names by URL. Raises `InvalidRequest` for those that cannot be had."""
+    """`prepare_chat`, with the files that the request names by URL. Raises `InvalidRequest` for those that cannot be
+    had."""
     chat = prepare_chat(backend, request, **options)
     if not chat.wanted or backend.files is None:
         return chat
@@ -64,8 +65,9 @@ def prepare_chat(
     offers_tools: bool = True,
     files: Mapping[str, str | None] | None = None,
 ) -> ChatRequest:
-    """What a chat backend is asked for a request. `items` stand for its input, where they are others; `stream` is as the client
-    wants it, where it is not said; `files` are those that were fetched. Raises `InvalidRequest` for what the backend cannot be given."""
+    """What a chat backend is asked for a request. `items` stand for its input, where they are others; `stream` is as
+    the client wants it, where it is None; `files` are those that were fetched. Raises `InvalidRequest` for what the
+    backend cannot be given."""
     if request.params.prompt:
         raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
     kind = backend.kind
@@ -75,7 +77,7 @@ def prepare_chat(
     unread: set[str] = set()
     types = set(map(TYPE, items))
     if types <= UNSPOKEN:
-        raise InvalidRequest("The input says nothing to the model.", param="input")
+        raise InvalidRequest("There is nothing in the input for the model.", param="input")
     body = configured(request.body, items) if "configuration_update" in types else request.body
     if not SEALED.isdisjoint(types):
         history = opened(backend.sealer, request.history, unread, "previous_response_id")
@@ -112,15 +114,16 @@ def prepare_chat(
 
 
 def _places(request: TurnRequest, count: int) -> list[int] | None:
-    """The places in the request of the items that are given of it, and of any that follow them; None where they are theirs."""
+    """The places in the request of the items that are given of it, and of any that follow them; None where they are
+    theirs."""
     if (places := request.places) is None:
         return None
     return [*places, *range(len(places), count)]
 
 
 def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
-    """Prepares a turn for the answer: its builder learns what the backend is offered. What nothing comes of, and tools that have
-    no chat form, are named to the client. Raises `Unsupported` where the settings refuse those."""
+    """Prepares a turn for the answer: its builder learns what the backend is offered. What nothing comes of, and tools
+    that have no chat form, are named to the client. Raises `Unsupported` where the settings refuse those."""
     turn.builder.offer(chat.book, allowed=chat.choice.allowed, one_call=chat.one_call)
     if chat.ignored:
         turn.headers["x-nomyo-ignored"] = _named(sorted(chat.ignored))

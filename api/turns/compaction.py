@@ -16,15 +16,17 @@ from requests.messages import without_superseded
 from requests.responses import new_id, output_text
 from requests.tools import Item
 
-SUMMARIZE = """Our conversation gets too long to go on with. Write a summary of it that can take its place: what was asked,
-what was decided and found out, with the names, numbers, paths and commands that matter, what is done and what is left to do.
-Write the summary and nothing else."""
+SUMMARIZE = """Our conversation gets too long to go on with. Write a summary of it that can take its place: what was
+asked,
+what was decided and found out, with the names, numbers, paths and commands that matter, what is done and what is left
+to do. Write the summary and nothing else."""
 # What of a request its summary is asked with. The tools are not offered, and limits are for the answer.
 ASKED_WITH = ("model", "instructions")
 
 
 async def summary_of(backend: Backend, request: TurnRequest) -> tuple[Item, dict[str, Any] | None]:
-    """A summary of the conversation by the backend's model, as the one item that the client carries on, and what it used."""
+    """A summary of the conversation by the backend's model, as the one item that the client carries on, and what it
+    used."""
     chat = await with_files(backend, _summarizing(request), offers_tools=False)
     inner = await whole_answer(backend, chat.params)
     summary = output_text(inner.response["output"])
@@ -42,6 +44,6 @@ def _summarizing(request: TurnRequest) -> TurnRequest:
 
 
 def can_shrink(items: list[Item]) -> bool:
-    """Whether a compaction would leave anything out: what people said stays."""
+    """Whether a compaction would leave anything out: what people wrote stays."""
     items = without_superseded(items)
     return len(without_superseded([*items, {"type": "compaction"}])) <= len(items)

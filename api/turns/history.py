@@ -20,8 +20,8 @@ SEALED = frozenset({"reasoning", "compaction"})
 
 
 async def resolve_references(state: AppState, items: list[Item], owner: str) -> list[Item]:
-    """The items, and for each reference among them the stored item that it means, of that owner. Raises `InvalidRequest` for
-    one that is not there."""
+    """The items, and for each reference among them the stored item that it means, of that owner. Raises
+    `InvalidRequest` for one that is not there."""
     meant = [item["id"] for item in items if item["type"] == "item_reference"]
     if not meant:
         return items
@@ -40,8 +40,9 @@ async def resolve_references(state: AppState, items: list[Item], owner: str) -> 
 async def resolve_history(
     state: AppState, previous_response_id: str, remembered: Mapping[str, list[Item]], owner: str
 ) -> list[Item]:
-    """The items of all turns before this one, which are that owner's, oldest first. Instructions are not among them: each turn gives its own.
-    `remembered` are conversations that the store need not know. Raises `InvalidRequest` where there is none to go on with."""
+    """The items of all turns before this one, which are that owner's, oldest first. Instructions are not among them:
+    each turn gives its own. `remembered` are conversations that the store need not know. Raises `InvalidRequest` where
+    there is none to go on with."""
     if (items := remembered.get(previous_response_id)) is not None:
         return without_cut_calls(items)
     history = await state.db.get_history(previous_response_id, owner=owner)
@@ -71,9 +72,9 @@ def stored_items(sealer: Sealer, items: list[Item]) -> list[Item]:
 
 
 def opened(sealer: Sealer, items: list[Item], ignored: set[str], where: str = "") -> list[Item]:
-    """The items, with what we have sealed in them in the open: for a backend, never for a client or the store. `ignored` gets
-    the name of reasoning that cannot be opened. Raises `InvalidRequest` for a compaction of ours that cannot: the
-    conversation would be gone. `where` is the parameter that they come by, if it is not the input."""
+    """The items, with what we have sealed in them in the open: for a backend, never for a client or the store.
+    `ignored` gets the name of reasoning that cannot be opened. Raises `InvalidRequest` for a compaction of ours that
+    cannot: the conversation would be gone. `where` is the parameter that they come by, if it is not the input."""
     return [
         _opened(sealer, item, ignored, where or f"input[{index}].encrypted_content")
         if item["type"] in SEALED and (item.get("encrypted_content") or item["type"] == "compaction")
@@ -94,7 +95,8 @@ def _opened(sealer: Sealer, item: Item, ignored: set[str], where: str) -> Item:
 
 
 def summary_in(sealer: Sealer, item: Item, where: str) -> str | None:
-    """The summary in a compaction; None in one that is not ours. Raises `InvalidRequest` for one of ours that cannot be opened."""
+    """The summary in a compaction; None in one that is not ours. Raises `InvalidRequest` for one of ours that cannot be
+    opened."""
     sealed = item.get("encrypted_content")
     if (summary := sealer.open(sealed, "compaction")) is None and is_ours(sealed):
         raise InvalidRequest(

@@ -1,5 +1,5 @@
-"""What a server has ignored of a request, where its answer shows that: its client reads the name in `x-nomyo-ignored`; of a
-stream, whose headers have left by then, in its last response."""
+"""What a server has ignored of a request, where its answer shows that: its client reads the name in `x-nomyo-ignored`;
+of a stream, whose headers have left by then, in its last response."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ def native_params(request: TurnRequest, model: str, sealer: Sealer) -> dict[str,
 
 
 def _compacting(params: dict[str, Any]) -> dict[str, Any]:
-    """The request for upstream's own /compact, which needs no trigger, and whose answer is neither streamed nor stored."""
+    """The request for upstream's own /compact, which needs no trigger, and whose answer is neither streamed nor
+    stored."""
     items = [item for item in params["input"] if item.get("type") != "compaction_trigger"]
     return {key: value for key, value in params.items() if key not in ("store", "stream")} | {"input": items}
 
@@ -130,8 +131,8 @@ def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
 
 
 def _has_foreign_id(item: Item) -> bool:
-    """Whether upstream takes an item only without its id: reasoning, which Azure looks up; and what we had no right name for. The
-    others need theirs, because items refer to each other, and hosted calls are invalid without."""
+    """Whether upstream takes an item only without its id: reasoning, which Azure looks up; and what we had no right
+    name for. The others need theirs, because items refer to each other, and hosted calls are invalid without."""
     return item["type"] == "reasoning" or str(item.get("id")).startswith("item_")
 
 

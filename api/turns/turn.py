@@ -36,10 +36,11 @@ NOTHING_REMEMBERED: Mapping[str, list[Item]] = MappingProxyType({})
 
 
 class TurnRequest(Struct, frozen=True):
-    """What is asked. `params` is what of the `body` we act on, `model` the name by which an endpoint is chosen; `history` are the
-    items of the turns before, `input` those of this one, each with an id. `has_references`: some of `input` stand where the client
-    named stored items. `places` are those of `input` in the request, where the client has sent some of the history again.
-    `is_remembered`: its socket keeps it, stored or not, so that it can be continued there."""
+    """What is asked. `params` is what of the `body` we act on, `model` the name by which an endpoint is chosen;
+    `history` are the items of the turns before, `input` those of this one, each with an id. `has_references`: some of
+    `input` stand where the client named stored items. `places` are those of `input` in the request, where the client
+    has sent some of the history again. `is_remembered`: its socket keeps it, stored or not, so that it can be continued
+    there."""
 
     body: dict[str, Any]
     params: CreateParams
@@ -58,18 +59,22 @@ class TurnRequest(Struct, frozen=True):
 
     @property
     def stored(self) -> bool:
+        """Whether the client can ask for the response later, and go on from it: OpenAI's default."""
         return self.params.store is not False
 
     @property
     def stream(self) -> bool:
+        """Whether the client wants events."""
         return bool(self.params.stream)
 
     @property
     def background(self) -> bool:
+        """Whether it runs on without its client."""
         return bool(self.params.background)
 
     @property
     def uses_cache(self) -> bool:
+        """Whether the same request may have been answered already."""
         return bool(self.params.nomyo and self.params.nomyo.cache)
 
     @property
@@ -91,17 +96,17 @@ class TurnRequest(Struct, frozen=True):
 
 
 def seals_for_us(request: TurnRequest) -> bool:
-    """Whether upstream is asked for its reasoning, sealed, though the client did not: upstream keeps nothing, and a turn that goes on
-    from this one needs it."""
+    """Whether upstream is asked for its reasoning, sealed, though the client did not: upstream keeps nothing, and a
+    turn that goes on from this one needs it."""
     can_go_on = request.stored or request.is_remembered
     return can_go_on and SEALED_REASONING not in (request.params.include or ())
 
 
 class Turn(Struct, eq=False):
-    """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a stream;
-    `row_begun`: the store has a row of it; `from_cache`: no backend was asked; `describes_itself`: no headers will say what became of
-    it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and `window` is what a server that has the path
-    itself has answered there."""
+    """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a
+    stream; `row_begun`: the store has a row of it; `from_cache`: no backend was asked; `describes_itself`: no headers
+    show what became of it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and
+    `window` is what a server that has the path itself has answered there."""
 
     request: TurnRequest
     builder: ResponseBuilder
@@ -116,6 +121,7 @@ class Turn(Struct, eq=False):
 
     @property
     def id(self) -> str:
+        """That of its response."""
         response_id: str = self.builder.response["id"]
         return response_id
 
@@ -137,7 +143,8 @@ class Turn(Struct, eq=False):
         return self.routing.describe(self.request.model)
 
     def describe(self) -> None:
-        """Puts into a response that has ended what its headers do not say: under `nomyo` by their names, without `x-nomyo-`."""
+        """Puts into a response that has ended what its headers do not show: under `nomyo` by their names, without
+        `x-nomyo-`."""
         if self.describes_itself and self.headers:
             named: dict[str, Any] = {
                 name.removeprefix("x-nomyo-").replace("-", "_"): value for name, value in self.headers.items()
@@ -160,8 +167,8 @@ MANY_ITEMS = 1000
 async def begin_turn(
     state: AppState, body: Any, principal: Principal, remembered: Mapping[str, list[Item]] = NOTHING_REMEMBERED
 ) -> Turn:
-    """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows, by the id
-    of their last response. Raises `InvalidRequest`."""
+    """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows,
+    by the id of their last response. Raises `InvalidRequest`."""
     check_counts(body, max_items=state.config.max_items, max_tools=state.config.max_tools)
     params = check_request(body)
     if isinstance(params.input, list) and len(params.input) > MANY_ITEMS:
@@ -183,8 +190,9 @@ async def begin_turn(
 
 
 async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
-    """The turn of a background response that has not ended, from its row (`db.UnfinishedResponse`): the same id, input and times. Raises
-    `InvalidRequest` where it cannot run any more, and `ServerError` where its request cannot be read."""
+    """The turn of a background response that has not ended, from its row (`db.UnfinishedResponse`): the same id, input
+    and times. Raises `InvalidRequest` where it cannot run any more, and `ServerError` where its request cannot be
+    read."""
     body = given_request(row["request"] or b"{}", partial(state.sealer.open, purpose="request"))
     if body is None:
         raise ServerError("The request of this response was sealed with another key.", code="cannot_open_request")
@@ -204,7 +212,8 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
 
 
 def begin_anew(state: AppState, turn: Turn) -> ResponseBuilder:
-    """The response of a turn from its start, for another backend: nothing of what the one before has answered has left."""
+    """The response of a turn from its start, for another backend: nothing of what the one before has answered has
+    left."""
     before = turn.builder
     turn.builder = _turn(state, turn.request, turn.request.items, turn.id, before.response["created_at"]).builder
     turn.builder.emits = before.emits
@@ -226,8 +235,8 @@ def _turn(state: AppState, request: TurnRequest, items: list[Item], response_id:
 
 
 def _model_for_prompts(pool: Pool) -> str:
-    """A model of a server that may know stored prompts: these name their model themselves. Raises `InvalidRequest` if there is no
-    such server."""
+    """A model of a server that may know stored prompts: these name their model themselves. Raises `InvalidRequest` if
+    there is no such server."""
     for model, endpoint in pool.endpoints.models().items():
         if endpoint.kind.native:
             return model
@@ -235,8 +244,8 @@ def _model_for_prompts(pool: Pool) -> str:
 
 
 def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
-    """What of a request may be warm at an endpoint, the surest first: what its client says, the turn before it, and how it
-    begins."""
+    """What of a request may be warm at an endpoint, the surest first: the words of its client, the turn before it, and
+    how it begins."""
     names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
     first = items[0] if items else NO_ITEM
     leading = asked = _leading_text(first)
@@ -256,6 +265,6 @@ def _leading_text(item: Item) -> str:
     return content[:LEADING] if isinstance(content, str) else ""
 
 
-# How much of a beginning tells conversations apart.
+# How much of a beginning sets conversations apart.
 LEADING = 1024
 NO_ITEM: Item = {}

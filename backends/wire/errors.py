@@ -269,8 +269,8 @@ def of_missing_path(error: Named, path: str) -> Named:
             param="model",
         )
     return BackendError(
-        f"The server of this model has no {path} there: it may be a model that does not chat, such as one that embeds, or "
-        "the url or kind of the endpoint is wrong.",
+        f"The server of this model has no {path} there: it may be a model that does not chat, such as one that embeds, "
+        "or the url or kind of the endpoint is wrong.",
         code="backend_path_not_found",
     )
 

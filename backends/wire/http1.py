@@ -86,8 +86,9 @@ class Origin:
         self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1", "replace")
 
     async def send(self, method: str, target: str, body: bytes = b"", lines: bytes = b"") -> Answer:
-        """The answer to a request, as soon as its head is there; `lines` are headers of its own. Nothing is sent twice: a server that drops a request
-        may have begun to answer it. But a GET changes nothing, and is sent once more where a kept connection failed."""
+        """The answer to a request, as soon as its head is there; `lines` are headers of its own. Nothing is sent twice:
+        a server that drops a request may have begun to answer it. But a GET changes nothing, and is sent once more
+        where a kept connection failed."""
         content = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body) if method == "POST" else b""
         request = b"%b %b HTTP/1.1\r\n%b%b%b\r\n%b" % (
             method.encode(),

@@ -59,8 +59,8 @@ def _tuple(shown: str) -> tuple[Any, ...]:
 
 
 def meant(problems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The problems of those members of a union that the value is meant for: where one of them knows its `role` or `type`,
-    those that do not are left out, and where none does, all that is wrong is that."""
+    """The problems of those members of a union that the value is meant for: where one of them knows its `role` or
+    `type`, those that do not are left out, and where none does, all that is wrong is that."""
     strangers: dict[tuple[Any, ...], set[Any]] = {}
     members: dict[tuple[Any, ...], set[Any]] = {}
     for problem in problems:

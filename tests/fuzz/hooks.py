@@ -1,4 +1,5 @@
-"""What schemathesis is given: most requests name a model that there is, and no answer may be a fault of the router's."""
+"""What schemathesis is given: most requests name a model that there is, and no answer may be a fault of the
+router's."""
 
 from __future__ import annotations
 
