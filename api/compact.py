@@ -18,16 +18,18 @@ from api.http.bodies import read_json
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from api.responses import final_response, run_turn
 from api.turns.turn import begin_turn
 from core.errors import InvalidRequest
+from core.schemas import schema_of
 from core.state import AppState
+from requests.params import CreateParams
 
 routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
-@routes.post("/compact")
+@routes.post("/compact", **takes(schema_of(CreateParams)))
 async def compact_response(request: Request) -> Response:
     """Compacts a conversation. Body: `model`, and `input` or `previous_response_id`, and `instructions`. Answers a
     `response.compaction` with the user's messages and one `compaction` item, to be sent as they are in place of the

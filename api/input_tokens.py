@@ -11,7 +11,7 @@ from api.http.bodies import read_json
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from api.responses import at_this_door
 from api.turns.backend import Backend
 from api.turns.chat_request import with_files
@@ -21,13 +21,15 @@ from backends.fleet.counting import counted
 from backends.fleet.failover import Attempts
 from backends.fleet.pool import keep_usage, look_up_endpoint
 from core.errors import APIError, InvalidRequest
+from core.schemas import schema_of
 from core.state import AppState
+from requests.params import CreateParams
 from requests.tokens import estimated_tokens
 
 routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
-@routes.post("/input_tokens")
+@routes.post("/input_tokens", **takes(schema_of(CreateParams)))
 async def count_input_tokens(request: Request) -> Response:
     """Counts the input tokens of a request for a response, with its history, instructions and tools: by the backend
     where it can, else by an estimate, which the header `x-nomyo-estimated: true` admits. Answers `{object,

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from api.passthrough import Head, PassedOn, Passing, Used
 from api.turns.adapting import Adapting
 from api.turns.backend import Backend
@@ -35,6 +35,7 @@ from backends.wire.client import create_chat_with_retries
 from core.errors import APIError, InvalidRequest, NotFound
 from core.json import Json, encode_json
 from core.keys import Principal
+from core.schemas import TEXT, TEXTS, object_of, schema_of
 from core.state import AppState
 from requests.bounded_json import check_depth
 from requests.members import without
@@ -62,6 +63,7 @@ def ollama_envelope(error: APIError) -> Json:
     return {"error": error.message}
 
 
+KEEP_ALIVE: dict[str, Json] = {"keep_alive": {"type": ["string", "number", "null"]}}
 routes = Routes(prefix="/api", tags=["Ollama"], envelope=ollama_envelope)
 
 
@@ -81,27 +83,27 @@ class OllamaHead(Head, kw_only=True):
 # ── answers of a model ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@routes.post("/chat")
+@routes.post("/chat", **takes(schema_of(ChatAsked, required=["model"], more=KEEP_ALIVE)))
 async def chat(request: Request) -> Response:
     """The next message of a chat, in lines of JSON; with `stream: false` as one. Errors: 400 for what the server of the
     model cannot be given, 404 without the model, 429, 502 and 504 for a backend's failures."""
     return await _answered(request, Chatting)
 
 
-@routes.post("/generate")
+@routes.post("/generate", **takes(schema_of(GenerateAsked, required=["model"], more=KEEP_ALIVE)))
 async def generate(request: Request) -> Response:
     """The answer to a prompt, in lines of JSON; with `stream: false` as one. `suffix`, `template`, `raw` and `context`
     need an Ollama, and are a 400 elsewhere."""
     return await _answered(request, Generating)
 
 
-@routes.post("/embed")
+@routes.post("/embed", **takes(object_of(["model", "input"], model=TEXT, input=TEXTS, **KEEP_ALIVE)))
 async def embed(request: Request) -> Response:
     """The vectors of some texts."""
     return await _answered(request, Embedding)
 
 
-@routes.post("/embeddings")
+@routes.post("/embeddings", **takes(object_of(["model", "prompt"], model=TEXT, prompt=TEXT, **KEEP_ALIVE)))
 async def embeddings(request: Request) -> Response:
     """The vector of one text: what `/api/embed` was before."""
     return await _answered(request, EmbeddingOne)

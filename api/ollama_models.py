@@ -9,18 +9,21 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.http.replies import json_response
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from api.ollama import in_ollamas_words, ollama_envelope, read_head
 from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.kinds.server import ModelFacts
 from core.errors import APIError, NotFound, Unsupported, without_frames
+from core.schemas import TEXT, object_of
 from requests.members import with_model
 from requests.ollama import VERSION
 from requests.ollama_models import listed_model, running_model, shown_model
 
 routes = Routes(prefix="/api", tags=["Ollama"], envelope=ollama_envelope)
 NOTHING_KNOWN = ModelFacts()
+# `name` is what old clients call the model.
+OF_A_MODEL = object_of(model=TEXT, name=TEXT)
 
 
 @routes.get("/version")
@@ -60,7 +63,7 @@ def _served(endpoints: Endpoints) -> list[tuple[str, Endpoint]]:
     return [(name, there) for there in endpoints.values() if not there.leaving for name in sorted(there.models)]
 
 
-@routes.post("/show")
+@routes.post("/show", **takes(OF_A_MODEL))
 async def show(request: Request) -> Response:
     """What is known of a model: an Ollama's own answer, where one has it, else what its server lists. It takes no slot.
     404 without the model."""
@@ -86,11 +89,11 @@ async def show(request: Request) -> Response:
     return json_response(shown_model(head.model, row, context, can))
 
 
-@routes.post("/pull")
-@routes.post("/push")
-@routes.post("/create")
-@routes.post("/copy")
-@routes.delete("/delete")
+@routes.post("/pull", **takes(OF_A_MODEL, required=False))
+@routes.post("/push", **takes(OF_A_MODEL, required=False))
+@routes.post("/create", **takes(OF_A_MODEL, required=False))
+@routes.post("/copy", **takes(object_of(source=TEXT, destination=TEXT), required=False))
+@routes.delete("/delete", **takes(OF_A_MODEL, required=False))
 async def change_models(request: Request) -> Response:
     """Models are changed at the servers that have them: 501."""
     raise Unsupported("models are not changed here, but at the servers behind this router", status=501)

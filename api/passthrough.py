@@ -26,10 +26,11 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientLeft, ClientWatch, Primed
 from api.http.replies import Express, Outlet, StreamedReply, outlet_of
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from core.errors import APIError, BackendRefused, InvalidRequest, without_frames
+from core.schemas import ANYTHING, FLAG, OBJECTS, TEXT, object_of
 from core.state import AppState
 from core.stopping import Stopping
 from requests.bounded_json import BOM, TooDeep
@@ -52,6 +53,9 @@ PARAMS = {
     "text": "response_format",
     "text.verbosity": "verbosity",
 }
+# Of a body: what this router reads, and what a server cannot do without.
+MODEL = {"model": TEXT}
+LIST: dict[str, Any] = {"type": "array"}
 INPUTS = {"/chat/completions": "messages", "/completions": "prompt"}
 
 
@@ -81,10 +85,10 @@ _head = msgspec.json.Decoder(Head)
 _first_json = json.JSONDecoder()
 
 
-@routes.post("/chat/completions")
-@routes.post("/completions")
-@routes.post("/embeddings")
-@routes.post("/rerank")
+@routes.post("/chat/completions", **takes(object_of(["model", "messages"], **MODEL, messages=OBJECTS, stream=FLAG)))
+@routes.post("/completions", **takes(object_of(["model", "prompt"], **MODEL, prompt=ANYTHING, stream=FLAG)))
+@routes.post("/embeddings", **takes(object_of(["model", "input"], **MODEL, input=ANYTHING)))
+@routes.post("/rerank", **takes(object_of(["model", "query", "documents"], **MODEL, query=TEXT, documents=LIST)))
 async def pass_through(request: Request) -> Response:
     """Passes a request on to an endpoint that serves its `model`, every parameter kept, and its answer back as it
     comes, streams too. Errors: 400 without a model, 404 `model_not_found`, 429, 502 and 504 for a backend's failures;

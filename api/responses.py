@@ -28,7 +28,7 @@ from api.http.event_stream import EventStream
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import Express, json_response
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from api.turns.adapting import Adapting
 from api.turns.backend import Backend
 from api.turns.background import Background
@@ -43,11 +43,12 @@ from backends.wire.client import compact_with_retries, create_chat_with_retries,
 from cache import get_llm_cache
 from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
+from core.schemas import schema_of
 from core.state import AppState
 from requests.hidden import drop
 from requests.kept import kept_items, kept_request
 from requests.open_items import Event
-from requests.params import body_schema
+from requests.params import CreateParams
 from requests.responses import with_output_text
 
 log = logging.getLogger("nomyo.responses")
@@ -293,9 +294,7 @@ async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]
 # ── routes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@routes.post(
-    "", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body_schema()}}}}
-)
+@routes.post("", **takes(schema_of(CreateParams)))
 async def create_response(request: Request) -> Response:
     """Creates a response. Body: OpenAI's and Open Responses' CreateResponse; `nomyo: {cache: true}` asks for the cache.
 

@@ -243,10 +243,13 @@ def load_config(
         raise ConfigError(f"{file}: must hold keys and values")
     try:
         data = _expanded(data, environ, "")
-        _override(data, environ)
-        return parse_config(data, kinds)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    overridden = _override(data, environ)
+    try:
+        return parse_config(data, kinds)
+    except ConfigError as error:
+        raise ConfigError(f"{_origin(str(error), overridden) or file}: {error}") from None
 
 
 def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
@@ -324,43 +327,59 @@ def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:
     return value
 
 
-def _override(data: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """ROUTER_API_KEY sets `api_key`, ROUTER_DATABASE__URL `database.url`; lists are given as YAML. A name that is
-    not known is an error: who mistypes the key's would run an open router."""
+def _override(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    """ROUTER_API_KEY sets `api_key`, ROUTER_DATABASE__URL `database.url`; lists are given as YAML. Gives the keys that
+    were set so, each with the variable. A name that is not known is an error: who mistypes the key's would run an open
+    router."""
     variables = _variables()
-    for name, text in _ours(environ).items():
+    overridden: dict[str, str] = {}
+    for name, (text, given) in _ours(environ).items():
         if name not in variables:
             names = [*variables, "ROUTER_CONFIG", LEGACY_KEY, LEGACY_CONFIG, LEGACY_DATABASE]
-            raise ConfigError(f"unknown environment variable {name}{_nearest(name, names)}")
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+            which = f"did you mean '{near[0]}'?" if near else "the README has all of them, in its settings"
+            raise ConfigError(f"{name}: there is no such variable; {which}")
         section, key = variables[name]
         try:
             value = yaml.safe_load(text) if text[:1] in ("[", "{") else text
         except yaml.YAMLError:
-            raise ConfigError(f"{name}: is not YAML") from None
+            raise ConfigError(f"{given}: is not YAML") from None
         if section:
             known = data.get(section) or {}
             if not isinstance(known, dict):
-                raise ConfigError(f"{section}: must hold keys and values")
+                continue  # Which is the error.
             data[section] = {**known, key: value}
         else:
             data[key] = value
+        overridden[f"{section}.{key}".lstrip(".")] = given
+    return overridden
 
 
-def _ours(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of the environment sets a key, the names of old as those of today."""
+def _origin(problem: str, overridden: Mapping[str, str]) -> str | None:
+    """The variable that set the key which an error names, if one did."""
+    for key, variable in overridden.items():
+        if re.search(rf"(^|'){re.escape(key)}\b", problem):
+            return variable
+    return None
+
+
+def _ours(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """What of the environment sets a key, the names of old as those of today: for each the text, and its name there."""
     # A Kubernetes service that is called "router" sets ROUTER_PORT… and ROUTER_SERVICE… in every pod beside it.
     foreign = re.compile(r"(NOMYO|NOMYO_ROUTER|ROUTER)_(PORT|SERVICE)(_|$)")
     ours = {
-        name: text
+        name: (text, name)
         for name, text in environ.items()
         if name.startswith(("ROUTER_", "NOMYO_")) and name not in NOT_SETTINGS and not foreign.match(name)
     }
     for legacy, name in ((LEGACY_KEY, "ROUTER_API_KEY"), (LEGACY_DATABASE, "ROUTER_DATABASE__URL")):
-        if text := ours.pop(legacy, ""):
+        text, _ = ours.pop(legacy, ("", ""))
+        if text:
             text = f"sqlite:///{Path(text).expanduser()}" if legacy == LEGACY_DATABASE else text
-            if ours.get(name) not in (None, "", text):  # An empty one is what a compose file passes on.
+            there, _ = ours.get(name, ("", ""))
+            if there not in ("", text):  # An empty one is what a compose file passes on.
                 raise ConfigError(f"{legacy} and {name} differ: set one of them")
-            ours[name] = text
+            ours[name] = text, legacy
     return ours
 
 

@@ -83,21 +83,6 @@ class CreateParams(msgspec.Struct):
     nomyo: Options | None = None
 
 
-def body_schema() -> dict[str, Any]:
-    """The JSON schema of the body of POST /v1/responses, without references, for the page of the API."""
-    (schema,), parts = msgspec.json.schema_components([CreateParams], ref_template="{name}")
-
-    def inlined(value: Any) -> Any:
-        if isinstance(value, list):
-            return [inlined(part) for part in value]
-        if not isinstance(value, dict):
-            return value
-        return inlined(parts[value["$ref"]]) if "$ref" in value else {key: inlined(part) for key, part in value.items()}
-
-    body: dict[str, Any] = inlined(schema)
-    return body
-
-
 def check_counts(body: Any, *, max_items: int, max_tools: int) -> None:
     """Raises `InvalidRequest` for a body with more items or tools, those in namespaces and in items too. To count them
     takes no time worth a name, where to check them does."""

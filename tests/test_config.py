@@ -321,6 +321,13 @@ WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
         {"NOMYO_ROUTER_API_KEY": "a", "ROUTER_API_KEY": "b"},
         ["NOMYO_ROUTER_API_KEY", "ROUTER_API_KEY", "differ"],
     ),
+    "one like none": ({"NOMYO_FOO": "1"}, ["there is no such variable", "README"]),
+    "a database that cannot be": (
+        {"ROUTER_DATABASE__URL": "mysql://x", "ROUTER_API_KEY": "k"},
+        ["database.url", "sqlite:///"],
+    ),
+    "a row with an unknown key": ({"ROUTER_ENDPOINTS": "[{url: 'http://a', knd: x}]"}, ["endpoints[0].knd"]),
+    "a row without its URL": ({"ROUTER_ENDPOINTS": "[{kind: ollama}]"}, ["endpoints[0].url"]),
     "a list that is none": ({"ROUTER_ENDPOINTS": "[{url"}, ["ROUTER_ENDPOINTS", "YAML"]),
     "a wrong value": ({"ROUTER_QUEUE__MAX": "many"}, ["queue.max", "int"]),
     "a wrong row": ({"ROUTER_ENDPOINTS": "[{url: 'http://a', kind: x}]"}, ["endpoints[0].kind", "'x'"]),
@@ -328,12 +335,21 @@ WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("environ", "words"), WRONG_VARIABLES.values(), ids=WRONG_VARIABLES)
-def test_a_wrong_variable_is_one_line_that_names_it(environ: dict[str, str], words: list[str], load: Any) -> None:
+def test_a_wrong_variable_is_one_line_that_begins_with_its_name(
+    environ: dict[str, str], words: list[str], load: Any
+) -> None:
     with pytest.raises(ConfigError) as raised:
         load(MINIMAL, **environ)
     line = str(raised.value)
     assert "\n" not in line
+    assert line.startswith(next(iter(environ)))
+    assert len(line) < 160
     assert all(word in line for word in words), f"{line!r} does not hold {words}"
+
+
+def test_an_error_of_the_file_begins_with_its_name_whatever_variables_are_set(load: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^\S*\.yaml: queue\.timeout_s"):
+        load(MINIMAL + "queue: {timeout_s: many}", ROUTER_QUEUE__MAX="3", ROUTER_API_KEY="k")
 
 
 def test_a_section_that_is_no_section_is_named_also_when_a_variable_sets_it(load: Any) -> None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
+import jsonschema_rs
 import orjson
 import pytest
 from openai import AsyncAzureOpenAI
@@ -167,6 +168,31 @@ async def test_the_page_of_the_api_describes_every_route(served: Running) -> Non
             if isinstance(route, Route) and route.include_in_schema:
                 path = route.path.replace(":path", "")
                 assert {method.lower() for method in route.methods or ()} <= described[path].keys()
+
+
+# What is asked by its path alone.
+NO_BODY = {"/api/endpoints/{name}/drain", "/api/endpoints/{name}/enable", "/v1/responses/{response_id}/cancel"}
+
+
+async def test_the_page_of_the_api_has_the_body_of_every_request(served: Running) -> None:
+    described = (await served.http.get("/openapi.json")).json()["paths"]
+    posted = {path: methods["post"] for path, methods in described.items() if "post" in methods}
+    schemas = {
+        path: post["requestBody"]["content"]["application/json"]["schema"]
+        for path, post in posted.items()
+        if "requestBody" in post
+    }
+    assert posted.keys() - schemas.keys() == NO_BODY
+    assert "$ref" not in str(schemas), "the page would not find it"
+    assert schemas.keys() >= DOORS.keys()
+    for path, body in DOORS.items():
+        check = jsonschema_rs.validator_for(schemas[path])
+        assert check.is_valid(body), f"{path} takes it"
+        assert check.is_valid({**body, "acme": [1]}), f"{path} takes what servers know"
+        assert not check.is_valid({**body, "model": 5}), f"{path} refuses it"
+        assert not check.is_valid([body]), f"{path} refuses it"
+        refused = await served.http.post(path, json={**body, "model": 5})
+        assert refused.status_code == 400, f"{path}: {refused.text}"
 
 
 async def test_a_middleware_that_somebody_adds_sees_every_request(backend: FakeBackend, stack: AsyncExitStack) -> None:

@@ -7,9 +7,10 @@ from starlette.responses import Response
 
 from api.http.bodies import read_body
 from api.http.replies import json_response
-from api.http.routes import Routes
+from api.http.routes import Routes, takes
 from cache import get_llm_cache
 from core.errors import InvalidRequest
+from core.schemas import object_of
 from requests.bounded_json import decode_bounded
 
 routes = Routes(prefix="/api/cache", tags=["cache"])
@@ -22,7 +23,7 @@ async def cache_stats(request: Request) -> Response:
     return json_response(await cache.stats() if cache else {"backend": "none"})
 
 
-@routes.post("/invalidate")
+@routes.post("/invalidate", **takes(object_of(model={"type": ["string", "null"]}), required=False))
 async def invalidate_cache(request: Request) -> Response:
     """Forgets all entries, or with the body `{"model": name}` those of one model. Answers `{invalidated: number}`."""
     given = await read_body(request)

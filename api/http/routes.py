@@ -25,6 +25,7 @@ from api.http.bodies import DEPLOYMENT
 from api.http.errors import Envelope, openai_envelope
 from api.http.origins import is_preflight
 from core.errors import MethodNotAllowed, NotFound, UpgradeRefused
+from core.json import Json
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 SocketEndpoint = Callable[[WebSocket], Awaitable[None]]
@@ -73,6 +74,12 @@ class Routes(APIRouter):
     def __init__(self, *, prefix: str = "", tags: Sequence[str], envelope: Envelope = openai_envelope) -> None:
         super().__init__(prefix=prefix, tags=list(tags), route_class=ParameterRoute)
         self.envelope = envelope
+
+
+def takes(schema: Json, *, required: bool = True) -> dict[str, Any]:
+    """What a route is described with that reads a body of this schema itself."""
+    body = {"required": required, "content": {"application/json": {"schema": schema}}}
+    return {"openapi_extra": {"requestBody": body}}
 
 
 class RouteTable:
