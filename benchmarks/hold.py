@@ -36,7 +36,7 @@ from benchmarks.gateways import ROOT, free_port
 from benchmarks.limits import Memory, http, serving, wait_for_health
 from benchmarks.mock_backend import PIECES, STREAM_HEAD
 from benchmarks.mock_backend import Connection as Mock
-from benchmarks.running import started
+from benchmarks.running import last_words, started
 from benchmarks.scenarios import BRIEFLY, HELLO, RESPONSES, SLOWLY
 
 CLIENTS = 8
@@ -68,7 +68,10 @@ class Service:
         began = time.monotonic()
         command = [sys.executable, str(ROOT / "serve.py"), "--port", str(self.port)]
         with started(command, self.folder, output=self.folder / "log") as process:
-            await asyncio.to_thread(wait_for_health, self.port, 1)
+            try:
+                await asyncio.to_thread(wait_for_health, self.port, 1)
+            except SystemExit as error:
+                raise SystemExit(f"{error}: {last_words((self.folder / 'log').read_text(errors='replace'))}") from None
             self.starts.append(time.monotonic() - began)
             yield process
 

@@ -138,6 +138,10 @@ class _Conversation:
         self._open: OpenCalls[tuple[_Node, str]] = OpenCalls()
         # The ids of calls as the backend knows them: none twice.
         self._call_ids: set[str] = set()
+        # How often each of them has come.
+        self._numbers: dict[str, int] = {}
+        # The searches that have an output, once somebody asks.
+        self._searched: set[str | None] | None = None
 
     def messages(self) -> list[Message]:
         self._flush_reasoning()
@@ -216,9 +220,9 @@ class _Conversation:
         """Whether a search has an output, or must have one: a hosted one may have answered itself."""
         if needs_output(call) or call.get("execution") != "server":
             return True
-        return any(
-            item["call_id"] == call["call_id"] for item in self._items if item.get("type") == "tool_search_output"
-        )
+        if self._searched is None:
+            self._searched = {call_id_of(item) for item in self._items if item.get("type") == "tool_search_output"}
+        return call_id_of(call) in self._searched
 
     def _call(self, item: Item) -> None:
         node = self._open_assistant() or self._new_assistant()
@@ -234,10 +238,13 @@ class _Conversation:
 
     def _free_call_id(self, call_id: str) -> str:
         """The id of a call, if no other has it; else one that is made of it, the same in every turn."""
-        free, number = call_id, 1
-        while free in self._call_ids:
-            number += 1
-            free = f"{call_id}_{number}"
+        free = call_id
+        if free in self._call_ids:
+            number = self._numbers.get(call_id, 1)
+            while free in self._call_ids:
+                number += 1
+                free = f"{call_id}_{number}"
+            self._numbers[call_id] = number
         self._call_ids.add(free)
         return free
 

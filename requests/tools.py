@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from core.errors import InvalidRequest, Unsupported
@@ -140,10 +140,18 @@ class ToolBook:
         """The backend's names of what an entry of a tool choice means: a tool, or all of a namespace."""
         kind, name = choice.get("type"), _name_of(choice)
         if kind == "namespace":
-            return [wire for call, wire in self._names.items() if call.namespace == name]
+            return self._of_namespaces.get(name, []) if isinstance(name, str) else []
         call_type = "custom_tool_call" if kind == "custom" else f"{kind}_call"
         call = Call(call_type, name if isinstance(name, str) else str(kind), choice.get("namespace"))
         return [self._names[call]] if call in self._names else []
+
+    @cached_property
+    def _of_namespaces(self) -> dict[str | None, list[str]]:
+        """The backend's names of the tools of each namespace."""
+        names: dict[str | None, list[str]] = {}
+        for call, wire in self._names.items():
+            names.setdefault(call.namespace, []).append(wire)
+        return names
 
     def names_in(self, tools: Iterable[Tool]) -> list[str]:
         """The backend's names of those of the tools that it was offered."""
@@ -585,12 +593,12 @@ def _one_tool(name: str, book: ToolBook, by_name: bool) -> ToolChoice:
 def _allowed_tools(choice: dict[str, Any], book: ToolBook, by_name: bool) -> ToolChoice:
     """All tools stay visible, as Responses wants it, and calls of others are suppressed. Only where one of several must
     be called can the backend be shown no more than these."""
-    allowed: list[str] = []
+    allowed: dict[str, None] = {}
     for index, tool in enumerate(choice["tools"]):
         names = book.names_of(tool)
         if not names and tool["type"] in ("function", "custom"):
             raise InvalidRequest("A tool is allowed that is not in 'tools'.", param=f"tool_choice.tools[{index}]")
-        allowed += names
+        allowed.update(dict.fromkeys(names))
     if choice.get("mode") == "none":
         return ToolChoice("none", book.chat, frozenset())
     if choice.get("mode") != "required":
@@ -598,7 +606,7 @@ def _allowed_tools(choice: dict[str, Any], book: ToolBook, by_name: bool) -> Too
     if not allowed:
         raise Unsupported("There is no allowed tool that this backend could be required to call.", param="tool_choice")
     if len(allowed) == 1:
-        return _one_tool(allowed[0], book, by_name)
+        return _one_tool(next(iter(allowed)), book, by_name)
     tools = [tool for tool in book.chat if tool["function"]["name"] in allowed]
     return ToolChoice("required", tools, frozenset(allowed))
 
