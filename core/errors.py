@@ -79,7 +79,7 @@ class APIError(Exception):
     def to_response_error(self) -> dict[str, Any]:
         """The `error` of a failed response. Its `code` is one of OpenAI's few, because strict clients know no other;
         the exceptions are those that Codex acts on, and those that a server that speaks Responses has given itself."""
-        if self.code and (self.original is not None or self.code in CODES_OF_CODEX):
+        if self.code and ((self.original or {}).get("code") or self.code in CODES_OF_CODEX):
             code = self.code
         elif self.status == 429:
             code = "rate_limit_exceeded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -141,6 +142,15 @@ def test_a_model_must_give_a_patch_what_it_changes() -> None:
     arguments = '{"type": "delete_file", "path": "a.txt", "diff": ""}'
     item = call_item(call_of, id="apc_1", call_id="c1", arguments=arguments, status="completed")
     assert item["operation"] == {"type": "delete_file", "path": "a.txt"}, "what is deleted has no diff"
+
+
+@pytest.mark.parametrize("key", ["operation", "patch", "input"])
+def test_a_patch_is_found_in_the_object_that_a_model_puts_it_in(key: str) -> None:
+    operation = {"type": "create_file", "path": "a.txt", "diff": "+x"}
+    call_of = ToolBook([{"type": "apply_patch"}]).call_of("apply_patch")
+    arguments = json.dumps({"type": "apply_patch", key: operation})
+    item = call_item(call_of, id="apc_1", call_id="c1", arguments=arguments, status="completed")
+    assert item["operation"] == operation
 
 
 @pytest.mark.parametrize("kind", ["create_file", "update_file"])

@@ -20,6 +20,7 @@ from tests.fake_backend import (
 )
 from tests.sdk import MODEL, check_refused, collected, until_text, wire_events
 from tests.stream_grammar import check_stream
+from tests.turns import stream
 
 FAILURES: dict[str, tuple[Answer, type[openai.APIStatusError], int, str | None]] = {
     "it refuses the request": (http_error(400, "no such tool", code="bad"), openai.BadRequestError, 400, "bad"),
@@ -195,6 +196,10 @@ async def test_a_fault_of_upstreams_goes_on_too(served_natively: Running, backen
         await served_natively.openai.responses.create(model=MODEL, input="Hi")
     assert raised.value.status_code == 500
     assert raised.value.body == ODD | {"code": "backend_error"}, "its code is ours where it has none"
+    begun = native_events("Hi")[:2]
+    backend.script(event_stream([*begun, {"type": "error", "message": "Odd.", "code": None, "param": None}]))
+    events = await stream(served_natively.http)
+    assert events[-1]["response"]["error"]["code"] == "server_error", "strict clients know no other"
 
 
 async def test_an_upstream_that_rejects_our_key_is_our_fault_and_not_the_clients(
