@@ -409,8 +409,8 @@ def object_of(call: Call, arguments: str) -> dict[str, Any] | None:
 
 
 def _operation(given: dict[str, Any]) -> dict[str, Any]:
-    """What an `apply_patch_call` does, by the parameters that it was offered, by these in an object (OpenAI's `operation`), or
-    by a patch in others."""
+    """What an `apply_patch_call` does, by the parameters that it was offered, by these in an object (OpenAI's
+    `operation`), or by a patch in others."""
     if not given.get("path"):
         given = next((inner for inner in given.values() if isinstance(inner, dict) and inner.get("path")), given)
     patch = None if given.get("path") else patch_in(given)
