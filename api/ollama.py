@@ -23,7 +23,7 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch, Primed
 from api.http.routes import Routes, takes
-from api.passthrough import Head, PassedOn, Passing, Used
+from api.passthrough import PASSED_ON, Head, PassedOn, Passing, Used
 from api.turns.adapting import Adapting
 from api.turns.backend import Backend
 from api.turns.chat_answer import chat_answer
@@ -37,7 +37,7 @@ from core.json import Json, encode_json
 from core.keys import Principal
 from core.schemas import TEXT, TEXTS, object_of, schema_of
 from core.state import AppState
-from requests.bounded_json import check_depth
+from requests.bounded_json import check_bounds, check_values
 from requests.members import without
 from requests.ollama import (
     ChatAsked,
@@ -131,6 +131,7 @@ async def _answered(request: Request, kind: type[Asking]) -> Response:
 async def read_head(request: Request) -> tuple[OllamaHead, bytes]:
     """What of a request chooses its endpoint, and its body. Raises `InvalidRequest`."""
     body = await read_body(request)
+    check_values(body, max_items=PASSED_ON * request.app.state.config.max_items)
     head = read_ollama(body, OllamaHead)
     if head.nomyo:
         body = without(body, "nomyo")
@@ -176,7 +177,7 @@ class Asking(Passing, ABC):
 
     def _read(self, kind: type[T]) -> T:
         """The request, to be translated. Raises `InvalidRequest`."""
-        check_depth(self._body)
+        check_bounds(self._body, max_items=self._state.config.max_items)
         return read_ollama(self._body, kind)
 
     @abstractmethod

@@ -33,7 +33,7 @@ from core.errors import APIError, BackendRefused, InvalidRequest, without_frames
 from core.schemas import ANYTHING, FLAG, OBJECTS, TEXT, object_of
 from core.state import AppState
 from core.stopping import Stopping
-from requests.bounded_json import BOM, TooDeep
+from requests.bounded_json import BOM, LARGE, TooDeep, check_values
 from requests.chat import DecodeError
 from requests.members import with_model, without
 
@@ -81,6 +81,9 @@ class Used(msgspec.Struct):
     completion_tokens: int = 0
 
 
+# What only goes on may hold so much more: the tokens of texts to embed.
+PASSED_ON = 4
+
 _head = msgspec.json.Decoder(Head)
 _first_json = json.JSONDecoder()
 
@@ -95,6 +98,8 @@ async def pass_through(request: Request) -> Response:
     an endpoint's own refusals keep their words."""
     state: AppState = request.app.state
     body = (await read_body(request)).removeprefix(BOM)
+    if len(body) > LARGE:
+        check_values(body, max_items=PASSED_ON * state.config.max_items)
     head = head_of(body)
     if head.nomyo:
         body = without(body, "nomyo")

@@ -15,11 +15,12 @@ from requests.tools import Item
 ENVELOPE = frozenset({"type", "stream_id", "generate", "stream", "stream_options", "background"})
 
 
-def decoded(data: str | bytes, max_mb: float) -> Json:
-    """A message as an object, which may be `max_mb` large. Raises `TooLarge` or `InvalidRequest`."""
+def decoded(data: str | bytes, max_mb: float, max_items: int) -> Json:
+    """A message as an object, which may be `max_mb` large and hold as much as so many items do. Raises `TooLarge` or
+    `InvalidRequest`."""
     if len(data) > max_mb * 1024 * 1024:
         raise TooLarge(f"The message is larger than {max_mb:g} MB.")
-    message = decode_bounded(data.encode() if isinstance(data, str) else data, "message")
+    message = decode_bounded(data.encode() if isinstance(data, str) else data, "message", max_items)
     if not isinstance(message, dict):
         raise InvalidRequest("A message must be a JSON object.")
     return message

@@ -148,7 +148,8 @@ class Socket:
         stream_id: str | None = None
         given: SocketTurn | Event
         try:
-            message = decoded(data, self._state.config.max_body_mb)
+            config = self._state.config
+            message = decoded(data, config.max_body_mb, config.max_items)
             stream_id = stream_id_of(message)
             if message.get("type") == "response.cancel":
                 self._cancel(message)

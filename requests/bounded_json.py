@@ -22,6 +22,13 @@ SHORT = 8192
 # Integers of any size stay integers, where orjson makes floats of those beyond 64 bits.
 _read = msgspec.json.Decoder().decode
 
+# There may be so many values for each item that there may be: an item has ten, or some parts.
+MAX_ITEMS, VALUES_PER_ITEM = 10_000, 25
+# What is no longer has no room for more.
+LARGE = 2 * VALUES_PER_ITEM * MAX_ITEMS
+# It is looked at in pieces: of most that hold too much, the first is enough.
+PIECE = 1024 * 1024
+
 BOM = b"\xef\xbb\xbf"
 # Every escape, so that a backslash behind a backslash begins none: a pair of surrogates, half of one, any other.
 _ESCAPE = re.compile(
@@ -37,20 +44,58 @@ class TooDeep(InvalidRequest):
         super().__init__(f"The {what} is nested too deeply: {MAX_DEPTH} levels are the limit.")
 
 
-def decode_bounded(text: bytes, what: str = "body") -> Any:
-    """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `InvalidRequest` for what is no JSON; `what` it
-    is, for the message."""
+class TooManyValues(InvalidRequest):
+    code = "too_many_values"
+
+    def __init__(self, most: int, what: str) -> None:
+        super().__init__(f"The {what} holds more than {most} values.")
+
+
+def check_values(text: bytes, what: str = "body", max_items: int = MAX_ITEMS) -> None:
+    """Raises `TooManyValues` for far more values than so many items hold, before anything is made of a text: empty
+    lists would take forty times its room, and seconds."""
+    most = VALUES_PER_ITEM * max_items
+    if len(text) > LARGE and _begun_in(text) >= most and values_in(text, most) > most:
+        raise TooManyValues(most, what)
+
+
+def values_in(text: bytes, most: int) -> int:
+    """How many values JSON holds, its empty lists and objects twice; counted no further than past `most`."""
+    count, begin, is_inside = 1, 0, False
+    while begin < len(text) and count <= most:
+        piece = text[begin : begin + PIECE]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # An escape is not cut in two.
+            piece = text[begin : begin + PIECE + 1]
+        begin += len(piece)
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        # Every second one is inside of a string.
+        count += _begun_in(b"".join(parts[is_inside::2]))
+        is_inside ^= len(parts) % 2 == 0
+    return count
+
+
+def _begun_in(text: bytes) -> int:
+    """How many values begin behind the first one, if none of it is in a string."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def decode_bounded(text: bytes, what: str = "body", max_items: int = MAX_ITEMS) -> Any:
+    """JSON as Python has it. Raises `TooDeep` past `MAX_DEPTH` levels, `TooManyValues` for far more than so many items
+    hold, `InvalidRequest` for what is no JSON; `what` it is, for the message."""
+    if len(text) > LARGE:
+        check_values(text, what, max_items)
     try:
         return _decode(text, what)
     except orjson.JSONDecodeError as error:
         if (mended := mend(text)) is not None:
-            return decode_bounded(mended, what)
+            return decode_bounded(mended, what, max_items)
         problem = f"is not JSON: {error}" if text.strip() else "is empty"
         raise InvalidRequest(f"The {what} {problem}.", code="invalid_json") from None
 
 
-def check_depth(text: bytes, what: str = "body") -> None:
-    """Raises `TooDeep` past `MAX_DEPTH` levels, and nothing else."""
+def check_bounds(text: bytes, what: str = "body", max_items: int = MAX_ITEMS) -> None:
+    """Raises `TooDeep` and `TooManyValues` as `decode_bounded` does, and nothing else."""
+    check_values(text, what, max_items)
     if _may_be_deep(text):
         try:
             _decode(text, what)

@@ -129,7 +129,7 @@ def is_no_time(keep_alive: object) -> bool:
 
 def read_ollama(body: bytes, kind: type[T]) -> T:
     """A request of Ollama's. Raises `InvalidRequest`. What is to be translated is bounded in depth, what only goes on
-    need not be: that is for `check_depth` to find."""
+    need not be: that is for `check_bounds` to find."""
     try:
         return msgspec.json.decode(body, type=kind)
     except RecursionError:

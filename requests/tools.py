@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from core.errors import InvalidRequest, Unsupported
 from core.json import decode_json, whole_text
-from requests.bounded_json import check_depth
+from requests.bounded_json import check_bounds
 from requests.compatibility import ITEMS, TOOLS
 from requests.patches import operation_in, patch_in, unwrapped
 
@@ -470,7 +470,7 @@ def arguments_of(arguments: str) -> dict[str, Any] | None:
     """Arguments as an object; None for anything else, and for what is nested too deeply."""
     try:
         data = whole_text(arguments).encode() or b"{}"
-        check_depth(data, "arguments")
+        check_bounds(data, "arguments")
         given = decode_json(data)
     except (InvalidRequest, ValueError):
         return None

@@ -15,7 +15,7 @@ from api.http.codings import decoded
 from api.http.headers import HEADERS
 from api.http.protocol import wire_of
 from core.errors import InvalidRequest, RequestTimedOut, TooLarge
-from requests.bounded_json import BOM, TooDeep, decode_bounded
+from requests.bounded_json import BOM, TooDeep, TooManyValues, decode_bounded
 from requests.members import with_model
 
 JSON = b"application/json"
@@ -26,8 +26,9 @@ MAX_FIELDS = 200
 
 
 async def read_json(request: Request) -> Any:
-    """The body as JSON. Raises what `read_body` does, and `InvalidRequest` for anything else than JSON."""
-    return decode_bounded(await read_body(request))
+    """The body as JSON. Raises what `read_body` does, and `InvalidRequest` for anything else than JSON, or far too much
+    of it."""
+    return decode_bounded(await read_body(request), max_items=request.app.state.config.max_items)
 
 
 async def read_body(request: Request) -> bytes:
@@ -97,7 +98,7 @@ def _form_as_json(body: bytes) -> bytes:
             raise InvalidRequest(f"The form names '{name[:100]}' twice.", param=name[:100], code="invalid_form")
         try:
             form[name] = decode_bounded(text.encode())
-        except TooDeep:
+        except (TooDeep, TooManyValues):
             raise
         except InvalidRequest:
             form[name] = text
