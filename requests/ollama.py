@@ -176,9 +176,11 @@ def _common(asked: Asked, names: Mapping[str, str]) -> Json:
         # Ollama leaves out the oldest messages of a chat that is too long.
         "truncation": "disabled" if asked.truncate is False else "auto",
     }
-    limit = given.get("num_predict")
-    if isinstance(limit, int) and limit > 0:  # -1 and -2: no limit
-        request["max_output_tokens"] = limit
+    if (limit := given.get("num_predict")) is not None:
+        if isinstance(limit, bool | str | list | dict) or limit != int(limit):
+            raise InvalidRequest('option "num_predict" must be of type integer', param="options.num_predict")
+        if limit > 0:  # -1 and -2: no limit
+            request["max_output_tokens"] = int(limit)
     if format := _format(asked.format):
         request["text"] = {"format": format}
     if effort := _effort(asked.think):

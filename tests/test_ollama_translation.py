@@ -218,6 +218,12 @@ class TestRequests:
     def test_no_limit_is_no_limit(self, limit):
         assert "max_tokens" not in as_chat(messages=[USER], options={"num_predict": limit, "stop": []})
 
+    @pytest.mark.parametrize("limit", ["5", 1.5, True, [5], {}])
+    def test_a_limit_is_an_integer(self, limit):
+        with pytest.raises(InvalidRequest, match='option "num_predict" must be of type integer'):
+            as_chat(messages=[USER], options={"num_predict": limit})
+        assert as_chat(messages=[USER], options={"num_predict": 5.0})["max_tokens"] == 5
+
     def test_options_have_the_name_that_the_server_knows(self):
         asked = ChatAsked(model="m", options={"repeat_penalty": 1.1})
         assert chat_ollama_to_responses(asked)["repeat_penalty"] == 1.1
