@@ -145,6 +145,11 @@ class ResponseBuilder:
         """Whether the response has ended, in whichever way."""
         return self.response["status"] in TERMINAL
 
+    @property
+    def is_between_items(self) -> bool:
+        """Whether a backend that speaks Responses has given items, and nothing of one is missing."""
+        return self._native is not None and self._native.are_done
+
     # ── the life of the response ─────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> list[Event]:

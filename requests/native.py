@@ -207,6 +207,11 @@ class NativeItems:
         self.last: NativeItem | None = None
         self.flows: Flows = {}
 
+    @property
+    def are_done(self) -> bool:
+        """Whether there are some, and each has ended."""
+        return bool(self.items) and all(item.done is not None for item in self.items)
+
     def _let_flow(
         self, ladder: Ladder, type: str, event: Event, where: Json, fragments: Fragments, logprobs: Any
     ) -> None:

@@ -322,3 +322,24 @@ async def test_an_answer_that_its_server_gave_up_has_failed(served: Running, bac
     assert text_of(events[-1]["response"]) == "Hi"
     answer = await served.http.post("/v1/responses", json={"model": "test-model", "input": "Hi"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "backend_gave_up")
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_a_native_answer_ends_with_its_mark_where_it_has_no_other_end(
+    size: int, served_natively: Running, backend: FakeBackend
+) -> None:
+    *events, _ = native_events("Hi thére")
+    body = b"".join(sse(event, event["type"]) for event in events)
+    for form in (body, body.replace(b"\n", b"\r\n")):
+        answer = answering({"Content-Type": "text/event-stream"}, form + DONE, size)
+        backend.script(answer, answer)
+        response = await create(served_natively.http)
+        assert (text_of(response), response["status"]) == ("Hi thére", "completed")
+        streamed_events = await streamed(served_natively.http)
+        check_stream(streamed_events, prefixes=False)
+        assert fold(streamed_events) == streamed_events[-1]["response"]
+        assert streamed_events[-1]["response"]["status"] == "completed"
+    # Half an item is no answer.
+    half = b"".join(sse(event, event["type"]) for event in events[:-1])
+    backend.script(answering({"Content-Type": "text/event-stream"}, half + DONE, size))
+    assert (await streamed(served_natively.http))[-1]["type"] == "response.failed"

@@ -16,7 +16,7 @@ from core.errors import BackendError, BackendRefused
 from core.seals import Sealer, is_ours
 from requests.included import SEALED_REASONING
 from requests.messages import summary_text
-from requests.native_events import NativeEvent
+from requests.native_events import WHOLE, NativeEvent
 from requests.open_items import Event
 from requests.tools import Item
 
@@ -61,6 +61,8 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
                 events += builder.native(piece)
             if events:
                 yield events
+    if not builder.ended and isinstance(answer, BackendStream) and answer.is_done and builder.is_between_items:
+        yield builder.adopt({"type": WHOLE})  # Its [DONE] is an end, too.
     if not builder.ended:
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
 

@@ -73,6 +73,11 @@ class BackendStream(ABC, Generic[T]):
         self._first: list[T] | None = None
         self._rest: AsyncGenerator[list[T]] | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it has come to its end: the last event, or [DONE]."""
+        return self._done
+
     def __aiter__(self) -> AsyncIterator[T]:
         return self._pieces()
 
