@@ -48,6 +48,8 @@ clients: export UV_PYTHON_DOWNLOADS = never
 clients: export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
 clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k name")
 	@cd tests/clients/python && ../../../.venv/bin/uv sync --quiet --locked
+	@cd tests/clients/frameworks && ../../../.venv/bin/uv sync --quiet --locked || \
+		echo "The frameworks for agents did not install: they are skipped."
 	@if command -v npm >/dev/null; then npm ci --prefix tests/clients/node --no-audit --no-fund --loglevel=error; \
 		else echo "npm is not installed: the clients for node and Codex are skipped."; fi
 	@$(VENV_PYTHON) -m pytest tests/clients $(ARGS)
@@ -98,7 +100,7 @@ format: $(SYNCED) ## let ruff format and sort
 	$(VENV_PYTHON) -m ruff format .
 
 clean: ## remove what was installed and the caches; data/ stays
-	rm -rf .venv tests/clients/python/.venv tests/clients/node/node_modules tests/fuzz/.venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv tests/clients/python/.venv tests/clients/frameworks/.venv tests/clients/node/node_modules tests/fuzz/.venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SYNCED): export UV_PYTHON_DOWNLOADS = never

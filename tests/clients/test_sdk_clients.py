@@ -27,12 +27,22 @@ from api.turns.compaction import SUMMARIZE
 from requests.events import ResponseBuilder
 from requests.messages import SUMMARY
 from tests.conftest import running_router
-from tests.fake_backend import Answer, FakeBackend, Reply, call, chat, chat_usage, http_error, reasoning, sse_error
+from tests.fake_backend import (
+    Answer,
+    FakeBackend,
+    Reply,
+    call,
+    chat,
+    chat_usage,
+    http_error,
+    interleaved,
+    reasoning,
+    sse_error,
+)
 
 Json = dict[str, Any]
 
 HERE = Path(__file__).parent
-PYTHON = HERE / "python" / ".venv" / "bin" / "python"
 NODE_MODULES = HERE / "node" / "node_modules"
 TIMEOUT_S = 50
 
@@ -100,6 +110,10 @@ PATCH = call("apply_patch", {"type": "create_file", "path": "a.txt", "diff": "+a
 SUMMED_UP = f"user: {SUMMARY}\n\nShe is Ada."
 
 SCENARIOS = {
+    "hello": GREETING,
+    "hello_stream": Scenario(
+        GREETING.answers, GREETING.gives | {"deltas": ["Hello", " there."]}, GREETING.sent, {"stream": True}
+    ),
     "text": BRIEF,
     "stream": Scenario(BRIEF.answers, BRIEF.gives | {"deltas": ["Hello", " there."]}, BRIEF.sent, {"stream": True}),
     "reasoning": THOUGHT,
@@ -108,7 +122,13 @@ SCENARIOS = {
     "referred": Scenario(THOUGHT.answers, {"text": "Sun."}, THOUGHT.sent),
     "tools": TOOLS,
     "tools_stream": Scenario(TOOLS.answers, TOOLS.gives, TOOLS.sent, TOOLS.asks | {"stream": True}),
+    "interleaved": Scenario(
+        (chat(interleaved(PARIS, OSLO)), TOOLS.answers[1]), TOOLS.gives, TOOLS.sent, TOOLS.asks | {"stream": True}
+    ),
     "auto_chain": TOOLS,
+    # It names the response before, and sends some of what that has again. The tool may have another name.
+    "resent": Scenario(TOOLS.answers, TOOLS.gives, TOOLS.sent),
+    "resent_stream": Scenario(TOOLS.answers, TOOLS.gives, TOOLS.sent, {"stream": True}),
     "tool_runner": Scenario(TOOLS.answers, {"text": "Sun and rain."}, TOOLS.sent, TOOLS.asks),
     "tool_choice": Scenario(
         (chat(call("find", {"city": "Paris"})),),
@@ -228,21 +248,26 @@ SCENARIOS = {
 @dataclass(frozen=True)
 class Client:
     """`scenarios` in the order in which they run; `otherwise` is what this client gives or sends in words of its
-    own."""
+    own; `folder` is where its script and its environment are."""
 
     script: str
     scenarios: str
     otherwise: dict[str, Json] = field(default_factory=dict)
+    folder: str = "python"
 
     @property
     def is_python(self) -> bool:
         return self.script.endswith(".py")
 
     @property
+    def python(self) -> Path:
+        return HERE / self.folder / ".venv" / "bin" / "python"
+
+    @property
     def missing(self) -> str | None:
         """Why it cannot run here."""
         if self.is_python:
-            return None if PYTHON.exists() else "the Python clients are not installed: `make clients` does it"
+            return None if self.python.exists() else f"the clients in {self.folder}/ are not: `make clients` does it"
         if shutil.which("npm") is None or shutil.which("node") is None:
             return "node and npm are not installed"
         return None if (NODE_MODULES / "ai").is_dir() else "the node clients are not installed: `make clients` does it"
@@ -250,7 +275,7 @@ class Client:
     @property
     def command(self) -> list[str]:
         return (
-            [str(PYTHON), str(HERE / "python" / self.script)]
+            [str(self.python), str(HERE / self.folder / self.script)]
             if self.is_python
             else ["node", str(HERE / "node" / self.script)]
         )
@@ -281,6 +306,24 @@ CLIENTS = {
         "text stream reasoning tools tools_stream structured structured_by_function chain history image length refused "
         "broken polled websocket_tools",
         {"refused": {"error": "ModelContextWindowExceededError"}, "broken": {"error": "ModelServerError"}},
+    ),
+    "agno": Client(
+        "agno_python.py",
+        "hello hello_stream tools tools_stream interleaved structured history",
+        folder="frameworks",
+    ),
+    "camel": Client("camel_python.py", "hello resent chain", folder="frameworks"),
+    "langgraph": Client("langgraph_python.py", "tools tools_stream interleaved history chain", folder="frameworks"),
+    "llama-index": Client(
+        "llama_index_python.py",
+        "hello hello_stream tools_stream interleaved auto_chain structured history",
+        folder="frameworks",
+    ),
+    "semantic-kernel": Client(
+        "semantic_kernel_python.py", "hello hello_stream resent resent_stream chain", folder="frameworks"
+    ),
+    "strands": Client(
+        "strands_python.py", "hello_stream tools_stream interleaved auto_chain history chain", folder="frameworks"
     ),
     "openai-node": Client(
         "openai_node.mjs",
@@ -366,7 +409,9 @@ async def _run(client: Client, **settings: Any) -> Ran:
         async with running_router(endpoints=[endpoint], **settings) as router:
             out, err = await _output(client.command, f"{router.url}/v1", *answers)
             in_flight = router.in_flight() + backend.in_flight
-    printed = {line["scenario"]: line for line in map(orjson.loads, out.splitlines())}
+    # Some libraries log to where we read.
+    lines = [orjson.loads(line) for line in out.splitlines() if line.startswith('{"scenario"')]
+    printed = {line["scenario"]: line for line in lines}
     return Ran(printed, sent, {name: len(left) for name, left in answers.items()}, in_flight, err)
 
 
@@ -374,6 +419,8 @@ async def _output(command: list[str], *args: str) -> tuple[str, str]:
     """In a folder of its own: nothing of ours is in the way of what it imports."""
     with tempfile.TemporaryDirectory() as home:
         environment = {"PATH": os.environ["PATH"], "HOME": home, "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+        # What all scripts share; and nobody's machine is asked for the like of tokens and figures.
+        environment |= {"PYTHONPATH": str(HERE / "python"), "OTEL_SDK_DISABLED": "true", "AGNO_TELEMETRY": "false"}
         process = await asyncio.create_subprocess_exec(
             *command,
             *args,
