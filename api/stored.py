@@ -19,8 +19,8 @@ from core.errors import InvalidRequest, NotFound
 from core.state import AppState
 from requests.credentials import shown_item
 from requests.events import ResponseBuilder, replay, unfinished
-from requests.hidden import drop
-from requests.included import INCLUDABLE, without_unasked
+from requests.hidden import drop, reveal
+from requests.included import INCLUDABLE, SEALED_REASONING, without_unasked
 from requests.open_items import Event
 from requests.responses import with_output_text
 
@@ -36,12 +36,13 @@ async def retrieve_response(
     include_obfuscation: bool = False,
 ) -> Response:
     """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a
-    background response as they come, those of a finished one again. 404 if there is none."""
+    background response as they come, those of a finished one again. `include` may ask for the reasoning that its server
+    has sealed. 404 if there is none."""
     state: AppState = request.app.state
     owner = principal_of(request).owner
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
         return EventStream(job.follow(starting_after), obfuscate=include_obfuscation, still_here=job.still_here)
-    row = await _row(state, response_id, owner)
+    row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in _included(request))
     if not stream:
         return json_response(with_output_text(row["response"]))
     if row["status"] in ("queued", "in_progress"):
@@ -112,8 +113,7 @@ async def list_input_items(
         raise _not_found(response_id)
     if not page.knows_after:
         raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
-    asked = request.query_params
-    include = {value for key in ("include", "include[]") for value in asked.getlist(key)}
+    include = _included(request)
     given = stored_items(request.app.state.sealer, page.items)
     items = [without_unasked(shown_item(item), include) for item in given]
     ignored = ", ".join(f"include.{value}" for value in sorted(include - INCLUDABLE))
@@ -133,12 +133,23 @@ async def list_input_items(
 LONGEST_HEADER = 1000
 
 
-async def _row(state: AppState, response_id: str, owner: str) -> Mapping[str, Any]:
+def _included(request: Request) -> set[str]:
+    """What a query asks for, under either name that clients give it."""
+    asked = request.query_params
+    return {value for key in ("include", "include[]") for value in asked.getlist(key)}
+
+
+async def _row(state: AppState, response_id: str, owner: str, *, shows_seals: bool = False) -> Mapping[str, Any]:
     """What is kept of a response (`db.StoredResponse`), the object among it."""
     row = await state.db.get_response(response_id, owner=owner)
     if row is None or row["response"] is None:
         raise _not_found(response_id)
-    return {**row, "response": drop(row["response"])}
+    response = row["response"]
+    if not shows_seals:
+        response = drop(response)
+    elif output := response.get("output"):
+        response = {**response, "output": reveal(output)}
+    return {**row, "response": response}
 
 
 async def _cancelled(state: AppState, response_id: str, owner: str) -> bool:

@@ -75,6 +75,20 @@ async def test_the_chain_has_the_seal_and_the_client_never_sees_it(
     assert "nomyo_encrypted" not in str(backend.turns[-1].json)
 
 
+@pytest.mark.parametrize("name", ["include", "include[]"])
+async def test_a_client_that_asks_later_sees_it_then(name: str, served_natively: Running, backend: FakeBackend) -> None:
+    http = served_natively.http
+    backend.script(_answer(as_stream=True))
+    response = (await stream(http))[-1]["response"]
+    url = f"/v1/responses/{response['id']}"
+    asked = (await http.get(url, params={name: SEALED})).json()
+    assert (asked["output"][0]["encrypted_content"], "nomyo_encrypted" in str(asked)) == (SEAL, False)
+    events = await http.get(url, params={name: SEALED, "stream": "true"})
+    assert SEAL in events.text
+    for params in ({}, {name: "message.output_text.logprobs"}, {"stream": "true"}):
+        assert SEAL not in (await http.get(url, params=params)).text
+
+
 @pytest.mark.parametrize("as_stream", [False, True], ids=["json", "stream"])
 async def test_a_client_that_asks_sees_the_seal_everywhere(
     served_natively: Running, backend: FakeBackend, as_stream: bool
