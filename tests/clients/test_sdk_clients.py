@@ -312,7 +312,7 @@ CLIENTS = {
         "hello hello_stream tools tools_stream interleaved structured history",
         folder="frameworks",
     ),
-    "camel": Client("camel_python.py", "hello resent chain", folder="frameworks"),
+    "camel": Client("camel_python.py", "hello resent resent_stream chain", folder="frameworks"),
     "langgraph": Client("langgraph_python.py", "tools tools_stream interleaved history chain", folder="frameworks"),
     "llama-index": Client(
         "llama_index_python.py",

@@ -34,7 +34,7 @@ class Counter(BaseTokenCounter):
         return bytes(token_ids).decode()
 
 
-def agent(model: str, *tools: Any) -> ChatAgent:
+def agent(model: str, *tools: Any, **settings: Any) -> ChatAgent:
     made = ModelFactory.create(
         model_platform=ModelPlatformType.OPENAI,
         model_type=model,
@@ -42,8 +42,12 @@ def agent(model: str, *tools: Any) -> ChatAgent:
         url=BASE_URL,
         api_mode="responses",
         token_counter=Counter(),
+        model_config_dict=settings,
     )
-    return ChatAgent(model=made, tools=[*tools])
+    return ChatAgent(model=made, tools=[*tools], stream_accumulate=False)
+
+
+BOTH = "The weather in Paris and Oslo?"
 
 
 def calls_of(answer: Any) -> list[list[str]]:
@@ -56,8 +60,14 @@ async def hello(model: str) -> Json:
 
 
 async def resent(model: str) -> Json:
-    answer = await agent(model, get_weather).astep("The weather in Paris and Oslo?")
+    answer = await agent(model, get_weather).astep(BOTH)
     return {"calls": calls_of(answer), "text": answer.msgs[0].content}
+
+
+async def resent_stream(model: str) -> Json:
+    pieces = [piece async for piece in await agent(model, get_weather, stream=True).astep(BOTH)]
+    text = "".join(piece.msgs[0].content for piece in pieces if piece.msgs)
+    return {"calls": calls_of(pieces[-1]), "text": text}
 
 
 async def chain(model: str) -> Json:
