@@ -17,7 +17,7 @@ import pytest
 
 import api.http.connection
 from tests.conftest import Clock, Running, running_router
-from tests.fake_backend import DONE, FakeBackend, chat, chunk, stream, until
+from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, steps, stream, until
 from tests.turns import SOON_S, create, eventually, soon
 
 ASK = b'{"model": "test-model", "input": "Hi"}'
@@ -292,7 +292,35 @@ class TestClientsThatStopReading:
             await eventually(lambda: not served.connections, "the connection is gone")
             await backend.wait_for(lambda b: b.in_flight == 0)
 
+    async def test_of_a_websocket_lose_theirs_too(self, served: Running, backend: FakeBackend, clock: Clock) -> None:
+        async def endless(reply: Reply) -> None:
+            while not reply.is_over:
+                await steps(chunk({"content": "x" * 100_000}), pause(0))(reply)
 
+        backend.default = stream(chunk({"content": "x"}), endless)
+        async with line_to(served) as line:
+            line.writer.write(HANDSHAKE)
+            async with soon():
+                await line.reader.readuntil(b"\r\n\r\n")
+            line.writer.transport.pause_reading()
+            asked = orjson.dumps({"type": "response.create", "model": "test-model", "input": "Hi"})
+            # Masked with zeros: as it is.
+            line.writer.write(b"\x81" + bytes([0x80 | len(asked)]) + bytes(4) + asked)
+            await eventually(lambda: any(not p.writable.is_set() for p in served.connections), "it reads no more")
+            assert served.in_flight() == 1
+            clock.advance(59)
+            await asyncio.sleep(0)
+            assert served.in_flight() == 1
+            clock.advance(2)
+            await eventually(lambda: served.in_flight() == 0, "the slot is back")
+            await eventually(lambda: not served.connections, "the connection is gone")
+            await backend.wait_for(lambda b: b.in_flight == 0)
+
+
+HANDSHAKE = (
+    b"GET /v1/responses HTTP/1.1\r\nHost: router\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA")
 SMUGGLED = b"DELETE /v1/responses/resp_1 HTTP/1.1\r\nHost: router\r\n\r\n"
 

@@ -30,6 +30,7 @@ from api.http.server import (
     RequestResponseCycle,
     service_unavailable,
 )
+from api.http.unread import UnreadWatch
 from core.config import Config
 from core.errors import APIError, HeadTooLarge, RequestTimedOut
 from core.files import file_limit
@@ -134,10 +135,8 @@ class Protocol(HttpToolsProtocol):
     # What came since that is no body; of a head what came of it, or 1 where it is to be counted once it is whole.
     _extra = 0
     _looks_at = 0.0
-    # While the client does not read: since when it has read nothing, and how much it has not.
-    _unread_since = 0.0
-    _unread = 0
-    _write_timer: asyncio.TimerHandle | None = None
+    # Once the client did not read.
+    _unread: UnreadWatch | None = None
     _refusal: APIError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -170,10 +169,12 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: whoever watches is called."""
         super().connection_lost(exc)
-        for timer in (self.timeout_keep_alive_task, self._write_timer):
-            if timer is not None:
-                timer.cancel()
-        self.timeout_keep_alive_task = self._write_timer = None
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        if self._unread is not None:
+            self._unread.stop()
+            self._unread = None
         if self.on_left is not None:
             self.on_left()
         # The scope has this protocol, and the request that it was last of has both: they would wait for the collector,
@@ -466,27 +467,10 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client does not read."""
         super().pause_writing()
-        self._unread, self._unread_since = self.transport.get_write_buffer_size(), self.loop.time()
-        if self._write_timer is None:
-            self._look_at_writing_in(self._config.client_write_timeout_s)
-
-    def _look_at_writing_in(self, seconds: float) -> None:
-        self._write_timer = self.loop.call_later(seconds, self._look_at_writing)
-
-    def _look_at_writing(self) -> None:
-        self._write_timer = None
-        if not self.flow.write_paused:
-            return
-        now, unread = self.loop.time(), self.transport.get_write_buffer_size()
-        if unread < self._unread:
-            self._unread_since = now
-        self._unread = unread
-        left_s = self._unread_since + self._config.client_write_timeout_s - now
-        if left_s > 0:
-            self._look_at_writing_in(left_s)
-        else:
-            log.info("a client has read nothing for %g s: its connection is closed", now - self._unread_since)
-            self.transport.abort()
+        if self._unread is None:
+            timeout_s = self._config.client_write_timeout_s
+            self._unread = UnreadWatch(self.transport, lambda: self.flow.write_paused, timeout_s)
+        self._unread.begin()
 
     def _close(self) -> None:
         """Closes the connection, also where the client does not read what it was sent."""

@@ -1,5 +1,6 @@
 """uvicorn's WebSockets, but that a stop does not close those in which a turn runs, that what is read is bounded where a
-few bytes stand for many, and that the log shows neither keys nor messages."""
+few bytes stand for many, that a client which does not read is not waited for, and that the log shows neither keys nor
+messages."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from api.http.connection import begin_to_stop
+from api.http.connection import CONNECTIONS, DEFAULTS, Connections, begin_to_stop
+from api.http.unread import UnreadWatch
 
 # So much is given to the library at once: compressed, it may be a thousand times as much.
 SLICE = 4096
@@ -20,6 +22,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._unread = b""
+        self._unread_watch: UnreadWatch | None = None
         # It would log the headers, and the key among them.
         self.conn.debug = False
 
@@ -27,6 +30,22 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """Lets what runs end before it closes, if it can; else uvicorn's way."""
         if self.close_sent or not self.handshake_complete or not begin_to_stop(self):
             super().shutdown()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        if self._unread_watch is None:
+            connections: Connections | None = self.app_state.get(CONNECTIONS)
+            timeout_s = (connections.config if connections is not None else DEFAULTS).client_write_timeout_s
+            self._unread_watch = UnreadWatch(self.transport, lambda: not self.writable.is_set(), timeout_s)
+        self._unread_watch.begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        super().connection_lost(exc)
+        if self._unread_watch is not None:
+            self._unread_watch.stop()
+            self._unread_watch = None
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
