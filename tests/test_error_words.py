@@ -16,6 +16,8 @@ OVERFLOWS = {
     "llama.cpp": (LLAMA, Overflow(8192, 9021)),
     "llama.cpp 2025": ("the request exceeds the available context size, try increasing it", Overflow()),
     "llama.cpp, answering": ("Context size has been exceeded.", Overflow()),
+    "a gateway": ("Your input exceeds the model's context window.", Overflow()),
+    "another gateway": ("The prompt is too long for the model's context window.", Overflow()),
     "llama.cpp, embeddings": (
         "input (5001 tokens) is too large to process. increase the physical batch size (current batch size: 512)",
         Overflow(512, 5001),

@@ -154,7 +154,7 @@ class TestRequests:
             ({"input": 5}, "input"),
             ({"temperature": 3}, "temperature"),
             ({"stream": "yes"}, "stream"),
-            ({"nomyo": {"cash": True}}, "nomyo"),
+            ({"nomyo": {"cash": True}}, "nomyo.cash"),
             ({"conversation": "conv_1"}, "conversation"),
             ({"background": True, "store": False}, "store"),
         ):

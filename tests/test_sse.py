@@ -16,7 +16,7 @@ from tests.fake_backend import FakeBackend, call, chat, native, reasoning
 from tests.sdk import EVENT_CLASSES, WEATHER_TOOL, collected, wire_events
 from tests.stream_grammar import check_stream, fold, parse_sse
 from tests.test_laws import law
-from tests.turns import URL, create, ended, stream
+from tests.turns import URL, stream
 
 Json = dict[str, Any]
 
@@ -236,9 +236,9 @@ async def test_what_is_kept_is_not_padded_and_is_read_either_way(
 
 async def test_padding_is_chosen_by_whoever_reads(served: Running, backend: FakeBackend) -> None:
     backend.script(chat(*SAID))
-    queued = await create(served.http, background=True, **HIDDEN)
-    await ended(served.http, queued["id"])
-    async with served.http.stream("GET", f"{URL}/{queued['id']}", params={"stream": "true"}) as answer:
+    live = await stream(served.http, background=True, **HIDDEN)
+    response_id = live[0]["response"]["id"]
+    async with served.http.stream("GET", f"{URL}/{response_id}", params={"stream": "true"}) as answer:
         events = [event for _, event in parse_sse(await answer.aread())]
     assert events == bare(events)
 

@@ -208,9 +208,10 @@ def test_native_events_get_our_id_and_numbers_and_keep_all_else() -> None:
     )
     assert [event["sequence_number"] for event in events] == [0, 1, 2]
     response = events[0]["response"]
-    ours = {"id": "resp_1", "created_at": 1700000000, "model": "m", "previous_response_id": "resp_0", "store": True}
+    ours = {"id": "resp_1", "created_at": 1700000000, "previous_response_id": "resp_0", "store": True}
     assert {key: response[key] for key in ours} == ours, "what the backend has no say in"
     assert (response["temperature"], response["billing"]) == (0.7, {"payer": "developer"}), "what it has a say in"
+    assert response["model"] == UPSTREAM["model"], "its snapshot"
     assert response["top_logprobs"] == 0, "what it left out"
     assert events[2] == {
         "type": "response.moon_phase.changed",
