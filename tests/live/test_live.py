@@ -90,6 +90,33 @@ async def test_a_function_call_makes_a_round_trip(live: Live, streamed: bool) ->
     assert second.output_text, f"no text in {second.output}"
 
 
+THREE = [
+    {"type": "function", "name": name, "description": about, "parameters": WEATHER_TOOL["parameters"], "strict": False}
+    for name, about in (("search_web", "Searches the web."), ("get_weather", "The weather."), ("get_time", "The time."))
+]
+SEARCH = {"type": "function", "name": "search_web"}
+CHOICES: dict[str, Any] = {
+    "named": SEARCH,
+    "the only one that is allowed, required": {"type": "allowed_tools", "mode": "required", "tools": [SEARCH]},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+async def test_a_function_that_is_demanded_beside_others_is_called(live: Live, choice: Any, streamed: bool) -> None:
+    ask: Any = {"model": MODEL, "tools": THREE, "tool_choice": choice, "max_output_tokens": 128}
+    question = "What is the weather in Paris?"
+    if streamed:
+        events = await collected(await live.openai.responses.create(input=question, stream=True, **ask))
+        check_raw(events)
+        response = events[-1].response
+    else:
+        response = await live.strict.responses.create(input=question, **ask)
+    calls = [item for item in response.output if item.type == "function_call"]
+    assert calls, f"nothing was called: {response.output}"
+    assert {call.name for call in calls} == {"search_web"}
+
+
 async def test_the_sdk_parses_a_call(live: Live) -> None:
     response = await live.openai.responses.parse(
         model=MODEL,
