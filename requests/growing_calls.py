@@ -90,8 +90,9 @@ class GrowingCalls:
         if not call.muted:
             events += ladder.close_text()
             self._advance(ladder, events)
-            call.grow(ladder, events, arguments)
-            self._waiting = call if call.waits else None
+            if not call.has_ended:  # It may have been whole, where another has begun.
+                call.grow(ladder, events, arguments)
+                self._waiting = call if call.waits else None
         if len(self._line) > 1:
             self._advance(ladder, events)
         self._plain = key if len(self._line) == 1 and self._line[0] is call else None

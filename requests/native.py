@@ -138,12 +138,18 @@ class NativePart(NativeText):
         """Whether it is of the summary or of the content."""
         return "summary" if self.kind == "summary_text" else "content"
 
+    def late_logprobs(self, given: Part) -> list[object]:
+        """The log probabilities that its server gives only with its whole text, behind those that it has streamed."""
+        whole: list[object] = given.get("logprobs") or self.part.get("logprobs") or []
+        streamed = len(self.logprobs)
+        return whole[streamed:] if whole[:streamed] == self.logprobs else []
+
     def whole(self, given: Part | None) -> Part:
         """The part with its text, and what its server gives at the end."""
         whole: Part = {**self.part, **(given or {}), STREAMED_PARTS[self.kind][1]: self.text}
         if self.kind == "output_text":
             whole["annotations"] = whole.get("annotations") or self.annotations
-            whole["logprobs"] = whole.get("logprobs") or self.logprobs
+            whole["logprobs"] = self.logprobs
         return whole
 
 
@@ -278,9 +284,9 @@ class NativeItems:
             return
         if kind in ITEM_OF:
             part = self._part_of(ladder, events, item, event, kind)
-            self._end_text(
-                ladder, events, item, part, {STREAMED_PARTS[kind][1]: event.get(STREAMED_PARTS[kind][1])}, event
-            )
+            key = STREAMED_PARTS[kind][1]
+            given = {key: event.get(key), "logprobs": objects_in(event.get("logprobs"))}
+            self._end_text(ladder, events, item, part, given, event)
         else:
             self._end_arguments(ladder, events, item, event.get(STREAMED_CALLS[kind][1]), event)
 
@@ -312,6 +318,8 @@ class NativeItems:
         given = whole_item(event.get("item"), "in_progress")
         if given is None:
             return
+        if given["type"] == "message":
+            given = {**given, "role": "assistant"}  # Who else would answer?
         known = self._known({"item_id": given["id"], "output_index": event.get("output_index")}, given["type"])
         if (
             known is not None and known.output_index < 0 and given.get("name")
@@ -452,13 +460,16 @@ class NativeItems:
         self.flows.clear()
         name, key = STREAMED_PARTS[part.kind]
         where = {**item.where, _index_key(part): part.index}
-        logprobs: dict[str, list[object]] = {"logprobs": []} if part.kind == "output_text" else {}
-        if rest := part.rest(given.get(key) or part.part.get(key)):
+        rest = part.rest(given.get(key) or part.part.get(key))
+        late = part.late_logprobs(given) if part.kind == "output_text" else []
+        logprobs: dict[str, list[object]] = {"logprobs": late} if part.kind == "output_text" else {}
+        if rest or late:
             part.fragments.append(rest)
             events.append(ladder.event(f"{name}.delta", **where, delta=rest, **logprobs))
         self._annotate(ladder, events, item, part, given)
         if logprobs:
-            logprobs = {"logprobs": objects_in((event or {}).get("logprobs")) or part.logprobs}
+            part.logprobs += late
+            logprobs = {"logprobs": part.logprobs}
         events.append(_emitted(ladder, event or {"type": f"{name}.done"}, {**where, key: part.text, **logprobs}))
 
     def _annotate(self, ladder: Ladder, events: list[Event], item: NativeItem, part: NativePart, given: Part) -> None:
@@ -536,7 +547,7 @@ class NativeItems:
             self._end_arguments(ladder, events, item, given.get(key))
             done[key] = item.arguments.text
         item.done = done
-        ladder.keep(item.output_index, _fuller(done, given))
+        ladder.keep(item.output_index, done)
         where = {"output_index": item.output_index, "item": done}
         events.append(_emitted(ladder, event or {"type": "response.output_item.done"}, where))
 

@@ -23,6 +23,9 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 Status = Literal["in_progress", "completed", "incomplete"]
 
 STATUSES = frozenset(get_args(Status))
+# An answer is the assistant's; what a server has compacted holds the words of others, too.
+Role = Literal["assistant", "user", "system", "developer"]
+ROLES = frozenset(get_args(Role))
 # Strict clients know these absent, and not null.
 NEVER_NULL = ("phase", "logprobs", "encrypted_content", "content", "annotations")
 
@@ -51,7 +54,7 @@ WholePart = WholeText | WholeRefusal | WholeThought | WholeSummary
 class WholeMessage(msgspec.Struct, tag="message"):
     id: Text
     status: Status
-    role: Text
+    role: Role
     content: list[WholeText | WholeRefusal]
     phase: Text | msgspec.UnsetType = msgspec.UNSET
 
@@ -113,7 +116,7 @@ def whole_item(given: Any, status: str) -> Item | None:
     if kind in CALLS and not _is_name(item.get("call_id")) and not _runs_there(item):
         item["call_id"] = _name(item.get("call_id")) or new_id("call")
     if kind == "message":
-        item["role"] = item["role"] if _is_name(item.get("role")) else "assistant"
+        item["role"] = role if isinstance(role := item.get("role"), str) and role in ROLES else "assistant"
         item["content"] = whole_parts(item.get("content"), "output_text")
     elif kind == "reasoning":
         item["summary"] = whole_parts(item.get("summary"), "summary_text")
@@ -194,7 +197,7 @@ class Known(msgspec.Struct):
     frequency_penalty: float = 0.0
     top_logprobs: int = 0
     reasoning: Json | None = None
-    instructions: str | list[Any] | None = None
+    instructions: str | list[Json] | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
     safety_identifier: str | None = None

@@ -24,7 +24,7 @@ Begun = Literal["in_progress"]
 class BegunMessage(msgspec.Struct, tag="message"):
     id: Text
     status: Begun
-    role: Text
+    role: Literal["assistant"]
     content: Nothing
 
 
@@ -187,7 +187,9 @@ def _item_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
             return False
         if done["call_id"] != item.item["call_id"] or done["name"] != item.item["name"]:
             return False
-    elif [*done.get("summary", ()), *done.get("content", ())] != [part.done for part in item.parts]:
+    elif done.get("role") != item.item.get("role") or [*done.get("summary", ()), *done.get("content", ())] != [
+        part.done for part in item.parts
+    ]:
         return False
     item.done = done
     ladder.keep(step.output_index, done)

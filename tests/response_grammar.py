@@ -25,7 +25,8 @@ RESPONSE_KEYS: dict[str, tuple[type, ...]] = {
     "incomplete_details": (dict, _null),
     "model": (str,),
     "previous_response_id": (str, _null),
-    "instructions": (str, _null),
+    # A list where a stored prompt brings them: OpenAI alone does that.
+    "instructions": (str, list, _null),
     "output": (list,),
     "error": (dict, _null),
     "tools": (list,),

@@ -479,6 +479,12 @@ def test_calls_are_read_in_any_form(delta: Json) -> None:
     assert called(judged(read(says("Look:"), last, ends()))) == ONE, "a message that brings what no delta did"
 
 
+def test_arguments_behind_a_call_that_was_whole_when_another_began_are_left_out() -> None:
+    deltas = [call(None, "a", "<|x", "{}"), call(1, "", F, "{"), call(0, None, "get_", "1}")]
+    events = judged(read(*[calls(delta) for delta in deltas], ends()))
+    assert called(events)[0][1] == "{}"
+
+
 @law
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["", '{"a":', "1}", "{}", A, "x"])), max_size=8), st.data()
