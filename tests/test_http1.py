@@ -329,7 +329,7 @@ async def test_an_answer_that_nobody_reads_is_not_taken_from_its_socket() -> Non
             await writer.drain()
 
     async with serving(large) as server, origin_of(server) as origin:
-        answer = await origin.send("GET", "/v1/x")
+        answer = await origin.send("POST", "/v1/x")
         await asyncio.sleep(0.1)
         assert answer.received - answer.taken < 4 * MOST_UNREAD, "it piles up in our memory"
         assert len(await answer.read()) == size

@@ -22,6 +22,8 @@ GetJson = Callable[[str], Awaitable[Any]]
 PostJson = Callable[[str, Json], Awaitable[Any]]
 Row = Json
 
+# The largest services list some thousands. More would be a burden to each who asks us for ours.
+MOST_MODELS = 10_000
 # How long the listing waits for the answers beside it.
 GRACE_S = 1.0
 
@@ -138,6 +140,8 @@ def listed(answer: Any, key: str) -> list[Row]:
         rows = []
     if not isinstance(rows, list):
         raise BackendError("The backend's answer is no list of models.", code="backend_bad_answer")
+    if len(rows) > MOST_MODELS:
+        raise BackendError(f"The backend lists more than {MOST_MODELS} models.", code="backend_bad_answer")
     return [row for row in rows if isinstance(row, dict)]
 
 

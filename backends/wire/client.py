@@ -25,11 +25,14 @@ from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
 from core.hops import line_of_look, line_of_request
 from core.json import encode_json
+from requests.bounded_json import values_in
 from requests.chat import DecodeError, decode_completion
 from requests.chat_types import ChatCompletion, Dumped
 from requests.sse import looks_like_sse
 
 MAX_ERROR_BODY = 64 * 1024
+# Of what servers list.
+MOST_VALUES = 500_000
 SHORTEST_SECRET = 6
 # With these a server shows that it does not know a path, or not what it is for.
 LACKS_PATH = frozenset({404, 405, 501})
@@ -95,12 +98,15 @@ class BackendClient:
         self._origin.give_up()
 
     async def get_json(self, path: str, timeout_s: float) -> Any:
-        """The JSON at `path` below the configured URL. Raises a `BackendError`."""
+        """The JSON at `path` below the configured URL, of what a server has. Raises a `BackendError`, also for far more
+        than any has."""
         try:
             async with asyncio.timeout(timeout_s):
                 body = await _read(await self._send("GET", self._root_path + path))
         except TimeoutError as error:
             raise_named(error)
+        if len(body) > MOST_VALUES and values_in(body, MOST_VALUES) > MOST_VALUES:
+            raise BackendError(f"The backend's answer holds more than {MOST_VALUES} values.", code="backend_bad_answer")
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:

@@ -30,6 +30,8 @@ MOST_UNREAD = 1024 * 1024
 # Of bytes that belong to no body: heads, trailers, what stands beside the length of a chunk.
 MOST_HEAD = 64 * 1024
 MOST_ANSWER = 256 * 1024 * 1024
+# Of what a server lists (GET): the largest have some thousands of models, 1 KB each.
+MOST_LISTED = 16_000_000
 
 
 # What `readany` gives when the tap has read, and has left something for whoever reads.
@@ -98,13 +100,14 @@ class Origin:
             content,
             body,
         )
+        max_bytes = self.max_answer_bytes if method != "GET" else min(self.max_answer_bytes, MOST_LISTED)
         if (kept := self._kept()) is not None:
             try:
-                return await _begun(kept.send(request))
+                return await _begun(kept.send(request, max_bytes))
             except ConnectionError:
                 if method != "GET":
                     raise
-        return await _begun((await self._connect()).send(request))
+        return await _begun((await self._connect()).send(request, max_bytes))
 
     @property
     def connections(self) -> int:
@@ -230,9 +233,9 @@ class Connection(asyncio.Protocol):
         looked."""
         return self.is_open and not (self._poll is not None and self._poll.poll(0))
 
-    def send(self, request: bytes) -> Answer:
+    def send(self, request: bytes, max_bytes: int) -> Answer:
         """Sends a request; its answer will come."""
-        answer = self._answer = Answer(self, self._origin.max_answer_bytes)
+        answer = self._answer = Answer(self, max_bytes)
         self._parser = httptools.HttpResponseParser(answer)
         self.seen = self._sent = self.loop.time()
         if self._timer is None:
@@ -324,6 +327,7 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
+LISTING_TOO_LARGE = f"it is larger than {MOST_LISTED // 1_000_000} MB"
 HEAD_TOO_LARGE = f"its head has more than {MOST_HEAD // 1024} KB"
 
 
@@ -489,7 +493,8 @@ class Answer:
         self.received += len(data)
         if self.received > self._max_bytes:
             self._chunks.clear()
-            self._refuse("it is larger than the router takes (max_answer_mb)")
+            is_listing = self._max_bytes == MOST_LISTED
+            self._refuse(LISTING_TOO_LARGE if is_listing else "it is larger than the router takes (max_answer_mb)")
         self._chunks.append(data)
 
     def _unpacked(self, data: bytes) -> bytes:
