@@ -208,7 +208,8 @@ class ResponseBuilder:
 
     def begin_again(self) -> None:
         """Another answer follows the one that is closed, of which the client got nothing (`is_mute`)."""
-        self._calls, self._thinking, self._has_deltas, self._finish_reason = None, None, False, None
+        self._calls, self._thinking, self._has_deltas = None, None, False
+        self._finish_reason = self._usage = None
 
     def add_usage(self, earlier: dict[str, Any] | None) -> None:
         """Counts the tokens of an answer before this one too."""

@@ -9,7 +9,7 @@ import pytest
 
 from backends.kinds import KINDS
 from tests.conftest import Running, running_router
-from tests.fake_backend import FakeBackend, call, chat, chat_usage, reasoning
+from tests.fake_backend import FakeBackend, call, chat, chat_usage, cut, reasoning
 from tests.test_tools import function
 from tests.turns import assert_error, create, ended, stream
 
@@ -101,11 +101,32 @@ async def test_a_model_that_called_nothing_but_others_is_asked_once_more(
     assert len(backend.turns) == 2
 
 
+async def test_tokens_are_counted_once_each(served: Running, backend: FakeBackend) -> None:
+    usage = chat_usage(11, 4)
+    ask = {"tools": TOOLS, "tool_choice": ANY}
+    backend.script(chat(G, usage=usage), chat(F, usage=None))
+    assert (await answered(served, "stream", **ask))["usage"]["output_tokens"] == 4, "the second has none"
+    backend.script(chat(G, usage=None), chat(F, usage=usage))
+    assert (await answered(served, "stream", **ask))["usage"]["output_tokens"] == 4, "the first has none"
+    backend.script(chat(G, usage=usage), cut(), cut())
+    failed = await answered(served, "stream", **ask)
+    assert (failed["status"], failed["usage"]["output_tokens"]) == ("failed", 4)
+
+
 async def test_that_it_was_asked_again_is_named(served: Running, backend: FakeBackend) -> None:
     backend.script(chat(G), chat(F))
     body = {"model": "test-model", "input": "Hi", "tools": TOOLS, "tool_choice": ANY}
     answer = await served.http.post("/v1/responses", json=body)
     assert answer.headers["x-nomyo-adapted"] == "tools=allowed"
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_server_that_closes_its_connection_between_is_asked_once_more(
+    way: str, served: Running, backend: FakeBackend
+) -> None:
+    backend.script(chat(G), cut(reset=True), chat(F))
+    response = await answered(served, way, tools=TOOLS, tool_choice=ANY)
+    assert (response["status"], made(response), len(backend.turns)) == ("completed", ["f"], 3)
 
 
 async def test_words_are_an_answer(served: Running, backend: FakeBackend) -> None:

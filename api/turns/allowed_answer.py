@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 
 from api.turns.adapting import TOOL_PARAMS
+from api.turns.backend import reached
 from api.turns.chat_request import ChatRequest
 from api.turns.turn import Turn
 from core.errors import ModelFailed
@@ -27,11 +29,14 @@ async def allowed_answer(turn: Turn, chat: ChatRequest, ask: Ask) -> AsyncGenera
     builder, params = turn.builder, chat.params
     usage: Json | None = None
     for is_second in (False, True):
-        async with aclosing(ask({**params})) as batches:
-            async for events in batches:
-                yield events
-        if is_second:
-            builder.add_usage(usage)
+        answer = reached(partial(_asked, ask, params)) if is_second else ask({**params})
+        try:
+            async with aclosing(answer) as batches:
+                async for events in batches:
+                    yield events
+        finally:
+            if is_second:
+                builder.add_usage(usage)
         if closed := builder.close():
             yield closed
         if not builder.is_mute or incomplete_reason(builder.finish_reason):
@@ -52,6 +57,10 @@ async def allowed_answer(turn: Turn, chat: ChatRequest, ask: Ask) -> AsyncGenera
         "again.",
         code="forbidden_call",
     )
+
+
+def _asked(ask: Ask, params: Json) -> AsyncGenerator[list[Event]]:
+    return ask({**params})
 
 
 ASKED_AGAIN = "tools=allowed"

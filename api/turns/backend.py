@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import Struct
@@ -11,7 +12,9 @@ from api.turns.adapting import Adapting
 from backends.files import FileFetcher
 from backends.kinds.kind import Kind
 from backends.wire.streams import BackendStream
+from core.errors import BackendUnreachable
 from core.seals import Sealer
+from requests.open_items import Event
 
 
 class Backend(Struct, frozen=True, eq=False):
@@ -28,6 +31,23 @@ class Backend(Struct, frozen=True, eq=False):
     files: FileFetcher | None = None
     # Asks its own /responses/compact; None where it has none.
     compact: Callable[[dict[str, Any]], Awaitable[dict[str, Any] | None]] | None = None
+
+
+async def reached(ask: Callable[[], AsyncGenerator[list[Event]]]) -> AsyncGenerator[list[Event]]:
+    """The events of another answer within a turn, which no failover sees. A server that is about to close the
+    connection of the answer before is asked once more, if nothing has come."""
+    for is_last in (False, True):
+        has_begun = False
+        try:
+            async with aclosing(ask()) as batches:
+                async for events in batches:
+                    has_begun = True
+                    yield events
+        except BackendUnreachable:
+            if has_begun or is_last:
+                raise
+        else:
+            return
 
 
 def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from msgspec.structs import replace
 
 from api.turns.allowed_answer import allowed_answer
-from api.turns.backend import Backend
+from api.turns.backend import Backend, reached
 from api.turns.chat_events import chat_events
 from api.turns.chat_request import ChatRequest, apply, prepare_chat, with_files
 from api.turns.compaction import can_shrink, summary_of
@@ -80,6 +81,6 @@ async def _compacted_first(backend: Backend, turn: Turn) -> AsyncGenerator[list[
     yield turn.builder.begin() + turn.builder.item(item)
     chat = await with_files(backend, turn.request, items=[*turn.request.input, item])
     apply(backend, turn, chat)
-    async with aclosing(_translated(backend, turn, chat)) as batches:
+    async with aclosing(reached(partial(_translated, backend, turn, chat))) as batches:
         async for events in batches:
             yield events
