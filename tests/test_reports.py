@@ -390,3 +390,16 @@ async def test_keys_of_ours_are_masked_wherever_a_server_repeats_them(backend: A
                 assert answer.status_code >= 400
                 assert "Zeppelin" not in answer.text
                 assert "t0psecret" not in answer.text
+
+
+@pytest.mark.parametrize("passes_on", [False, True])
+def test_a_status_that_is_spelled_as_a_code_is_none(passes_on: bool) -> None:
+    """LiteLLM's Responses."""
+    words = (
+        "litellm.ContextWindowExceededError: OpenAIException - request (9021 tokens) exceeds the available context size"
+    )
+    body = orjson.dumps({"error": {"message": words, "type": "invalid_request_error", "param": None, "code": "400"}})
+    error = ServerErrors(passes_on=passes_on).of_answer(400, body)
+    assert isinstance(error, BackendRefused)
+    assert (error.code, error.param) == ("context_length_exceeded", "input")
+    assert error.to_dict()["code"] == "context_length_exceeded"

@@ -338,7 +338,7 @@ def _passed_on(report: Report) -> Named:
         report.object["message"] or report.message,
         status=report.status,
         code=code,
-        param=report.param,
+        param=report.param or ("input" if overflow else None),
         retry_after_s=report.retry_after_s,
     )
     error.original = {key: value for key, value in report.object.items() if key not in _OF_THE_EVENT}

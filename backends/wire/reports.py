@@ -63,8 +63,9 @@ class Report:
 
     @property
     def code(self) -> str | None:
-        """OpenAI's `code`, where it is a text: a number is its status again."""
-        return _text(self.object.get("code"))
+        """OpenAI's `code`, where it is a text: a number is its status again, also as a text (LiteLLM)."""
+        code = _text(self.object.get("code"))
+        return None if code is not None and code.isdecimal() else code
 
     @property
     def param(self) -> str | None:
