@@ -27,31 +27,45 @@ STATUSES = frozenset(get_args(Status))
 Role = Literal["assistant", "user", "system", "developer"]
 ROLES = frozenset(get_args(Role))
 # Strict clients know these absent, and not null.
-NEVER_NULL = ("phase", "logprobs", "encrypted_content", "content", "annotations")
+NEVER_NULL = ("phase", "logprobs", "encrypted_content", "content", "annotations", "status")
 
 
-class WholeText(msgspec.Struct, tag="output_text"):
+Given = str | bool | int | float | list[Any] | Json | msgspec.UnsetType
+
+
+class NotNull(msgspec.Struct, kw_only=True):
+    """What may be absent, and not null, in whatever holds it."""
+
+    phase: Given = msgspec.UNSET
+    logprobs: Given = msgspec.UNSET
+    encrypted_content: Given = msgspec.UNSET
+    content: Given = msgspec.UNSET
+    annotations: Given = msgspec.UNSET
+    status: Given = msgspec.UNSET
+
+
+class WholeText(NotNull, tag="output_text", kw_only=True):
     text: str
     annotations: list[Json]
     logprobs: list[Json]
 
 
-class WholeRefusal(msgspec.Struct, tag="refusal"):
+class WholeRefusal(NotNull, tag="refusal", kw_only=True):
     refusal: str
 
 
-class WholeThought(msgspec.Struct, tag="reasoning_text"):
+class WholeThought(NotNull, tag="reasoning_text", kw_only=True):
     text: str
 
 
-class WholeSummary(msgspec.Struct, tag="summary_text"):
+class WholeSummary(NotNull, tag="summary_text", kw_only=True):
     text: str
 
 
 WholePart = WholeText | WholeRefusal | WholeThought | WholeSummary
 
 
-class WholeMessage(msgspec.Struct, tag="message"):
+class WholeMessage(NotNull, tag="message", kw_only=True):
     id: Text
     status: Status
     role: Role
@@ -59,14 +73,15 @@ class WholeMessage(msgspec.Struct, tag="message"):
     phase: Text | msgspec.UnsetType = msgspec.UNSET
 
 
-class WholeReasoning(msgspec.Struct, tag="reasoning"):
+class WholeReasoning(NotNull, tag="reasoning", kw_only=True):
     id: Text
     summary: list[WholeSummary]
     content: list[WholeThought] | msgspec.UnsetType = msgspec.UNSET
     encrypted_content: str | msgspec.UnsetType = msgspec.UNSET
+    status: Status | msgspec.UnsetType = msgspec.UNSET
 
 
-class WholeCall(msgspec.Struct, tag="function_call"):
+class WholeCall(NotNull, tag="function_call", kw_only=True):
     id: Text
     call_id: Text
     name: Text

@@ -14,27 +14,30 @@ import msgspec
 
 from core.json import Json
 from requests.native import ITEM_OF, Flow, NativeItem, NativeItems, NativePart
-from requests.native_shapes import OneItem, OnePart, Text, is_whole
+from requests.native_shapes import NotNull, OneItem, OnePart, Text, is_whole
 from requests.open_items import CONTENT, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Ladder
 
 Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)]
 Begun = Literal["in_progress"]
 
 
-class BegunMessage(msgspec.Struct, tag="message"):
+class BegunMessage(NotNull, tag="message", kw_only=True):
     id: Text
     status: Begun
     role: Literal["assistant"]
     content: Nothing
+    phase: Text | msgspec.UnsetType = msgspec.UNSET
 
 
-class BegunReasoning(msgspec.Struct, tag="reasoning"):
+class BegunReasoning(NotNull, tag="reasoning", kw_only=True):
     id: Text
     summary: Nothing
     content: Nothing | msgspec.UnsetType = msgspec.UNSET
+    encrypted_content: str | msgspec.UnsetType = msgspec.UNSET
+    status: Begun | msgspec.UnsetType = msgspec.UNSET
 
 
-class BegunCall(msgspec.Struct, tag="function_call"):
+class BegunCall(NotNull, tag="function_call", kw_only=True):
     id: Text
     call_id: Text
     name: Text
@@ -42,21 +45,21 @@ class BegunCall(msgspec.Struct, tag="function_call"):
     status: Begun
 
 
-class BegunText(msgspec.Struct, tag="output_text"):
+class BegunText(NotNull, tag="output_text", kw_only=True):
     text: Literal[""]
     annotations: Nothing
     logprobs: Nothing
 
 
-class BegunRefusal(msgspec.Struct, tag="refusal"):
+class BegunRefusal(NotNull, tag="refusal", kw_only=True):
     refusal: Literal[""]
 
 
-class BegunThought(msgspec.Struct, tag="reasoning_text"):
+class BegunThought(NotNull, tag="reasoning_text", kw_only=True):
     text: Literal[""]
 
 
-class BegunSummary(msgspec.Struct, tag="summary_text"):
+class BegunSummary(NotNull, tag="summary_text", kw_only=True):
     text: Literal[""]
 
 

@@ -367,6 +367,7 @@ ROLES = {
 }
 
 UNSUPPORTED = {
+    "transformers serve": ("Unexpected fields in the request: {'ignore_eos'}", "ignore_eos"),
     "Ollama, tools": ("registry.ollama.ai/library/gemma3:4b does not support tools", "tools"),
     "Ollama, thinking": ('"llama3.1:8b" does not support thinking', "thinking"),
     "Ollama, effort": ('think value "medium" is not supported for this model', "thinking"),

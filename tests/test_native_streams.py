@@ -18,7 +18,7 @@ from requests.events import Event
 from requests.responses import output_text
 from requests.sse import frames
 from tests.fake_backend import call, native_events, reasoning, refusal, responses_usage, sse
-from tests.stream_grammar import check_stream, fold, parse_sse
+from tests.stream_grammar import NEVER_NULL, check_stream, fold, parse_sse
 from tests.streams import Json, builder
 from tests.test_json import any_value
 from tests.test_laws import law
@@ -542,3 +542,16 @@ def test_the_reason_of_a_cut_is_one_that_clients_know(reason: str) -> None:
 def test_a_reason_that_nobody_knows_stays() -> None:
     sent = native_events("Once upon", incomplete="boredom")
     assert whole(read(sent))[-1]["response"]["incomplete_details"] == {"reason": "boredom"}
+
+
+@pytest.mark.parametrize("emits", ["frames", "events"])
+@pytest.mark.parametrize("key", NEVER_NULL)
+@pytest.mark.parametrize("parts", PARTS)
+def test_what_clients_know_as_absent_is_never_null(parts: str, key: str, emits: str) -> None:
+    """Servers in Python write each field of theirs (vLLM: `phase`)."""
+    sent = stream_of(*PARTS[parts])
+    for event in sent:
+        for holder in (event.get("item"), event.get("part"), *event.get("response", {}).get("output", ())):
+            if isinstance(holder, dict):
+                holder.setdefault(key, None)
+    assert said(whole(read(sent, emits))) == said(whole(read(stream_of(*PARTS[parts]))))

@@ -111,6 +111,7 @@ KIND = Kind(
         ),
         parameters=(
             rf"unsupported parameter\(s\): [\"'`]?{NAME}",  # NIM
+            rf"unexpected fields in the request: [\[{{]'{NAME}'",  # transformers serve
             rf"unknown name \"{NAME}\"",  # Gemini
             rf"unknown field: parameter '{NAME}'",  # Cohere
             rf"does not support parameters: [\[{{]'{NAME}'",  # LiteLLM

@@ -177,7 +177,7 @@ async def forced_tool(place: Place) -> str:
 
 
 async def schema(place: Place) -> str:
-    answer = await place.post(input="Ada is 36 years old. Who is it?", text=FORMAT, max_output_tokens=64)
+    answer = await place.post(input="Ada is 36 years old. Who is it?", text=FORMAT, max_output_tokens=160)
     if answer.status_code == 400:
         return f"400 ({answer.json()['error']['param']})"
     response = answer.json()
@@ -190,7 +190,11 @@ async def schema(place: Place) -> str:
 
 
 async def cancel(place: Place) -> str:
-    endless = place.ask(input="Tell me a long story.", max_output_tokens=2000, ignore_eos=True)
+    # Theirs who know it: the model talks on until it is stopped.
+    knows = place.spoken.server.name in ("router", "litellm", "ogx", "vllm")
+    endless = place.ask(
+        input="Tell me a long story.", max_output_tokens=2000, **({"ignore_eos": True} if knows else {})
+    )
     async with open_stream(place.http, **endless) as events:
         await events.until("response.output_text.delta")
     await eventually(lambda: place.router.in_flight() == 0, "the router's slot is free")
