@@ -3,6 +3,8 @@ be missing or null, and fields that we do not use are not even parsed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -83,7 +85,9 @@ class ChatChunk(msgspec.Struct):
 
 
 class Dumped(Json):
-    """A plain dict with the SDK's way of asking for one."""
+    """A plain dict with the SDK's way of asking for one. `headers` are those of the answer of another router."""
+
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def model_dump(self) -> Json:
         """Itself."""

@@ -17,6 +17,7 @@ from core.hops import HEADER, MOST_HOPS, RouterLoop, arrive, came_through, line_
 from serve import check_endpoints
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, json_answer
+from tests.stream_grammar import parse_sse
 from tests.turns import URL, assert_error, create, stream, turn
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,22 @@ class TestItIsKnown:
         ):
             answer = await outer.http.post("/v1/responses/input_tokens", json=turn())
             assert answer.headers["x-nomyo-estimated"] == "true"
+
+    @pytest.mark.parametrize("streamed", [False, True], ids=["json", "stream"])
+    async def test_what_it_leaves_out_is_named(self, outer: Running, backend: FakeBackend, streamed: bool) -> None:
+        """By the one of the two that knows it, and once."""
+        backend.default = chat("It is sunny.")
+        tools = [{"type": "function", "name": "f", "parameters": {"type": "object"}}, {"type": "web_search"}]
+        body = turn(tools=tools, tool_choice="required", moderation={"model": "x"}, stream=streamed)
+        answer = await outer.http.post(URL, json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-nomyo-omitted-tools"] == "web_search"
+        assert "moderation" in answer.headers["x-nomyo-ignored"]
+        if streamed:
+            last = parse_sse(answer.content)[-1][1]["response"]
+            assert last["nomyo"]["ignored"] == "moderation, tool_choice"
+        else:
+            assert answer.headers["x-nomyo-ignored"] == "moderation, tool_choice"
 
     async def test_its_refusals_keep_their_words(self, outer: Running) -> None:
         refused = await outer.http.post(URL, json=turn(model="test-model", input=[{"type": "message", "role": "x"}]))

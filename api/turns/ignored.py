@@ -16,6 +16,7 @@ def name_ignored(turn: Turn) -> None:
     if not (ignored := ignored_demands(turn.request.params, turn.builder.response)):
         return
     before = turn.headers.get("x-nomyo-ignored")
-    turn.headers["x-nomyo-ignored"] = ", ".join([*([before] if before else []), *ignored])
+    names = [*(before.split(", ") if before else []), *ignored]
+    turn.headers["x-nomyo-ignored"] = ", ".join(dict.fromkeys(names))
     turn.describes_itself = turn.describes_itself or bool(turn.request.stream)
     log.info("%s: the backend has ignored %s: %s", turn.id, ", ".join(ignored), turn.describe_way())

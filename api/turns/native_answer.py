@@ -3,7 +3,7 @@ and its events come back as ours."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -38,6 +38,8 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         yield turn.builder.adopt_whole({"output": made, "usage": compaction.get("usage")})
         return
     answer = await _begun(backend, params, backend.create)
+    if backend.kind.is_router:
+        _pass_on(turn, answer.headers)
     if hasattr(answer, "model_dump"):
         yield turn.builder.adopt_whole(answer.model_dump())
         return
@@ -65,6 +67,17 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         yield builder.adopt({"type": WHOLE})  # Its [DONE] is an end, too.
     if not builder.ended:
         raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
+
+
+# What became of a request behind another router.
+PASSED_ON = ("x-nomyo-ignored", "x-nomyo-adapted", "x-nomyo-omitted-tools")
+
+
+def _pass_on(turn: Turn, headers: Mapping[str, str]) -> None:
+    for name in PASSED_ON:
+        if theirs := headers.get(name):
+            before = turn.headers.get(name)
+            turn.headers[name] = f"{before}, {theirs}" if before else theirs
 
 
 async def _begun(backend: Backend, params: dict[str, Any], create: Callable[[dict[str, Any]], Awaitable[Any]]) -> Any:

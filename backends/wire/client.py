@@ -158,7 +158,10 @@ class BackendClient:
         body = await _read(answer, begins)
         response = json_or_none(body)
         if isinstance(response, dict) and (isinstance(response.get("output"), list) or _is_response(response)):
-            return Dumped(response)
+            dumped = Dumped(response)
+            if self._is_router:
+                dumped.headers = answer.headers
+            return dumped
         if _is_streams(body):
             return NativeStream(answer, self._errors, body)
         raise self._errors.not_an_answer(body)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -72,6 +72,11 @@ class BackendStream(ABC, Generic[T]):
         self._ended = self._done = False
         self._first: list[T] | None = None
         self._rest: AsyncGenerator[list[T]] | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the answer, by their names in lower case."""
+        return self._answer.headers
 
     @property
     def is_done(self) -> bool:
