@@ -33,7 +33,18 @@ from requests.native import NO_FLOWS, Flows, NativeItems
 from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
 from requests.native_shapes import ending, whole_output, whole_response
 from requests.native_steps import STEPS, goes_on
-from requests.open_items import NO_ARGUMENTS, STREAMED_CALLS, Emission, Event, OpenCall, OpenText, Seal, sealed
+from requests.open_items import (
+    MOST_ITEMS,
+    NO_ARGUMENTS,
+    STREAMED_CALLS,
+    Emission,
+    Event,
+    OpenCall,
+    OpenText,
+    Seal,
+    sealed,
+    too_many_items,
+)
 from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
 from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_responses, whole_item
 from requests.sse import DeltaFrames, framed, only_data, renumbered
@@ -572,6 +583,8 @@ class ResponseBuilder:
             status = theirs
         events: list[Event] = []
         output = whole_output(response, "incomplete" if status == "incomplete" else "completed")
+        if len(output) > MOST_ITEMS:
+            raise too_many_items()
         if self._native is None and self.emits == "nothing":
             self._output = [*output]
         else:
@@ -660,7 +673,9 @@ class ResponseBuilder:
         return event
 
     def add(self) -> int:
-        """The output index of a new item."""
+        """The output index of a new item. Raises `BackendError` where there are too many of them."""
+        if len(self._output) >= MOST_ITEMS:
+            raise too_many_items()
         self._output.append(None)
         return len(self._output) - 1
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from core.json import encode_json
 from requests.chat_types import ToolCallDelta, called_function
-from requests.open_items import Event, Ladder, OpenCall
+from requests.open_items import MOST_ITEMS, Event, Ladder, OpenCall, too_many_items
 from requests.tools import NO_BOOK, ToolBook, is_cut_off
 
 
@@ -76,6 +76,8 @@ class GrowingCalls:
             call.is_over = True
             call = None
         if call is None:
+            if len(self._calls) >= MOST_ITEMS:
+                raise too_many_items("calls")
             call = self._calls[key] = OpenCall(delta.id)
             self._line.append(call)
         self._last = key

@@ -17,7 +17,17 @@ from typing import Any, Protocol
 from core.json import Halves, Json, has_half
 from requests.native_events import EventHead, delta_of, logprobs_of
 from requests.native_shapes import begun, objects_in, whole_item, whole_part
-from requests.open_items import CONTENT, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Event, Ladder, empty_part
+from requests.open_items import (
+    CONTENT,
+    MOST_ITEMS,
+    STREAMED_CALLS,
+    STREAMED_PARTS,
+    SUMMARY,
+    Event,
+    Ladder,
+    empty_part,
+    too_many_items,
+)
 from requests.responses import ID_PREFIXES, new_id
 from requests.tools import Item
 from requests.whole_items import item_events, part_events, summary_events
@@ -407,6 +417,8 @@ class NativeItems:
     def _new(self, given: Item, index: int | None) -> NativeItem:
         """An item that begins. Its id may be another's already, at servers that number their items anew in every
         event."""
+        if len(self.items) >= MOST_ITEMS:
+            raise too_many_items()
         item = NativeItem(given, index)
         if any(given["id"] in other.names for other in self.items):
             item.item = {**given, "id": new_id(ID_PREFIXES.get(item.kind, "item"))}
@@ -432,6 +444,8 @@ class NativeItems:
         self, ladder: Ladder, events: list[Event], item: NativeItem, given: Part, event: Event | None = None
     ) -> NativePart:
         kind = given["type"]
+        if len(item.parts) >= MOST_ITEMS:
+            raise too_many_items("parts")
         family = item.of_family("summary" if kind == "summary_text" else "content")
         part = NativePart(kind, len(family), given)
         item.parts.append(part)

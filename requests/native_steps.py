@@ -15,7 +15,7 @@ import msgspec
 from core.json import Json
 from requests.native import ITEM_OF, Flow, NativeItem, NativeItems, NativePart
 from requests.native_shapes import NotNull, OneItem, OnePart, Text, is_whole
-from requests.open_items import CONTENT, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Ladder
+from requests.open_items import CONTENT, MOST_ITEMS, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Ladder
 
 Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)]
 Begun = Literal["in_progress"]
@@ -116,7 +116,7 @@ def _item_begins(items: NativeItems, ladder: Ladder, step: Step) -> bool:
 
 def _part_begins(items: NativeItems, ladder: Ladder, step: Step) -> bool:
     item = _open_item(items, step)
-    if item is None or not is_whole(step.part, BegunPart):
+    if item is None or len(item.parts) >= MOST_ITEMS or not is_whole(step.part, BegunPart):
         return False
     if step.part.get("annotations") or step.part.get("logprobs"):  # Of a part that begins, nothing is there yet.
         return False

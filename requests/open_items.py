@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+from core.errors import BackendError
 from core.json import Halves, Json, has_half
 from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
@@ -41,6 +42,15 @@ STREAMED_CALLS = {
 
 # For calls that come without any: clients parse what they get, and some read the deltas alone.
 NO_ARGUMENTS = "{}"
+
+
+# More items, or parts of one, are no answer of a model: what they are is looked up among all that came before.
+MOST_ITEMS = 2000
+
+
+def too_many_items(what: str = "items") -> BackendError:
+    """The error for an answer with more of them."""
+    return BackendError(f"The backend's answer has more than {MOST_ITEMS} {what}.", code="backend_bad_answer")
 
 
 class Ladder(Protocol):

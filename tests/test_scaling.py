@@ -12,9 +12,23 @@ from typing import Any
 import orjson
 import pytest
 
+from requests.open_items import MOST_ITEMS
 from tests.conftest import Running, running_router
-from tests.fake_backend import FakeBackend, chat
-from tests.turns import Json
+from tests.fake_backend import (
+    DONE,
+    Answer,
+    FakeBackend,
+    chat,
+    chunk,
+    event_stream,
+    native,
+    native_events,
+    reasoning,
+    stream,
+)
+from tests.fake_backend import call as fake_call
+from tests.turns import Json, assert_error, eventually
+from tests.turns import stream as events_of
 
 ROOT = Path(__file__).parents[1]
 PARTS = tuple(f"{ROOT}/{part}/" for part in ("api", "requests", "backends", "core", "stores"))
@@ -153,6 +167,34 @@ OLLAMA: dict[str, Callable[[range], Json]] = {
 }
 
 
+# The answer, in as many pieces, of a server that speaks chat completions, or Responses. Where items are known by what
+# their servers call them, all that came before are looked through: of these there are no more than `MOST_ITEMS`.
+ANSWERS: dict[str, Callable[[range], tuple[str, Answer]]] = {
+    "calls": lambda n: ("openai-chat", chat(*(fake_call("f", {}) for _ in n))),
+    "calls of one id": lambda n: ("openai-chat", chat(*(fake_call("f", {}, id="c") for _ in n))),
+    "thoughts and texts": lambda n: (
+        "openai-chat",
+        chat(*(part for _ in n for part in (reasoning("Hm."), "Hello."))),
+    ),
+    "chunks of a call": lambda n: (
+        "openai-chat",
+        stream(
+            chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a": "'}}]}),
+            *(chunk({"tool_calls": [{"index": 0, "function": {"arguments": "x"}}]}) for _ in n),
+            chunk({"tool_calls": [{"index": 0, "function": {"arguments": '"}'}}]}),
+            chunk({}, finish_reason="tool_calls"),
+            DONE,
+        ),
+    ),
+    "letters of a tag that never ends": lambda n: ("openai-chat", chat("<think>" + "<" * len(n))),
+    "native calls at once": lambda n: ("openai", native(*(fake_call("f", {}) for _ in n), as_stream=False)),
+    "native items that were never streamed": lambda n: (
+        "openai",
+        event_stream([native_events(*("Hello." for _ in n))[index] for index in (0, 1, -1)]),
+    ),
+}
+
+
 async def opcodes_of(running: Running, path: str, body: Json) -> int:
     """How many opcodes of ours it takes until it is answered."""
     count = 0
@@ -185,6 +227,10 @@ async def grows_with_its_length(path: str, shape: Callable[[range], Json]) -> No
         async with running_router(endpoints=[endpoint], max_tools=10_000) as running:
             await opcodes_of(running, path, shape(range(2)))  # What is made once.
             none, few, many = [await opcodes_of(running, path, shape(range(count))) for count in (1, FEW, MANY)]
+    check_growth(none, few, many)
+
+
+def check_growth(none: int, few: int, many: int) -> None:
     times = (many - none) / max(few - none, 1)
     assert many < 50_000 or times < MOST_TIMES, f"{few} opcodes for {FEW}, {many} for {MANY}: {times:.1f} times"
 
@@ -194,6 +240,73 @@ async def test_a_responses_request_costs_no_square(shape: Callable[[range], Json
     await grows_with_its_length(RESPONSES, shape)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_an_answer_costs_no_square(answer: Callable[[range], tuple[str, Answer]], stream: bool) -> None:
+    counts = []
+    body = request(stream=stream, tools=[function("f")])
+    async with FakeBackend() as backend:
+        endpoint = {"url": f"{backend.url}/v1", "kind": answer(range(1))[0]}
+        async with running_router(endpoints=[endpoint]) as running:
+            for many in (2, 1, FEW, MANY):
+                backend.default = answer(range(many))[1]
+                counts.append(await opcodes_of(running, RESPONSES, body))
+    check_growth(*counts[1:])
+
+
 @pytest.mark.parametrize("shape", OLLAMA.values(), ids=OLLAMA)
 async def test_an_ollama_request_costs_no_square(shape: Callable[[range], Json]) -> None:
     await grows_with_its_length("/api/chat", shape)
+
+
+MANY_PIECES: dict[str, tuple[str, Answer]] = {
+    "calls": ("openai-chat", chat(*(fake_call("f", {}) for _ in range(MOST_ITEMS + 1)))),
+    "calls without an index": (
+        "openai-chat",
+        stream(
+            *(
+                chunk({"tool_calls": [{"id": f"c{number}", "function": {"name": "f", "arguments": "{}"}}]})
+                for number in range(MOST_ITEMS + 1)
+            ),
+            DONE,
+        ),
+    ),
+    "native calls": ("openai", native(*(fake_call("f", {}, fragments=1) for _ in range(MOST_ITEMS + 1)))),
+    "native calls at once": (
+        "openai",
+        native(*(fake_call("f", {}) for _ in range(MOST_ITEMS + 1)), as_stream=False),
+    ),
+    "native parts": (
+        "openai",
+        event_stream(
+            [
+                *native_events("Hello.")[:3],
+                *(
+                    {
+                        "type": "response.content_part.added",
+                        "item_id": native_events("Hello.")[2]["item"]["id"],
+                        "output_index": 0,
+                        "content_index": number,
+                        "part": {"type": "refusal", "refusal": ""},
+                    }
+                    for number in range(MOST_ITEMS + 1)
+                ),
+            ]
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "answer"), MANY_PIECES.values(), ids=MANY_PIECES)
+async def test_an_answer_of_more_pieces_than_any_model_makes_has_failed(kind: str, answer: Answer) -> None:
+    async with FakeBackend() as backend:
+        backend.default = answer
+        endpoint = {"url": f"{backend.url}/v1", "kind": kind}
+        async with running_router(endpoints=[endpoint], retry={"max": 0}) as running:
+            body = request(tools=[function("f")])
+            refused = await running.http.post(RESPONSES, json=body)
+            assert_error(refused, 502, code="backend_bad_answer")
+            assert f"more than {MOST_ITEMS}" in refused.text
+            last = (await events_of(running.http, **{**body, "input": "Hi"}))[-1]
+            assert f"more than {MOST_ITEMS}" in last["response"]["error"]["message"]
+            await eventually(lambda: running.in_flight() == 0, "the slot is back")
