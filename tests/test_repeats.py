@@ -49,6 +49,11 @@ SENT: dict[str, tuple[list[Json], list[Json], list[int]]] = {
         [2],
     ),
     "Open WebUI, whose message has lost its id": (HISTORY, [assistant("Let me."), called("c1"), output("c1")], [2]),
+    "Open WebUI, a round later, without any ids": (
+        [*HISTORY, output("c1"), assistant("Once more.", id="msg_c"), called("c2", id="fc_2")],
+        [assistant("Let me."), called("c1"), output("c1"), assistant("Once more."), called("c2"), output("c2")],
+        [5],
+    ),
     "CAMEL: the call and the output": (HISTORY, [called("c1"), output("c1")], [1]),
     "Semantic Kernel: the user's message and the output": (HISTORY, [user("Hi"), output("c1")], [1]),
     "Semantic Kernel, a round later": (
