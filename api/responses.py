@@ -92,13 +92,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
             ending = builder.finish()
-        params = turn.request.params
-        if params.tool_choice is not None or params.text is not None:
-            name_ignored(turn)
-        if turn.describes_itself:
-            turn.describe()
-        if builder.suppressed:
-            log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(builder.suppressed))
+        _describe_answer(turn)
         _count(state, turn)
         if turn.request.stored or turn.request.uses_cache:
             # Before the last event leaves: a client that chains on it at once must find the row.
@@ -115,16 +109,31 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
             ending += await _ended_by(state, turn, Interrupted())
             yield [*ending, builder.end()]
             return
-        # The client left, or somebody cancelled us: no time to wait for the store, but it will know.
-        if turn.row_begun and not turn.request.background:
-            if state.stopping.is_over:
-                builder.fail(Interrupted())
-            else:
-                builder.cancel()
-            turn.describe()
-            state.db.update_response(turn.id, builder.response, owner=turn.owner)
+        _break_off(state, turn)
         raise
     yield [*ending, builder.end()]
+
+
+def _describe_answer(turn: Turn) -> None:
+    """What came of the request, in its headers or its last response, and in the log."""
+    params = turn.request.params
+    if params.tool_choice is not None or params.text is not None:
+        name_ignored(turn)
+    if turn.describes_itself:
+        turn.describe()
+    if suppressed := turn.builder.suppressed:
+        log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(suppressed))
+
+
+def _break_off(state: AppState, turn: Turn) -> None:
+    """The client left, or somebody cancelled the turn: no time to wait for the store, but it will know."""
+    if turn.row_begun and not turn.request.background:
+        if state.stopping.is_over:
+            turn.builder.fail(Interrupted())
+        else:
+            turn.builder.cancel()
+        turn.describe()
+        state.db.update_response(turn.id, turn.builder.response, owner=turn.owner)
 
 
 async def _ended_by(state: AppState, turn: Turn, error: APIError) -> list[Event]:
