@@ -140,6 +140,7 @@ class GrowingCalls:
                 if first.call is not None:
                     events += first.close(ladder, "completed")
             first.has_ended = True
+            self._plain = None
             del self._line[0]
 
     def _name(self, call: OpenCall, *, is_whole: bool) -> None:

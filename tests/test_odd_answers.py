@@ -483,6 +483,8 @@ def test_arguments_behind_a_call_that_was_whole_when_another_began_are_left_out(
     deltas = [call(None, "a", "<|x", "{}"), call(1, "", F, "{"), call(0, None, "get_", "1}")]
     events = judged(read(*[calls(delta) for delta in deltas], ends()))
     assert called(events)[0][1] == "{}"
+    events = judged(read(calls(call(0, "c", F, A)), says("Look:"), calls(call(0, arguments="0")), ends()))
+    assert called(events) == ONE
 
 
 @law
