@@ -8,6 +8,7 @@ Wrong settings raise `ConfigError`, one line that names the key. The README list
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -19,6 +20,7 @@ import msgspec
 import yaml
 
 from core.errors import ConfigError as ConfigError
+from core.yaml import read_yaml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -213,6 +215,21 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+# What is no setting: what to do instead.
+AT_THE_START = {
+    "port": "the port is given at the start: serve.py --port N, or make serve PORT=N",
+    "host": "the address is given at the start: serve.py --host H, or make serve HOST=H",
+}
+# msgspec's words for types, as who writes YAML calls them.
+TYPES = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "keys and values",
+    "null": "nothing",
+}
 # What the nomyo-router reads that people come from.
 LEGACY_CONFIG, LEGACY_KEY, LEGACY_DATABASE = "NOMYO_ROUTER_CONFIG_PATH", "NOMYO_ROUTER_API_KEY", "NOMYO_ROUTER_DB_PATH"
 # Ours, but not for whoever sets the router up: the folder of its workers.
@@ -234,9 +251,14 @@ def load_config(
     file = Path(path) if path else config_file(environ)
     try:
         with file.open(encoding="utf-8") as stream:  # Not its text: PyYAML's errors name the file that they are in.
-            data = yaml.safe_load(stream)
+            data = read_yaml(stream)
+    except FileNotFoundError as error:
+        where = "start the router in its folder, or name your file in ROUTER_CONFIG"
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; {where}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not YAML: not UTF-8 text, at byte {error.start}; save it as UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:  # PyYAML's for a date that is none, Python's for text that is none
         raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -259,17 +281,26 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
         config = msgspec.convert(data, Config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(_explained(str(error))) from None
+    if endless := _endless(msgspec.to_builtins(config)):
+        raise ConfigError(f"{endless}: must be a finite number")
+    if wrong := _wrong_with_secret(config.api_key):
+        raise ConfigError(f"api_key: {wrong}")
     for index, endpoint in enumerate(config.endpoints):
+        if wrong := _wrong_with_secret(endpoint.api_key):
+            raise ConfigError(f"endpoints[{index}].api_key: {wrong}")
+        if wrong := _wrong_with_headers(endpoint.headers):
+            raise ConfigError(f"endpoints[{index}].headers: {wrong}")
         if kinds and endpoint.kind not in kinds:
             raise ConfigError(
                 f"endpoints[{index}].kind: '{endpoint.kind}' is not known{_nearest(endpoint.kind, kinds)}"
             )
     urls = [endpoint.url.rstrip("/") for endpoint in config.endpoints]
     for index, url in enumerate(urls):
-        if not _is_http_url(url):
-            raise ConfigError(f"endpoints[{index}].url: '{url}' is not an http:// or https:// URL")
+        shown = re.sub(r"//[^/]*@", "//…@", " ".join(url.split()))  # On one line, and no password in it.
+        if wrong := _wrong_with_url(url):
+            raise ConfigError(f"endpoints[{index}].url: '{shown}' {wrong}")
         if url in urls[:index]:
-            raise ConfigError(f"endpoints[{index}].url: '{url}' is there twice")
+            raise ConfigError(f"endpoints[{index}].url: '{shown}' is there twice")
     for index, origin in enumerate(config.cors_origins):
         if origin not in ("*", "null") and not re.fullmatch(r"[a-z*][a-z0-9+.*-]*://[^/\s]+/?", origin, re.IGNORECASE):
             raise ConfigError(f"cors_origins[{index}]: '{origin}' is no origin, as https://chat.example is")
@@ -299,12 +330,56 @@ def name_of(endpoint: EndpointConfig) -> str:
     return f"{parts.netloc.rpartition('@')[2]}{f'-{path}' if path else ''}"
 
 
-def _is_http_url(url: str) -> bool:
+def _wrong_with_url(url: str) -> str:
+    """What keeps a URL from being that of a model server; empty where nothing does."""
     try:
         parts = urlsplit(url)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc)
+        is_web = False
+    if not is_web:
+        return "is not an http:// or https:// URL"
+    try:
+        has_port = parts.port != 0
+    except ValueError:
+        has_port = False
+    if not has_port:
+        return "has a port that is none: they are 1 to 65535"
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        return "has a space in it"
+    if "?" in url or "#" in url:
+        return "has a '?' or '#': it must end with the path of the server's API"
+    if call := re.search(r"/(chat/completions|api/(chat|generate|tags))$", parts.path):
+        return f"is that of one call: leave out '{call[0]}'"
+    return ""
+
+
+def _wrong_with_secret(key: str) -> str:
+    """What keeps a key from being sent as it is; empty where nothing does."""
+    if key != key.strip():
+        return "begins or ends with a space or a line end"
+    return "has a character that no header can carry" if re.search(r"[\x00-\x1f\x7f]|[^\x00-\xff]", key) else ""
+
+
+def _wrong_with_headers(headers: Mapping[str, str]) -> str:
+    """What keeps headers from being sent as they are; empty where nothing does."""
+    for name, value in headers.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            return f"'{' '.join(name.split())}' is no name of a header"
+        if wrong := _wrong_with_secret(value):
+            return f"'{name}' {wrong}"
+    return ""
+
+
+def _endless(value: Any, key: str = "") -> str:
+    """The key of a number that is infinite, if there is one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return key
+    rows = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, row in rows:
+        if found := _endless(row, f"{key}[{name}]" if isinstance(name, int) else f"{key}.{name}".lstrip(".")):
+            return found
+    return ""
 
 
 def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:
@@ -338,10 +413,12 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str
             names = [*variables, "ROUTER_CONFIG", LEGACY_KEY, LEGACY_CONFIG, LEGACY_DATABASE]
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
             which = f"did you mean '{near[0]}'?" if near else "the README has all of them, in its settings"
+            if bare := re.fullmatch(r"(?:ROUTER|NOMYO|NOMYO_ROUTER)_(PORT|HOST)", name):
+                which = AT_THE_START[bare[1].lower()]
             raise ConfigError(f"{name}: there is no such variable; {which}")
         section, key = variables[name]
         try:
-            value = yaml.safe_load(text) if text[:1] in ("[", "{") else text
+            value = read_yaml(text) if text[:1] in ("[", "{") else text
         except yaml.YAMLError:
             raise ConfigError(f"{given}: is not YAML") from None
         if section:
@@ -370,7 +447,10 @@ def _ours(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     ours = {
         name: (text, name)
         for name, text in environ.items()
-        if name.startswith(("ROUTER_", "NOMYO_")) and name not in NOT_SETTINGS and not foreign.match(name)
+        if name.startswith(("ROUTER_", "NOMYO_"))
+        and name not in NOT_SETTINGS
+        # Theirs are addresses (tcp://…): a bare number is somebody's who means ours.
+        and (not foreign.match(name) or (name.endswith("_PORT") and text.isdecimal() and "SERVICE" not in name))
     }
     for legacy, name in ((LEGACY_KEY, "ROUTER_API_KEY"), (LEGACY_DATABASE, "ROUTER_DATABASE__URL")):
         text, _ = ours.pop(legacy, ("", ""))
@@ -399,13 +479,28 @@ def _explained(problem: str) -> str:
     if unknown := re.search(r"unknown field `(.*)`", what):
         section = SECTIONS.get(re.sub(r"\[\d+\]", "[]", re.sub(r"\[\.\.\.\]", "[]", where)), Config)
         key = f"{where}.{unknown[1]}".lstrip(".")
+        if not where and unknown[1] in AT_THE_START:
+            return f"unknown key '{key}'; {AT_THE_START[unknown[1]]}"
         return f"unknown key '{key}'{_nearest(unknown[1], section.__struct_fields__)}"
     if missing := re.search(r"missing required field `(.*)`", what):
         return f"missing key '{f'{where}.{missing[1]}'.lstrip('.')}'"
     if invalid := re.search(r"Invalid enum value '(.*)'", what):
         key = re.sub(r"\[.*\]$", "", where).rpartition(".")[2]
         return f"{where}: '{invalid[1]}' is not known{_nearest(invalid[1], CHOICES[key])}"
-    return f"{where or 'settings'}: {what[0].lower()}{what[1:]}"
+    if key_of := re.search(r" - at `key` in `\$\.?(.*)`", problem):
+        return f"{key_of[1] or 'settings'}: each key must be text: put it in quotes"
+    expected = re.match(r"Expected `([^`]*)`(.*?)(?:, got `(\w+)`)?$", what)
+    if not expected:
+        return f"{where or 'settings'}: {what[0].lower()}{what[1:]}"
+    wanted = " or ".join(TYPES.get(name, name) for name in expected[1].split(" | ") if name != "null")
+    line = f"{where or 'settings'}: expected {wanted}{expected[2]}"
+    if given := expected[3]:
+        line += f", got {TYPES.get(given, given)}"
+        if wanted == "text" and given in ("int", "float", "bool"):
+            line += ": put it in quotes"
+        if re.fullmatch(r"endpoints\[\d+\]", where) and given == "str":
+            line += ", as in `- url: http://…`"
+    return line
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -85,8 +85,11 @@ def settings(**more: Any) -> dict[str, Any]:
 WRONG: dict[str, tuple[Any, list[str]]] = {
     "no endpoints": ({}, ["missing", "'endpoints'"]),
     "an empty list of them": ({"endpoints": []}, ["endpoints:", "1"]),
-    "null for them": ({"endpoints": None}, ["endpoints:", "array"]),
-    "an endpoint that is no row": ({"endpoints": ["http://x"]}, ["endpoints[0]:", "object"]),
+    "null for them": ({"endpoints": None}, ["endpoints:", "a list", "nothing"]),
+    "an endpoint that is no row": (
+        {"endpoints": ["http://x"]},
+        ["endpoints[0]:", "keys and values", "text", "`- url: http://…`"],
+    ),
     "an endpoint without its URL": ({"endpoints": [{"kind": "ollama"}]}, ["missing", "endpoints[0].url"]),
     "an endpoint without its url": ({"endpoints": [OLLAMA, {"kind": "ollama"}]}, ["missing", "endpoints[1].url"]),
     "two endpoints of one name": (
@@ -115,11 +118,11 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         ["endpoints[1].url", "twice"],
     ),
     "no slots": (endpoint(max_concurrent=0), ["endpoints[0].max_concurrent", ">= 1"]),
-    "slots in words": (endpoint(max_concurrent="many"), ["endpoints[0].max_concurrent", "int"]),
+    "slots in words": (endpoint(max_concurrent="many"), ["endpoints[0].max_concurrent", "a whole number", "text"]),
     "no time to connect": (endpoint(connect_timeout_s=0), ["endpoints[0].connect_timeout_s", "> 0"]),
-    "a key that is a number": (settings(api_key=5), ["api_key", "str"]),
-    "a section that is null": (settings(database=None), ["database", "object"]),
-    "a section that is a text": (settings(cache="memory"), ["cache", "object"]),
+    "a key that is a number": (settings(api_key=5), ["api_key", "text", "a whole number", "put it in quotes"]),
+    "a section that is null": (settings(database=None), ["database", "keys and values", "nothing"]),
+    "a section that is a text": (settings(cache="memory"), ["cache", "keys and values", "text"]),
     "an unknown cache": (settings(cache={"backend": "sqllite"}), ["cache.backend", "did you mean 'sqlite'?"]),
     "a cache that is off, which YAML reads as false": (settings(cache={"backend": False}), ["cache.backend"]),
     "a cache for nothing": (settings(cache={"max_entries": 0}), ["cache.max_entries", ">= 1"]),
@@ -132,6 +135,38 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "a database's path without its URL": (settings(database={"url": "router.db"}), ["database.url", "sqlite:///"]),
     "a limit of nothing": (settings(max_body_mb=0), ["max_body_mb", "> 0"]),
     "no room in the background": (settings(background={"max_concurrent": 0}), ["background.max_concurrent", ">= 1"]),
+    "a URL with a port that is none": (
+        endpoint(url="http://x:99999"),
+        ["endpoints[0].url", "'http://x:99999'", "65535"],
+    ),
+    "a URL with a port in words": (endpoint(url="http://me:secret@x:abc/v1"), ["endpoints[0].url", "…@x:abc", "65535"]),
+    "a URL without the port that it announces": (endpoint(url="http://x:0"), ["endpoints[0].url", "65535"]),
+    "a URL with a space": (endpoint(url="http://x :80"), ["endpoints[0].url", "space"]),
+    "a URL with a line end": (endpoint(url="http://x\n"), ["endpoints[0].url", "space"]),
+    "a URL with a query": (
+        endpoint(url="http://x/v1?key=5"),
+        ["endpoints[0].url", "'?'", "the path of the server's API"],
+    ),
+    "a URL of one call": (
+        endpoint(url="http://x/v1/chat/completions"),
+        ["endpoints[0].url", "leave out '/chat/completions'"],
+    ),
+    "a header that is none": (endpoint(headers={"x a": "b"}), ["endpoints[0].headers", "'x a'"]),
+    "a header of two lines": (endpoint(headers={"x-a": "b\nc"}), ["endpoints[0].headers", "'x-a'", "no header"]),
+    "a header that is a number": (endpoint(headers={"x-a": 5}), ["endpoints[0].headers", "put it in quotes"]),
+    "a key from a file, with its line end": (endpoint(api_key="k\n"), ["endpoints[0].api_key", "line end"]),
+    "a key that no header can carry": (endpoint(api_key="€"), ["endpoints[0].api_key", "header"]),
+    "the router's key, with spaces": (settings(api_key=" k "), ["api_key", "space"]),
+    "a limit without end": (settings(max_body_mb=float("inf")), ["max_body_mb", "finite"]),
+    "a wait without end": (settings(background={"drain_s": float("inf")}), ["background.drain_s", "finite"]),
+    "a weight without end": (endpoint(weight=float("inf")), ["endpoints[0].weight", "finite"]),
+    "a key that is no text": (settings() | {5: "x"}, ["settings", "each key must be text"]),
+    "a key of a section that is no text": (
+        settings(fallback_models={5: ["a"]}),
+        ["fallback_models", "each key must be text"],
+    ),
+    "the port": (settings(port=80), ["'port'", "--port", "make serve"]),
+    "the address": (settings(host="0.0.0.0"), ["'host'", "--host"]),
     "a queue of less than none": (settings(queue={"max": -1}), ["queue.max", ">= 0"]),
 }
 
@@ -164,6 +199,9 @@ NO_SETTINGS: dict[str, str] = {
     "no YAML": "endpoints: [",
     "a tab": "endpoints:\n\t- url: x",
     "a key twice open": "a: b: c",
+    "a key twice": MINIMAL + "api_key: a\napi_key: b",
+    "two lists of endpoints": MINIMAL + MINIMAL,
+    "a key of a row twice": "endpoints: [{url: 'http://a', kind: ollama, url: 'http://b'}]",
 }
 
 
@@ -181,8 +219,23 @@ def test_a_file_that_is_not_there_or_not_text_is_one_line(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path, {})
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match=r"is not YAML.*save it as UTF-8"):
         load_config(tmp_path / "config.yaml", {})
+
+
+def test_a_file_that_is_not_there_is_named_with_the_way_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ROUTER_CONFIG"):
+        load_config(tmp_path / "config.yaml", {})
+
+
+def test_a_key_that_is_there_twice_is_named_with_its_line(load: Any) -> None:
+    with pytest.raises(ConfigError, match=r"'api_key' is there twice in \"\S+config\.yaml\", line 3"):
+        load(MINIMAL + "api_key: a\napi_key: b")
+
+
+def test_merged_keys_of_yaml_may_be_overridden(load: Any) -> None:
+    rows = "endpoints:\n  - &first {url: 'http://a', kind: vllm}\n  - {<<: *first, url: 'http://b'}\n"
+    assert [(row.url, row.kind) for row in load(rows).endpoints] == [("http://a", "vllm"), ("http://b", "vllm")]
 
 
 def test_no_line_holds_a_key(load: Any) -> None:
@@ -321,6 +374,11 @@ WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
         {"NOMYO_ROUTER_API_KEY": "a", "ROUTER_API_KEY": "b"},
         ["NOMYO_ROUTER_API_KEY", "ROUTER_API_KEY", "differ"],
     ),
+    "the port": ({"ROUTER_PORT": "8080"}, ["ROUTER_PORT", "--port"]),
+    "the port by another name": ({"NOMYO_ROUTER_PORT": "8080"}, ["NOMYO_ROUTER_PORT", "--port"]),
+    "the address": ({"ROUTER_HOST": "0.0.0.0"}, ["ROUTER_HOST", "--host"]),
+    "one letter too few": ({"ROUTER_ALLOWED_HOST": "a"}, ["did you mean 'ROUTER_ALLOWED_HOSTS'?"]),
+    "a key with a line end": ({"ROUTER_API_KEY": "k\n"}, ["api_key", "line end"]),
     "one like none": ({"NOMYO_FOO": "1"}, ["there is no such variable", "README"]),
     "a database that cannot be": (
         {"ROUTER_DATABASE__URL": "mysql://x", "ROUTER_API_KEY": "k"},
@@ -329,7 +387,7 @@ WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
     "a row with an unknown key": ({"ROUTER_ENDPOINTS": "[{url: 'http://a', knd: x}]"}, ["endpoints[0].knd"]),
     "a row without its URL": ({"ROUTER_ENDPOINTS": "[{kind: ollama}]"}, ["endpoints[0].url"]),
     "a list that is none": ({"ROUTER_ENDPOINTS": "[{url"}, ["ROUTER_ENDPOINTS", "YAML"]),
-    "a wrong value": ({"ROUTER_QUEUE__MAX": "many"}, ["queue.max", "int"]),
+    "a wrong value": ({"ROUTER_QUEUE__MAX": "many"}, ["queue.max", "a whole number"]),
     "a wrong row": ({"ROUTER_ENDPOINTS": "[{url: 'http://a', kind: x}]"}, ["endpoints[0].kind", "'x'"]),
 }
 
