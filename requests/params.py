@@ -152,7 +152,8 @@ def check_request(body: Any) -> CreateParams:
         raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
     if params.conversation:
         raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")
-    if body.get("stream_options") and not params.stream:
+    # Clients of chat completions ask for the usage whether they want a stream or not; it is always there.
+    if (options := body.get("stream_options")) and not params.stream and options.keys() != {"include_usage"}:
         raise InvalidRequest("'stream_options' is only for requests with 'stream'.", param="stream_options")
     if params.background and params.store is False:
         raise InvalidRequest("Background responses are stored: 'store' cannot be false.", param="store")

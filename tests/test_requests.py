@@ -122,7 +122,7 @@ WRONG_PLACES: list[tuple[str, Json]] = [
     ("text.acme", {"text": {"verbosity": "low", "acme": 1}}),
     ("text.response_format", {"text": {"response_format": {"type": "json_object"}}}),
     ("stream_options", {"stream_options": {"include_obfuscation": False}}),
-    ("stream_options", {"stream_options": {"include_usage": True}, "stream": False}),
+    ("stream_options", {"stream_options": {"include_usage": True, "include_obfuscation": True}, "stream": False}),
     ("nomyo.cache", {"nomyo": {"cache": "yes"}}),
 ]
 
@@ -208,6 +208,7 @@ TOLERATED: dict[str, Json] = {
     "no items": body(input=[]),
     "no input, but a response to continue": {"model": "m", "previous_response_id": "resp_1"},
     "unknown keys": body(seed=1, top_k=40, chat_template_kwargs={"thinking": False}),
+    "the usage that is there anyway": body(stream_options={"include_usage": True}),
     "unknown keys inside": body(reasoning={"effort": "low", "mode": "x"}, stream=True, stream_options={"x": 1}),
     "unknown words": body(include=["x"], service_tier="ultrafast", reasoning={"effort": "max"}),
     "the ends of each range": body(
