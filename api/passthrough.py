@@ -241,7 +241,7 @@ class PassedOn(StreamedReply):
     async def _send_all(self, outlet: Outlet, stopping: Stopping) -> None:
         await outlet.start(self.raw_headers)
         try:
-            with stopping.taking_over():
+            with stopping:
                 async for received in self._answer:
                     await outlet.write(received)
         except APIError as error:

@@ -62,13 +62,13 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
     """The events of a turn, in batches that arrived together. Whatever happens, the slot is given back and the store
     knows how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is
     raised."""
-    builder = turn.builder
-    routing = turn.routing
+    builder, routing = turn.builder, turn.routing
+    is_stored, uses_cache = turn.request.stored, turn.request.uses_cache
     # Nobody reads anything of the answer before its end: until then another backend may give it.
     is_read_whole = builder.emits == "nothing"
     ending: list[Event] = []
     try:
-        if turn.request.uses_cache and (cached := await _cached(state, turn)):
+        if uses_cache and (cached := await _cached(state, turn)):
             events = replayed(turn, cached)
             _begin_row_of_stream(state, turn)
             yield events
@@ -87,14 +87,14 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                             attempt.begun = not is_read_whole or builder.ended
                             _begin_row_of_stream(state, turn)
                             yield events
-            if turn.request.stored:
+            if is_stored:
                 # The next turn of this conversation finds its prefix there.
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
             ending = builder.finish()
         _describe_answer(turn)
         _count(state, turn)
-        if turn.request.stored or turn.request.uses_cache:
+        if is_stored or uses_cache:
             # Before the last event leaves: a client that chains on it at once must find the row.
             await _to_the_end(record(state, turn))
     except Exception as error:

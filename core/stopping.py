@@ -6,8 +6,8 @@ begin ──▶ background turns drain ──drain_s──▶ is_over: requests 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Awaitable, Callable, Collection, Generator
+from collections.abc import Awaitable, Callable, Collection
+from types import TracebackType
 
 from core.errors import Interrupted
 
@@ -42,14 +42,14 @@ class Stopping:
             self._stop.cancel()
             await asyncio.gather(self._stop, return_exceptions=True)
 
-    @contextlib.contextmanager
-    def taking_over(self) -> Generator[None]:
-        """Raises `Interrupted` where the end of the stop cancels what is in here."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self.interrupts():
-                raise
+    def __enter__(self) -> None:
+        """Raises `Interrupted` where the end of the stop cancels what is in here. It keeps nothing, so that any number
+        of tasks may be in it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is asyncio.CancelledError and self.interrupts():
             raise Interrupted from None
 
     def interrupts(self) -> bool:

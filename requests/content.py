@@ -50,6 +50,8 @@ class Content:
             return ""
         if isinstance(content, str):
             return content
+        if len(content) == 1 and content[0].get("type") in TEXT_PARTS and "prompt_cache_breakpoint" not in content[0]:
+            return content[0].get("text") or ""  # As most are.
         parts = [self._part(part, f"{where}[{index}]") for index, part in enumerate(content)]
         if len(parts) == 1 and parts[0]["type"] == "text":
             return parts[0]["text"]

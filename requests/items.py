@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from core.errors import InvalidRequest
@@ -124,10 +125,18 @@ def _input_item(item: Item) -> Item:
     return whole
 
 
+# Of many items, without a line of Python for each.
+type_of = itemgetter("type")
+# What has another to it.
+TIED = CALLS | OUTPUTS
+
+
 def check_input(items: list[Item], history: int, places: Sequence[int] | None = None) -> None:
     """Every call has its output and every output its call. Raises `InvalidRequest` with the words of OpenAI. `history`
     is how many of the items come from earlier turns; `places` are those of the others in the request, if some were left
     out."""
+    if TIED.isdisjoint(map(type_of, items)):
+        return
     open_calls: OpenCalls[str] = OpenCalls()
     answered: set[str] = set()
     for index, item in enumerate(items):

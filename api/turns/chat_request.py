@@ -14,11 +14,12 @@ from msgspec import Struct
 
 from api.turns.backend import Backend
 from api.turns.history import SEALED, opened
-from api.turns.turn import TYPE, Turn, TurnRequest
+from api.turns.turn import Turn, TurnRequest
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, Unsupported
 from requests.chat_params import chat_request, configured, ignored_in
 from requests.content import Files
+from requests.items import type_of
 from requests.messages import UNSPOKEN, responses_input_to_messages, without_superseded
 from requests.tools import (
     BRINGS_TOOLS,
@@ -75,7 +76,7 @@ def prepare_chat(
     earlier, places = len(request.history), _places(request, len(given))
     items = [*request.history, *given] if earlier else given
     unread: set[str] = set()
-    types = set(map(TYPE, items))
+    types = set(map(type_of, items))
     if types <= UNSPOKEN:
         raise InvalidRequest("There is nothing in the input for the model.", param="input")
     body = configured(request.body, items) if "configuration_update" in types else request.body

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
-from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +24,7 @@ from core.keys import Principal
 from core.state import AppState
 from requests.events import ResponseBuilder
 from requests.included import SEALED_REASONING
-from requests.items import check_input, input_items
+from requests.items import check_input, input_items, type_of
 from requests.kept import given_request
 from requests.params import CreateParams, check_counts, check_request
 from requests.repeats import may_repeat, without_repeats
@@ -80,7 +79,7 @@ class TurnRequest(Struct, frozen=True):
     @property
     def is_compaction(self) -> bool:
         """Whether the client wants a summary of the conversation instead of its next turn."""
-        return "compaction_trigger" in map(TYPE, self.input)
+        return "compaction_trigger" in map(type_of, self.input)
 
     @property
     def obfuscated(self) -> bool:
@@ -154,8 +153,6 @@ class Turn(Struct, eq=False):
             self.builder.response["nomyo"] = named
 
 
-# Of many items, without a line of Python for each.
-TYPE = itemgetter("type")
 ADAPTED = "x-nomyo-adapted"
 # A name of a client's own is as long as it likes, and headers are not.
 LONGEST_CHANGE = 200
