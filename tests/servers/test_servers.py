@@ -109,7 +109,8 @@ async def place(spoken: Spoken, model_server: str) -> AsyncIterator[Place]:
     with spoken.server.running(model_server) as url:
         endpoint = {"url": url if spoken.kind == "auto" else f"{url}/v1", "kind": spoken.kind}
         async with running_router(endpoints=[endpoint]) as router:
-            await router.app.state.pool.endpoints.look()
+            (seen,) = router.app.state.pool.endpoints.values()
+            await eventually(lambda: seen.healthy, f"{spoken.name} has listed its models")
             yield Place(spoken, router, model_server)
 
 
