@@ -30,6 +30,7 @@ from api.http.leaving import ClientWatch
 from api.http.replies import Express, json_response
 from api.http.routes import Routes, takes
 from api.turns.adapting import Adapting
+from api.turns.allowed_answer import only_forbidden_calls
 from api.turns.backend import Backend
 from api.turns.background import Background
 from api.turns.cached import cache_key, replayed
@@ -115,7 +116,8 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
 
 
 def _describe_answer(turn: Turn) -> None:
-    """What came of the request, in its headers or its last response, and in the log."""
+    """What came of the request, in its headers or its last response, and in the log. Raises `ModelFailed` where that is
+    nothing, because all of it was forbidden."""
     params = turn.request.params
     if params.tool_choice is not None or params.text is not None:
         name_ignored(turn)
@@ -123,6 +125,8 @@ def _describe_answer(turn: Turn) -> None:
         turn.describe()
     if suppressed := turn.builder.suppressed:
         log.info("%s: %d calls were suppressed, which the request forbids", turn.id, len(suppressed))
+        if turn.builder.response["status"] == "completed" and turn.builder.is_mute:
+            raise only_forbidden_calls(suppressed)
 
 
 def _break_off(state: AppState, turn: Turn) -> None:

@@ -179,3 +179,18 @@ async def test_a_described_format_is_held_to_the_same(backend: FakeBackend) -> N
         backend.script(chat(G), chat('{"a": 1}'))
         response = await answered(running, "json", tools=TOOLS, tool_choice=ANY, text=text)
         assert made(response) == ["message"]
+
+
+@pytest.mark.parametrize("as_stream", [True, False], ids=["chunks", "whole"])
+async def test_the_one_call_of_a_turn_that_nobody_can_run_is_no_answer(
+    as_stream: bool, served: Running, backend: FakeBackend
+) -> None:
+    """A call that is an object never appears without its arguments, and the calls behind it are one too many."""
+    backend.default = chat(call("shell", "ls -l"), F, as_stream=as_stream)
+    body = {"model": "test-model", "input": "Hi", "tools": TOOLS, "parallel_tool_calls": False}
+    error = assert_error(await served.http.post("/v1/responses", json=body), 502, code="forbidden_call")
+    assert "'f'" in error["message"]
+    for way in ("stream", "background"):
+        response = await answered(served, way, tools=TOOLS, parallel_tool_calls=False)
+        assert (response["status"], response["output"]) == ("failed", [])
+    assert served.in_flight() == 0

@@ -210,6 +210,23 @@ def test_a_port_that_is_none_is_a_line(tmp_path: Path, port: str) -> None:
     assert ended.stderr == f"nomyo-router cannot start: --port {port} is no port: they are 0 (any) to 65535\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("NOMYO_FOO", "1", "there is no such variable; the README has all of them, in its settings"),
+        ("ROUTER_API_KYE", "k", "there is no such variable; did you mean 'ROUTER_API_KEY'?"),
+        ("ROUTER_WORKERS", "two", "workers: expected a whole number, got text"),
+    ],
+)
+def test_a_wrong_variable_is_one_line_that_begins_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, why: str
+) -> None:
+    monkeypatch.setenv(name, text)
+    ended = started(settings(tmp_path))
+    assert ended.returncode != 0
+    assert ended.stderr == f"nomyo-router cannot start: {name}: {why}\n"
+
+
 def test_an_error_of_yaml_names_its_file(tmp_path: Path) -> None:
     file = settings(tmp_path, "endpoints: [\n  a: b: c\n")
     ended = started(file)

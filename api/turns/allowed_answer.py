@@ -51,10 +51,14 @@ async def allowed_answer(turn: Turn, chat: ChatRequest, ask: Ask) -> AsyncGenera
         turn.note_change(ASKED_AGAIN)
         usage = builder.chat_usage
         builder.begin_again()
-    names = ", ".join(f"'{name[:64]}'" for name in dict.fromkeys(builder.suppressed))
-    raise ModelFailed(
-        f"The model called {names}, which the request does not allow, and gave no other answer when it was asked "
-        "again.",
+    raise only_forbidden_calls(builder.suppressed, ", also when it was asked again")
+
+
+def only_forbidden_calls(names: list[str], when: str = "") -> ModelFailed:
+    """The error of an answer that has nothing but calls of these, which its request forbids."""
+    called = ", ".join(f"'{name[:64]}'" for name in dict.fromkeys(names))
+    return ModelFailed(
+        f"The model called {called}, which the request does not allow, and gave no other answer{when}.",
         code="forbidden_call",
     )
 
