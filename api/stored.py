@@ -42,9 +42,10 @@ async def retrieve_response(
     owner = principal_of(request).owner
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
         return EventStream(job.follow(starting_after), obfuscate=include_obfuscation, still_here=job.still_here)
-    row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in _included(request))
+    include = _included(request)
+    row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in include)
     if not stream:
-        return json_response(with_output_text(row["response"]))
+        return json_response(with_output_text(row["response"]), headers=_ignored(include))
     if row["status"] in ("queued", "in_progress"):
         if answer := await answer_of_peer(request):
             return answer
@@ -116,7 +117,6 @@ async def list_input_items(
     include = _included(request)
     given = stored_items(request.app.state.sealer, page.items)
     items = [without_unasked(shown_item(item), include) for item in given]
-    ignored = ", ".join(f"include.{value}" for value in sorted(include - INCLUDABLE))
     return json_response(
         {
             "object": "list",
@@ -125,7 +125,7 @@ async def list_input_items(
             "last_id": items[-1]["id"] if items else None,
             "has_more": page.has_more,
         },
-        headers={"x-nomyo-ignored": printable(ignored)[:LONGEST_HEADER]} if ignored else None,
+        headers=_ignored(include),
     )
 
 
@@ -137,6 +137,12 @@ def _included(request: Request) -> set[str]:
     """What a query asks for, under either name that clients give it."""
     asked = request.query_params
     return {value for key in ("include", "include[]") for value in asked.getlist(key)}
+
+
+def _ignored(include: set[str]) -> dict[str, str] | None:
+    """The header that names what of it nothing comes of."""
+    ignored = ", ".join(f"include.{value}" for value in sorted(include - INCLUDABLE))
+    return {"x-nomyo-ignored": printable(ignored)[:LONGEST_HEADER]} if ignored else None
 
 
 async def _row(state: AppState, response_id: str, owner: str, *, shows_seals: bool = False) -> Mapping[str, Any]:

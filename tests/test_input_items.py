@@ -103,6 +103,8 @@ async def test_an_include_that_nothing_comes_of_is_named(served: Running) -> Non
     url = f"/v1/responses/{created.id}/input_items"
     answer = await served.http.get(url, params={"include": ["message.moon", "reasoning.encrypted_content"]})
     assert answer.headers["x-nomyo-ignored"] == "include.message.moon"
+    answer = await served.http.get(url.removesuffix("/input_items"), params={"include[]": ["a.b", "c"]})
+    assert answer.headers["x-nomyo-ignored"] == "include.a.b, include.c"
     assert "x-nomyo-ignored" not in (await served.http.get(url)).headers
 
 
