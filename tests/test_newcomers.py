@@ -22,6 +22,7 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
+import backends.fleet.endpoint
 from tests.clients.codex import readme_lines
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, http_error, json_answer
@@ -129,6 +130,51 @@ class TestServers:
         server = await stack.enter_async_context(await asyncio.start_server(refuse, "127.0.0.1", 0))
         running = await at(stack, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "vllm")
         await assert_advised(running, caplog, "https://")
+
+    async def test_https_for_http_that_waits_for_more(self, stack: AsyncExitStack, caplog, monkeypatch) -> None:
+        monkeypatch.setattr(backends.fleet.endpoint, "LISTING_TIMEOUT_S", 0.2)
+
+        async def read_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        server = await stack.enter_async_context(await asyncio.start_server(read_on, "127.0.0.1", 0))
+        port = server.sockets[0].getsockname()[1]
+        for limit in (0.05, 5.0):
+            caplog.clear()
+            running = await at(stack, f"https://127.0.0.1:{port}", "llama.cpp", connect_timeout_s=limit)
+            await assert_advised(running, caplog, "http://")
+
+    async def test_words_and_advice_are_sentences(self, stack: AsyncExitStack, backend: FakeBackend, caplog) -> None:
+        backend.routes |= {f"GET {path}": http_error(404, "File Not Found") for path in ("/api/tags", "/api/ps")}
+        running = await at(stack, backend.url, "ollama")
+        await assert_advised(running, caplog, "File Not Found", "`kind: ")
+        answer = await running.http.post(URL, json=turn())
+        for place in (caplog.text, answer.json()["error"]["message"]):
+            assert "File Not Found. It answers" in place
+
+    async def test_patterns_that_leave_out_all(self, stack: AsyncExitStack, backend: FakeBackend, caplog) -> None:
+        running = await at(stack, backend.url, "vllm", models={"include": ["qwen*"]})
+        await assert_advised(running, caplog, "`models` in its settings leave out all of them")
+        assert "Load a model" not in caplog.text
+
+    async def test_an_alias_for_nothing_is_in_the_log_once(self, stack: AsyncExitStack, backend, caplog) -> None:
+        running = await at(stack, backend.url, "vllm", aliases={"fast": "tset-model", "good": "test-model"})
+        (endpoint,) = running.app.state.pool.endpoints.values()
+        await endpoint.look()
+        assert caplog.text.count("`fast: tset-model`") == 1
+        assert "good" not in (await running.http.get("/api/endpoints")).json()["endpoints"][0]["advice"]
+        assert (await running.http.post(URL, json=turn(model="good"))).status_code == 200
+
+    async def test_the_log_names_the_first_models(self, stack: AsyncExitStack, backend: FakeBackend, caplog) -> None:
+        backend.models = [f"model-{number}" for number in range(8)]
+        await at(stack, backend.url, "vllm")
+        assert "serves 8 models: model-0, model-1, model-2, model-3, model-4 and 3 more" in caplog.text
+
+    @pytest.mark.parametrize("kind", ["ollama", "auto"])
+    async def test_an_ollama_with_the_path_of_its_calls(self, stack, backend: FakeBackend, caplog, kind: str) -> None:
+        running = await at(stack, f"{backend.url}/api/", kind)
+        await assert_advised(running, caplog, "ends in /api", "leave that out")
 
 
 class TestKeys:

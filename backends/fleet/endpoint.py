@@ -12,7 +12,7 @@ from contextlib import aclosing
 from fnmatch import fnmatchcase
 from typing import Any
 
-from backends.fleet.advice import NO_MODELS, PULL, advice, is_strange, seen_there
+from backends.fleet.advice import advice, is_strange, named, on_models, seen_there, sentences
 from backends.fleet.breaker import Breaker
 from backends.fleet.choice import Candidate
 from backends.fleet.learned import Learned
@@ -110,7 +110,7 @@ class Endpoint:
 
     def reason(self) -> str:
         """Why it serves nothing, and what can be done about it."""
-        return " ".join(filter(None, (f"{self.name}: {self.error or 'it has no models.'}", self.advice)))
+        return sentences(f"{self.name}: {self.error or 'it has no models.'}", self.advice)
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of one of its models, by its own name."""
@@ -276,7 +276,7 @@ class Endpoint:
             self.error = problem
             if is_strange(error) and self.kind.is_known and not self.kind.is_found:
                 self.advice = await seen_there(self.config, self.kind, LISTING_TIMEOUT_S) or self.advice
-            log.warning("endpoint %s: %s", self.name, " ".join(filter(None, (problem, self.advice))))
+            log.warning("endpoint %s: %s", self.name, sentences(problem, self.advice))
         self.learned.forget()
         self.counts = False
         self._failed_looks += 1
@@ -307,11 +307,13 @@ class Endpoint:
         models = {name: name for name in used} | {
             public: there for public, there in self.config.aliases.items() if there in used
         }
-        self.advice = "" if models else PULL if self.kind.speaks_ollama else NO_MODELS
+        before, self.advice = self.advice, on_models(there, used, self.config, self.kind)
         if self.error and models:
-            log.info("endpoint %s serves %d models", self.name, len(models))
+            log.info("endpoint %s serves %d models: %s", self.name, len(models), named(models))
         elif (self.error or self.models) and not models:
             log.warning("endpoint %s has no models. %s", self.name, self.advice)
+        if models and self.advice and self.advice != before:
+            log.warning("endpoint %s: %s", self.name, self.advice)
         self.seen = seen
         self.facts = used
         self.loaded = {name for name, facts in used.items() if facts.loaded}
