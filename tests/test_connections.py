@@ -4,6 +4,7 @@ that are none."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import subprocess
@@ -315,6 +316,79 @@ class TestClientsThatStopReading:
             await eventually(lambda: served.in_flight() == 0, "the slot is back")
             await eventually(lambda: not served.connections, "the connection is gone")
             await backend.wait_for(lambda b: b.in_flight == 0)
+
+
+class TestClientsThatSendAndDoNotRead:
+    async def test_are_not_read_from_either_and_get_all_once_they_do(
+        self, served: Running, backend: FakeBackend
+    ) -> None:
+        backend.default = chat("x" * 2_000_000)
+        response_id = (await create(served.http))["id"]
+        asked = f"GET /v1/responses/{response_id} HTTP/1.1\r\nHost: router\r\n\r\n".encode()
+        count = 200
+        async with line_to(served) as line:
+            await eventually(lambda: len(served.connections) == 2, "it is connected")
+            (protocol,) = [
+                p
+                for p in served.connections
+                if p.transport.get_extra_info("peername") == line.writer.get_extra_info("sockname")
+            ]
+            line.writer.transport.pause_reading()
+            line.writer.write(asked * count)
+            await eventually(lambda: protocol._is_held, "it is held")
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert protocol.flow.read_paused
+            assert protocol.transport.get_write_buffer_size() < 10_000_000
+            line.writer.transport.resume_reading()
+            for _ in range(count):
+                status, _, body = await line.answer()
+                assert (status, len(body) > 2_000_000) == (200, True)
+            await line.send(post())
+            assert (await line.answer())[0] == 200
+
+    async def test_over_a_websocket_get_no_more_pongs(self, served: Running) -> None:
+        async with line_to(served) as line:
+            line.writer.write(HANDSHAKE)
+            async with soon():
+                await line.reader.readuntil(b"\r\n\r\n")
+            (protocol,) = served.connections
+            line.writer.transport.pause_reading()
+            ping = b"\x89" + bytes([0x80 | 125]) + bytes(4) + b"p" * 125
+            for _ in range(300):
+                line.writer.write(ping * 1000)
+            await eventually(lambda: not protocol.writable.is_set(), "it reads no more")
+            for _ in range(50):
+                await asyncio.sleep(0.001)
+            assert protocol.transport.get_write_buffer_size() < 1_000_000
+            assert len(protocol._unread) < 1_000_000
+
+    async def test_a_body_behind_its_answer_is_read_for_a_while_and_not_for_ever(self, backend: FakeBackend) -> None:
+        endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
+        async with running_router(endpoints=endpoints, max_body_mb=1) as running, line_to(running) as line:
+            await line.send(b"POST /v1/responses HTTP/1.1\r\nHost: router\r\nTransfer-Encoding: chunked\r\n\r\n")
+            piece = b"%x\r\n%b\r\n" % (100_000, b" " * 100_000)
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 50_000_000 and not line.writer.transport.is_closing():
+                    line.writer.write(piece)
+                    await line.writer.drain()
+                    sent += len(piece)
+            assert sent < 50_000_000
+            await eventually(lambda: not running.connections, "it is closed")
+
+    async def test_a_message_of_empty_fragments_is_closed(self, served: Running) -> None:
+        async with line_to(served) as line:
+            line.writer.write(HANDSHAKE)
+            async with soon():
+                await line.reader.readuntil(b"\r\n\r\n")
+            line.writer.write(b"\x01\x80" + bytes(4))
+            for _ in range(20):
+                line.writer.write((b"\x00\x80" + bytes(4)) * 1000)
+            async with soon():
+                closed = await line.reader.readexactly(4)
+            assert (closed[0], int.from_bytes(closed[2:4])) == (0x88, 1009)
+            await eventually(lambda: not served.connections, "it is gone")
 
 
 HANDSHAKE = (

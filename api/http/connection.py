@@ -45,6 +45,7 @@ log = logging.getLogger("nomyo.http")
 EXTENSION = "nomyo.wire"
 # Where the application leaves them, in the state that its lifespan gives to the server.
 CONNECTIONS = "nomyo.connections"
+MB = 1024 * 1024
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 200
 # Of the connections that wait for their clients as many are closed at once: to find the oldest, all are looked at.
@@ -135,8 +136,11 @@ class Protocol(HttpToolsProtocol):
     # What came since that is no body; of a head what came of it, or 1 where it is to be counted once it is whole.
     _extra = 0
     _looks_at = 0.0
-    # Once the client did not read.
+    # Once the client did not read; and whether the next request waits for it to do so.
     _unread: UnreadWatch | None = None
+    _is_held = False
+    # Of the body of a request that was answered, what came since.
+    _late = 0
     _refusal: APIError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -266,7 +270,7 @@ class Protocol(HttpToolsProtocol):
         if self.limit_concurrency is not None and self._is_crowded(self.limit_concurrency):
             app = service_unavailable
         self.headers = NO_TRAILERS
-        self._has_come = True
+        self._has_come, self._late = True, 0
         running, self.cycle = (
             self.cycle,
             RequestResponseCycle(
@@ -294,6 +298,9 @@ class Protocol(HttpToolsProtocol):
         self._has_come = True
         cycle = self.cycle
         if cycle.response_complete:
+            self._late += len(body)
+            if self._late > MB * self._config.max_body_mb:
+                self._close()
             return
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
@@ -399,14 +406,23 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._close()
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
+        if not self.pipeline:
+            self._idle_since = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self._look_in(self.timeout_keep_alive)
+        if self.flow.write_paused:  # First the client reads: what it asks for piles up in our memory.
+            self._is_held = True
+            self.flow.pause_reading()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """The next request begins that has come already, else the next one is read."""
+        cycle, app = self.pipeline.pop() if self.pipeline else (None, None)
+        if not self.pipeline:  # Of the last of them some may be to come.
+            self.flow.resume_reading()
+        if cycle is not None and app is not None:
             self._start_asgi_task(cycle, app)
-            return
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._look_in(self.timeout_keep_alive)
 
     def _unset_keepalive_if_required(self) -> None:
         pass
@@ -471,6 +487,13 @@ class Protocol(HttpToolsProtocol):
             timeout_s = self._config.client_write_timeout_s
             self._unread = UnreadWatch(self.transport, lambda: self.flow.write_paused, timeout_s)
         self._unread.begin()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if self._is_held:
+            self._is_held = False
+            self._go_on()
 
     def _close(self) -> None:
         """Closes the connection, also where the client does not read what it was sent."""

@@ -8,10 +8,13 @@ from collections.abc import Coroutine
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
 from api.http.connection import CONNECTIONS, DEFAULTS, Connections, begin_to_stop
 from api.http.unread import UnreadWatch
 
+# Of a message: empty ones cost no byte of its size.
+MOST_FRAGMENTS = 10_000
 # So much is given to the library at once: compressed, it may be a thousand times as much.
 SLICE = 4096
 
@@ -40,6 +43,13 @@ class SocketProtocol(WebSocketsSansIOProtocol):
             self._unread_watch = UnreadWatch(self.transport, lambda: not self.writable.is_set(), timeout_s)
         self._unread_watch.begin()
 
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        if not self.read_paused:
+            self.transport.resume_reading()
+        self._read_on()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         super().connection_lost(exc)
@@ -51,6 +61,17 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """Bytes of the client."""
         self._unread += data
         self._read_on()
+        if not self.writable.is_set():  # It would be sent a pong for each ping.
+            self.transport.pause_reading()
+
+    def handle_cont(self, event: Frame) -> None:
+        """The next fragment of a message."""
+        if len(self.frames) >= MOST_FRAGMENTS:
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+            self._unread = b""
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
 
     async def receive(self) -> Any:
         """The next message. Reads on when none is left."""
@@ -68,6 +89,6 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._read_on()
 
     def _read_on(self) -> None:
-        while self._unread and not self.read_paused:
+        while self._unread and not self.read_paused and self.writable.is_set():
             piece, self._unread = self._unread[:SLICE], self._unread[SLICE:]
             super().data_received(piece)
