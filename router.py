@@ -250,5 +250,7 @@ def _load() -> Application:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
 
 
+if __name__ == "__main__":
+    raise SystemExit("router.py is the application; serve.py starts it: python serve.py (--help lists its options)")
 app = _load()
 db = app.state.db

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import errno
 import ipaddress
 import math
 import os
@@ -27,6 +28,7 @@ from uvicorn.supervisors import Multiprocess
 from backends.kinds import KINDS
 from cluster.workers import FOLDER, Workers, new_folder
 from core.config import Config, ConfigError, load_config
+from core.errors import StartError
 
 # What is interrupted is answered, and stored.
 LAST_WORDS_S = 5
@@ -49,13 +51,40 @@ def check_address(host: str, settings: Config) -> None:
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host or "0.0.0.0", None)]
         is_loopback = all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
-    except (OSError, ValueError):
+    except OSError:
+        raise ConfigError(_no_address(host)) from None
+    except ValueError:
         is_loopback = False
     if not is_loopback:
         raise ConfigError(
             f"--host {host}: other machines could use it without a key; set api_key (ROUTER_API_KEY), or "
             "allow_open: true (ROUTER_ALLOW_OPEN)"
         )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `StartError` where nothing can listen at `port` of `host`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as uvicorn takes it
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code == errno.EADDRINUSE:
+            reason = (
+                f"port {port} of {host} is in use: stop what listens there, which may be a router, or give another "
+                "port (serve.py --port N, make serve PORT=N)"
+            )
+        elif code == errno.EACCES:
+            reason = f"--port {port}: {os.strerror(errno.EACCES)}; those from 1024 on are open to every user"
+        else:
+            reason = _no_address(host)
+        raise StartError(reason) from None
+
+
+def _no_address(host: str) -> str:
+    return f"--host {host}: this machine has no such address; 127.0.0.1 is for itself alone, 0.0.0.0 for all it has"
 
 
 def check_endpoints(host: str, port: int, settings: Config) -> None:
@@ -169,6 +198,11 @@ def main() -> None:
         check_endpoints(given.host, given.port, settings)
     except ConfigError as error:
         raise SystemExit(f"nomyo-router cannot start: {error}") from None
+    try:
+        check_port(given.host, given.port)
+    except StartError as error:
+        print(f"nomyo-router cannot start: {error}", file=sys.stderr)
+        raise SystemExit(STARTUP_FAILURE) from None
     config = uvicorn.Config(
         "router:app",
         host=given.host,

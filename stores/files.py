@@ -60,7 +60,7 @@ def opening(path: str, setting: str) -> Generator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         raise StartError(
-            f"{path} cannot be opened: {error.filename}: {why}: make room for it there, or give another ({setting})"
+            f"{path} cannot be opened: {error.filename}: {why}: let the router write there, or give another ({setting})"
         ) from error
 
 

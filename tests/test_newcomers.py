@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -271,6 +272,36 @@ def test_a_wrong_variable_is_one_line_that_begins_with_its_name(
     ended = started(settings(tmp_path))
     assert ended.returncode != 0
     assert ended.stderr == f"nomyo-router cannot start: {name}: {why}\n"
+
+
+@pytest.mark.parametrize(
+    "host", ["no-such-host.invalid", "http://127.0.0.1", "203.0.113.5", "a" * 70, "::ffff:203.0.113.5"]
+)
+@pytest.mark.parametrize("key", ["", "api_key: secret"])
+def test_an_address_that_is_not_this_machines_is_a_line(tmp_path: Path, host: str, key: str) -> None:
+    file = settings(tmp_path)
+    file.write_text(f"{file.read_text()}{key}\n")
+    ended = started(file, f"--host={host}", "--port=0")
+    assert ended.returncode != 0
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"nomyo-router cannot start: --host {host}: ")
+    assert "no such address" in line or not key
+
+
+def test_a_port_that_is_in_use_is_a_line_that_names_it(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = started(settings(tmp_path), f"--port={port}")
+    assert ended.returncode == 3
+    (line,) = ended.stderr.splitlines()
+    assert f"port {port} of 127.0.0.1 is in use" in line
+    assert "--port N" in line
+
+
+def test_the_wrong_file_names_the_right_one() -> None:
+    ended = subprocess.run([sys.executable, "router.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "serve.py" in ended.stderr
 
 
 def test_an_error_of_yaml_names_its_file(tmp_path: Path) -> None:
