@@ -222,11 +222,22 @@ class NativeItems:
         self.items: list[NativeItem] = []
         self.last: NativeItem | None = None
         self.flows: Flows = {}
+        # The events of those behind an open call, by their servers' index: clients take what comes for a part of the
+        # call that began last.
+        self.held: dict[int, list[Event]] = {}
 
     @property
     def are_done(self) -> bool:
         """Whether there are some, and each has ended."""
-        return bool(self.items) and all(item.done is not None for item in self.items)
+        return bool(self.items) and not self.held and all(item.done is not None for item in self.items)
+
+    @property
+    def open_call(self) -> NativeItem | None:
+        """The call that clients see grow."""
+        for item in self.items:
+            if item.done is None and item.kind in STREAMED_CALLS and item.output_index >= 0:
+                return item
+        return None
 
     def _let_flow(
         self, ladder: Ladder, type: str, event: Event, where: Json, fragments: Fragments, logprobs: Any
@@ -238,8 +249,48 @@ class NativeItems:
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def adopt(self, ladder: Ladder, event: Event) -> list[Event]:
-        """The event as ours, behind those that should have come before it. Empty where it adds nothing, or comes too
-        late."""
+        """The event as ours, behind those that should have come before it. Empty where it adds nothing, comes too late,
+        or waits for a call to end."""
+        is_begin = event["type"] == "response.output_item.added"
+        if (is_begin or self.held) and self._hold(event, is_begin):
+            return []
+        events = self._adopt(ladder, event)
+        if self.held:
+            self._release(ladder, events)
+        return events
+
+    def _hold(self, event: Event, is_begin: bool) -> bool:
+        """Whether an event is of an item that must wait."""
+        index = _int(event.get("output_index"))
+        if index is None or any(item.index == index for item in self.items):
+            return False  # Not one that its server counts.
+        if index in self.held:
+            self.held[index].append(event)
+            return True
+        item = event.get("item")
+        is_call = isinstance(item, dict) and item.get("type") in STREAMED_CALLS
+        if not is_begin or not (self.held or (is_call and self.open_call is not None)):
+            return False
+        self.held[index] = [event]
+        return True
+
+    def _release(self, ladder: Ladder, events: list[Event]) -> None:
+        """The next item is seen, if the call before it has ended."""
+        while self.held and self.open_call is None:
+            for event in self.held.pop(next(iter(self.held))):
+                events += self._adopt(ladder, event)
+
+    def _release_all(self, ladder: Ladder, events: list[Event], output: list[Item], status: str) -> None:
+        """The answer has ended, and so has each call in it."""
+        while self.held:
+            if (call := self.open_call) is not None:
+                listed = next((given for given, known in self._matched(output) if known is call), None)
+                self._end_item(ladder, events, call, listed or _ended(call, status))
+                if call.done is None:
+                    return
+            self._release(ladder, events)
+
+    def _adopt(self, ladder: Ladder, event: Event) -> list[Event]:
         kind = event["type"]
         if kind in RENAMED:
             event = {**event, "type": (kind := RENAMED[kind])}
@@ -576,6 +627,8 @@ class NativeItems:
     def finish(self, ladder: Ladder, events: list[Event], output: list[Item], status: str) -> None:
         """Streams what never was, and closes what is open, unless the response has failed. What was streamed is kept,
         unless the server's own `output` holds more."""
+        if self.held and status not in ("failed", "cancelled"):
+            self._release_all(ladder, events, output, status)
         if [item.done for item in self.items] == output:
             return  # As it should be.
         matches = self._matched(output)
@@ -587,8 +640,7 @@ class NativeItems:
                 listed = next((given for given, known in matches if known is item), None)
                 if item.output_index < 0 and listed is None:
                     continue  # Nobody knows what it was.
-                given = listed or {**item.item, **({"status": status} if "status" in item.item else {})}
-                self._end_item(ladder, events, item, given)
+                self._end_item(ladder, events, item, listed or _ended(item, status))
         for given, known in matches:
             if known is None:
                 put_in(ladder, events, given)
@@ -607,6 +659,11 @@ class NativeItems:
                         left.remove(item)
                         break
         return [(given, found.get(place)) for place, given in enumerate(output)]
+
+
+def _ended(item: NativeItem, status: str) -> Item:
+    """An item that its server has not ended, as it stands."""
+    return {**item.item, **({"status": status} if "status" in item.item else {})}
 
 
 def put_in(ladder: Ladder, events: list[Event], item: Item) -> None:

@@ -105,6 +105,8 @@ def _item_begins(items: NativeItems, ladder: Ladder, step: Step) -> bool:
         return False
     if any(item["id"] in other.names for other in items.items):
         return False
+    if item["type"] in STREAMED_CALLS and items.items and items.open_call is not None:
+        return False
     items.last = begun = NativeItem(item, step.output_index)
     items.items.append(begun)
     begun.output_index = ladder.add()
@@ -178,6 +180,7 @@ def _item_ends(items: NativeItems, ladder: Ladder, step: Step) -> bool:
     done, item = step.item, items.last
     if (
         item is None
+        or items.held
         or item.done is not None
         or item.output_index != step.output_index
         or item.item["id"] != done.get("id")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from requests.tools import ToolBook, arguments_of
 from requests.whole_json import WholeJSON
 from tests.conftest import Running
-from tests.fake_backend import FakeBackend, call, chat, interleaved
+from tests.fake_backend import FakeBackend, call, chat, event_stream, interleaved, native_events
 from tests.sdk import strict_client, wire_events
 from tests.stream_grammar import check_stream, fold
 from tests.streams import builder, calls, decoded, ends
@@ -177,6 +177,63 @@ def test_many_brackets_are_read_once_each() -> None:
         made.chunk(one)
     made.finish()
     assert [len(item["arguments"]) for item in made.response["output"]] == [6 + 3 * many + 4, 2]
+
+
+# ── a server that speaks Responses, and writes several at once ───────────────────────────────────────────────────────
+
+
+@st.composite
+def mixed(draw: st.DrawFn) -> tuple[list[Json], list[Json]]:
+    """The events of a native answer with several calls, those of each item in their order, and its output. Items begin
+    in their order."""
+    parts = [call("f", draw(objects), fragments=draw(st.integers(1, 3))) for _ in range(draw(st.integers(1, 4)))]
+    if draw(st.booleans()):
+        parts.append("Well.")
+    events = native_events(*parts)
+    head, body, end = events[:2], events[2:-1], events[-1]
+    queues = [[event for event in body if event["output_index"] == index] for index in range(len(parts))]
+    chosen: list[Json] = []
+    begun = 0
+    while any(queues):
+        index = draw(st.sampled_from([index for index in range(min(begun + 1, len(queues))) if queues[index]]))
+        begun = max(begun, index + 1)
+        chosen.append(queues[index].pop(0))
+    lost = draw(st.integers(0, 2))
+    if lost:  # A server that ends some with the answer alone.
+        chosen = [event for event in chosen if event["type"] != "response.output_item.done" or draw(st.booleans())]
+    return [*head, *chosen, end], end["response"]["output"]
+
+
+@law
+@given(mixed())
+def test_native_calls_do_not_begin_before_another_has_ended(answer: tuple[list[Json], list[Json]]) -> None:
+    given_, output = answer
+    made = builder()
+    events = [event for one in given_ for event in made.adopt(one)]
+    events.append(made.end())
+    check_stream(events)
+    assert fold(events) == events[-1]["response"]
+    made_of = [(item["type"], item.get("call_id"), item.get("arguments")) for item in events[-1]["response"]["output"]]
+    assert sorted(made_of, key=str) == sorted(
+        [(item["type"], item.get("call_id"), item.get("arguments")) for item in output], key=str
+    )
+    calls_made = [call_id for _, call_id, _ in made_of if call_id]
+    assert calls_made == [item["call_id"] for item in output if "call_id" in item], "the order is the backend's"
+
+
+async def test_native_calls_of_a_stream_come_one_after_the_other(
+    served_natively: Running, backend: FakeBackend
+) -> None:
+    events = native_events(call("f", {"x": 1}, fragments=3), call("g", {"y": 2}, fragments=3), "Well.")
+    first = [event for event in events[2:-1] if event["output_index"] == 0]
+    second = [event for event in events[2:-1] if event["output_index"] == 1]
+    rest = [event for event in events[2:-1] if event["output_index"] == 2]
+    both = [event for pair in zip(first, second, strict=True) for event in pair]
+    for late in (both, [*first[:-1], *second[:-1], first[-1], second[-1]]):
+        backend.script(event_stream([*events[:2], *late, *rest, events[-1]]))
+        given_ = await wire_events(served_natively)
+        check_stream(given_)
+        assert [item.get("name") for item in given_[-1]["response"]["output"]] == ["f", "g", None]
 
 
 @pytest.mark.parametrize("kind", ["interleaved", "one after the other"])
