@@ -15,18 +15,44 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from requests.tools import CALLS, OUTPUTS, Item, arguments_of, call_id_of, call_of_item
+from requests.tools import CALLS, OUTPUTS, Call, Item, arguments_of, call_id_of, call_of_item
 
 # What may differ in items that are one: it is made here or in a client, and a model reads none of it.
 UNREAD = frozenset({"id", "status", "annotations", "logprobs", "parsed", "parsed_arguments"})
 
 
-def may_repeat(given: str | Sequence[Item] | None) -> bool:
-    """Whether there can be anything in an input, as the client sent it, that the history has: more than new words of
-    its user."""
+def may_repeat(history: Sequence[Item], given: str | Sequence[Item] | None) -> bool:
+    """Whether there can be anything in an input, as the client sent it, that the history has: more than the outputs of
+    calls that wait for them, and words of its user behind."""
     if given is None or isinstance(given, str):
         return False
-    return any(item.get("id") or "role" not in item or item["role"] == "assistant" for item in given)
+    waited_for: set[str] = set()
+    has_words = False
+    for item in given:
+        if item.get("id"):
+            return True
+        if "role" in item:
+            has_words = True
+            if item["role"] == "assistant":
+                return True
+        elif has_words or item.get("type") not in OUTPUTS:
+            return True
+        elif (call_id := call_id_of(item)) is not None:
+            waited_for.add(call_id)
+    return bool(waited_for) and _has_answered(history, waited_for)
+
+
+def _has_answered(history: Sequence[Item], call_ids: set[str]) -> bool:
+    """Whether one of these calls has an output. The last calls of a history are near its end."""
+    for item in reversed(history):
+        call_id = item.get("call_id")
+        if isinstance(call_id, str) and call_id in call_ids:
+            if item["type"] in OUTPUTS:
+                return True
+            call_ids.discard(call_id)
+            if not call_ids:
+                return False
+    return False
 
 
 def without_repeats(history: Sequence[Item], given: Sequence[Item]) -> tuple[list[Item], list[int] | None]:
@@ -59,7 +85,7 @@ class _Known:
                 self._last = place
             elif kind in CALLS or kind in OUTPUTS:
                 of_its_kind = self._calls if kind in CALLS else self._outputs
-                if (call_id := call_id_of(item)) is not None:
+                if isinstance(call_id := call_id_of(item), str):
                     of_its_kind[call_id].append(place)
 
     def repeated(self, given: Sequence[Item]) -> set[int]:
@@ -127,12 +153,21 @@ def is_same(item: Item, stored: Item) -> bool:
     if kind == "message":
         return bool(item["role"] == stored.get("role") and _content(item) == _content(stored))
     if kind in CALLS:
-        (call, arguments), (other, others) = call_of_item(item), call_of_item(stored)
-        return call == other and _as_object(arguments) == _as_object(others)
+        called, before = _called(item), _called(stored)
+        return before is not None and called == before
     if kind in OUTPUTS and _content(item, "output") != _content(stored, "output"):
         return False
     shared = (item.keys() & stored.keys()) - UNREAD - {"output", "encrypted_content"}
     return all(item[key] == stored[key] for key in shared if item[key] is not None and stored[key] is not None)
+
+
+def _called(item: Item) -> tuple[Call, Any] | None:
+    """What a call calls, and with which arguments. None for one that a server has given less than that."""
+    try:
+        call, arguments = call_of_item(item)
+    except (AttributeError, KeyError):
+        return None
+    return call, _as_object(arguments)
 
 
 def _content(item: Item, key: str = "content") -> Any:

@@ -176,7 +176,7 @@ async def begin_turn(
     given = input_items(params.input)
     new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
     has_references, places = new_items != given, None
-    if history and may_repeat(params.input):
+    if history and may_repeat(history, params.input):
         new_items, places = without_repeats(history, new_items)
     is_remembered = remembered is not NOTHING_REMEMBERED
     request = TurnRequest(
@@ -201,7 +201,7 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
     items = stored_items(state.sealer, row["input"])
     places = None
-    if history and may_repeat(params.input) and not has_references:
+    if history and may_repeat(history, params.input) and not has_references:
         _, places = without_repeats(history, input_items(params.input))
     request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
     check_input(items := request.items, len(history), places)
