@@ -149,7 +149,10 @@ def check_request(body: Any) -> CreateParams:
     if params.model is None and not params.prompt:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
     if params.input is None and params.previous_response_id is None and params.prompt is None:
-        raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
+        advice = " Chat completions has 'messages', Responses has 'input'." if "messages" in body else ""
+        raise InvalidRequest(
+            f"Missing required parameter: 'input'.{advice}", param="input", code="missing_required_parameter"
+        )
     if params.conversation:
         raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")
     # Clients of chat completions ask for the usage whether they want a stream or not; it is always there.

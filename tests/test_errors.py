@@ -59,6 +59,43 @@ class TestRequests:
             answer = await served.http.request(method, path)
             assert_error(answer, 404, type="invalid_request_error", code="unknown_url", says=method)
 
+    @pytest.mark.parametrize(
+        ("method", "path", "says"),
+        [
+            ("POST", "/v1/response", "Did you mean /v1/responses?"),
+            ("GET", "/v1/model", "Did you mean /v1/models?"),
+            ("POST", "/v1/chat/completion", "Did you mean /v1/chat/completions?"),
+            ("POST", "/v1/chat/completions/responses", "There is /v1/responses: does the base URL end in"),
+            ("POST", "/v2/responses", "There is /v1/responses"),
+            ("GET", "/llm/v1/models", "There is /v1/models"),
+            ("GET", "/v1/v1/responses/resp_1/input_items", "twice? There is /v1/responses/resp_1/input_items."),
+            ("POST", "/v1/conversations", "/docs lists what there is."),
+            ("POST", "/v1", "/docs lists what there is."),
+            ("GET", "/" + "x/" * 5000, "/docs lists what there is."),
+            ("GET", "/" + "v" * 5000, "/docs lists what there is."),
+        ],
+    )
+    async def test_an_unknown_path_has_the_one_that_may_be_meant(self, served, method, path, says):
+        answer = await served.http.request(method, path)
+        assert_error(answer, 404, type="invalid_request_error", code="unknown_url", says=says)
+
+    async def test_a_method_that_is_not_taken_has_those_that_are(self, served):
+        assert_error(await served.http.get("/v1/responses"), 405, says="It takes POST.")
+        assert_error(await served.http.put("/v1/responses/resp_1"), 405, says="It takes DELETE and GET.")
+        twice = await served.http.post("/v1/responses/responses")
+        assert_error(twice, 405, says="does the base URL end in /v1/responses? It is to end in /v1.")
+
+    async def test_messages_for_input_are_those_of_another_api(self, served):
+        body = {"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]}
+        answer = await served.http.post("/v1/responses", json=body)
+        assert_error(answer, 400, param="input", code="missing_required_parameter", says="'messages'")
+        del body["messages"]
+        assert "messages" not in (await served.http.post("/v1/responses", json=body)).text
+
+    async def test_a_multipart_form_is_called_by_its_name(self, served):
+        answer = await served.http.post("/v1/responses", files={"model": (None, "m"), "input": (None, "Hi")})
+        assert_error(answer, 400, says="multipart")
+
     async def test_no_such_method(self, served):
         for method, path, allowed in (
             ("GET", "/v1/responses", {"POST"}),

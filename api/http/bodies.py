@@ -41,8 +41,11 @@ async def read_body(request: Request) -> bytes:
         body = await _received(request, headers, limit)
     if b"content-encoding" in headers:
         body = await decoded(body, ",".join(request.headers.getlist("content-encoding")), limit, _too_large(limit))
-    if headers.get(b"content-type") != JSON and _is_form(headers):
-        body = _form_as_json(body)
+    if headers.get(b"content-type") != JSON:
+        if _is_form(headers):
+            body = _form_as_json(body)
+        elif body[:2] == b"--" and headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+            raise InvalidRequest("A multipart form is not read here: send JSON, or a form of names and values.")
     if DEPLOYMENT in request.scope:
         body = _for_deployment(body, request.scope[DEPLOYMENT])
     return body

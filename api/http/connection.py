@@ -46,6 +46,8 @@ EXTENSION = "nomyo.wire"
 # Where the application leaves them, in the state that its lifespan gives to the server.
 CONNECTIONS = "nomyo.connections"
 MB = 1024 * 1024
+# Of a body behind its answer so much is read at least: most clients read no 413 before they have sent all.
+LEAST_LATE_MB = 16
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 200
 # Of the connections that wait for their clients as many are closed at once: to find the oldest, all are looked at.
@@ -299,7 +301,7 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle.response_complete:
             self._late += len(body)
-            if self._late > MB * self._config.max_body_mb:
+            if self._late > MB * max(self._config.max_body_mb, LEAST_LATE_MB):
                 self._close()
             return
         cycle.body += body

@@ -7,6 +7,7 @@ RouteTable(doors).find(scope)                                     asked by the d
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -32,6 +33,9 @@ SocketEndpoint = Callable[[WebSocket], Awaitable[None]]
 
 REPLY = "nomyo.reply"
 _SLASHES = re.compile("/{2,}")
+# Of an unknown path: how much of its end may be a path of ours, and how long one may be that resembles ours.
+_LAST_PARTS = 4
+_LONGEST_LIKE_OURS = 100
 
 
 class ParameterRoute(APIRoute):
@@ -172,7 +176,9 @@ class RouteTable:
         if scope["path"] in self._sockets and request.headers.get("upgrade", "").lower() == "websocket":
             # The server under us knows no WebSockets, and has handed on the upgrade as a plain GET.
             raise UpgradeRefused
-        raise MethodNotAllowed(f"{scope['method']} {scope['path']}: Method Not Allowed.", sorted(allowed))
+        method, path = scope["method"], scope["path"]
+        advice = self._below_another_base(method, path) or f"It takes {' and '.join(sorted(allowed - {'HEAD'}))}."
+        raise MethodNotAllowed(f"There is no {method} {path}. {advice}", sorted(allowed))
 
     def _allowed(self, scope: Scope) -> set[str]:
         matching = [route for route in self._routes if route.path_regex.match(scope["path"])]
@@ -180,12 +186,27 @@ class RouteTable:
         return methods | {"HEAD"} if "GET" in methods else methods
 
     def _unknown(self, scope: Scope) -> NotFound:
-        path: str = scope["path"]
-        message = f"There is no {scope['method']} {path}."
-        once = path.removeprefix("/v1")
-        if once.startswith("/v1/") and self._allowed({"path": once}):
-            message += f" Does the base URL end in /v1 twice? There is {once}."
-        return NotFound(message, code="unknown_url")
+        method, path = scope["method"], scope["path"]
+        message = f"There is no {method} {path}."
+        advice = self._below_another_base(method, path) or self._alike(method, path) or "/docs lists what there is."
+        return NotFound(f"{message} {advice}", code="unknown_url")
+
+    def _below_another_base(self, method: str, path: str) -> str:
+        """Where a path ends as one of ours does, what to do about the base URL; else nothing."""
+        parts = path.split("/")
+        for start in range(max(2, len(parts) - _LAST_PARTS), len(parts)):
+            ours, before = self.spelled("/" + "/".join(parts[start:])), "/".join(parts[:start])
+            if ours in ("/", path) or method not in self._allowed({"path": ours}):
+                continue
+            if before == "/v1":
+                return f"Does the base URL end in /v1 twice? There is {ours}."
+            return f"There is {ours}: does the base URL end in {before}? It is to end in /v1."
+        return ""
+
+    def _alike(self, method: str, path: str) -> str:
+        known = [known for verb, known in self.endpoints if verb == method]
+        near = difflib.get_close_matches(path[:_LONGEST_LIKE_OURS], known, n=1, cutoff=0.8)
+        return f"Did you mean {near[0]}?" if near else ""
 
 
 def _path_in(scope: Scope) -> str:
