@@ -74,7 +74,8 @@ class Place:
         return self.router.http
 
     def ask(self, **params: Any) -> Json:
-        return {"model": self.spoken.server.model, "max_output_tokens": 24, "input": "Say hello.", **params}
+        asked = {"model": self.spoken.server.model, "max_output_tokens": 24, "temperature": 0, "input": "Say hello."}
+        return {**asked, **params}
 
     async def post(self, path: str = URL, **params: Any) -> httpx2.Response:
         answer = await self.http.post(path, json=self.ask(**params))
@@ -162,7 +163,7 @@ async def tools(place: Place) -> str:
 
 async def forced_tool(place: Place) -> str:
     answer = await place.post(
-        input="What is the weather in Paris?", tools=[WEATHER_TOOL], tool_choice="required", max_output_tokens=64
+        input="What is the weather in Paris?", tools=[WEATHER_TOOL], tool_choice="required", max_output_tokens=160
     )
     if answer.status_code == 400:
         return f"400 ({answer.json()['error']['param']})"
