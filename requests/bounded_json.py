@@ -26,6 +26,8 @@ _read = msgspec.json.Decoder().decode
 MAX_ITEMS, VALUES_PER_ITEM = 10_000, 25
 # What is no longer has no room for more.
 LARGE = 2 * VALUES_PER_ITEM * MAX_ITEMS
+# What an answer with the log probabilities of some thousand tokens holds; of more, gigabytes would be made.
+MOST_ANSWERED = 2_000_000
 # It is looked at in pieces: of most that hold too much, the first is enough.
 PIECE = 1024 * 1024
 
@@ -57,6 +59,11 @@ def check_values(text: bytes, what: str = "body", max_items: int = MAX_ITEMS) ->
     most = VALUES_PER_ITEM * max_items
     if len(text) > LARGE and _begun_in(text) >= most and values_in(text, most) > most:
         raise TooManyValues(most, what)
+
+
+def has_too_many_values(answer: bytes) -> bool:
+    """Whether the JSON of an answer holds far more values than any does."""
+    return len(answer) > 2 * MOST_ANSWERED and values_in(answer, MOST_ANSWERED) > MOST_ANSWERED
 
 
 def values_in(text: bytes, most: int) -> int:

@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
+from core.errors import BackendError
 from core.json import Json, decode_json, whole_value
+from requests.bounded_json import has_too_many_values
 
 # The events that carry the response: what it is then, or nothing where it goes on. Codex's own backend ends with
 # `response.done`.
@@ -78,6 +80,8 @@ class NativeEvent:
 
     def model_dump(self) -> Json:
         """All of it."""
+        if self._value is None and has_too_many_values(self.data):
+            raise BackendError("The backend's answer holds far too many values.", code="backend_bad_answer")
         value: Json = decode_json(self.data) if self._value is None else self._value
         return value
 

@@ -13,6 +13,7 @@ import pytest
 from backends.kinds.server import MOST_MODELS
 from backends.wire.client import MOST_VALUES
 from backends.wire.http1 import MOST_LISTED
+from requests.bounded_json import MOST_ANSWERED
 from tests.conftest import Running, running_router
 from tests.fake_backend import JSON_HEADERS, FakeBackend, Reply, json_answer, stream
 from tests.fake_backend.reply import Step
@@ -78,3 +79,20 @@ async def test_as_many_models_as_there_may_be_are_served(backend: FakeBackend) -
     backend.routes["GET /v1/models"] = json_answer(orjson.loads(listing(MOST_MODELS)))
     async with running_router(endpoints=beside(backend, "openai-chat")) as running:
         assert len((await running.http.get("/v1/models")).json()["data"]) == MOST_MODELS
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/api/chat"])
+@pytest.mark.parametrize("kind", ["openai-chat", "openai"])
+@pytest.mark.parametrize("form", [b'{"choices": [%b1]}', b'{"output": [%b1]}', b'data: {"type": "x", "y": [%b1]}\n\n'])
+async def test_an_answer_of_far_too_many_values_is_a_502_and_nothing_is_made_of_it(
+    form: bytes, kind: str, path: str, backend: FakeBackend
+) -> None:
+    backend.default = stream(form % (b"[]," * MOST_ANSWERED), headers=JSON_HEADERS)
+    body = {"model": "test-model", "input": "Hi", "messages": [{"role": "user", "content": "Hi"}]}
+    async with running_router(endpoints=beside(backend, kind), retry={"max": 0}) as running:
+        tracemalloc.start(1)
+        try:
+            assert (await running.http.post(path, json=body)).status_code == 502
+            assert tracemalloc.get_traced_memory()[1] < 100_000_000
+        finally:
+            tracemalloc.stop()

@@ -19,13 +19,20 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from backends.wire.errors import FRONT_DOORS, Named, ServerErrors, json_or_none, of_missing_path, raise_named
+from backends.wire.errors import (
+    FRONT_DOORS,
+    Named,
+    ServerErrors,
+    json_or_none,
+    of_missing_path,
+    raise_named,
+)
 from backends.wire.http1 import MOST_ANSWER, Answer, Origin
 from backends.wire.streams import ChatStream, NativeStream, RawAnswer
 from core.errors import BackendError
 from core.hops import line_of_look, line_of_request
 from core.json import encode_json
-from requests.bounded_json import values_in
+from requests.bounded_json import has_too_many_values, values_in
 from requests.chat import DecodeError, decode_completion
 from requests.chat_types import ChatCompletion, Dumped
 from requests.sse import looks_like_sse
@@ -309,10 +316,14 @@ def _is_streams(body: bytes) -> bool:
 
 
 async def _read(answer: Answer, begins: bytes = b"") -> bytes:
-    """All of an answer, of which this was read already."""
+    """All of an answer, of which this was read already. Raises a `BackendError`, also for far more values than any
+    holds: nothing is made of them."""
     try:
-        return begins if begins and answer.at_eof else begins + await answer.read()
+        body = begins if begins and answer.at_eof else begins + await answer.read()
     except Exception as error:
         raise_named(error, begun=True)
     finally:
         answer.close()
+    if has_too_many_values(body):
+        raise BackendError("The backend's answer holds far too many values.", code="backend_bad_answer")
+    return body

@@ -29,6 +29,7 @@ from core.errors import (
 )
 from core.hops import RouterLoop
 from core.json import decode_json, encode_json
+from requests.bounded_json import has_too_many_values
 from requests.chat import means_error
 
 # What an error of a server's becomes.
@@ -370,7 +371,9 @@ ANY_SERVER = ServerErrors()
 
 
 def json_or_none(body: bytes) -> Any:
-    """The value that a body holds as JSON, or None."""
+    """The value that a body holds as JSON, or None, also where it holds far too many."""
+    if has_too_many_values(body):
+        return None
     try:
         return decode_json(body)
     except ValueError:

@@ -18,6 +18,7 @@ from backends.wire.errors import ANY_SERVER, ServerErrors, json_or_none, raise_n
 from backends.wire.http1 import LEFT, Answer, BadAnswer
 from core.errors import BackendCut, BackendError, TooManyRequests
 from core.json import decode_json, decode_json_halves
+from requests.bounded_json import has_too_many_values
 from requests.chat import DecodeError, decode_chunk, is_error, means_error
 from requests.chat_types import ChatChunk
 from requests.endings import ends_answer
@@ -327,6 +328,8 @@ class NativeStream(BackendStream[NativeEvent | NativeRun]):
 
     def _odd_event(self, data: bytes, place: int) -> NativeEvent:
         """An event that does not name itself, or is no JSON by the letter; or a whole response in place of events."""
+        if has_too_many_values(data):
+            raise self.errors.not_an_answer(data)
         try:
             value = decode_json_halves(data)
         except ValueError:
