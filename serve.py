@@ -189,7 +189,11 @@ def main() -> None:
         action="store_true",
         help="several workers: let all accept connections at one socket, where the quickest may take most of them",
     )
-    given = parser.parse_args()
+    given, unknown = parser.parse_known_args()
+    if unknown:
+        parser.error(
+            f"unrecognized arguments: {' '.join(unknown)} (workers, keys and all else are settings: config.yaml)"
+        )
     if not 0 <= given.port <= 65535:
         raise SystemExit(f"nomyo-router cannot start: --port {given.port} is no port: they are 0 (any) to 65535")
     try:

@@ -318,6 +318,10 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
         raise ConfigError("database.url: this version keeps nothing in PostgreSQL yet; must begin with sqlite:///")
     if not re.match(r"sqlite://(/|$)", config.database.url):
         raise ConfigError("database.url: must begin with sqlite:///")
+    paths = {"database.url": config.database.url.removeprefix("sqlite:///"), "cache.path": config.cache.path}
+    for key, path in paths.items():
+        if path.startswith("~"):  # It would be a folder of that name, where the router was started.
+            raise ConfigError(f"{key}: ~ stands for no folder here; write ${{HOME}}, or the whole path")
     return config
 
 

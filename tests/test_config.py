@@ -165,6 +165,8 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         settings(fallback_models={5: ["a"]}),
         ["fallback_models", "each key must be text"],
     ),
+    "a database at home": (settings(database={"url": "sqlite:///~/router.db"}), ["database.url", "${HOME}"]),
+    "a cache at home": (settings(cache={"path": "~/cache.db"}), ["cache.path", "${HOME}"]),
     "the port": (settings(port=80), ["'port'", "--port", "make serve"]),
     "the address": (settings(host="0.0.0.0"), ["'host'", "--host"]),
     "a queue of less than none": (settings(queue={"max": -1}), ["queue.max", ">= 0"]),

@@ -288,6 +288,14 @@ def test_an_address_that_is_not_this_machines_is_a_line(tmp_path: Path, host: st
     assert "no such address" in line or not key
 
 
+@pytest.mark.parametrize("option", ["--workers=4", "--config=other.yaml", "router:app"])
+def test_an_option_that_is_none_is_a_line_that_leads_to_the_settings(tmp_path: Path, option: str) -> None:
+    ended = started(settings(tmp_path), option)
+    assert ended.returncode == 2
+    assert option in ended.stderr.splitlines()[-1]
+    assert "config.yaml" in ended.stderr.splitlines()[-1]
+
+
 def test_a_port_that_is_in_use_is_a_line_that_names_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
