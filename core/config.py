@@ -286,7 +286,7 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
     if wrong := _wrong_with_secret(config.api_key):
         raise ConfigError(f"api_key: {wrong}")
     for index, endpoint in enumerate(config.endpoints):
-        if wrong := _wrong_with_secret(endpoint.api_key):
+        if wrong := _wrong_with_value(endpoint.api_key):
             raise ConfigError(f"endpoints[{index}].api_key: {wrong}")
         if wrong := _wrong_with_headers(endpoint.headers):
             raise ConfigError(f"endpoints[{index}].headers: {wrong}")
@@ -358,11 +358,19 @@ def _wrong_with_url(url: str) -> str:
     return ""
 
 
+_UNSENDABLE = "has a character that no header can carry"
+
+
 def _wrong_with_secret(key: str) -> str:
     """What keeps a key from being sent as it is; empty where nothing does."""
     if key != key.strip():
         return "begins or ends with a space or a line end"
-    return "has a character that no header can carry" if re.search(r"[\x00-\x1f\x7f]|[^\x00-\xff]", key) else ""
+    return _UNSENDABLE if re.search(r"[\x00-\x1f\x7f]", key) else ""
+
+
+def _wrong_with_value(value: str) -> str:
+    """The same of what the router itself sends: clients may have an encoding of their own for their key."""
+    return _wrong_with_secret(value) or (_UNSENDABLE if re.search(r"[^\x00-\xff]", value) else "")
 
 
 def _wrong_with_headers(headers: Mapping[str, str]) -> str:
@@ -370,7 +378,7 @@ def _wrong_with_headers(headers: Mapping[str, str]) -> str:
     for name, value in headers.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
             return f"'{' '.join(name.split())}' is no name of a header"
-        if wrong := _wrong_with_secret(value):
+        if wrong := _wrong_with_value(value):
             return f"'{name}' {wrong}"
     return ""
 

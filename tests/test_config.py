@@ -235,6 +235,10 @@ def test_a_key_that_is_there_twice_is_named_with_its_line(load: Any) -> None:
         load(MINIMAL + "api_key: a\napi_key: b")
 
 
+def test_clients_may_have_a_key_of_any_letters(load: Any) -> None:
+    assert load(MINIMAL + "api_key: schlüssel-€").api_key == "schlüssel-€"
+
+
 def test_merged_keys_of_yaml_may_be_overridden(load: Any) -> None:
     rows = "endpoints:\n  - &first {url: 'http://a', kind: vllm}\n  - {<<: *first, url: 'http://b'}\n"
     assert [(row.url, row.kind) for row in load(rows).endpoints] == [("http://a", "vllm"), ("http://b", "vllm")]

@@ -170,7 +170,7 @@ class TestServers:
     async def test_the_log_names_the_first_models(self, stack: AsyncExitStack, backend: FakeBackend, caplog) -> None:
         backend.models = [f"model-{number}" for number in range(8)]
         await at(stack, backend.url, "vllm")
-        assert "serves 8 models: model-0, model-1, model-2, model-3, model-4 and 3 more" in caplog.text
+        assert "serves model-0, model-1, model-2, model-3, model-4 and 3 more" in caplog.text
 
     @pytest.mark.parametrize("kind", ["ollama", "auto"])
     async def test_an_ollama_with_the_path_of_its_calls(self, stack, backend: FakeBackend, caplog, kind: str) -> None:
@@ -187,6 +187,11 @@ class TestKeys:
             answer = await running.http.post(URL, json=turn(), headers={"Authorization": given})
             assert answer.status_code == 401
             words.append(answer.json()["error"]["message"])
+        for bare in ("secret", "Basic c2VjcmV0", "Token secret"):
+            answer = await running.http.post(URL, json=turn(), headers={"Authorization": bare})
+            assert answer.status_code == 401
+            assert "does not begin with 'Bearer '" in answer.json()["error"]["message"]
+            assert bare not in answer.text
         assert "No key was given." in words[0]
         assert "is not the router's" in words[1]
         assert "wrong" not in words[1]

@@ -37,8 +37,9 @@ def check_key(state: AppState, scope: Scope) -> None:
     if expected := config.api_key:
         is_known = hmac.compare_digest(given, expected.encode())
         if not is_known and not _needs_no_key(config, scope):
-            wrong = "The key that was given is not the router's." if given else "No key was given."
-            raise Unauthorized(f"{wrong} Give the router's key as 'Authorization: Bearer …'.")
+            raise Unauthorized(
+                f"{_wrong_with(given, authorization)} Give the router's key as 'Authorization: Bearer …'."
+            )
     else:
         check_page(scope, headers, config)
     scope["principal"] = _principal(given, is_admin=is_known)
@@ -60,6 +61,14 @@ def principal_of(request: HTTPConnection) -> Principal:
 def _bearer_key(authorization: bytes) -> bytes:
     scheme, _, key = authorization.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _wrong_with(given: bytes, authorization: bytes | None) -> str:
+    if given:
+        return "The key that was given is not the router's."
+    if authorization and authorization.partition(b" ")[0].lower() != b"bearer":
+        return "The header Authorization does not begin with 'Bearer '."
+    return "No key was given."
 
 
 @lru_cache(maxsize=1024)

@@ -309,7 +309,7 @@ class Endpoint:
         }
         before, self.advice = self.advice, on_models(there, used, self.config, self.kind)
         if self.error and models:
-            log.info("endpoint %s serves %d models: %s", self.name, len(models), named(models))
+            log.info("endpoint %s serves %s", self.name, named(models))
         elif (self.error or self.models) and not models:
             log.warning("endpoint %s has no models. %s", self.name, self.advice)
         if models and self.advice and self.advice != before:
