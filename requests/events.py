@@ -30,7 +30,7 @@ from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
 from requests.hidden import drop, hide, may_show_seal, unsealed
 from requests.native import NO_FLOWS, Flows, NativeItems
-from requests.native_events import LIFECYCLE, EventHead, NativeEvent, NativeRun, parse_head, place_of
+from requests.native_events import LIFECYCLE, Column, EventHead, NativeEvent, NativeRun, parse_head, place_of
 from requests.native_shapes import ending, whole_output, whole_response
 from requests.native_steps import STEPS, goes_on
 from requests.open_items import (
@@ -546,11 +546,11 @@ class ResponseBuilder:
         if self.response["status"] in TERMINAL:
             return []
         if isinstance(piece, NativeRun):
-            frames = self._relayed(piece.heads, piece.datas)
+            frames = self._relayed(piece.heads[0], piece.datas, piece.deltas, piece.logprobs)
             return [event for one in piece.events() for event in self.native(one)] if frames is None else [frames]
         if self.sequence_number and self.emits == "frames" and piece.data:
             head, data = piece.head, piece.data
-            if head.delta is not None and (frame := self._relayed([head], [data])) is not None:
+            if head.delta is not None and (frame := self._relayed_alone(head, data)) is not None:
                 return [frame]
             if head.type in STEPS and not (self.hides_seals and may_show_seal(data)):
                 frame = self._framed(head, [data])
@@ -613,11 +613,14 @@ class ResponseBuilder:
             self._flows = self._native.flows
         return self._native
 
-    def _relayed(self, heads: list[EventHead], datas: list[bytes]) -> bytes | None:
+    def _relayed_alone(self, head: EventHead, data: bytes) -> bytes | None:
+        return self._relayed(head, [data], (head.delta,), (head.logprobs,))
+
+    def _relayed(self, first: EventHead, datas: list[bytes], deltas: Column, logprobs: Column) -> bytes | None:
         """The shortcut for what most events of such a backend are, deltas that go on with one thing: they go on as they
         are, but for their numbers, as frames. None, and nothing has happened, for any others."""
-        flow = self._flows.get(place_of(heads[0]))
-        if flow is None or (frames := self._framed(heads[0], datas)) is None or not flow.take(heads):
+        flow = self._flows.get(place_of(first))
+        if flow is None or (frames := self._framed(first, datas)) is None or not flow.take(deltas, logprobs):
             return None
         self.sequence_number += len(datas)
         return frames
@@ -656,7 +659,7 @@ class ResponseBuilder:
             flow.append(delta)
             self.sequence_number = number + 1
             return received
-        return self._relayed([head], [data])
+        return self._relayed_alone(head, data)
 
     # ── what the items are made with ─────────────────────────────────────────────────────────────────────────────────
 

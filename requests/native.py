@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from core.json import Halves, Json, has_half
-from requests.native_events import EventHead, delta_of, logprobs_of
+from requests.native_events import Column
 from requests.native_shapes import begun, objects_in, whole_item, whole_part
 from requests.open_items import (
     CONTENT,
@@ -74,12 +74,12 @@ class Flow:
         self.append = fragments.append
         self.logprobs = logprobs
 
-    def take(self, heads: list[EventHead]) -> bool:
+    def take(self, deltas: Column, logprobs: Column) -> bool:
         """Whether these deltas are such; then they are taken."""
-        if [*map(logprobs_of, heads)].count(self.logprobs) != len(heads):
+        if logprobs.count(self.logprobs) != len(deltas):
             return False
         try:
-            self.append("".join(map(delta_of, heads)))
+            self.append("".join(deltas))
         except TypeError:  # One of them has no text.
             return False
         return True

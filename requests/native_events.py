@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from core.errors import BackendError
 from core.json import Json, decode_json, whole_value
@@ -42,10 +43,13 @@ class EventHead(msgspec.Struct, gc=False):
     logprobs: list[Any] | None = None
 
 
-Place = tuple[Any, ...]
-# What an event goes on with; what it adds; its number. Of many, without a line of Python for each.
-place_of = attrgetter("type", "item_id", "output_index", "content_index", "summary_index")
-delta_of, logprobs_of, number_of = attrgetter("delta"), attrgetter("logprobs"), attrgetter("sequence_number")
+# One field of many events.
+Column = tuple[Any, ...]
+TYPE, NUMBER, DELTA, LOGPROBS = map(EventHead.__struct_fields__.index, ("type", "sequence_number", "delta", "logprobs"))
+# What an event goes on with.
+PLACE_FIELDS = ("type", "item_id", "output_index", "content_index", "summary_index")
+PLACE = tuple(map(EventHead.__struct_fields__.index, PLACE_FIELDS))
+place_of = attrgetter(*PLACE_FIELDS)
 
 _heads = msgspec.json.Decoder(list[EventHead])
 _head = msgspec.json.Decoder(EventHead)
@@ -87,13 +91,16 @@ class NativeEvent:
 
 
 class NativeRun:
-    """Deltas that go on with one thing, one behind the other, with numbers that do so too."""
+    """Deltas that go on with one thing, one behind the other, with numbers that do so too. `deltas` and `logprobs` are
+    those of each."""
 
-    __slots__ = ("datas", "heads")
+    __slots__ = ("datas", "deltas", "heads", "logprobs")
 
-    def __init__(self, heads: list[EventHead], datas: list[bytes]) -> None:
+    def __init__(self, heads: list[EventHead], datas: list[bytes], deltas: Column, logprobs: Column) -> None:
         self.heads = heads
         self.datas = datas
+        self.deltas = deltas
+        self.logprobs = logprobs
 
     @property
     def type(self) -> str:
@@ -113,14 +120,17 @@ def pieces_in(datas: list[bytes]) -> list[NativeEvent | NativeRun] | None:
         return None
     if len(heads) != len(datas):
         return None
-    begin, end = _run_in(heads)
+    # Of each field, that of all events: none is asked for by its name, which would take as long as to decode them.
+    columns = [*zip(*map(astuple, heads), strict=True)]
+    begin, end = _run_in(columns)
     pieces: list[NativeEvent | NativeRun] = []
     for head, data in zip(heads[:begin], datas[:begin], strict=True):
         pieces.append(NativeEvent(head, data))
         if head.type in ENDS:
             return pieces
     if begin < end:
-        pieces.append(NativeRun(heads[begin:end], datas[begin:end]))
+        deltas, logprobs = columns[DELTA][begin:end], columns[LOGPROBS][begin:end]
+        pieces.append(NativeRun(heads[begin:end], datas[begin:end], deltas, logprobs))
     for head, data in zip(heads[end:], datas[end:], strict=True):
         pieces.append(NativeEvent(head, data))
         if head.type in ENDS:
@@ -128,26 +138,26 @@ def pieces_in(datas: list[bytes]) -> list[NativeEvent | NativeRun] | None:
     return pieces
 
 
-def _run_in(heads: list[EventHead]) -> tuple[int, int]:
+def _run_in(columns: list[Column]) -> tuple[int, int]:
     """Where the deltas around the middle begin and end that go on with one thing, and whose numbers go on. Nowhere, if
     there is none."""
-    middle = len(heads) // 2
-    if not heads[middle].type.endswith(".delta"):
+    types = columns[TYPE]
+    middle = len(types) // 2
+    type = types[middle]
+    if not type.endswith(".delta"):
         return middle, middle
-    places = [*map(place_of, heads)]
-    place = places[middle]
-    begin, end = places.index(place), len(places) - places[::-1].index(place)
-    if places[begin:end].count(place) < end - begin:  # Something else is among them.
-        begin, end = _around(places, middle)
-    numbers = [*map(number_of, heads[begin:end])]
+    begin, end = types.index(type), len(types) - types[::-1].index(type)
+    if any(columns[field][begin:end].count(columns[field][middle]) < end - begin for field in PLACE):
+        begin, end = _around([*zip(*(columns[field] for field in PLACE), strict=True)], middle)
+    numbers = columns[NUMBER][begin:end]
     try:
-        goes_on = numbers == [*range(numbers[0], numbers[0] + len(numbers))]
+        goes_on = numbers == (*range(numbers[0], numbers[0] + len(numbers)),)
     except TypeError:  # No numbers, or none that count.
         goes_on = False
     return (begin, end) if goes_on else (middle, middle)
 
 
-def _around(places: list[Place], middle: int) -> tuple[int, int]:
+def _around(places: list[tuple[Any, ...]], middle: int) -> tuple[int, int]:
     """Where what is alike around the middle begins and ends."""
     begin = end = 0
     for _, group in groupby(places):

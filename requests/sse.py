@@ -7,8 +7,6 @@ delta of a part   ──DeltaFrames──────▶ the same, without an ev
 
 from __future__ import annotations
 
-from itertools import repeat
-from operator import itemgetter
 from secrets import token_urlsafe
 from typing import Any
 
@@ -140,10 +138,8 @@ def _plain_datas(received: bytes) -> list[bytes] | None:
 
 def _behind(start: bytes, lines: list[bytes]) -> list[bytes] | None:
     """What is behind the same start in all lines. None if one does not have it, or nothing behind it."""
-    if not all(map(bytes.startswith, lines, repeat(start))):
-        return None
-    behind = [*map(itemgetter(slice(len(start), None)), lines)]
-    return behind if all(behind) else None
+    nothing, *behind = b"\n".join([b"", *lines]).split(b"\n" + start)
+    return behind if not nothing and len(behind) == len(lines) and all(behind) else None
 
 
 def only_data(received: bytes) -> bytes | None:
