@@ -22,7 +22,8 @@ from requests.compatibility import (
     chat_names,
 )
 from requests.messages import Message
-from requests.tools import Item, ToolBook, ToolChoice, tool_choice_responses_to_chat
+from requests.tool_choice import ToolChoice, tool_choice_responses_to_chat
+from requests.tools import Item, ToolBook
 
 # Those of one name in both go on as they are, but for these, which depend on others.
 NOT_PASSED_ON = chat_names(PARAMETERS, ADAPTED, IGNORED, REFUSED, RUN_HERE) | {

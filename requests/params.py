@@ -15,7 +15,8 @@ import msgspec
 
 from core.errors import InvalidRequest, Unsupported
 from requests.items import check_item
-from requests.tools import check_tool_choice, check_tools
+from requests.tool_choice import check_tool_choice
+from requests.tools import check_tools
 from requests.usual_items import are_usual
 
 

@@ -21,7 +21,8 @@ from requests.items import check_input, input_items
 from requests.messages import responses_input_to_messages
 from requests.params import check_request
 from requests.responses import response_resource
-from requests.tools import CALLS, OUTPUTS, ToolBook, call_id_of, tool_choice_responses_to_chat
+from requests.tool_choice import tool_choice_responses_to_chat
+from requests.tools import CALLS, OUTPUTS, ToolBook, call_id_of
 from tests.fake_backend import strict_error
 from tests.response_grammar import RESPONSE_KEYS
 

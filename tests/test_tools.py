@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 
 from core.errors import InvalidRequest, Unsupported
-from requests.tools import (
-    Call,
-    ToolBook,
-    ToolChoice,
-    check_tool_choice,
-    check_tools,
-    tool_choice_responses_to_chat,
-    tools_responses_to_chat,
-)
+from requests.tool_choice import ToolChoice, check_tool_choice, tool_choice_responses_to_chat
+from requests.tools import Call, ToolBook, check_tools, tools_responses_to_chat
 
 Json = dict[str, Any]
 

@@ -25,7 +25,7 @@ from api.turns.structured_answer import is_verified, structured
 from api.turns.turn import Turn
 from requests.open_items import Event
 from requests.tokens import estimated_tokens
-from requests.tools import NO_TOOLS
+from requests.tool_choice import NO_TOOLS
 
 log = logging.getLogger("nomyo.responses")
 

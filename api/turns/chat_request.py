@@ -21,15 +21,8 @@ from requests.chat_params import chat_request, configured, ignored_in
 from requests.content import Files
 from requests.items import type_of
 from requests.messages import UNSPOKEN, responses_input_to_messages, without_superseded
-from requests.tools import (
-    BRINGS_TOOLS,
-    KNOWN_TOOLS,
-    NO_TOOLS,
-    Item,
-    ToolBook,
-    ToolChoice,
-    tool_choice_responses_to_chat,
-)
+from requests.tool_choice import NO_TOOLS, ToolChoice, tool_choice_responses_to_chat
+from requests.tools import BRINGS_TOOLS, KNOWN_TOOLS, Item, ToolBook
 
 log = logging.getLogger("nomyo.responses")
 
