@@ -28,9 +28,6 @@ CACHED = (
 WRITTEN = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens", "cached_creation_tokens")
 THOUGHT = ("reasoning_tokens", "thinking_tokens", "thoughts_tokens")
 DETAILS = ("prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details")
-OPENAIS = frozenset(
-    {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
-)
 # A larger count is none: databases and JavaScript take no more.
 LARGEST = 2**53
 Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
