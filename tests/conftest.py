@@ -42,6 +42,7 @@ os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 import backends.fleet.failover  # noqa: E402
 import router  # noqa: E402
 from core.config import parse_config  # noqa: E402
+from tests.engines import postgres as postgres_engine  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
 from tests.turns import eventually  # noqa: E402
 
@@ -187,6 +188,23 @@ async def running_router(**settings: Any) -> AsyncIterator[Running]:
         finally:
             server.should_exit = True
             await serving
+
+
+@pytest.fixture(scope="session")
+def postgres() -> postgres_engine.PostgresServer:
+    """A real PostgreSQL, for databases of the tests' own: `postgres.new_database()`."""
+    if postgres_engine.ABSENT:
+        pytest.skip(postgres_engine.ABSENT)
+    return postgres_engine.shared_server()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[postgres_engine.PostgresServer]:
+    """A real PostgreSQL for one test alone, which may stop, kill and restart it."""
+    if postgres_engine.ABSENT:
+        pytest.skip(postgres_engine.ABSENT)
+    with postgres_engine.PostgresServer.started() as server:
+        yield server
 
 
 @pytest.fixture
