@@ -20,6 +20,7 @@ import msgspec
 import yaml
 
 from core.errors import ConfigError as ConfigError
+from core.key_settings import UNSENDABLE, KeyConfig, OwnerConfig, check_keys, wrong_with_secret
 from core.yaml import read_yaml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -151,7 +152,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     with 426."""
 
     endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
+    # The admin key; `keys` are those of a team, `owners` what theirs may use together.
     api_key: str = ""
+    keys: tuple[KeyConfig, ...] = ()
+    owners: tuple[OwnerConfig, ...] = ()
     # Without a key, other machines are served too.
     allow_open: bool = False
     secret_key: str = ""
@@ -203,6 +207,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "": Config,
     "endpoints[]": EndpointConfig,
     "endpoints[].models": ModelsConfig,
+    "keys[]": KeyConfig,
+    "owners[]": OwnerConfig,
     "database": DatabaseConfig,
     "cache": CacheConfig,
     "background": BackgroundConfig,
@@ -259,7 +265,7 @@ def load_config(
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: is not YAML: not UTF-8 text, at byte {error.start}; save it as UTF-8") from None
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML's for a date that is none, Python's for text that is none
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML's for a number that is none, Python's for text that is none
         raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: must hold keys and values")
@@ -283,8 +289,9 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
         raise ConfigError(_explained(str(error))) from None
     if endless := _endless(msgspec.to_builtins(config)):
         raise ConfigError(f"{endless}: must be a finite number")
-    if wrong := _wrong_with_secret(config.api_key):
+    if wrong := wrong_with_secret(config.api_key):
         raise ConfigError(f"api_key: {wrong}")
+    check_keys(config.keys, config.owners, config.api_key)
     for index, endpoint in enumerate(config.endpoints):
         if wrong := _wrong_with_value(endpoint.api_key):
             raise ConfigError(f"endpoints[{index}].api_key: {wrong}")
@@ -358,19 +365,9 @@ def _wrong_with_url(url: str) -> str:
     return ""
 
 
-_UNSENDABLE = "has a character that no header can carry"
-
-
-def _wrong_with_secret(key: str) -> str:
-    """What keeps a key from being sent as it is; empty where nothing does."""
-    if key != key.strip():
-        return "begins or ends with a space or a line end"
-    return _UNSENDABLE if re.search(r"[\x00-\x1f\x7f]", key) else ""
-
-
 def _wrong_with_value(value: str) -> str:
     """The same of what the router itself sends: clients may have an encoding of their own for their key."""
-    return _wrong_with_secret(value) or (_UNSENDABLE if re.search(r"[^\x00-\xff]", value) else "")
+    return wrong_with_secret(value) or (UNSENDABLE if re.search(r"[^\x00-\xff]", value) else "")
 
 
 def _wrong_with_headers(headers: Mapping[str, str]) -> str:

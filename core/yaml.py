@@ -1,5 +1,5 @@
 """YAML as the settings are written in it: a key that is there twice in one place is an error, where PyYAML would take
-the last."""
+the last, and a date is text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(source: str | IO[str]) -> Any:
-    """Plain data from YAML. Raises `yaml.YAMLError`, of a stream with the name of its file, and `ValueError` for a date
-    that is none."""
+    """Plain data from YAML. Raises `yaml.YAMLError`, of a stream with the name of its file, and `ValueError` for a
+    number that is none."""
     return yaml.load(source, _Loader)

@@ -3,7 +3,9 @@ say."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import yaml
 
 from backends.kinds import KINDS
 from core.config import CHOICES, SECTIONS, Config, ConfigError, EndpointConfig, load_config, parse_config
+from core.key_settings import digest_in, expiry, limits_of, owner_in
+from core.keys import UNLIMITED, Allowance, Limits
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "config.yaml"
@@ -79,6 +83,14 @@ def endpoint(**more: Any) -> dict[str, Any]:
 
 def settings(**more: Any) -> dict[str, Any]:
     return {"endpoints": [OLLAMA], **more}
+
+
+def key(**more: Any) -> dict[str, Any]:
+    return settings(keys=[{"name": "ann", "key": "secret-1", **more}])
+
+
+def owner(**more: Any) -> dict[str, Any]:
+    return settings(owners=[{"name": "team", **more}])
 
 
 # The settings, and all that the line must hold: the key, and the nearest that is known.
@@ -169,6 +181,50 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "a cache at home": (settings(cache={"path": "~/cache.db"}), ["cache.path", "${HOME}"]),
     "the port": (settings(port=80), ["'port'", "--port", "make serve"]),
     "the address": (settings(host="0.0.0.0"), ["'host'", "--host"]),
+    "keys that are no list": (settings(keys="a"), ["keys", "a list", "text"]),
+    "a key without a name": (settings(keys=[{"key": "k"}]), ["missing", "keys[0].name"]),
+    "a key without a key": (settings(keys=[{"name": "a"}]), ["keys[0]", "missing key or sha256"]),
+    "a key that is there in two ways": (key(sha256="0" * 64), ["keys[0]", "one of key and sha256"]),
+    "a digest that is none": (settings(keys=[{"name": "a", "sha256": "abc"}]), ["keys[0].sha256", "64 hexadecimal"]),
+    "a name with a space": (key(name="a b"), ["keys[0].name", "'a b'", "letters"]),
+    "a name that is endless": (key(name="a" * 10_000), ["keys[0].name", "64"]),
+    "a name that is empty": (key(name=""), ["keys[0].name", "letters"]),
+    "an owner with a line end": (key(owner="a\nb"), ["keys[0].owner", "'a b'"]),
+    "a client's key with a line end": (key(key="secret-1\n"), ["keys[0].key", "line end"]),
+    "a client's key that is a number": (key(key=5), ["keys[0].key", "text", "put it in quotes"]),
+    "a name that is there twice": (
+        settings(keys=[{"name": "a", "key": "1"}, {"name": "a", "key": "2"}]),
+        ["keys[1].name", "'a' is there twice"],
+    ),
+    "two names of one key": (
+        settings(
+            keys=[
+                {"name": "a", "key": "secret-1"},
+                {"name": "b", "sha256": hashlib.sha256(b"secret-1").hexdigest().upper()},
+            ]
+        ),
+        ["keys[1]", "'b' is the same key as 'a'"],
+    ),
+    "a key that is the router's": (key() | {"api_key": "secret-1"}, ["keys[0]", "'ann'", "same key as api_key"]),
+    "an unknown key of a key": (key(rmp=5), ["'keys[0].rmp'", "did you mean 'rpm'?"]),
+    "no requests a minute": (key(rpm=0), ["keys[0].rpm", ">= 1"]),
+    "tokens in words": (key(tpm="many"), ["keys[0].tpm", "a whole number", "text"]),
+    "models that are no list": (key(models="qwen*"), ["keys[0].models", "a list", "text"]),
+    "a model that is empty": (key(models=[""]), ["keys[0].models", "no pattern"]),
+    "a budget a week": (key(budget="5/week"), ["keys[0].budget", "'5/week'", "1000000/day"]),
+    "a budget of nothing": (key(budget="0/day"), ["keys[0].budget", "more than 0"]),
+    "a cost that is a number": (key(cost=5), ["keys[0].cost", "put it in quotes"]),
+    "two budgets a day": (key(budget="5/day, 6/day"), ["keys[0].budget", "two amounts a day"]),
+    "an end of a key that is a while": (key(expires="90d"), ["keys[0].expires", "'90d'", "2027-01-31"]),
+    "an end of a key on no day": (key(expires="2027-02-30"), ["keys[0].expires", "2027-02-30"]),
+    "a priority in words": (key(priority="first"), ["keys[0].priority", "a whole number"]),
+    "an owner without a name": (settings(owners=[{"rpm": 5}]), ["missing", "owners[0].name"]),
+    "an owner that is there twice": (
+        settings(owners=[{"name": "a"}, {"name": "a"}]),
+        ["owners[1].name", "'a' is there twice"],
+    ),
+    "an owner with a key": (owner(key="k"), ["'owners[0].key'", "known: "]),
+    "an owner's budget that is none": (owner(budget="x"), ["owners[0].budget", "'x'"]),
     "a queue of less than none": (settings(queue={"max": -1}), ["queue.max", ">= 0"]),
 }
 
@@ -251,6 +307,52 @@ def test_no_line_holds_a_key(load: Any) -> None:
     with pytest.raises(ConfigError) as raised:
         load("endpoints: [{url: 'http://x', kind: openai, api_key: '${KEY}', max_concurrent: x}]", KEY="secret-1")
     assert "secret" not in str(raised.value)
+    for wrong in (
+        "key: 'secret-1 '",
+        "key: secret-1, rpm: x",
+        "sha256: secret-1",
+        "name: a, key: secret-1, expires: x",
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load(MINIMAL + f"keys: [{{{wrong if 'name' in wrong else f'name: a, {wrong}'}}}]")
+        assert "secret" not in str(raised.value)
+
+
+def test_a_key_has_what_its_settings_give(load: Any) -> None:
+    config = load(
+        MINIMAL
+        + """
+keys:
+  - {name: ann, key: "${KEY}", models: ['qwen*'], rpm: 60, tpm: 100000, concurrent: 4, background: 20,
+     budget: 1M/day, cost: "2.5/day, 20/month", priority: 1, expires: 2027-01-31}
+  - {name: root, sha256: """
+        + "ab" * 32
+        + """, admin: true}
+owners: [{name: ann, rpm: 100}]
+""",
+        KEY="nk-1",
+    )
+    ann, root = config.keys
+    assert limits_of(ann) == Limits(
+        rpm=60,
+        tpm=100_000,
+        concurrent=4,
+        background=20,
+        budget=(Allowance(1_000_000, "day"),),
+        cost=(Allowance(2.5, "day"), Allowance(20, "month")),
+    )
+    assert (digest_in(ann), digest_in(root)) == (hashlib.sha256(b"nk-1").digest(), b"\xab" * 32)
+    assert (owner_in(ann), owner_in(root)) == ("ann", ""), "what admins make belongs to all of them"
+    assert expiry(ann.expires) == datetime(2027, 2, 1, tzinfo=UTC).timestamp(), "the end of that day"
+    assert (limits_of(root), expiry(root.expires)) == (UNLIMITED, None)
+    assert limits_of(config.owners[0]) == Limits(rpm=100)
+
+
+def test_a_time_without_a_zone_is_in_utc() -> None:
+    at = datetime(2027, 1, 31, 12, tzinfo=UTC).timestamp()
+    assert [expiry(f"2027-01-31{form}") for form in ("T12:00", " 12:00:00", "T12:00:00Z", "T13:00:00+01:00")] == [
+        at
+    ] * 4
 
 
 # ── variables ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -357,7 +459,9 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
     values = {str: "sqlite://", int: "3", float: "1", bool: "False"}
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
-            is_list = field.name in ("endpoints", "fallback_models", "cors_origins", "allowed_hosts")
+            is_list = field.name in (
+                *("endpoints", "keys", "owners", "fallback_models", "cors_origins", "allowed_hosts"),
+            )
             if "[]" in section or isinstance(field.default, msgspec.Struct) or is_list:
                 continue
             name = "ROUTER_" + (f"{section}__{field.name}" if section else field.name).upper()
