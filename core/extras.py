@@ -10,7 +10,7 @@ from core.errors import ConfigError
 # Each extra of pyproject.toml, and the modules that it brings.
 EXTRAS = {
     "postgres": ("psycopg", "psycopg_pool", "procrastinate"),
-    "valkey": ("redis",),
+    "valkey": ("hiredis",),
     "tools": ("mcp",),
     "docs": ("fastapi_swagger",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"),

@@ -43,6 +43,7 @@ import backends.fleet.failover  # noqa: E402
 import router  # noqa: E402
 from core.config import parse_config  # noqa: E402
 from tests.engines import postgres as postgres_engine  # noqa: E402
+from tests.engines import valkey as valkey_engine  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
 from tests.turns import eventually  # noqa: E402
 
@@ -204,6 +205,25 @@ def own_postgres() -> Iterator[postgres_engine.PostgresServer]:
     if postgres_engine.ABSENT:
         pytest.skip(postgres_engine.ABSENT)
     with postgres_engine.PostgresServer.started() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey() -> valkey_engine.ValkeyServer:
+    """A real Valkey, the same for all tests, empty."""
+    if valkey_engine.ABSENT:
+        pytest.skip(valkey_engine.ABSENT)
+    server = valkey_engine.shared_server()
+    server.empty()
+    return server
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[valkey_engine.ValkeyServer]:
+    """A real Valkey for one test alone, which may pause, kill and restart it."""
+    if valkey_engine.ABSENT:
+        pytest.skip(valkey_engine.ABSENT)
+    with valkey_engine.ValkeyServer.started() as server:
         yield server
 
 

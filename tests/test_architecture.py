@@ -209,7 +209,7 @@ SQL = re.compile(
     r"(SELECT|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|(CREATE|DROP|ALTER) (UNIQUE )?(TABLE|INDEX)"
     r"|WITH( RECURSIVE)? \w+ (\(.*\) )?AS|PRAGMA|BEGIN|VACUUM)\b"
 )
-DRIVERS = {"aiosqlite", "asyncpg", "psycopg", "redis", "sqlite3", "valkey"}
+DRIVERS = {"aiosqlite", "asyncpg", "hiredis", "psycopg", "redis", "sqlite3", "valkey"}
 
 
 def test_no_module_outside_stores_holds_sql() -> None:

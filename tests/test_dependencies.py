@@ -94,7 +94,7 @@ print([module for module in EXTRAS[{extra!r}] if module in sys.modules])
 def test_a_setting_whose_extra_is_missing_is_one_line_with_the_command_to_type(
     absent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(EXTRAS, "valkey", ("redis", absent))
+    monkeypatch.setitem(EXTRAS, "valkey", ("hiredis", absent))
     with pytest.raises(ConfigError) as raised:
         need("valkey", setting="cluster.url")
     assert str(raised.value) == (
@@ -142,7 +142,6 @@ NEVER_REACHED = {
     "truststore/_api.py: inject_into_ssl": "replaces the TLS contexts of the whole process; ours are our own",
     "jsonschema/validators.py: _RefResolver.resolve_remote": "of RefResolver, which jsonschema keeps for who names it; "
     "mcp does not",
-    "redis/ocsp.py": "for `ssl_validate_ocsp`, which is off, and an extra of redis that we do not install",
 }
 
 
@@ -188,7 +187,7 @@ def test_imports_of_requests_are_found_wherever_they_stand(source: str, expected
 
 def test_nothing_that_we_depend_on_imports_pypis_requests_where_we_come() -> None:
     assert {"fastapi", "starlette", "uvicorn", "httpcore2", "truststore"} <= RUNTIME.keys(), "the walk found too little"
-    brought = {"psycopg-pool", "redis", "jsonschema", "opentelemetry-sdk", "grpcio"}
+    brought = {"psycopg-pool", "hiredis", "jsonschema", "opentelemetry-sdk", "grpcio"}
     assert brought <= EVERYTHING.keys() - RUNTIME.keys(), "the walk found too little of the extras"
     assert "requests" not in EVERYTHING
     mentioned = re.compile(rb"\b(import|from) requests\b")
@@ -206,7 +205,7 @@ def test_nothing_that_we_depend_on_imports_pypis_requests_where_we_come() -> Non
 # What a setting that switches an extra on imports of it.
 IN_USE = {
     "postgres": ["psycopg", "psycopg_pool", "procrastinate"],
-    "valkey": ["redis.asyncio", "redis.asyncio.sentinel", "redis.asyncio.cluster"],
+    "valkey": ["hiredis"],
     "tools": ["mcp", "mcp.client.streamable_http", "mcp.client.stdio", "mcp.client.sse", "jsonschema"],
     "docs": [],  # Its files alone.
     "otel": [

@@ -18,7 +18,7 @@ HEAVY = {
     "openai": "tests",
     "psycopg": "the extra postgres",
     "procrastinate": "the extra postgres",
-    "redis": "the extra valkey",
+    "hiredis": "the extra valkey",
     "mcp": "the extra tools",
     "jsonschema": "the extra tools",
     "opentelemetry.sdk": "the extra otel",
