@@ -14,10 +14,11 @@ ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # /app/data holds the SQLite file. A named volume takes its owner from here.
 RUN useradd --system --no-create-home --uid 10001 router && install --directory --owner=router /app/data
 COPY --from=dependencies /app/.venv .venv
-COPY pyproject.toml config.yaml router.py serve.py db.py cache.py ./
+COPY pyproject.toml config.yaml router.py serve.py db.py cache.py nomyo ./
 COPY core/ core/
 COPY stores/ stores/
 COPY cluster/ cluster/
+COPY commands/ commands/
 COPY api/ api/
 COPY requests/ requests/
 COPY backends/ backends/

@@ -12,7 +12,7 @@ UV_VERSION = 0.13.9
 ifdef PIP_CERT
 export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
-TYPED = router.py serve.py db.py cache.py core stores cluster api requests backends $(wildcard demo/*.py benchmarks/*.py)
+TYPED = router.py serve.py db.py cache.py core stores cluster api requests backends commands $(wildcard demo/*.py benchmarks/*.py)
 
 # -I keeps this folder off sys.path: our `requests/` must not meet a tool that wants PyPI's.
 VENV_PYTHON = .venv/bin/python

@@ -9,15 +9,18 @@ Everything belongs to an owner, whom each verb is given: another's id is an id t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal, Protocol
 
 from core.deletions import Deletions
+from stores.copies import CopyError
 from stores.rows import INTERRUPTED, Event, History, Item, ItemPage, Response, StoredResponse, UnfinishedResponse
 from stores.writing import Written
 
 __all__ = [
     "INTERRUPTED",
+    "CopyError",
     "Deletions",
     "Event",
     "History",
@@ -28,6 +31,7 @@ __all__ = [
     "StoredResponse",
     "UnfinishedResponse",
     "Written",
+    "back_up",
     "make_store",
 ]
 
@@ -165,3 +169,18 @@ def make_store(url: str, deletions: Deletions | None = None, service: str | None
 
         return SQLiteStore(place.removeprefix("/") or ":memory:", deletions, service)
     raise ValueError(f"There is no store for {scheme}:// URLs.")
+
+
+def back_up(url: str, file: Path, *, replace: bool, progress: Callable[[int, int], None]) -> int:
+    """Copies the SQLite database at `url` to `file` while routers serve from it, and gives its length in bytes.
+    `progress` is given how much is left, of how much. Raises `StartError` where there is no such database,
+    `FileExistsError` where `file` is there (with `replace`: where it is the database itself), `CopyError`, and
+    `ValueError` for a database that has its own way to be copied."""
+    scheme, _, place = url.partition("://")
+    if scheme != "sqlite":
+        raise ValueError(f"there are copies of SQLite alone, not of {scheme}://: PostgreSQL's are made by pg_dump")
+    if not (path := place.removeprefix("/")):
+        raise ValueError("database.url is sqlite://, which lies in the router's memory: nobody else can copy it")
+    from stores.sqlite_backup import copy_database
+
+    return copy_database(path, file, replace=replace, progress=progress)

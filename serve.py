@@ -1,4 +1,4 @@
-"""Starts the service: `python serve.py [--host H] [--port P]`.
+"""Starts the service: `./nomyo serve [--host H] [--port P]`, or `python serve.py`, which is the same.
 
 With `workers: 1` it runs in this process. With more, this process binds the socket, starts the workers, and starts anew
 those that die; what they share lies in a folder (`cluster/workers.py`). `uvicorn router:app` runs a single worker too,
@@ -173,7 +173,8 @@ class Supervisor(Multiprocess):
 def main() -> None:
     """Runs the service until it is stopped. Exits with the reason if it cannot start."""
     parser = argparse.ArgumentParser(
-        description="Starts nomyo-router. Its settings: config.yaml, or what ROUTER_CONFIG names."
+        description="Starts nomyo-router. Its settings: config.yaml, or what ROUTER_CONFIG names.",
+        epilog="Example: ./nomyo serve --host 0.0.0.0 --port 8080",
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=12434)

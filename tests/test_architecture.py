@@ -44,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "db",
         "requests",
     },
+    # What only the command line needs is imported by nothing else.
+    "commands": {"core", "db"},
     # Of `backends` the names of the kinds, which the settings are checked against.
     "serve": {"backends", "cluster", "core"},
 }

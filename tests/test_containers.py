@@ -142,7 +142,8 @@ def test_nothing_else_reaches_the_build(path: str) -> None:
 
 def test_the_image_holds_every_module_that_the_router_imports() -> None:
     copied = {PurePosixPath(source) for sources, _ in copies([IMAGE]) for source in sources}
-    needed = first_party_files(ROOT / "router.py")
+    needed = {file for start in ("router.py", "serve.py") for file in first_party_files(ROOT / start)}
+    needed |= {PurePosixPath("nomyo"), PurePosixPath("commands/__main__.py"), PurePosixPath("commands/backup.py")}
     assert len(needed) > 5, "the walk over the imports lost its way"
     missing = [file for file in needed if not copied & {file, *file.parents}]
     assert not missing
@@ -266,11 +267,12 @@ def test_the_image_starts_is_healthy_writes_only_its_data_and_stops(tmp_path: Pa
     port = free_port()
     with running(replace_port(last("CMD").words, port), app, environment) as server:
         wait_until_healthy(replace_port(healthcheck_command(), port), server, environment)
+        subprocess.run([app / "nomyo", "backup", "data/copy.db"], cwd=app, env=environment, check=True)
         server.send_signal(signal.SIGTERM)
         assert server.wait(15) in (0, -signal.SIGTERM)
 
     written = files(app) - before
-    assert Path("data/router.db") in written
+    assert {Path("data/router.db"), Path("data/copy.db")} <= written
     # compose mounts everything but /app/data and /tmp read-only.
     assert {path for path in written if path.parts[0] != "data"} == set()
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = {"tell", "tells", "telling", "told", "say", "says", "saying", "said"}
 FORBIDDEN |= {"bell", "board", "likewise", "sibling", "siblings"}
 PHRASES = ("what is none", "a circle")
-SERVICE = ("api", "backends", "cache.py", "cluster", "core", "db.py", "requests", "router.py", "serve.py", "stores")
+SERVICE = ("api", "backends", "cache.py", "cluster", "commands", "core", "db.py", "requests", "router.py", "serve.py")
+SERVICE += ("stores",)
 # What implements one of these is described there.
 PROTOCOLS = (Cache, Store)
 
