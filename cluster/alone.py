@@ -12,7 +12,8 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from cluster.protocol import Cluster, InFlight, PeerAnswer, SharedLine
+from cluster.protocol import Cluster, InFlight, PeerAnswer, Quotas, SharedLine
+from cluster.quotas import CountedQuotas
 from core.deletions import Deletions, OwnDeletions
 
 log = logging.getLogger("nomyo.cluster")
@@ -30,6 +31,7 @@ class Alone(Cluster):
     def __init__(self, workers: int = 1) -> None:
         self.deletions: Deletions = OwnDeletions()
         self.line: SharedLine = OwnLine()
+        self.quotas: Quotas = CountedQuotas()
         self._workers = workers
         self._in_flight: dict[str, OwnInFlight] = {}
 

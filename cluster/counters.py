@@ -14,6 +14,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+class NamedRows:
+    """A table among the counters, of at most `rows` rows of `width` numbers, each under a name of 64 bits that is not
+    0: how many are in use, the names, the rows. A row stays with its name."""
+
+    def __init__(self, cells: memoryview[int], rows: int, width: int) -> None:
+        self._used = cells[:1]
+        self._names = cells[1 : 1 + rows]
+        self._rows = cells[1 + rows : 1 + rows + rows * width]
+        self._width = width
+
+    @staticmethod
+    def size(rows: int, width: int) -> int:
+        """How many counters such a table takes."""
+        return 1 + rows + rows * width
+
+    def row(self, name: int) -> memoryview[int] | None:
+        """The row of a name, a new one if need be; None where there is room for no more. Under a lock."""
+        used = self._used[0]
+        names = self._names[:used].tolist()
+        if name in names:
+            used = names.index(name)
+        elif used < len(self._names):
+            self._names[used] = name
+            self._used[0] += 1
+        else:
+            return None
+        return self._rows[used * self._width : (used + 1) * self._width]
+
+    def clear_column(self, column: int) -> None:
+        """Makes one number of each row 0."""
+        for row in range(self._used[0]):
+            self._rows[row * self._width + column] = 0
+
+
 class Counters:
     """The counters in a folder, as `make` has made them. `cells` are the numbers."""
 
@@ -25,8 +59,9 @@ class Counters:
 
     @staticmethod
     def make(folder: Path, cells: int) -> None:
-        """So many counters, all 0."""
-        (folder / "counters").write_bytes(bytes(cells * 8))
+        """So many counters, all 0. Those that nobody uses take no room."""
+        with (folder / "counters").open("wb") as file:
+            file.truncate(cells * 8)
         (folder / "locks").touch()
 
     def close(self) -> None:

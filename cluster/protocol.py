@@ -3,6 +3,7 @@
     in_flight     requests at each endpoint, over all processes: a limit of an endpoint holds for their sum
     line          who waits for a slot elsewhere: whoever has waited longest, in whichever process, goes first
     deletions     what was deleted anywhere is believed in nowhere
+    quotas        what keys and owners have taken of their limits, in all processes together
     peers         a question to the other processes, over HTTP
     life          who starts, who does what one of all has to do, whose unfinished work is inherited
 
@@ -14,9 +15,9 @@ each method.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.types import ASGIApp
 
@@ -93,6 +94,57 @@ class SharedLine(Protocol):
         ...
 
 
+class Quota(NamedTuple):
+    """A limit that all processes keep together: `limit` in any `period_s` (two weighted buckets, `core.sliding`), or so
+    many at once where `period_s` is 0. What was taken is counted under the `name`, which has one period; the limit may
+    be another one each time."""
+
+    name: str
+    limit: int
+    period_s: float = 60.0
+
+
+# A quota, and how much a request takes of it.
+Draw = tuple[Quota, int]
+
+
+class Left(NamedTuple):
+    """What is left of a quota: how much, and in how many seconds all of it is there again if nobody takes anything; 0
+    for one of so many at once, of which nobody knows."""
+
+    amount: int
+    reset_s: float
+
+
+class Taken(NamedTuple):
+    """What `Quotas.take` has given. `refused` is the first quota that had no room, and then nothing was taken; `wait_s`
+    is when it may have, 0 where nobody knows, infinite for more than its limit. `left` is by draw, behind this request.
+    `buckets` are the counter's own: in which bucket each draw is."""
+
+    draws: Sequence[Draw]
+    left: Sequence[Left]
+    buckets: Sequence[int] = ()
+    refused: Quota | None = None
+    wait_s: float = 0.0
+
+
+class Quotas(Protocol):
+    """What is taken of limits, over all processes. A process that dies gives back what it had of quotas of so many at
+    once, as it does with its requests at endpoints; what was taken of a period passes with it."""
+
+    async def take(self, draws: Sequence[Draw]) -> Taken:
+        """Takes all that a request wants, or nothing. Exact: what is admitted in all processes is within each limit.
+        This waits only where there is a network between the processes, for one round trip. An amount of 0 takes
+        nothing, and shows what is left."""
+        ...
+
+    def settle(self, taken: Taken, used: Sequence[int]) -> None:
+        """What a request has used in the end, by draw, instead of what it took: less is given back, more counts on
+        top, whatever the limit. To be called once for what was not refused, also by who was cancelled. Of quotas of so
+        many at once that is 0: the request has ended. May reach the others a moment later."""
+        ...
+
+
 class PeerAnswer(Protocol):
     """The answer of a peer, once its head is there. To be closed by whoever has it."""
 
@@ -114,6 +166,7 @@ class Cluster(Protocol):
 
     deletions: Deletions
     line: SharedLine
+    quotas: Quotas
 
     @property
     def service(self) -> str:

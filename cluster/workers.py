@@ -1,7 +1,8 @@
 """Several workers of one service on one machine (`workers` in the settings). What they share lies in a folder of its
 own:
 
-    counters, locks    shared memory: requests at each endpoint and who waits, by worker; deletions (counters.py)
+    counters, locks    shared memory (counters.py): requests at each endpoint and who waits, by worker; deletions;
+                       quotas of keys and owners
     wake-N.sock        the wake-ups of worker N, datagrams: a slot may be free
     worker-N.sock      the peer socket of worker N: HTTP, for questions of the others (peers.py)
 
@@ -30,9 +31,12 @@ from starlette.types import ASGIApp
 
 from cluster import peers
 from cluster.alone import OwnInFlight
-from cluster.counters import Counters
+from cluster.counters import Counters, NamedRows
 from cluster.protocol import Cluster, InFlight, PeerAnswer, SharedLine
+from cluster.quotas import AtOnce, CountedQuotas
+from core import sliding
 from core.deletions import Deletions
+from core.sliding import SlidingCounter
 
 log = logging.getLogger("nomyo.cluster")
 
@@ -40,6 +44,8 @@ log = logging.getLogger("nomyo.cluster")
 FOLDER = "NOMYO_WORKERS_DIR"
 MOST_WORKERS = 64
 MOST_ENDPOINTS = 256
+# Of each kind: a key or an owner has up to two.
+MOST_QUOTAS = 8192
 
 # The counters. A worker writes its own ones alone, but for those that only change under the lock. First what is there
 # once:
@@ -49,7 +55,10 @@ DELETIONS, STARTED = 0, 1
 USED, WAITING, SINCE, ROWS = 8, 8 + MOST_WORKERS, 8 + 2 * MOST_WORKERS, 8 + 3 * MOST_WORKERS
 # Then a row for each endpoint: its address, hashed; whether it is drained; and its requests, for each worker.
 ROW = 2 + MOST_WORKERS
-CELLS = ROWS + MOST_ENDPOINTS * ROW
+ROWS_END = ROWS + MOST_ENDPOINTS * ROW
+# Then the quotas: those of so many at once, with a number for each worker, and those of a period.
+AT_ONCE, SLIDING = ROWS_END, ROWS_END + NamedRows.size(MOST_QUOTAS, MOST_WORKERS)
+CELLS = SLIDING + NamedRows.size(MOST_QUOTAS, sliding.CELLS)
 # The locks: one for each worker's number, one for the counters, and one for starting.
 LOCK, START = 1000, 1001
 # How long a slot is left to another worker in which somebody has waited longer: a wake-up takes a tenth of it.
@@ -72,6 +81,7 @@ class Workers(Cluster):
     is_exact = True
     deletions: SharedDeletions
     line: WorkersLine
+    quotas: WorkersQuotas
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -79,6 +89,7 @@ class Workers(Cluster):
         self._cells = self._counters.cells
         self.deletions = SharedDeletions(self._counters)
         self.line = WorkersLine(self._cells, folder)
+        self.quotas = WorkersQuotas(self._counters)
         self.number = -1  # until it joins
         # Whether another worker has had this number, and died.
         self.is_successor = False
@@ -110,6 +121,7 @@ class Workers(Cluster):
             self.number = number
             self.is_successor = bool(self._cells[USED + number])
             self._cells[USED + number] = 1
+            self.quotas.open(number)
             self._clear()
         self.line.open(number)
         if self.is_successor:
@@ -122,8 +134,9 @@ class Workers(Cluster):
         self._counters.close()
 
     def _clear(self) -> None:
-        for cell in (WAITING, SINCE, *range(ROWS + 2, CELLS, ROW)):
+        for cell in (WAITING, SINCE, *range(ROWS + 2, ROWS_END, ROW)):
             self._cells[cell + self.number] = 0
+        self.quotas.clear()
 
     @asynccontextmanager
     async def starting(self) -> AsyncGenerator[bool]:
@@ -145,9 +158,9 @@ class Workers(Cluster):
 
     def in_flight(self, url: str) -> InFlight:
         """Where there is no room for another endpoint, each worker counts for itself."""
-        name = int.from_bytes(blake2b(url.encode(), digest_size=8).digest(), signed=True) or 1
+        name = _hashed(url)
         with self.exclusive():
-            for row in range(ROWS, CELLS, ROW):
+            for row in range(ROWS, ROWS_END, ROW):
                 if self._cells[row] in (0, name):
                     self._cells[row] = name
                     return SharedInFlight(self._cells[row + 1 : row + ROW], self.number)
@@ -215,6 +228,61 @@ class SharedInFlight(InFlight):
     @draining.setter
     def draining(self, draining: bool) -> None:
         self._drained[0] = draining
+
+
+class WorkersQuotas(CountedQuotas):
+    """Quotas in shared memory. Of more than there is room for each worker counts its own."""
+
+    def __init__(self, counters: Counters) -> None:
+        super().__init__()
+        self._shared = counters
+        self._at_once = NamedRows(counters.cells[AT_ONCE:SLIDING], MOST_QUOTAS, MOST_WORKERS)
+        self._sliding = NamedRows(counters.cells[SLIDING:], MOST_QUOTAS, sliding.CELLS)
+        self._number = -1
+        self._is_full = False
+
+    def open(self, number: int) -> None:
+        """From now on it counts as worker `number`."""
+        self._number = number
+
+    def clear(self) -> None:
+        """What this worker, or the one that had its number before, has at once is given back."""
+        self._at_once.clear_column(self._number)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return self._shared.locked(LOCK)
+
+    def at_once(self, name: str) -> AtOnce:
+        row = self._row(self._at_once, name)
+        return super().at_once(name) if row is None else SharedAtOnce(row, self._number)
+
+    def sliding(self, name: str, period_s: float) -> SlidingCounter:
+        return SlidingCounter(period_s, self._row(self._sliding, name))
+
+    def _row(self, rows: NamedRows, name: str) -> memoryview[int] | None:
+        with self.exclusive():
+            row = rows.row(_hashed(name))
+        if row is None and not self._is_full:
+            self._is_full = True
+            log.warning("no more than %d limits can be counted together: others hold for each worker", MOST_QUOTAS)
+        return row
+
+
+class SharedAtOnce(AtOnce):
+    """How many there are at the same time in all workers: a number for each."""
+
+    __slots__ = ("_all", "_mine")
+
+    def __init__(self, cells: memoryview[int], mine: int) -> None:
+        super().__init__()
+        self._all = cells
+        self._mine = mine
+
+    def total(self) -> int:
+        return sum(self._all)
+
+    def add(self, amount: int) -> None:
+        self._all[self._mine] += amount
 
 
 class WorkersLine(SharedLine):
@@ -295,6 +363,11 @@ class SharedDeletions(Deletions):
     def add(self, deleted: int) -> None:
         with self._counters.locked(LOCK):
             self._counters.cells[DELETIONS] += deleted
+
+
+def _hashed(name: str) -> int:
+    """A name as a number that is not 0."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True) or 1
 
 
 def end_with_supervisor() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import httpx2
 
 from cluster.protocol import FROM_PEER, Cluster, InFlight, PeerAnswer, SharedLine
+from cluster.quotas import AtOnce, CountedQuotas
 from core.deletions import OwnDeletions
+from core.sliding import SlidingCounter
 
 
 class Shared:
@@ -23,6 +25,8 @@ class Shared:
         self.deletions = OwnDeletions()
         self.requests: dict[str, Counter[int]] = {}
         self.draining: dict[str, bool] = {}
+        self.at_once: dict[str, Counter[int]] = {}
+        self.sliding: dict[str, SlidingCounter] = {}
         self.waiting: dict[int, tuple[int, float]] = {}
         self.dead: list[int] = []
         self.has_started = False
@@ -43,6 +47,7 @@ class InProcess(Cluster):
         self.counts: dict[str, FarInFlight] = {}
         self.deletions = shared.deletions
         self.line = InProcessLine(self)
+        self.quotas = InProcessQuotas(self)
         self.number = -1
         self.app: Any = None
         self._succeeds = False
@@ -91,7 +96,7 @@ class InProcess(Cluster):
 
     def _forget(self) -> None:
         self.shared.waiting.pop(self.number, None)
-        for requests in self.shared.requests.values():
+        for requests in (*self.shared.requests.values(), *self.shared.at_once.values()):
             del requests[self.number]
 
     @contextlib.asynccontextmanager
@@ -240,6 +245,35 @@ class FarInFlight(InProcessInFlight):
         self.hear()
         if self._elsewhere < before:
             self._member.line.woken()
+
+
+class InProcessQuotas(CountedQuotas):
+    def __init__(self, member: InProcess) -> None:
+        super().__init__()
+        self._member = member
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        return self._member.exclusive()
+
+    def at_once(self, name: str) -> AtOnce:
+        return InProcessAtOnce(self._member, name)
+
+    def sliding(self, name: str, period_s: float) -> SlidingCounter:
+        return self._member.shared.sliding.setdefault(name, SlidingCounter(period_s))
+
+
+class InProcessAtOnce(AtOnce):
+    def __init__(self, member: InProcess, name: str) -> None:
+        super().__init__()
+        self._member = member
+        self._all = member.shared.at_once.setdefault(name, Counter())
+
+    def total(self) -> int:
+        return self._all.total()
+
+    def add(self, amount: int) -> None:
+        self._all[self._member.number] += amount
+        assert self._all[self._member.number] >= 0, "it was given back twice"
 
 
 class InProcessLine(SharedLine):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import workers
+from cluster.protocol import Quota
 from cluster.workers import Workers, new_folder
 from tests.cluster.services import WorkersService
 
@@ -72,3 +73,24 @@ def test_of_more_endpoints_than_there_is_room_for_each_worker_counts_its_own(
         own.begin()
     assert (own.total(), own.draining) == (1, False)
     assert here.in_flight(f"{HERE}/0").draining, "those that are there keep their place"
+
+
+async def test_of_more_quotas_than_there_is_room_for_each_worker_counts_its_own(
+    here: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(workers.log, "warning", lambda text, *values: logged.append(text % values))
+    for number in range(workers.MOST_QUOTAS):
+        assert here.quotas._row(here.quotas._at_once, f"key {number}") is not None
+    assert not logged
+    for number in range(2):
+        taken = await here.quotas.take([(Quota(f"one more, {number}", 1, 0.0), 1)])
+        assert (taken.refused, taken.left[0].amount) == (None, 0)
+    assert len(logged) == 1
+    assert str(workers.MOST_QUOTAS) in logged[0]
+
+
+def test_what_no_endpoint_and_no_key_uses_takes_no_room(service: WorkersService, here: Workers) -> None:
+    counters = service.folder / "counters"
+    assert counters.stat().st_size == workers.CELLS * 8
+    assert counters.stat().st_blocks * 512 < 200_000
