@@ -9,17 +9,19 @@ Everything belongs to an owner, whom each verb is given: another's id is an id t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from core.deletions import Deletions
-from stores.copies import CopyError
+from stores.copies import TABLES, CopiedRow, CopyError, Table
 from stores.rows import INTERRUPTED, Event, History, Item, ItemPage, Response, StoredResponse, UnfinishedResponse
 from stores.writing import Written
 
 __all__ = [
     "INTERRUPTED",
+    "TABLES",
+    "CopiedRow",
     "CopyError",
     "Deletions",
     "Event",
@@ -29,9 +31,11 @@ __all__ = [
     "Response",
     "Store",
     "StoredResponse",
+    "Table",
     "UnfinishedResponse",
     "Written",
     "back_up",
+    "has_database",
     "make_store",
 ]
 
@@ -157,6 +161,22 @@ class Store(Protocol):
         """A value that every router on this database shares. The first to ask decides it with its `default`."""
         ...
 
+    # ── to copy it (./nomyo move), while nobody serves from it ───────────────────────────────────────────────────────
+
+    async def read_rows(self, table: Table, after: CopiedRow | None = None) -> list[CopiedRow]:
+        """The rows of one of `TABLES` that come behind the key `after` in the order of the key (texts by their UTF-8
+        bytes): about `stores.copies.COPIED_BYTES` of them, and none at the end."""
+        ...
+
+    async def write_rows(self, table: Table, rows: Sequence[CopiedRow]) -> None:
+        """Adds rows as another store has given them, in one transaction: also their numbers stay, and what is stored
+        later has higher ones. Raises `CopyError`."""
+        ...
+
+    async def count_rows(self, table: Table) -> int:
+        """How many rows one of `TABLES` has."""
+        ...
+
 
 def make_store(url: str, deletions: Deletions | None = None, service: str | None = None) -> Store:
     """The store at `url`, not opened yet: `sqlite:///relative/path`, `sqlite:////absolute/path`, or `sqlite://` for
@@ -171,6 +191,15 @@ def make_store(url: str, deletions: Deletions | None = None, service: str | None
     raise ValueError(f"There is no store for {scheme}:// URLs.")
 
 
+def has_database(url: str) -> bool:
+    """Whether there may be something at `url`: opening a store makes what is not there. Raises `ValueError` for what
+    only lies in a process's memory."""
+    scheme, _, place = url.partition("://")
+    if scheme != "sqlite":
+        return True
+    return _path_of(place).is_file()
+
+
 def back_up(url: str, file: Path, *, replace: bool, progress: Callable[[int, int], None]) -> int:
     """Copies the SQLite database at `url` to `file` while routers serve from it, and gives its length in bytes.
     `progress` is given how much is left, of how much. Raises `StartError` where there is no such database,
@@ -179,8 +208,14 @@ def back_up(url: str, file: Path, *, replace: bool, progress: Callable[[int, int
     scheme, _, place = url.partition("://")
     if scheme != "sqlite":
         raise ValueError(f"there are copies of SQLite alone, not of {scheme}://: PostgreSQL's are made by pg_dump")
-    if not (path := place.removeprefix("/")):
-        raise ValueError("database.url is sqlite://, which lies in the router's memory: nobody else can copy it")
+    path = str(_path_of(place))
     from stores.sqlite_backup import copy_database
 
     return copy_database(path, file, replace=replace, progress=progress)
+
+
+def _path_of(place: str) -> Path:
+    """The file of SQLite's at what a URL has behind sqlite://."""
+    if not (path := place.removeprefix("/")):
+        raise ValueError("sqlite:// lies in the memory of its router: nobody else can copy it")
+    return Path(path)

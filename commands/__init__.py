@@ -40,6 +40,12 @@ class Refused(Failed):
     exit_code = REFUSED
 
 
+class Stopped(Failed):
+    """Somebody has ended it: one line about where it stands."""
+
+    exit_code = INTERRUPTED
+
+
 class Commands(click.Group):
     """All files of this folder. One is loaded when it is asked for, and all for the list of them."""
 

@@ -22,6 +22,8 @@ from typing import Literal
 from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
 from core.json import decode_json, encode_json
+from stores import sqlite_copies
+from stores.copies import CopiedRow, CopyError, Table
 from stores.migrations.sqlite import migrate
 from stores.rows import (
     UNFINISHED,
@@ -308,6 +310,20 @@ class SQLiteStore:
         await self._queue.write((STORE_SETTING, (name, default)))
         value: str = (await self._connector.read(GET_SETTING, name))[0]["value"]
         return value
+
+    # ── copies ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def read_rows(self, table: Table, after: CopiedRow | None = None) -> list[CopiedRow]:
+        return await self._connector.run_reading(partial(sqlite_copies.read_rows, table, after))
+
+    async def write_rows(self, table: Table, rows: Sequence[CopiedRow]) -> None:
+        try:
+            await self._connector.run_writing(partial(sqlite_copies.write_rows, table, rows))
+        except sqlite3.Error as error:
+            raise CopyError(f"{table.name} cannot be written: {error}") from error
+
+    async def count_rows(self, table: Table) -> int:
+        return await self._connector.run_reading(partial(sqlite_copies.count_rows, table))
 
 
 def _stored(row: sqlite3.Row) -> StoredResponse:

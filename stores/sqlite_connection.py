@@ -119,8 +119,17 @@ class SQLite:
 
     async def read_each(self, make: Callable[[sqlite3.Row], T], sql: str, *values: Value, **named: Value) -> list[T]:
         """What `make` makes of each row, in the reader's thread."""
+        return await self.run_reading(partial(_read_all, sql, named or values, make))
+
+    async def run_reading(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` makes of the connection that reads, in its thread."""
         assert self._reader is not None, "the store is not open"
-        return await self._reader.run(partial(_read_all, sql, named or values, make))
+        return await self._reader.run(function)
+
+    async def run_writing(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """What `function` makes of the connection that writes, in its thread."""
+        assert self._writer is not None, "the store is not open"
+        return await self._writer.run(function)
 
     async def write(self, writes: Iterable[Write]) -> None:
         """All of it in one transaction, in order; neighbours with the same SQL in one call."""

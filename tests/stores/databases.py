@@ -39,6 +39,10 @@ class Database(Protocol):
         """The ids under which items could be found."""
         ...
 
+    async def tables(self, store: Store) -> dict[str, set[str]]:
+        """The columns of each table of the database's that a copy of it must have."""
+        ...
+
 
 class SQLiteFile:
     is_shared = True
@@ -69,6 +73,15 @@ class SQLiteFile:
 
     async def indexed_items(self, store: Any) -> set[str]:
         return {row["item_id"] for row in await store._connector.read("SELECT item_id FROM response_items")}
+
+    async def tables(self, store: Any) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        columns = "SELECT t.name AS name, c.name AS column FROM sqlite_schema t, pragma_table_info(t.name) c"
+        for row in await store._connector.read(
+            f"{columns} WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+        ):
+            found.setdefault(row["name"], set()).add(row["column"])
+        return found
 
 
 class SQLiteMemory(SQLiteFile):
