@@ -9,11 +9,12 @@ Everything belongs to an owner, whom each verb is given: another's id is an id t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from core.deletions import Deletions
+from core.usage import By, Spent, UsageRow, Use, Where
 from stores.copies import TABLES, CopiedRow, CopyError, Table
 from stores.rows import INTERRUPTED, Event, History, Item, ItemPage, Response, StoredResponse, UnfinishedResponse
 from stores.writing import Written
@@ -126,6 +127,26 @@ class Store(Protocol):
 
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
         """The events that were stored of a response, in their order; None where there is no such response."""
+        ...
+
+    # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def count_usage(self, used: Mapping[Where, Use], failed: Callable[[], object] | None = None) -> Written:
+        """Adds what was used to what was counted before. What is called behind it, before anything is awaited, is
+        committed with it. `failed` is called if that fails."""
+        ...
+
+    async def list_usage(self, begin: int, end: int, *, by: By, step: int, owner: str | None = None) -> list[UsageRow]:
+        """What was used from `begin` to `end` (Unix seconds), of one owner or of all, in steps of so many seconds, UTC,
+        in their order. What was rolled up to days stands at their beginning."""
+        ...
+
+    async def spent(self, since: int, *, owner: str, key: str | None = None) -> Spent:
+        """What an owner has used since some time (Unix seconds), or one of its keys alone."""
+        ...
+
+    async def roll_up_usage(self, before: int) -> None:
+        """Adds the hours before some time (Unix seconds, a day's beginning) up to days."""
         ...
 
     # ── for the service, over all owners ─────────────────────────────────────────────────────────────────────────────

@@ -59,6 +59,14 @@ TABLES = (
     ),
     Table("response_items", ("owner", "item_id", "response"), ("owner", "item_id", "response")),
     Table("response_events", ("response",), ("response", "events"), frozenset({"events"})),
+    Table(
+        "usage",
+        ("owner", "at", "key", "model", "endpoint", "seconds"),
+        (
+            *("owner", "at", "key", "model", "endpoint", "seconds", "requests", "errors", "input_tokens"),
+            *("cached_tokens", "output_tokens", "reasoning_tokens", "slot_s", "cache_hits", "cost"),
+        ),
+    ),
 )
 
 

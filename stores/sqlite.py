@@ -4,6 +4,7 @@
     response_items    the responses that have an item, for clients that send a reference to it
     response_events   the events of a background stream, kept for clients that join later
     settings          what all routers on this database share
+    usage             what was used, by the hour (sqlite_usage.py)
 
 A conversation is a chain of rows, read in one query; those that went on lately stay in memory. Writes are queued and
 committed together. Ids begin with a time, so that new rows lie side by side at the end of each index: what a write
@@ -15,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
 from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
 from core.json import decode_json, encode_json
+from core.usage import By, Spent, UsageRow, Use, Where
 from stores import sqlite_copies
 from stores.copies import CopiedRow, CopyError, Table
 from stores.migrations.sqlite import migrate
@@ -43,6 +45,7 @@ from stores.rows import (
 )
 from stores.sqlite_connection import SQLite
 from stores.sqlite_input_items import INPUT_ITEMS
+from stores.sqlite_usage import COUNT, DELETE_HOURS, LIST, ROLL_UP, SPENT, counting, spent, usage_row
 from stores.warm_chains import Begun, Key, WarmChains
 from stores.writing import Write, WriteQueue, Written
 
@@ -115,7 +118,7 @@ CHECK_EVERY_S = 1.0
 CHECK_S = 2.0
 
 # A response is stored before it is updated, so within a batch what is stored may go first.
-RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2}
+RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2, COUNT: 3}
 
 
 class SQLiteStore:
@@ -286,6 +289,21 @@ class SQLiteStore:
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
         rows = await self._connector.read(GET_EVENTS, owner, response_id)
         return decode_json(rows[0]["events"]) if rows else None
+
+    # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def count_usage(self, used: Mapping[Where, Use], failed: Callable[[], object] | None = None) -> Written:
+        return self._queue.write(*(counting(where, more) for where, more in used.items()), failed=failed)
+
+    async def list_usage(self, begin: int, end: int, *, by: By, step: int, owner: str | None = None) -> list[UsageRow]:
+        values = {"begin": begin, "end": end, "step": step, "owner": owner}
+        return await self._connector.read_each(usage_row, LIST[by], **values)
+
+    async def spent(self, since: int, *, owner: str, key: str | None = None) -> Spent:
+        return (await self._connector.read_each(spent, SPENT, since=since, owner=owner, key=key))[0]
+
+    async def roll_up_usage(self, before: int) -> None:
+        await self._queue.write((ROLL_UP, (before,)), (DELETE_HOURS, (before,)))
 
     # ── whether it works ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -28,14 +28,20 @@ class Outage(Exception):
 
 class Written:
     """Queued writes, which are committed together or not at all; `then` is called behind the commit. Awaiting it waits
-    for that, and raises `ServerError` if it failed. Whoever stops waiting does not stop the write, and nobody has to
-    wait at all."""
+    for that, and raises `ServerError` if it failed; `failed` is called then. Whoever stops waiting does not stop the
+    write, and nobody has to wait at all."""
 
-    __slots__ = ("_failure", "_is_done", "_then", "_waiting", "writes")
+    __slots__ = ("_failed", "_failure", "_is_done", "_then", "_waiting", "writes")
 
-    def __init__(self, writes: Sequence[Write], then: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        writes: Sequence[Write],
+        then: Callable[[], object] | None = None,
+        failed: Callable[[], object] | None = None,
+    ) -> None:
         self.writes = writes
         self._then = then
+        self._failed = failed
         self._waiting: list[asyncio.Future[None]] = []
         self._is_done = False
         self._failure: ServerError | None = None
@@ -47,8 +53,9 @@ class Written:
     def end(self, failure: ServerError | None) -> None:
         """Ends it, without a failure or with one: calls what is to follow, and wakes who waits."""
         self._is_done, self._failure = True, failure
-        if failure is None and self._then is not None:
-            self._then()
+        follows = self._then if failure is None else self._failed
+        if follows is not None:
+            follows()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
@@ -87,11 +94,13 @@ class WriteQueue:
             self._queued.set()
             await self._writer
 
-    def write(self, *writes: Write, then: Callable[[], object] | None = None) -> Written:
+    def write(
+        self, *writes: Write, then: Callable[[], object] | None = None, failed: Callable[[], object] | None = None
+    ) -> Written:
         """Queues writes that belong together. Raises `ServerError` where nothing is written any more."""
         if not self._is_open:
             raise not_stored()
-        written = Written(writes, then)
+        written = Written(writes, then, failed)
         self._queue.append(written)
         self._queued.set()
         return written

@@ -1,6 +1,6 @@
 """Brings a SQLite database to the newest version, also when several processes start at once.
 
-    PRAGMA user_version: 0 ──sqlite_0001_responses──▶ 1 ──sqlite_0002_owners──▶ 2
+    PRAGMA user_version: 0 ──sqlite_0001_responses──▶ 1 ──sqlite_0002_owners──▶ 2 ──▶ …
 
 A new file goes through all of them, so that there is one way to a table. A change of the tables is a new file here and
 a line in `MIGRATIONS`; what has been released is never edited.
@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from stores.migrations import NewerDatabase, sqlite_0001_responses, sqlite_0002_owners
+from stores.migrations import NewerDatabase, sqlite_0001_responses, sqlite_0002_owners, sqlite_0003_usage
 from stores.sqlite_connection import BUSY_S, transaction
 
 log = logging.getLogger("nomyo.db")
 
-MIGRATIONS = (sqlite_0001_responses.migrate, sqlite_0002_owners.migrate)
+MIGRATIONS = (sqlite_0001_responses.migrate, sqlite_0002_owners.migrate, sqlite_0003_usage.migrate)
 # Another process may be bringing a large file along.
 PATIENCE_S = 3600.0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import stores.copies
+from core.usage import Use, Where
 from db import TABLES, CopiedRow, CopyError, Store, Table, make_store
 from tests.stores.databases import DATABASES, Database
 from tests.stores.rows import row, said, said_in, with_id
@@ -33,6 +34,8 @@ async def fill(store: Store) -> None:
     await store.store_response("bare", **{**row(), "response": None, "previous_response_id": None})
     await store.store_events("r0", [{"type": "response.completed", "sequence_number": 0}])
     await store.get_setting("seal_key", "a secret")
+    used = Use(1, input_tokens=2, slot_s=0.5, cost=0.25)
+    await store.count_usage({Where(7200 * hour, name, "k", "m", "e"): used for hour, name in enumerate(ODD_IDS)})
     await store.delete_response("r2")
 
 
