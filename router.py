@@ -49,6 +49,7 @@ from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
 from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
 from core.files import raise_file_limit
+from core.keyring import Keyring
 from core.reloading import keep_config
 from core.seals import Sealer
 from core.state import AppState
@@ -92,6 +93,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.cluster = cluster or Alone(config.workers)
     state.db = make_store(config.database.url, state.cluster.deletions, state.cluster.service)
     state.cache = make_cache(config.cache)
+    state.keys = Keyring(config)
     state.telemetry = Telemetry()
     state.pool = Pool(config, state.cluster, state.telemetry)
     return Application(state, DOORS, lifespan)
@@ -113,6 +115,7 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
             # What is unfinished now is nobody's.
             orphans = await state.db.unfinished() if is_first else []
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
+        state.keys.peer_key = state.sealer.key_for_peers()
         state.pool.endpoints.router_id = await state.db.get_setting("router_id", token_hex(8))
         if state.cache is not None:
             await state.cache.open()

@@ -46,7 +46,7 @@ OPTIONS: dict[str, Any] = {
 
 def check_address(host: str, settings: Config) -> None:
     """Raises `ConfigError` where a router without a key would serve other machines without `allow_open`."""
-    if settings.api_key or settings.allow_open:
+    if settings.api_key or settings.keys or settings.allow_open:
         return
     try:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(host or "0.0.0.0", None)]

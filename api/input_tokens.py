@@ -58,11 +58,12 @@ async def count_input_tokens(request: Request) -> Response:
 
 async def _count(state: AppState, endpoint: Any, request: TurnRequest, model: str) -> tuple[int, bool]:
     """The tokens, and whether they are an estimate."""
+    sealer = state.sealer.of(request.principal.owner)
     if endpoint.kind.native:
-        params = {key: value for key, value in native_params(request, model, state.sealer).items() if key in COUNTED}
+        params = {key: value for key, value in native_params(request, model, sealer).items() if key in COUNTED}
     else:
         create = endpoint.client.chat.completions.create
-        backend = Backend(model, endpoint.kind, state.sealer, create, files=state.files)
+        backend = Backend(model, endpoint.kind, sealer, create, files=state.files)
         params = (await with_files(backend, request, stream=False)).params
     return await counted(endpoint, params) or (estimated_tokens(params), True)
 

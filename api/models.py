@@ -7,6 +7,7 @@ from collections.abc import Collection
 from fastapi import Request
 from starlette.responses import PlainTextResponse, Response
 
+from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
 from backends.fleet.endpoint import Endpoint
@@ -25,7 +26,7 @@ async def list_models(request: Request) -> Response:
     endpoints = request.app.state.pool.endpoints
     # What the router that asks has itself it shall not look for here.
     asking = came_through()
-    models = endpoints.models(asking)
+    models = endpoints.models(asking, principal_of(request).models)
     described: Json = {"nomyo": _for_routers(endpoints, models, asking)} if asking else {}
     listed = [_model(name, endpoint) for name, endpoint in models.items()]
     return json_response({"object": "list", "data": listed, **described})
@@ -34,7 +35,8 @@ async def list_models(request: Request) -> Response:
 @routes.get("/v1/models/{model:path}")
 async def retrieve_model(request: Request, model: str) -> Response:
     """One model. 404 `model_not_found` if nobody serves it."""
-    for name, endpoint in request.app.state.pool.endpoints.models().items():
+    allowed = principal_of(request).models
+    for name, endpoint in request.app.state.pool.endpoints.models(allowed=allowed).items():
         if endpoint.models.get(name) == endpoint.name_of(model):
             return json_response(_model(name, endpoint))
     raise NotFound(f"The model '{model}' does not exist.", param="model", code="model_not_found")

@@ -150,7 +150,8 @@ class Asking(Passing, ABC):
     """A request for an answer of a model: it goes through to an Ollama, and is `_translated` for others."""
 
     def __init__(self, state: AppState, principal: Principal, path: str, head: OllamaHead, body: bytes) -> None:
-        super().__init__(state.pool, head.model, body, Routing(principal=principal.id, affinity=head.affinity()))
+        routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models)
+        super().__init__(state.pool, head.model, body, routing)
         self._state = state
         self._principal = principal
         self._path = path
@@ -203,7 +204,7 @@ class Chatting(Asking):
         if not asked.is_empty:
             return None
         try:
-            await unload(self._pool.endpoints, self._model)
+            await unload(self._pool.endpoints, self._model, self._principal.models)
         except APIError as error:
             raise in_ollamas_words(error, self._model) from error
         line = _line(OllamaAnswer(self._model, is_chat=self.is_chat).loaded(is_unload=True))
@@ -224,7 +225,8 @@ class Chatting(Asking):
         self._headers = turn.headers
         client = self._pool.endpoints[attempt.endpoint].client
         create = partial(create_chat_with_retries, client)
-        backend = Backend(attempt.model, kind, state.sealer, create, adapting=Adapting(turn, state, attempt))
+        sealer = state.sealer.of(turn.owner)
+        backend = Backend(attempt.model, kind, sealer, create, adapting=Adapting(turn, state, attempt))
         async with aclosing(chat_answer(backend, turn)) as batches:
             async for events in batches:
                 answer.feed(events)

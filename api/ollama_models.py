@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastapi import Request
 from starlette.responses import Response
 
+from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes, takes
 from api.ollama import in_ollamas_words, ollama_envelope, read_head
@@ -36,7 +37,7 @@ async def version(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """Every model that is served."""
     rows: dict[str, ModelFacts] = {}
-    for name, there in _served(request.app.state.pool.endpoints):
+    for name, there in _served(request):
         known = there.facts.get(there.models[name], NOTHING_KNOWN)
         if name not in rows or len(known.row) > len(rows[name].row):
             rows[name] = known
@@ -47,7 +48,7 @@ async def list_models(request: Request) -> Response:
 async def list_running(request: Request) -> Response:
     """The models that are in some server's memory."""
     running: dict[str, ModelFacts] = {}
-    for name, endpoint in _served(request.app.state.pool.endpoints):
+    for name, endpoint in _served(request):
         there = endpoint.models[name]
         if there in endpoint.loaded:
             known = endpoint.facts.get(there, NOTHING_KNOWN)
@@ -58,9 +59,13 @@ async def list_running(request: Request) -> Response:
     return json_response({"models": rows})
 
 
-def _served(endpoints: Endpoints) -> list[tuple[str, Endpoint]]:
-    """Every model by every endpoint that has it."""
-    return [(name, there) for there in endpoints.values() if not there.leaving for name in sorted(there.models)]
+def _served(request: Request) -> list[tuple[str, Endpoint]]:
+    """Every model that may be used, by every endpoint that has it."""
+    endpoints: Endpoints = request.app.state.pool.endpoints
+    allowed = principal_of(request).models
+    return [
+        (name, there) for there in endpoints.values() if not there.leaving for name in sorted(there.models_of(allowed))
+    ]
 
 
 @routes.post("/show", **takes(OF_A_MODEL))
@@ -69,7 +74,7 @@ async def show(request: Request) -> Response:
     404 without the model."""
     head, body = await read_head(request)
     endpoints = request.app.state.pool.endpoints
-    serving = endpoints.serving(head.model)
+    serving = endpoints.serving(head.model, principal_of(request).models)
     if not serving:
         raise NotFound(f"model '{head.model}' not found")
     error: APIError | None = None

@@ -104,7 +104,8 @@ async def pass_through(request: Request) -> Response:
     if head.nomyo:
         body = without(body, "nomyo")
     path = request.scope["path"].removeprefix("/v1")
-    routing = Routing(principal=principal_of(request).id, affinity=head.affinity(), path=path)
+    principal = principal_of(request)
+    routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models, path=path)
     passing = Passing(state.pool, head.model, body, routing)
     passing.ignores_nomyo = bool(head.nomyo)
     answer = Primed(passing.run())

@@ -1,8 +1,8 @@
 """Requests that concern more than one process of the service: what this one cannot answer is asked of its peers, as the
 client asked it.
 
-A peer is asked with the client's own key, so that it answers as whoever asks. What a peer has handed on is handed on no
-further.
+What a client asks for is asked of a peer with the client's own key, so that it answers as whoever asks. What a peer has
+handed on is handed on no further.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def is_from_peer(request: Request) -> bool:
 def key_of(request: Request) -> dict[str, str]:
     """The headers by which a peer knows whoever asks."""
     return {name: request.headers[name] for name in KEY_HEADERS if name in request.headers}
+
+
+def peer_key(state: AppState) -> dict[str, str]:
+    """The headers by which a peer knows this process itself, which may ask it all."""
+    return {"authorization": f"Bearer {state.keys.peer_key}"}
 
 
 async def answer_of_peer(request: Request) -> Response | None:

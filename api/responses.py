@@ -180,7 +180,7 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
     backend = Backend(
         attempt.model,
         kind,
-        state.sealer,
+        state.sealer.of(turn.owner),
         create,
         refuses_hosted_tools=refuses,
         adapting=adapting,
@@ -215,19 +215,17 @@ def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
 
 
 def _store(state: AppState, turn: Turn) -> Awaitable[None]:
-    response = turn.builder.response
+    response, seal = turn.builder.response, partial(state.sealer.of(turn.owner).seal, purpose="request")
     written: Awaitable[None] = state.db.store_response(
         turn.id,
         previous_response_id=turn.request.params.previous_response_id,
         model=turn.request.model,
         status=response["status"],
         created_at=response["created_at"],
-        input_messages=kept_items(turn.request.input, partial(state.sealer.seal, purpose="request")),
+        input_messages=kept_items(turn.request.input, seal),
         response=response,
         # Whoever is not here any more when it is its turn must be able to run it.
-        request=kept_request(turn.request.body, partial(state.sealer.seal, purpose="request"))
-        if turn.request.background
-        else None,
+        request=kept_request(turn.request.body, seal) if turn.request.background else None,
         owner=turn.owner,
     )
     return written

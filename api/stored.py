@@ -107,15 +107,14 @@ async def list_input_items(
     """What a response was made from: its input, and input and output of the turns before it, `limit` items of it behind
     the item `after`. What `include` does not ask for is left out. 404 if there is no such response, 400 if `after` is
     none of its items."""
-    page = await request.app.state.db.list_input_items(
-        response_id, after=after, limit=limit, order=order, owner=principal_of(request).owner
-    )
+    state, owner = request.app.state, principal_of(request).owner
+    page = await state.db.list_input_items(response_id, after=after, limit=limit, order=order, owner=owner)
     if page is None:
         raise _not_found(response_id)
     if not page.knows_after:
         raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
     include = _included(request)
-    given = stored_items(request.app.state.sealer, page.items)
+    given = stored_items(state.sealer.of(owner), page.items)
     items = [without_unasked(shown_item(item), include) for item in given]
     return json_response(
         {

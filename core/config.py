@@ -156,6 +156,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_key: str = ""
     keys: tuple[KeyConfig, ...] = ()
     owners: tuple[OwnerConfig, ...] = ()
+    # Whether /metrics asks for no key.
+    metrics_open: bool = False
     # Without a key, other machines are served too.
     allow_open: bool = False
     secret_key: str = ""

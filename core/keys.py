@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal
 
 Window = Literal["day", "month"]
+Ending = Literal["revoked", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,23 @@ UNLIMITED = Limits()
 
 
 @dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key as a database keeps it: its SHA-256, and its first characters (`shown`), by which people know it.
+    `settings` are those of `core.key_settings.KeyConfig`, as JSON. Times are Unix seconds; `ends_at` is when it stops
+    being valid, None never, and `ended_by` why it does that before it expires. `change` counts the changes of all keys
+    of a database: that of a key is the last that it had."""
+
+    digest: bytes
+    name: str
+    shown: str
+    settings: bytes
+    created_at: int
+    ends_at: float | None = None
+    ended_by: Ending | None = None
+    change: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Whoever asks. `id` keeps principals apart in the fair queue; where no key is asked for it is a label, made of
     what the client sent as one. Everything that is stored or runs belongs to `owner`; "" is that of admins, and of
@@ -51,7 +68,8 @@ class Principal:
     models: tuple[str, ...] | None = None
     priority: int = 0
 
-    def may_use(self, *names: str) -> bool:
-        """Whether it may use a model that goes by these names."""
-        patterns = self.models
-        return patterns is None or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    @property
+    def cache_scope(self) -> str:
+        """With whom it shares cached answers: all keys of its owner. Admins, and clients that only have a label, share
+        them with nobody."""
+        return f"owner {self.owner}" if self.owner else self.id

@@ -50,6 +50,7 @@ async def reload(state: AppState) -> None:
     what is wrong."""
     try:
         config = load_config(state.config_file, kinds=state.pool.kinds)
+        state.keys.check_names(config)
     except ConfigError as error:
         state.config_error = str(error)
         log.error("the settings stay as they were: %s", error)
@@ -62,6 +63,7 @@ async def reload(state: AppState) -> None:
         if getattr(config, key) != getattr(old, key):
             log.warning("'%s' has changed: that takes a restart", key)
     state.config = config
+    state.keys.take_settings(config)
     await state.pool.reconfigure(config)
     log.info("new settings, from %s", state.config_file)
 

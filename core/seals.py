@@ -1,9 +1,9 @@
 """Opaque texts that a client carries for us, or that we keep: sealed reasoning, compacted conversations, requests.
 
-    key ──purpose──▶ a key of its own ──▶ "nomyo_1_" + Fernet
+    key ──purpose, owner──▶ a key of its own ──▶ "nomyo_1_" + Fernet
 
 Encrypted and authenticated (Fernet: AES-128-CBC with HMAC-SHA256), so that nobody else can read or forge one, and every
-router with the same key can open it again, for the purpose that it was sealed for and no other.
+router with the same key can open it again, for the purpose and the owner that it was sealed for and no others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from copy import copy
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Purpose = Literal["reasoning", "compaction", "request"]
 
 # How ours begin. Before they did, they had one key for all purposes, and looked like those of others.
 PREFIX = "nomyo_1_"
+MOST_OWNERS = 1000
 
 
 class Sealer:
@@ -27,7 +29,26 @@ class Sealer:
 
     def __init__(self, key: str) -> None:
         self._key = hashlib.sha256(key.encode()).digest()
+        self._owner = ""
         self._fernets: dict[bytes, Fernet] = {}
+        self._others: dict[str, Sealer] = {}
+
+    def of(self, owner: str) -> Sealer:
+        """The sealer of one owner: what it seals no other opens. That of "" is this one, and has sealed all there is
+        from before there were owners."""
+        if not owner:
+            return self
+        if (sealer := self._others.get(owner)) is None:
+            if len(self._others) >= MOST_OWNERS:
+                self._others.clear()
+            sealer = copy(self)
+            sealer._owner, sealer._fernets, sealer._others = owner, {}, {}
+            self._others[owner] = sealer
+        return sealer
+
+    def key_for_peers(self) -> str:
+        """What a process proves to its peers with that it is one: they have the same key."""
+        return hmac.digest(self._key, b"peers", "sha256").hex()
 
     def seal(self, text: str, purpose: Purpose) -> str:
         """The text, encrypted, as letters and digits: about a third longer."""
@@ -39,6 +60,8 @@ class Sealer:
             return None
         from cryptography.fernet import InvalidToken
 
+        if self._owner and not is_ours(sealed):
+            return None
         key = self._key_for(purpose) if is_ours(sealed) else self._key
         try:
             return self._fernet(key).decrypt(sealed.removeprefix(PREFIX).encode()).decode()
@@ -46,8 +69,7 @@ class Sealer:
             return None
 
     def _key_for(self, purpose: Purpose) -> bytes:
-        # Whose it is belongs in here too, as soon as there are several owners.
-        return hmac.digest(self._key, purpose.encode(), "sha256")
+        return hmac.digest(self._key, (f"{purpose}\0{self._owner}" if self._owner else purpose).encode(), "sha256")
 
     def _fernet(self, key: bytes) -> Fernet:
         if (fernet := self._fernets.get(key)) is None:

@@ -13,6 +13,7 @@ from backends.images import ImageFetcher
 from cache import Cache
 from cluster.protocol import Cluster
 from core.config import Config
+from core.keyring import Keyring
 from core.seals import Sealer
 from core.stopping import Stopping
 from core.tasks import TaskRunner
@@ -30,6 +31,7 @@ class AppState(State):
     db: Store
     cache: Cache | None
     cluster: Cluster
+    keys: Keyring
     telemetry: Telemetry
     pool: Pool
     # Only while the application runs:

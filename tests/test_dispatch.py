@@ -3,6 +3,7 @@ door."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from contextlib import AsyncExitStack
 from typing import Any
@@ -146,7 +147,9 @@ def test_every_route_is_found_and_leads_to_its_own_endpoint() -> None:
         for method in route.methods or ():
             asked = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
             scope, endpoint = app.table.find(asked)
+            endpoint = inspect.unwrap(endpoint)  # Those for admins check the key first.
             fixed = app.table.endpoints.get((method, path))
+            fixed = fixed and inspect.unwrap(fixed)
             if fixed is not None:
                 assert fixed is route.endpoint is endpoint, f"{method} {path} leads elsewhere"
             else:

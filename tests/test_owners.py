@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator
 
-import httpx2
 import pytest
 
-import api.compact
-import api.input_tokens
-import api.responses
-import api.stored
-import api.websocket
-from core.keys import Principal
 from tests.conftest import Running
 from tests.fake_backend import FakeBackend, chat, stall
+from tests.keyed import as_key, keyed_router
 from tests.turns import URL, Json, assert_error, create, eventually, retrieve, turn
-
-DOORS = (api.compact, api.input_tokens, api.responses, api.stored, api.websocket)
 
 
 @pytest.fixture
-def owners(served: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
-    """A router that believes whoever says whose requests they are."""
-
-    def principal_of(request: Any) -> Principal:
-        owner = request.headers.get("x-owner", "")
-        return Principal(id=owner, owner=owner)
-
-    for door in DOORS:
-        monkeypatch.setattr(door, "principal_of", principal_of)
-    return served
-
-
-def as_owner(running: Running, owner: str) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(base_url=running.url, headers={"x-owner": owner}, timeout=None, verify=False)
+async def owners(backend: FakeBackend) -> AsyncIterator[Running]:
+    async with keyed_router(backend, "alice", "bob") as running:
+        yield running
 
 
 def requests_for(response: Json) -> list[tuple[str, str]]:
@@ -49,7 +30,7 @@ def requests_for(response: Json) -> list[tuple[str, str]]:
 
 
 async def test_a_stored_response_is_its_owners(owners: Running) -> None:
-    async with as_owner(owners, "alice") as alice, as_owner(owners, "bob") as bob:
+    async with as_key(owners, "alice") as alice, as_key(owners, "bob") as bob:
         response = await create(alice, input=[{"role": "user", "content": "Hi", "id": "msg_mine"}])
         for stranger in (bob, owners.http):
             for method, path in requests_for(response):
@@ -65,7 +46,7 @@ async def test_a_stored_response_is_its_owners(owners: Running) -> None:
 
 
 async def test_what_others_may_not_have_reads_as_what_never_was(owners: Running) -> None:
-    async with as_owner(owners, "alice") as alice, as_owner(owners, "bob") as bob:
+    async with as_key(owners, "alice") as alice, as_key(owners, "bob") as bob:
         response = await create(alice)
         for method, path in requests_for(response):
             anothers = await bob.request(method, path)
@@ -75,7 +56,7 @@ async def test_what_others_may_not_have_reads_as_what_never_was(owners: Running)
 
 async def test_a_background_response_is_its_owners_while_it_runs(owners: Running, backend: FakeBackend) -> None:
     backend.script(chat("Half", then=stall()))
-    async with as_owner(owners, "alice") as alice, as_owner(owners, "bob") as bob:
+    async with as_key(owners, "alice") as alice, as_key(owners, "bob") as bob:
         response = await create(alice, background=True)
         await backend.wait_for(lambda b: b.in_flight == 1)
         for method, path in requests_for(response):

@@ -272,7 +272,7 @@ class TestBrokenFiles:
             ("endpoints: []", "endpoints"),
             ("endpoints: [{url: 'http://a'}]\nqueue: {maxx: 1}", "queue.maxx"),
             ("endpoints: [{url: 'http://a', kind: olama}]", "did you mean 'ollama'?"),
-            ("endpoints: [{url: 'http://a'}]\napi_key: 2020-13-45", "is not YAML"),
+            ("endpoints: [{url: 'http://a'}]\napi_key: !!int x", "is not YAML"),
             ("endpoints: [{url: 'http://a', api_key: '${NOT_SET_ANYWHERE}'}]", "NOT_SET_ANYWHERE"),
             (None, "cannot be read"),
         ],

@@ -13,7 +13,7 @@ from core.errors import InvalidRequest
 from core.schemas import object_of
 from requests.bounded_json import decode_bounded
 
-routes = Routes(prefix="/api/cache", tags=["cache"])
+routes = Routes(prefix="/api/cache", tags=["cache"], for_admins=True)
 
 
 @routes.get("/stats")

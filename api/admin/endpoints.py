@@ -10,11 +10,11 @@ from starlette.responses import Response
 from api.admin.metrics import SHOWN, all_figures
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.peers import is_from_peer, key_of
+from api.peers import is_from_peer, peer_key
 from core.errors import NotFound
 from core.state import AppState
 
-routes = Routes(tags=["fleet"])
+routes = Routes(tags=["fleet"], for_admins=True)
 
 
 @routes.get("/api/endpoints")
@@ -57,6 +57,6 @@ async def _set_draining(request: Request, name: str, *, draining: bool) -> Respo
         if endpoint.name == name and not endpoint.leaving:
             state.pool.set_draining(endpoint, draining)
             if not is_from_peer(request):
-                await state.cluster.ask("POST", request.url.path, key_of(request))
+                await state.cluster.ask("POST", request.url.path, peer_key(state))
             return json_response(endpoint.describe())
     raise NotFound(f"There is no endpoint '{name}'.", param="name")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from fastapi import Request
 from starlette.responses import Response
 
+from api.http.keys import require_admin
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.peers import is_from_peer, key_of
+from api.peers import is_from_peer, peer_key
 from core.errors import NotFound
 from core.json import Json
 from core.state import AppState
@@ -39,8 +40,11 @@ FIGURES = "/api/workers/figures"
 
 @routes.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The counts of the fleet, over all processes, in Prometheus' text format, version 0.0.4."""
+    """The counts of the fleet, over all processes, in Prometheus' text format, version 0.0.4. For admins, unless
+    `metrics_open` is set."""
     state: AppState = request.app.state
+    if not state.config.metrics_open:
+        require_admin(request)
     text = exposition(_samples(state, await all_figures(request)))
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -109,7 +113,7 @@ async def all_figures(request: Request) -> Json:
     """The figures of all processes as one: numbers are added, but for the longest wait."""
     state: AppState = request.app.state
     total = _figures(state)
-    for figures in await state.cluster.ask("GET", FIGURES, key_of(request)):
+    for figures in await state.cluster.ask("GET", FIGURES, peer_key(state)):
         if figures is not None:
             longest = max(total["longest_wait_s"], figures["longest_wait_s"])
             total = added(total, figures)
@@ -119,6 +123,5 @@ async def all_figures(request: Request) -> Json:
 
 async def running_elsewhere(state: AppState) -> set[str] | None:
     """The responses that the peers are working on. None if one of them does not answer."""
-    key = state.config.api_key
-    answers = await state.cluster.ask("GET", FIGURES, {"authorization": f"Bearer {key}"} if key else {})
+    answers = await state.cluster.ask("GET", FIGURES, peer_key(state))
     return None if None in answers else {response_id for answer in answers for response_id in answer["running"]}

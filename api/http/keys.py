@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from functools import lru_cache
 
 from starlette.requests import HTTPConnection
@@ -11,45 +10,46 @@ from starlette.types import Scope
 
 from api.http.headers import HEADERS, headers_of
 from api.http.origins import check_host, check_page, is_preflight, may_ask
+from cluster.protocol import FROM_PEER
 from core.config import Config
-from core.errors import Unauthorized
+from core.errors import Forbidden, Unauthorized
 from core.keys import Principal
 from core.state import AppState
 
-# Where a client sends its key; the second is what Azure's clients know.
-KEY_HEADERS = ("authorization", "api-key")
+# Where a client sends its key: Anthropic's send the second, Azure's the third.
+KEY_HEADERS = ("authorization", "x-api-key", "api-key")
 # Whoever looks whether the router is there needs no key.
 OPEN_PATHS = frozenset({"/", "/health"})
+METRICS = "/metrics"
+PEER = Principal("peer", is_admin=True)
 
 
 def check_key(state: AppState, scope: Scope) -> None:
-    """Puts into the scope who asks. Raises `Unauthorized` for a request without the router's key, where one is set;
+    """Puts into the scope who asks. Raises `Unauthorized` for a request without a valid key, where keys are asked for;
     where none is, `Forbidden` for what `check_page` refuses."""
     headers: dict[bytes, bytes] = scope[HEADERS]
     if len(headers) != len(scope["headers"]) or b"host" not in headers:
         check_host(scope)
-    config = state.config
-    if (authorization := headers.get(b"authorization")) is None:
-        given = headers.get(b"api-key", b"")
-    else:
-        given = _bearer_key(authorization)
-    is_known = True
-    if expected := config.api_key:
-        is_known = hmac.compare_digest(given, expected.encode())
-        if not is_known and not _needs_no_key(config, scope):
-            raise Unauthorized(
-                f"{_wrong_with(given, authorization)} Give the router's key as 'Authorization: Bearer …'."
-            )
-    else:
-        check_page(scope, headers, config)
-    scope["principal"] = _principal(given, is_admin=is_known)
+    given = given_key(headers)
+    if not state.keys.asks_for_keys:
+        check_page(scope, headers, state.config)
+        scope["principal"] = _labelled(given)
+        return
+    principal = state.keys.find(given)
+    if principal is None:
+        if FROM_PEER in scope and state.keys.is_peer(given):
+            principal = PEER
+        elif _needs_no_key(state.config, scope):
+            principal = NOBODY
+        else:
+            state.keys.log_refusal(given)
+            why = _wrong_with(given, headers.get(b"authorization"))
+            raise Unauthorized(f"{why} Give the router's key as 'Authorization: Bearer …'.")
+    scope["principal"] = principal
 
 
-def _needs_no_key(config: Config, scope: Scope) -> bool:
-    # A browser sends no key with a preflight.
-    return scope["path"] in OPEN_PATHS or (
-        scope["type"] == "http" and is_preflight(scope) and may_ask(headers_of(scope)[b"origin"], config)
-    )
+# Who may not do anything but see that the router is there.
+NOBODY = Principal("", owner="nobody without a key", models=())
 
 
 def principal_of(request: HTTPConnection) -> Principal:
@@ -58,9 +58,31 @@ def principal_of(request: HTTPConnection) -> Principal:
     return principal
 
 
-def _bearer_key(authorization: bytes) -> bytes:
+def require_admin(request: HTTPConnection) -> None:
+    """Raises `Forbidden` for whoever is no admin."""
+    principal = principal_of(request)
+    if not principal.is_admin:
+        raise Forbidden(
+            f"The key '{principal.key}' has the right 'use'; {request.scope['path']} takes the right 'admin'.",
+            code="insufficient_permissions",
+        )
+
+
+def given_key(headers: dict[bytes, bytes]) -> bytes:
+    """The key that a client has sent, empty where it has sent none."""
+    if (authorization := headers.get(b"authorization")) is None:
+        return headers.get(b"x-api-key") or headers.get(b"api-key", b"")
     scheme, _, key = authorization.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _needs_no_key(config: Config, scope: Scope) -> bool:
+    # A browser sends no key with a preflight.
+    return (
+        scope["path"] in OPEN_PATHS
+        or (config.metrics_open and scope["path"] == METRICS)
+        or (scope["type"] == "http" and is_preflight(scope) and may_ask(headers_of(scope)[b"origin"], config))
+    )
 
 
 def _wrong_with(given: bytes, authorization: bytes | None) -> str:
@@ -72,7 +94,7 @@ def _wrong_with(given: bytes, authorization: bytes | None) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _principal(given: bytes, *, is_admin: bool) -> Principal:
-    """Whoever asks where there is one key or none: an admin, who owns everything. The key that was sent is a label, as
-    a digest."""
-    return Principal(hashlib.sha256(given).hexdigest()[:16] if given else "", owner="", is_admin=is_admin)
+def _labelled(given: bytes) -> Principal:
+    """Whoever asks where no key is asked for: an admin, who owns everything. What was sent as a key is a label, as a
+    digest."""
+    return Principal(hashlib.sha256(given).hexdigest()[:16] if given else "", is_admin=True)

@@ -11,6 +11,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import wraps
 from typing import Any
 
 from fastapi import APIRouter
@@ -24,6 +25,7 @@ from starlette.websockets import WebSocket
 
 from api.http.bodies import DEPLOYMENT
 from api.http.errors import Envelope, openai_envelope
+from api.http.keys import require_admin
 from api.http.origins import is_preflight
 from core.errors import MethodNotAllowed, NotFound, UpgradeRefused
 from core.json import Json
@@ -73,11 +75,20 @@ async def _send_nothing(message: Message) -> None:
 
 
 class Routes(APIRouter):
-    """The routes of a front door, and the envelope of their errors."""
+    """The routes of a front door, and the envelope of their errors. `for_admins`: a key needs the right to all of
+    them."""
 
-    def __init__(self, *, prefix: str = "", tags: Sequence[str], envelope: Envelope = openai_envelope) -> None:
+    def __init__(
+        self,
+        *,
+        prefix: str = "",
+        tags: Sequence[str],
+        envelope: Envelope = openai_envelope,
+        for_admins: bool = False,
+    ) -> None:
         super().__init__(prefix=prefix, tags=list(tags), route_class=ParameterRoute)
         self.envelope = envelope
+        self.for_admins = for_admins
 
 
 def takes(schema: Json, *, required: bool = True) -> dict[str, Any]:
@@ -96,9 +107,12 @@ class RouteTable:
         self._with_parameters = [
             route for route in self._routes if isinstance(route, ParameterRoute) and not _needs_nothing(route)
         ]
+        self._for_admins = {
+            route.path for door in self._doors if door.for_admins for route in door.routes if isinstance(route, Route)
+        }
         # The requests that must cost next to nothing: these endpoints need nothing of the framework but a request.
         self.endpoints: dict[tuple[str, str], Endpoint] = {
-            (method, route.path): route.endpoint
+            (method, route.path): _checked(route.endpoint) if route.path in self._for_admins else route.endpoint
             for route in self._routes
             if _needs_nothing(route)
             for method in route.methods or ()
@@ -127,7 +141,7 @@ class RouteTable:
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope.update(found)
-                return scope, route.respond
+                return scope, _checked(route.respond) if route.path in self._for_admins else route.respond
         return scope, self._options if method == "OPTIONS" else self._refuse
 
     def spelled(self, path: str) -> str:
@@ -207,6 +221,17 @@ class RouteTable:
         known = [known for verb, known in self.endpoints if verb == method]
         near = difflib.get_close_matches(path[:_LONGEST_LIKE_OURS], known, n=1, cutoff=0.8)
         return f"Did you mean {near[0]}?" if near else ""
+
+
+def _checked(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, for admins."""
+
+    @wraps(endpoint)
+    async def answer(request: Request) -> Response:
+        require_admin(request)
+        return await endpoint(request)
+
+    return answer
 
 
 def _path_in(scope: Scope) -> str:

@@ -21,7 +21,7 @@ def cache_key(request: TurnRequest) -> list[Any]:
     """The whole request that a backend would see, and whose it is: parameters first, then the items of history and
     input, without the ids that are new in every turn."""
     shaping = {key: value for key, value in request.body.items() if key not in NOT_IN_CACHE_KEY and value is not None}
-    return [{"principal": request.principal.id, **shaping}, *map(_lasting, request.items)]
+    return [{"principal": request.principal.cache_scope, **shaping}, *map(_lasting, request.items)]
 
 
 def _lasting(item: Item) -> Item:

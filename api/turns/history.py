@@ -31,7 +31,7 @@ async def resolve_references(state: AppState, items: list[Item], owner: str) -> 
         if item["type"] != "item_reference":
             resolved.append(item)
         elif item["id"] in stored:
-            resolved += stored_items(state.sealer, [stored[item["id"]]])
+            resolved += stored_items(state.sealer.of(owner), [stored[item["id"]]])
         else:
             raise InvalidRequest(f"Item with id '{item['id']}' not found.", param=f"input[{index}].id")
     return resolved
@@ -57,7 +57,7 @@ async def resolve_history(
             f"Response '{previous_response_id}' is still {history.unfinished}: it can be continued when it has ended.",
             param="previous_response_id",
         )
-    return without_cut_calls(stored_items(state.sealer, history.items))
+    return without_cut_calls(stored_items(state.sealer.of(owner), history.items))
 
 
 def stored_items(sealer: Sealer, items: list[Item]) -> list[Item]:

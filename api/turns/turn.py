@@ -170,7 +170,7 @@ async def begin_turn(
     params = check_request(body)
     if isinstance(params.input, list) and len(params.input) > MANY_ITEMS:
         await asyncio.sleep(0)  # Others are waiting: what is checked next takes as long again.
-    model = params.model or _model_for_prompts(state.pool)
+    model = params.model or _model_for_prompts(state.pool, principal)
     before = params.previous_response_id
     history = await resolve_history(state, before, remembered, principal.owner) if before else []
     given = input_items(params.input)
@@ -190,7 +190,8 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     """The turn of a background response that has not ended, from its row (`db.UnfinishedResponse`): the same id, input
     and times. Raises `InvalidRequest` where it cannot run any more, and `ServerError` where its request cannot be
     read."""
-    body = given_request(row["request"] or b"{}", partial(state.sealer.open, purpose="request"))
+    sealer = state.sealer.of(row["owner"])
+    body = given_request(row["request"] or b"{}", partial(sealer.open, purpose="request"))
     if body is None:
         raise ServerError("The request of this response was sealed with another key.", code="cannot_open_request")
     params = check_request(body)
@@ -199,7 +200,7 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     # Nobody knows any more which label asked; what the owner has is shared with nobody else.
     principal = Principal(f"kept {owner}", owner)
     has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
-    items = stored_items(state.sealer, row["input"])
+    items = stored_items(sealer, row["input"])
     places = None
     if history and may_repeat(history, params.input) and not has_references:
         _, places = without_repeats(history, input_items(params.input))
@@ -223,19 +224,19 @@ def _turn(state: AppState, request: TurnRequest, items: list[Item], response_id:
     resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
     taken = (item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id"))
     asks = SEALED_REASONING in (params.include or ())
-    seal = partial(state.sealer.seal, purpose="reasoning") if asks else None
+    seal = partial(state.sealer.of(request.principal.owner).seal, purpose="reasoning") if asks else None
     return Turn(
         request,
         ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
-        Routing(principal=request.principal.id, affinity=affinity_of(params, items)),
+        Routing(principal=request.principal.id, affinity=affinity_of(params, items), models=request.principal.models),
     )
 
 
-def _model_for_prompts(pool: Pool) -> str:
+def _model_for_prompts(pool: Pool, principal: Principal) -> str:
     """A model of a server that may know stored prompts: these name their model themselves. Raises `InvalidRequest` if
-    there is no such server."""
+    there is no such server, or not every model may be used."""
     for model, endpoint in pool.endpoints.models().items():
-        if endpoint.kind.native:
+        if endpoint.kind.native and principal.models is None:
             return model
     raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 

@@ -69,6 +69,7 @@ class Endpoint:
         self.running = running
         self.leaving = False
         self.models: dict[str, str] = {}
+        self._allowed: dict[tuple[str, ...], dict[str, str]] = {}
         self.facts: dict[str, ModelFacts] = {}
         self.seen: Discovery | None = None
         self.loaded: set[str] = set()
@@ -107,6 +108,17 @@ class Endpoint:
     def name_of(self, model: str) -> str | None:
         """What this endpoint calls `model`, or None if it does not serve it."""
         return self.models.get(model) or self.kind.name_in(self.facts, model)
+
+    def models_of(self, allowed: tuple[str, ...] | None) -> dict[str, str]:
+        """Those of its models of which a name matches one of the patterns `allowed`, by all of their names, as in
+        `models`; with None all of them."""
+        if allowed is None:
+            return self.models
+        if (models := self._allowed.get(allowed)) is None:
+            used = {there for name, there in self.models.items() if any(fnmatchcase(name, one) for one in allowed)}
+            used |= {there for one in allowed if (there := self.name_of(one))}  # `llama3` is `llama3:latest`.
+            models = self._allowed[allowed] = {name: there for name, there in self.models.items() if there in used}
+        return models
 
     def reason(self) -> str:
         """Why it serves nothing, and what can be done about it."""
@@ -322,6 +334,7 @@ class Endpoint:
         self._failed_looks = 0
         changed = models != self.models or self.error is not None
         self.models, self.error = models, None
+        self._allowed.clear()
         if changed:
             self._on_change()
 

@@ -23,6 +23,8 @@ log = logging.getLogger("nomyo.backends")
 # How often requests for unknown models may make us look again, and how long such a request waits for that.
 LOOK_AGAIN_AFTER_S = 2.0
 LOOK_FOR_S = 0.5
+# Those of the models that whoever asks may use; None: all.
+Patterns = tuple[str, ...] | None
 # At the start: as long as this the first requests wait until somebody has answered.
 FIRST_LOOK_S = 1.0
 # Clients may write a model's name in many ways: so many are remembered.
@@ -43,7 +45,7 @@ class Endpoints(dict[str, Endpoint]):
         self._on_change = on_change
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._looks: dict[str, asyncio.Task[None]] = {}
-        self._serving: dict[str, list[tuple[Endpoint, str]]] = {}
+        self._serving: dict[str | tuple[str, Patterns], list[tuple[Endpoint, str]]] = {}
         self._closing: set[asyncio.Future[None]] = set()
         self._looked_at = -math.inf
         self._generation = 0
@@ -156,13 +158,14 @@ class Endpoints(dict[str, Endpoint]):
         facts = endpoint.facts.get(model) if endpoint else None
         return facts.context if facts else None
 
-    def models(self, but_of: Collection[str] = ()) -> dict[str, Endpoint]:
-        """Every model that is served, by name, and one endpoint that does; `but_of`: routers that are not counted."""
+    def models(self, but_of: Collection[str] = (), allowed: Patterns = None) -> dict[str, Endpoint]:
+        """Every model that is served and `allowed`, by name, and one endpoint that does; `but_of`: routers that are not
+        counted."""
         return {
             model: endpoint
             for endpoint in self.values()
             if not endpoint.leaving and endpoint.router not in but_of
-            for model in sorted(endpoint.models)
+            for model in sorted(endpoint.models_of(allowed))
         }
 
     def counted_name(self, model: str, there: str) -> str:
@@ -172,40 +175,45 @@ class Endpoints(dict[str, Endpoint]):
             return model
         return model if any(model in endpoint.models for endpoint in self.values()) else there
 
-    def serving(self, model: str) -> list[tuple[Endpoint, str]]:
-        """The endpoints that have a model, and its name there. `openai/` in front is how clients of several providers
-        name the API."""
-        serving = self._serving.get(model)
+    def serving(self, model: str, allowed: Patterns = None) -> list[tuple[Endpoint, str]]:
+        """The endpoints that have a model which is `allowed`, and its name there. `openai/` in front is how clients of
+        several providers name the API."""
+        asked = model if allowed is None else (model, allowed)
+        serving = self._serving.get(asked)
         if serving is None:
             serving = [
                 (endpoint, name)
                 for endpoint in self.values()
-                if not endpoint.leaving and (name := endpoint.name_of(model))
+                if not endpoint.leaving
+                and (name := endpoint.name_of(model))
+                and (allowed is None or name in endpoint.models_of(allowed).values())
             ]
             if not serving and model.startswith("openai/"):
-                return self.serving(model.removeprefix("openai/"))
+                return self.serving(model.removeprefix("openai/"), allowed)
             if (
                 serving and len(model) <= LONGEST_NAME
             ):  # A name that nobody serves is a client's own text: not to be remembered.
                 if len(self._serving) >= MOST_NAMES:
                     self._serving.clear()
-                self._serving[model] = serving
+                self._serving[asked] = serving
         return serving
 
-    async def search(self, model: str) -> None:
+    async def search(self, model: str, allowed: Patterns = None) -> None:
         """The model may just have been pulled: a new look, now and then, at those who answer at once. Raises `NotFound`
-        if it is not to be found, `BackendUnreachable` while nobody could be asked."""
+        if it is not to be found or not `allowed`, `BackendUnreachable` while nobody could be asked."""
         if time.monotonic() - self._looked_at > LOOK_AGAIN_AFTER_S:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_FOR_S):
-                    await self.look(model)
+                    await self.look(model, allowed)
             self._looked_at = time.monotonic()
-        if not self.serving(model):
-            raise self._unknown(model)
+        if not self.serving(model, allowed):
+            raise self._unknown(model, allowed)
 
-    def _unknown(self, model: str) -> APIError:
-        models = self.models()
+    def _unknown(self, model: str, allowed: Patterns) -> APIError:
+        models = self.models(allowed=allowed)
         if not models:
+            if allowed is not None and self.models():
+                return NotFound(f"The model '{model}' does not exist.", param="model", code="model_not_found")
             return self._nothing_served(model)
         near = difflib.get_close_matches(model, models, n=3, cutoff=0.4) or sorted(models)[:3]
         return NotFound(
@@ -225,11 +233,11 @@ class Endpoints(dict[str, Endpoint]):
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def look(self, model: str | None = None) -> None:
+    async def look(self, model: str | None = None, allowed: Patterns = None) -> None:
         """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than
         until somebody serves it. Callers at the same time share the looks."""
         looks = {self.look_at(endpoint) for endpoint in self.values() if not endpoint.leaving}
-        while looks and not (model and self.serving(model)):
+        while looks and not (model and self.serving(model, allowed)):
             _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
         if not looks:
             self._looked_at = time.monotonic()

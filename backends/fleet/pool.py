@@ -110,10 +110,10 @@ class Pool:
         model that nobody serves, `TooManyRequests` when no slot comes free, `BackendUnreachable` while no endpoint is
         known."""
         routing = routing or Routing()
-        serving = self.endpoints.serving(model)
+        serving = self.endpoints.serving(model, routing.models)
         if not serving:
-            await self.endpoints.search(model)
-            serving = self.endpoints.serving(model)
+            await self.endpoints.search(model, routing.models)
+            serving = self.endpoints.serving(model, routing.models)
         if routing.path and all(routing.path in endpoint.kind.lacks for endpoint, _ in serving):
             raise Unsupported(f"No server of '{model}' has /v1{routing.path}.", param="model")
         if not routing.attempts:
@@ -129,8 +129,8 @@ class Pool:
     async def look_up(self, model: str, routing: Routing) -> Slot:
         """The endpoint for a request that takes no slot, as counting does, and the model's name there. Errors: as
         `choose`, but for what comes of waiting."""
-        if not self.endpoints.serving(model):
-            await self.endpoints.search(model)
+        if not self.endpoints.serving(model, routing.models):
+            await self.endpoints.search(model, routing.models)
         slot = self.slots.look_up(model, routing)
         if slot is None:
             raise BackendUnreachable(f"No server of '{model}' can be asked now.")
@@ -148,8 +148,9 @@ class Pool:
         began = time.monotonic()
         new_outcome = asyncio.get_running_loop().create_future
         wish = Wish(model, routing, new_outcome())
-        # One that was tried elsewhere is served by fewer endpoints than others of its model.
-        alike = None if routing.tried or routing.unfit else (model, routing.path)
+        # One that was tried elsewhere is served by fewer endpoints than others of its model, and so may one that a key
+        # asks for which may not use all models.
+        alike = None if routing.tried or routing.unfit else (model, routing.models, routing.path)
         place = self.line.arrive(routing.principal, wish, alike, began)
         if self.line.waits(place):
             self.telemetry.counts["queued"] += 1

@@ -19,6 +19,8 @@ class Routing(Struct, eq=False):
 
     principal: str = ""
     affinity: Sequence[str] = ()
+    # Patterns of those models that whoever asks may use; None: all.
+    models: tuple[str, ...] | None = None
     # The front door, as a path below /v1, where it is not every endpoint's.
     path: str = ""
     # Keys of endpoints that it is not sent to again.

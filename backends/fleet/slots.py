@@ -35,7 +35,7 @@ class Slots:
             return self._take(model, routing)
 
     def _take(self, model: str, routing: Routing) -> Slot | None:
-        serving = self._endpoints.serving(model)
+        serving = self._endpoints.serving(model, routing.models)
         now = time.monotonic()
         if len(serving) == 1:  # There is nothing to choose.
             endpoint, name = serving[0]
@@ -57,7 +57,7 @@ class Slots:
     def look_up(self, model: str, routing: Routing) -> Slot | None:
         """Where a request may go that takes no slot, the best first; None if it may go nowhere."""
         now = time.monotonic()
-        fit = [slot for slot in self._endpoints.serving(model) if _may_take(slot[0], routing)]
+        fit = [slot for slot in self._endpoints.serving(model, routing.models) if _may_take(slot[0], routing)]
         return min(fit, key=lambda slot: (not slot[0].candidate(slot[1], now).is_well, slot[0].busy), default=None)
 
     def give_back(self, endpoint: Endpoint) -> None:
@@ -84,7 +84,7 @@ class Slots:
         now = time.monotonic()
         return any(
             _may_take(endpoint, routing) and (not must_be_well or endpoint.candidate(name, now).is_well)
-            for endpoint, name in self._endpoints.serving(model)
+            for endpoint, name in self._endpoints.serving(model, routing.models)
         )
 
 
