@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from core.deletions import Deletions
+from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
 from stores.copies import TABLES, CopiedRow, CopyError, Table
 from stores.rows import INTERRUPTED, Event, History, Item, ItemPage, Response, StoredResponse, UnfinishedResponse
@@ -147,6 +148,18 @@ class Store(Protocol):
 
     async def roll_up_usage(self, before: int) -> None:
         """Adds the hours before some time (Unix seconds, a day's beginning) up to days."""
+        ...
+
+    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def list_keys(self, after: int = 0) -> list[StoredKey]:
+        """The keys of which the last change is one behind `after`, in the order of their changes: with 0 all of
+        them."""
+        ...
+
+    async def put_keys(self, keys: Sequence[StoredKey], after: int) -> bool:
+        """Puts keys, by their digests, all as one change: the next behind `after`, which is the last that whoever puts
+        them knows. Gives False, and changes nothing, where there is a later one already."""
         ...
 
     # ── for the service, over all owners ─────────────────────────────────────────────────────────────────────────────

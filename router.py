@@ -50,7 +50,7 @@ from cluster.workers import FOLDER, Workers
 from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
 from core.files import raise_file_limit
 from core.keyring import Keyring
-from core.reloading import keep_config
+from core.reloading import keep_config, keep_keys
 from core.seals import Sealer
 from core.state import AppState
 from core.stopping import Stopping
@@ -115,6 +115,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
             # What is unfinished now is nobody's.
             orphans = await state.db.unfinished() if is_first else []
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
+        state.keys.take_stored(await state.db.list_keys())
+        state.keys.check_names(config)
         state.keys.peer_key = state.sealer.key_for_peers()
         state.pool.endpoints.router_id = await state.db.get_setting("router_id", token_hex(8))
         if state.cache is not None:
@@ -140,6 +142,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         if config.database.retention_days:
             retention = asyncio.create_task(_keep_retention(state, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
+        keys = asyncio.create_task(keep_keys(state), name="keys")
+        stack.push_async_callback(_stopped, keys)
         if state.config_file is not None:  # We are the service, and not a part of a test.
             _collect_rarely()
             raise_file_limit()

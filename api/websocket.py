@@ -23,7 +23,7 @@ from typing import Any
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from api.http.keys import principal_of
+from api.http.keys import check_key, principal_of
 from api.http.routes import Routes
 from api.responses import record, run_turn
 from api.socket_messages import decoded, error_message, input_behind, read_create, stream_id_of
@@ -151,6 +151,9 @@ class Socket:
             config = self._state.config
             message = decoded(data, config.max_body_mb, config.max_items)
             stream_id = stream_id_of(message)
+            # A key may end while its socket is open, and what it may use may change.
+            check_key(self._state, self._websocket.scope)
+            self._principal = principal_of(self._websocket)
             if message.get("type") == "response.cancel":
                 self._cancel(message)
                 return

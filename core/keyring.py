@@ -126,13 +126,13 @@ class Keyring:
     def _gather(self) -> None:
         config = self._config
         owners = {owner.name: limits_of(owner) for owner in config.owners}
-        keys = [*(_of_database(key, owners) for key in self._stored.values())]
+        keys = [key for stored in self._stored.values() if (key := _of_database(stored, owners))]
         keys += [_of_settings(key, digest_in(key), owners) for key in config.keys]
         if config.api_key:
             keys.append(_Key(digest_of(config.api_key), Principal("api_key", is_admin=True)))
         self._keys = {key.digest[:_PART]: key for key in keys}
         # One that was revoked counts too: whoever revokes the last one does not mean to let everybody in.
-        self.asks_for_keys = bool(self._keys)
+        self.asks_for_keys = bool(self._keys or self._stored)
 
 
 def _of_settings(settings: KeyConfig, digest: bytes, owners: dict[str, Limits]) -> _Key:
@@ -150,6 +150,12 @@ def _of_settings(settings: KeyConfig, digest: bytes, owners: dict[str, Limits]) 
     return _Key(digest, principal, expiry(settings.expires))
 
 
-def _of_database(stored: StoredKey, owners: dict[str, Limits]) -> _Key:
-    key = _of_settings(_settings.decode(stored.settings), stored.digest, owners)
+def _of_database(stored: StoredKey, owners: dict[str, Limits]) -> _Key | None:
+    """None for a key whose settings are not understood: a later version may have limits for it that are unknown
+    here."""
+    try:
+        key = _of_settings(_settings.decode(stored.settings), stored.digest, owners)
+    except ValueError as error:  # msgspec's, too
+        log.error("the key '%s' of the database is not taken: %s", stored.name, error)
+        return None
     return _Key(stored.digest, key.principal, stored.ends_at, stored.ended_by)

@@ -45,6 +45,34 @@ async def keep_config(state: AppState) -> None:
             log.exception("the settings stay as they were")
 
 
+async def keep_keys(state: AppState) -> None:
+    """Takes what changes of the keys of the database, for ever."""
+    failure = ""
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            await take_keys(state)
+        except Exception as error:
+            # Those that are known stay.
+            if (why := repr(error)) != failure:
+                log.warning("the keys of the database cannot be read: %s", why)
+                failure = why
+        else:
+            failure = ""
+
+
+async def take_keys(state: AppState) -> None:
+    """Takes the keys of the database that have changed since the last time."""
+    changed = await state.db.list_keys(state.keys.seen)
+    if not changed:
+        return
+    state.keys.take_stored(changed)
+    try:
+        state.keys.check_names(state.config)
+    except ConfigError as error:
+        log.error("%s", error)
+
+
 async def reload(state: AppState) -> None:
     """Reads the file again, and takes its settings. One that is invalid changes nothing: `state.config_error` names
     what is wrong."""

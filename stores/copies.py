@@ -57,6 +57,12 @@ TABLES = (
         ),
         frozenset({"input", "output", "response", "request"}),
     ),
+    Table(
+        "api_keys",
+        ("digest",),
+        ("digest", "name", "shown", "settings", "created_at", "ends_at", "ended_by", "change"),
+        frozenset({"digest", "settings"}),
+    ),
     Table("response_items", ("owner", "item_id", "response"), ("owner", "item_id", "response")),
     Table("response_events", ("response",), ("response", "events"), frozenset({"events"})),
     Table(

@@ -5,6 +5,7 @@
     response_events   the events of a background stream, kept for clients that join later
     settings          what all routers on this database share
     usage             what was used, by the hour (sqlite_usage.py)
+    api_keys          the keys that the command makes (sqlite_keys.py)
 
 A conversation is a chain of rows, read in one query; those that went on lately stay in memory. Writes are queued and
 committed together. Ids begin with a time, so that new rows lie side by side at the end of each index: what a write
@@ -23,8 +24,9 @@ from typing import Literal
 from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
 from core.json import decode_json, encode_json
+from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
-from stores import sqlite_copies
+from stores import sqlite_copies, sqlite_keys
 from stores.copies import CopiedRow, CopyError, Table
 from stores.migrations.sqlite import migrate
 from stores.rows import (
@@ -304,6 +306,14 @@ class SQLiteStore:
 
     async def roll_up_usage(self, before: int) -> None:
         await self._queue.write((ROLL_UP, (before,)), (DELETE_HOURS, (before,)))
+
+    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def list_keys(self, after: int = 0) -> list[StoredKey]:
+        return await self._connector.read_each(sqlite_keys.stored_key, sqlite_keys.LIST, after)
+
+    async def put_keys(self, keys: Sequence[StoredKey], after: int) -> bool:
+        return await self._connector.run_writing(partial(sqlite_keys.put_keys, keys, after))
 
     # ── whether it works ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,12 +11,23 @@ from __future__ import annotations
 import logging
 import sqlite3
 
-from stores.migrations import NewerDatabase, sqlite_0001_responses, sqlite_0002_owners, sqlite_0003_usage
+from stores.migrations import (
+    NewerDatabase,
+    sqlite_0001_responses,
+    sqlite_0002_owners,
+    sqlite_0003_usage,
+    sqlite_0004_keys,
+)
 from stores.sqlite_connection import BUSY_S, transaction
 
 log = logging.getLogger("nomyo.db")
 
-MIGRATIONS = (sqlite_0001_responses.migrate, sqlite_0002_owners.migrate, sqlite_0003_usage.migrate)
+MIGRATIONS = (
+    sqlite_0001_responses.migrate,
+    sqlite_0002_owners.migrate,
+    sqlite_0003_usage.migrate,
+    sqlite_0004_keys.migrate,
+)
 # Another process may be bringing a large file along.
 PATIENCE_S = 3600.0
 

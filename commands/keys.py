@@ -1,0 +1,292 @@
+"""`./nomyo keys`: the keys of the database, beside a router that runs. What changes here reaches it within 2 s.
+
+add, rotate ──▶ core.key_changes ──▶ Store.put_keys        the key itself is printed once, and kept nowhere
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from commands import Failed, Refused, json_option, print_json, print_line
+from core.config import Config, load_config
+from core.json import Json
+from core.key_changes import (
+    CannotChange,
+    NewKey,
+    expiry_from,
+    new_key,
+    replaced,
+    revoked,
+    seconds_of,
+    settings_of,
+    state_of,
+)
+from core.key_settings import EVERY_MODEL, KeyConfig, owner_in, wrong_with_key
+from core.keys import StoredKey
+from db import Store, make_store
+
+T = TypeVar("T")
+# Of a key that is made with no more than a name.
+_DEFAULTS = msgspec.to_builtins(KeyConfig(name=""))
+
+
+@click.group(short_help="Make, list, replace and revoke keys of clients.")
+def keys() -> None:
+    """The keys of clients that are kept in the database, beside those of the settings. A router that runs takes what
+    changes within 2 s.
+
+    \b
+    Example:
+      ./nomyo keys add ann --models 'qwen*' --rpm 60 --expires 90d
+      docker compose exec router ./nomyo keys list
+    """
+
+
+@keys.command(short_help="Make a key.")
+@click.argument("name")
+@click.option(
+    "--owner",
+    metavar="OWNER",
+    default="",
+    help="Whose everything is that it makes. Default: the name; of an admin, all admins.",
+)
+@click.option("--admin", is_flag=True, help="It may see and change the fleet, the cache, keys and metrics.")
+@click.option(
+    "--models",
+    metavar="PATTERN",
+    multiple=True,
+    help="A model that it may use, as 'qwen*'; several with commas between. Default: all.",
+)
+@click.option("--rpm", type=click.IntRange(1), metavar="N", help="Requests a minute.")
+@click.option("--tpm", type=click.IntRange(1), metavar="N", help="Tokens a minute.")
+@click.option("--concurrent", type=click.IntRange(1), metavar="N", help="Turns at once.")
+@click.option("--background", type=click.IntRange(1), metavar="N", help="Background turns that wait or run.")
+@click.option(
+    "--budget", metavar="N/day", default="", help="Tokens a day or month: 1000000/day, or '1M/day, 20M/month'."
+)
+@click.option(
+    "--cost", metavar="N/month", default="", help="What it may cost a day or month, by the prices of the settings."
+)
+@click.option("--priority", type=int, default=0, metavar="N", help="Its place in the queue: lower ones come first.")
+@click.option(
+    "--expires", metavar="WHEN", default="", help="When it ends: 90d, 12h, or a day (2027-01-31). Default: never."
+)
+@json_option
+def add(name: str, as_json: bool, models: tuple[str, ...], expires: str, **settings: Any) -> None:
+    """Makes a key called NAME, and prints it. It is printed this once: only its SHA-256 is kept.
+
+    \b
+    Example:
+      ./nomyo keys add ann --models 'qwen*' --rpm 60 --budget 1M/day --expires 90d
+    """
+    at = time.time()
+    config = load_config()
+    if any(key.name == name for key in config.keys):
+        raise Refused(f"name: '{name}' is a key of the settings: a name is in one place; give another")
+    patterns = tuple(pattern.strip() for given in models for pattern in given.split(","))
+    wanted = KeyConfig(name=name, models=patterns or EVERY_MODEL, expires=_when(expires, at), **settings)
+    if wrong := wrong_with_key(wanted):
+        raise click.UsageError(wrong)
+    made = _changed(config, lambda kept: new_key(kept, wanted, at))
+    _print_new(made, as_json)
+
+
+@keys.command(name="list", short_help="Show the keys, and what each may do.")
+@click.option("--all", "shows_all", is_flag=True, help="Those that have ended too.")
+@json_option
+def list_keys(shows_all: bool, as_json: bool) -> None:
+    """Shows the keys of the database, the oldest first; those of the settings stand there.
+
+    \b
+    Example:
+      ./nomyo keys list --json
+    """
+    at = time.time()
+    kept = _with_store(load_config(), lambda store: store.list_keys())
+    rows = [
+        described(key, at)
+        for key in sorted(kept, key=lambda key: (key.created_at, key.change))
+        if shows_all or key.ends_at is None or key.ends_at > at
+    ]
+    if as_json:
+        print_json({"keys": rows})
+    elif rows:
+        _print_table(rows)
+    else:
+        print_line(
+            "There are no keys in the database."
+            if shows_all or not kept
+            else "No key is valid (--all shows the others)."
+        )
+
+
+@keys.command(short_help="Make a key in place of another one.")
+@click.argument("name")
+@click.option(
+    "--grace",
+    metavar="WHILE",
+    default="0",
+    help="How long the earlier one stays valid: 30m, 12h, 7d. Default: not at all.",
+)
+@click.option(
+    "--expires", metavar="WHEN", help="When the new one ends: 90d, or a day. Default: when the earlier one does."
+)
+@json_option
+def rotate(name: str, grace: str, expires: str | None, as_json: bool) -> None:
+    """Makes a new key called NAME with the settings of the one that there is, and prints it.
+
+    \b
+    Example:
+      ./nomyo keys rotate ann --grace 7d
+    """
+    at = time.time()
+    try:
+        grace_s = seconds_of(grace)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--grace") from None
+    until = None if expires is None else _when(expires, at)
+    made = _changed(load_config(), lambda kept: replaced(kept, name, at, grace_s=grace_s, expires=until))
+    _print_new(made, as_json)
+
+
+@keys.command(short_help="End a key.")
+@click.argument("name")
+@json_option
+def revoke(name: str, as_json: bool) -> None:
+    """Ends the key NAME, and the earlier ones of that name whose grace still runs. What belongs to its owner stays.
+
+    \b
+    Example:
+      ./nomyo keys revoke ann
+    """
+    at = time.time()
+    ended = _changed(load_config(), lambda kept: revoked(kept, name, at))
+    if as_json:
+        print_json({"revoked": [described(key, at) for key in ended]})
+    else:
+        print_line(f"'{name}' is revoked: running routers take it no more within 2 s.", fg="green")
+
+
+COMMAND = keys
+
+
+def described(key: StoredKey, at: float) -> Json:
+    """A key as programs read it: its settings, but for those that it does not have, and how it stands."""
+    settings = msgspec.to_builtins(settings_of(key))
+    given = {name: value for name, value in settings.items() if value != _DEFAULTS.get(name) and name != "expires"}
+    return {
+        "name": key.name,
+        "key": f"{key.shown}…",
+        "owner": owner_in(settings_of(key)),
+        "state": state_of(key, at),
+        "created_at": key.created_at,
+        "ends_at": key.ends_at,
+        **{name: value for name, value in given.items() if name not in ("name", "owner")},
+    }
+
+
+# ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _with_store(config: Config, act: Callable[[Store], Any]) -> Any:
+    """What `act` gives of the store of the settings, opened beside whoever runs on it."""
+    if config.database.url == "sqlite://":
+        raise Failed("database.url is sqlite://: a database in memory has no keys that last; use keys of the settings")
+
+    async def opened() -> Any:
+        store = make_store(config.database.url)
+        await store.open()
+        try:
+            return await act(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(opened())
+
+
+def _changed(config: Config, change: Callable[[Sequence[StoredKey]], T]) -> T:
+    """What `change` makes of the keys that there are, put into the database."""
+
+    async def put(store: Store) -> T:
+        while True:
+            kept = await store.list_keys()
+            made = change(kept)
+            changed = made.changed if isinstance(made, NewKey) else made
+            if await store.put_keys(changed, max((key.change for key in kept), default=0)):  # type: ignore[arg-type]
+                return made
+
+    try:
+        result: T = _with_store(config, put)
+    except CannotChange as error:
+        raise Refused(str(error)) from None
+    return result
+
+
+def _when(text: str, at: float) -> str:
+    try:
+        return expiry_from(text, at) if text else ""
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--expires") from None
+
+
+# ── what is printed ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _print_new(made: NewKey, as_json: bool) -> None:
+    at = time.time()
+    if as_json:
+        print_json({**described(made.stored, at), "key": made.secret})
+        return
+    # Alone on stdout: for $(./nomyo keys add …).
+    click.echo(made.secret)
+    ends = f", until {_day(made.stored.ends_at)}" if made.stored.ends_at is not None else ""
+    lines = [f"The key of '{made.stored.name}'{ends}. It is shown this once; running routers take it within 2 s."]
+    for key in made.others:
+        is_over = key.ends_at is not None and key.ends_at <= at
+        lines.append(f"The earlier one ({key.shown}…) {'has ended' if is_over else f'ends {_day(key.ends_at)}'}.")
+    for line in lines:
+        click.secho(line, fg="green", file=sys.stderr)
+
+
+def _print_table(rows: Sequence[Json]) -> None:
+    shown = [("NAME", "KEY", "OWNER", "STATE", "MADE", "ENDS", "")]
+    shown += [
+        (
+            row["name"],
+            row["key"],
+            row["owner"] or "(admins)",
+            row["state"],
+            _day(row["created_at"]),
+            _day(row["ends_at"]),
+            _rest(row),
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in shown) for column in range(6)]
+    for number, line in enumerate(shown):
+        text = "  ".join(value.ljust(width) for value, width in zip(line, [*widths, 0], strict=True)).rstrip()
+        print_line(text, bold=number == 0)
+
+
+def _rest(row: Json) -> str:
+    """What a key may do, in one column."""
+    known = ("name", "key", "owner", "state", "created_at", "ends_at")
+    words = []
+    for name, value in row.items():
+        if name not in known:
+            words.append(
+                name if value is True else f"{name}={','.join(value) if isinstance(value, tuple | list) else value}"
+            )
+    return " ".join(words)
+
+
+def _day(at: float | None) -> str:
+    return "never" if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
