@@ -48,6 +48,7 @@ from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
 from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
+from core.extras import need
 from core.files import raise_file_limit
 from core.keyring import Keyring
 from core.reloading import keep_config, keep_keys
@@ -90,7 +91,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.config = config
     state.config_file = file
     state.config_error = None
-    state.cluster = cluster or Alone(config.workers)
+    state.cluster = _joined(config, cluster or Alone(config.workers))
     state.db = make_store(config.database.url, state.cluster.deletions, state.cluster.service)
     state.cache = make_cache(config.cache)
     state.keys = Keyring(config)
@@ -242,6 +243,16 @@ def _is_news(record: logging.LogRecord) -> bool:
     """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole, and when we break off
     an answer."""
     return not str(record.msg).startswith("ASGI callable returned without completing")
+
+
+def _joined(config: Config, inner: Cluster) -> Cluster:
+    """With what these processes share, what they share with those of other machines, where the settings ask for it."""
+    if not config.cluster.url:
+        return inner
+    need("valkey", setting="cluster.url")
+    from cluster.valkey import Replicas
+
+    return Replicas(config.cluster, inner)
 
 
 def _cluster_of_environment() -> Cluster | None:

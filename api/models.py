@@ -44,15 +44,18 @@ async def retrieve_model(request: Request, model: str) -> Response:
 
 @routes.get("/health")
 async def health(request: Request) -> Response:
-    """200 while the router runs, whether or not its backends do, and 503 while nothing can be stored. Asks for no key,
-    and names neither an endpoint nor a file."""
+    """200 while the router runs, whether or not its backends do, and 503 while nothing can be stored. `cluster: apart`
+    while it cannot reach what its replicas share. Asks for no key, and names neither an endpoint nor a file."""
     is_out = await request.app.state.db.outage() is not None
     endpoints = request.app.state.pool.endpoints.values()
     up = sum(endpoint.error is None for endpoint in endpoints)
     fleet = {"configured": len(endpoints), "up": up}
+    # Each process counts for itself then, and serves as before.
+    cluster = {"cluster": "apart"} if request.app.state.cluster.is_apart else {}
     if is_out:
-        return json_response({"status": "storage_error", "endpoints": fleet}, 503, {"Retry-After": "5"})
-    return json_response({"status": "ok", "endpoints": fleet})
+        answer = {"status": "storage_error", "endpoints": fleet, **cluster}
+        return json_response(answer, 503, {"Retry-After": "5"})
+    return json_response({"status": "ok", "endpoints": fleet, **cluster})
 
 
 @routes.get("/")

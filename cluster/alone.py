@@ -27,6 +27,7 @@ class Alone(Cluster):
 
     leads = True
     is_exact = True
+    is_apart = False
 
     def __init__(self, workers: int = 1) -> None:
         self.deletions: Deletions = OwnDeletions()

@@ -7,7 +7,8 @@
     peers         a question to the other processes, over HTTP
     life          who starts, who does what one of all has to do, whose unfinished work is inherited
 
-Implementations: `Alone` (alone.py, one process), `Workers` (workers.py, several on one machine). tests/cluster holds
+Implementations: `Alone` (alone.py, one process), `Workers` (workers.py, several on one machine), `Replicas` (valkey.py,
+on any machines, by a Valkey). tests/cluster holds
 the suite that each must pass. What decides whether a request may run is exact, all else may lag behind by a moment: see
 each method.
 """
@@ -171,6 +172,11 @@ class Cluster(Protocol):
     @property
     def service(self) -> str:
         """What all processes of this service have in common, and no process of another one."""
+        ...
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether what the others share is out of reach for now: this process counts for itself, and nobody leads."""
         ...
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -79,6 +79,7 @@ class Workers(Cluster):
     """The workers that share a folder, as one of them sees them. `prepare` makes what is in the folder."""
 
     is_exact = True
+    is_apart = False
     deletions: SharedDeletions
     line: WorkersLine
     quotas: WorkersQuotas
@@ -181,6 +182,10 @@ class Workers(Cluster):
             used = [n for n in range(MOST_WORKERS) if n != self.number and self._cells[USED + n]]
             return [number for number in used if not self._counters.is_free(number)]
 
+    def living(self) -> list[peers.Peer]:
+        """The other workers that live, and where they are asked."""
+        return [peers.Peer.at(self.peer_socket(number)) for number in self.others()]
+
     def peer_socket(self, number: int) -> Path:
         """Where a worker is asked by the others."""
         return self._folder / f"worker-{number}.sock"
@@ -189,10 +194,10 @@ class Workers(Cluster):
         return peers.answering(app, http, self.peer_socket(self.number))
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
-        return await peers.ask(map(self.peer_socket, self.others()), method, path, headers)
+        return await peers.ask(self.living(), method, path, headers)
 
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
-        return await peers.find(map(self.peer_socket, self.others()), method, path, headers)
+        return await peers.find(self.living(), method, path, headers)
 
 
 class SharedInFlight(InFlight):

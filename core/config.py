@@ -21,6 +21,7 @@ import yaml
 
 from core.errors import ConfigError as ConfigError
 from core.key_settings import UNSENDABLE, KeyConfig, OwnerConfig, check_keys, wrong_with_secret
+from core.valkey_address import Address
 from core.yaml import read_yaml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -74,6 +75,16 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     url: str = "sqlite:///data/router.db"
     retention_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`cluster`: what several replicas share, in a Valkey or a Redis. `name` sets apart the services that share one;
+    `advertise` is where the other replicas ask this one (`host` or `host:port`), where it is not the address by which
+    it reaches the server."""
+
+    url: str = ""
+    name: str = "nomyo"
+    advertise: str = ""
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -186,6 +197,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Names by which clients may call a router that asks for no key, besides addresses and names that are not public.
     allowed_hosts: tuple[str, ...] = ()
     database: DatabaseConfig = DatabaseConfig()
+    cluster: ClusterConfig = ClusterConfig()
     cache: CacheConfig = CacheConfig()
     background: BackgroundConfig = BackgroundConfig()
     queue: QueueConfig = QueueConfig()
@@ -212,6 +224,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "keys[]": KeyConfig,
     "owners[]": OwnerConfig,
     "database": DatabaseConfig,
+    "cluster": ClusterConfig,
     "cache": CacheConfig,
     "background": BackgroundConfig,
     "queue": QueueConfig,
@@ -327,11 +340,23 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
         raise ConfigError("database.url: this version keeps nothing in PostgreSQL yet; must begin with sqlite:///")
     if not re.match(r"sqlite://(/|$)", config.database.url):
         raise ConfigError("database.url: must begin with sqlite:///")
+    _check_cluster(config.cluster)
     paths = {"database.url": config.database.url.removeprefix("sqlite:///"), "cache.path": config.cache.path}
     for key, path in paths.items():
         if path.startswith("~"):  # It would be a folder of that name, where the router was started.
             raise ConfigError(f"{key}: ~ stands for no folder here; write ${{HOME}}, or the whole path")
     return config
+
+
+def _check_cluster(cluster: ClusterConfig) -> None:
+    """Raises `ConfigError`."""
+    if cluster.url:
+        Address.of(cluster.url, "cluster.url")
+    if not re.fullmatch(r"[\w.:-]{1,100}", cluster.name):
+        raise ConfigError("cluster.name: must be letters, digits, '_', '.', ':' and '-', at most 100 of them")
+    place = re.fullmatch(r"[\w.-]+(?::(\d+))?", cluster.advertise) if cluster.advertise else None
+    if cluster.advertise and (place is None or not 0 < int(place[1] or 1) < 65536):
+        raise ConfigError(f"cluster.advertise: '{cluster.advertise}' is no host or host:port, as 10.0.0.7:7000 is")
 
 
 def name_of(endpoint: EndpointConfig) -> str:

@@ -19,7 +19,17 @@ log = logging.getLogger("nomyo.settings")
 
 LOOK_EVERY_S = 1.0
 # Opened at the start, and kept open.
-NEEDS_RESTART = ("workers", "database", "cache", "background", "images", "files", "secret_key", "max_answer_mb")
+NEEDS_RESTART = (
+    "workers",
+    "database",
+    "cluster",
+    "cache",
+    "background",
+    "images",
+    "files",
+    "secret_key",
+    "max_answer_mb",
+)
 
 
 async def keep_config(state: AppState) -> None:

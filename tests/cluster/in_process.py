@@ -39,6 +39,7 @@ class InProcess(Cluster):
     what it knows of the others is old, and it has to ask whether a slot is its own."""
 
     is_exact = True
+    is_apart = False
     line: InProcessLine
 
     def __init__(self, shared: Shared, *, far: bool = False) -> None:

@@ -1,5 +1,5 @@
-"""A worker of a service, for its tests: `python -m tests.cluster.member FOLDER`. Runs each line of its input, code as
-JSON, and prints what it gives. It leaves when its input ends."""
+"""A process of a service, for its tests: `python -m tests.cluster.member FOLDER`, or with the URL of a Valkey. Runs
+each line of its input, code as JSON, and prints what it gives. It leaves when its input ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cluster.protocol import Cluster
 from cluster.workers import Workers
 from tests.cluster.evaluation import evaluate
 
 
+def made(where: str) -> Cluster:
+    if "://" not in where:
+        return Workers(Path(where))
+    from tests.cluster.services import replica
+
+    return replica(where)
+
+
 async def main() -> None:
-    cluster = Workers(Path(sys.argv[1]))
+    cluster = made(sys.argv[1])
     await cluster.open()
     names: dict[str, Any] = {"cluster": cluster}
     reader = asyncio.StreamReader()

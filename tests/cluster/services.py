@@ -12,9 +12,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster import membership
 from cluster.alone import Alone
 from cluster.protocol import Cluster
+from cluster.valkey import Replicas
 from cluster.workers import Workers
+from core.config import ClusterConfig
 from tests.cluster.evaluation import evaluate
 from tests.cluster.in_process import InProcess, Shared
 
@@ -60,20 +63,15 @@ class AloneService(Service):
         raise NotImplementedError("there is none")
 
 
-class WorkersService(Service):
-    """Workers that share `folder`."""
+class ProcessService(Service):
+    """Each member is a process of its own, which runs tests/cluster/member.py with `where` it finds the others."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        Workers.prepare(folder)
-
-    def here(self) -> Workers:
-        return Workers(self.folder)
+    where: str
 
     @asynccontextmanager
     async def other(self) -> AsyncIterator[ProcessMember]:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.cluster.member", str(self.folder)),
+            *(sys.executable, "-m", "tests.cluster.member", self.where),
             cwd=ROOT,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -88,6 +86,38 @@ class WorkersService(Service):
                 await process.wait()
 
 
+class WorkersService(ProcessService):
+    """Workers that share `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.where = str(folder)
+        Workers.prepare(folder)
+
+    def here(self) -> Workers:
+        return Workers(self.folder)
+
+
+# Long enough for a process that a busy machine lets stand still, and short enough to wait for.
+LEASE_S = 1.5
+
+
+def replica(url: str) -> Replicas:
+    """A process that shares a Valkey with others."""
+    membership.LEASE_S = LEASE_S
+    return Replicas(ClusterConfig(url=url), Alone())
+
+
+class ReplicasService(ProcessService):
+    """Replicas that share a Valkey."""
+
+    def __init__(self, url: str) -> None:
+        self.where = url
+
+    def here(self) -> Replicas:
+        return replica(self.where)
+
+
 class ProcessMember(Member):
     """Of a process that runs tests/cluster/member.py."""
 
@@ -98,6 +128,10 @@ class ProcessMember(Member):
         assert self._process.stdin
         self._process.stdin.write(json.dumps(code).encode() + b"\n")
         return await self.answer()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     async def answer(self) -> Any:
         assert self._process.stdout

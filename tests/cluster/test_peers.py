@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import peers
+from cluster.peers import Peer
 from tests.turns import SOON_S, eventually
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -57,9 +58,9 @@ async def test_one_that_does_not_answer_is_left_out(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, serves: Serve
 ) -> None:
     monkeypatch.setattr(peers, "PATIENCE_S", 0.1)
-    assert await peers.ask([path], "GET", "/metrics", {}) == [None], "it is not up yet"
+    assert await peers.ask([Peer.at(path)], "GET", "/metrics", {}) == [None], "it is not up yet"
     async with peer(path, serves):
-        assert await asyncio.wait_for(peers.ask([path], "GET", "/metrics", {}), SOON_S) == [None]
+        assert await asyncio.wait_for(peers.ask([Peer.at(path)], "GET", "/metrics", {}), SOON_S) == [None]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["worker-1 does not answer"] * 2
 
 
@@ -70,7 +71,7 @@ async def test_one_that_does_not_answer_is_passed_over(
     monkeypatch.setattr(peers, "FINDING_PATIENCE_S", 0.1)
     async with peer(path, serves), peer(path.with_name("worker-2.sock"), in_the_middle):
         sockets = [path.with_name("worker-3.sock"), path, path.with_name("worker-2.sock")]
-        found = await asyncio.wait_for(peers.find(sockets, "GET", "/v1/responses/1", {}), SOON_S)
+        found = await asyncio.wait_for(peers.find(map(Peer.at, sockets), "GET", "/v1/responses/1", {}), SOON_S)
         assert found is not None
         await found.aclose()
     assert len(caplog.records) == 2
@@ -86,7 +87,7 @@ async def test_an_answer_comes_in_pieces_and_where_it_breaks_off_that_is_an_erro
         await at_once(reader, writer)
 
     async with peer(path, in_pieces):
-        found = await peers.find([path], "GET", "/", {})
+        found = await peers.find([Peer.at(path)], "GET", "/", {})
         assert found is not None
         assert found.headers["content-type"] == "text/event-stream"
         pieces = found.pieces()
@@ -110,11 +111,11 @@ async def test_a_connection_is_closed_with_its_answer_also_where_nothing_was_rea
         writer.close()
 
     async with peer(path, stays_open):
-        found = await peers.find([path], "GET", "/", {})
+        found = await peers.find([Peer.at(path)], "GET", "/", {})
         assert found is not None
         await found.aclose()
         await eventually(lambda: closed == 1, "the connection is closed")
-        found = await peers.find([path], "GET", "/", {})
+        found = await peers.find([Peer.at(path)], "GET", "/", {})
         assert found is not None
         await anext(found.pieces())
         await found.aclose()

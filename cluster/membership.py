@@ -1,0 +1,301 @@
+"""A process's place among those that share a Valkey: its lease, and what it hears of the others.
+
+    JOIN ──▶ BEAT, each second, and each 50 ms while something runs here ──▶ LEAVE
+     ▲        │ UNKNOWN: the lease ran out, or the server has forgotten all
+     └────────┘ and so it is each time that the connection is made
+
+With JOIN comes all that this process has running: what the server counts is the sum of what the processes know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from secrets import token_hex
+from typing import Any, Protocol
+
+from cluster import valkey_scripts as scripts
+from core.valkey import Argument, OnAnswer, Script, Valkey, ValkeyError
+from core.valkey_address import Address
+
+log = logging.getLogger("nomyo.cluster")
+
+# A process that was not heard for so long is dead; each is heard three times as often, and more often while it matters
+# what the others have.
+LEASE_S = 3.0
+BEATS = 3
+BUSY_BEAT_S = 0.05
+# So often the leader adds up all requests anew: what a server loses of its own accord is there again then.
+SUM_S = 5.0
+# In this time those who live have joined again a server that has forgotten all.
+REJOIN_S = 0.6
+
+
+class Listener(Protocol):
+    """Who keeps what the others share."""
+
+    def is_busy(self) -> bool:
+        """Whether others' counts matter right now."""
+        ...
+
+    def own_requests(self) -> Iterable[tuple[str, int]]:
+        """What runs here: what the server is to count for this process."""
+        ...
+
+    def own_line(self) -> tuple[int, int]:
+        """How many wait here, and since when, in µs of the server's time; 0 and 0 where nobody does."""
+        ...
+
+    def deleted(self) -> int:
+        """How many deletions are known."""
+        ...
+
+    def own_notes(self) -> Iterable[tuple[str, str]]:
+        """The notes that are known."""
+        ...
+
+    def hear_totals(self, totals: dict[str, int], own: dict[str, int]) -> None:
+        """The requests at each endpoint, of all processes and of this one, as the server has them."""
+        ...
+
+    def hear_all(self, lines: dict[str, str], notes: dict[str, str], peers: dict[str, str], deletions: int) -> None:
+        """Everything else, as it is at the server."""
+        ...
+
+    def hear(self, kind: str, sender: str, text: str) -> None:
+        """One change of it, or a wake-up, of another process: kinds are those of the scripts."""
+        ...
+
+    def hear_deaths(self, dead: dict[str, str]) -> None:
+        """The processes whose work is this one's to take over, each with the address where it was asked."""
+        ...
+
+    def lost(self) -> None:
+        """The server is away: nothing of the others is known any more."""
+        ...
+
+
+class Membership:
+    """That of this process in the service `name`."""
+
+    def __init__(self, address: Address, name: str, listener: Listener) -> None:
+        self.id = token_hex(6)
+        self.name = name
+        self._listener = listener
+        self.valkey = Valkey(
+            address,
+            "cluster.url",
+            channels=(f"{{{name}}}:news",),
+            scripts=scripts.ALL,
+            on_open=self.join,
+            on_lost=self._lost,
+            on_message=self._news,
+            meanwhile="each process counts for itself until it is back",
+        )
+        # Whether the server knows of this process, or will before anything that is sent to it from now on.
+        self.is_joined = False
+        self.number = -1
+        # By which the peers know each other.
+        self.secret = token_hex(32)
+        self.address = ""
+        self.serves = False
+        # Whether the server had forgotten everything, or never known anything, when this process came.
+        self.was_empty = False
+        self.joined_at = 0.0
+        self._joining = False
+        self._epoch = token_hex(6)
+        self._version = -1
+        self._leads_until = 0.0
+        self._offset_us = 0
+        self._least_round_trip_s = 1.0
+        self._summed_at = 0.0
+        self._ended: Counter[str] = Counter()
+        self._flush: asyncio.Handle | None = None
+        self._due = asyncio.Event()
+        self._heard = asyncio.Event()
+        self._beating: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Joins, if the server is there. Raises `StartError` where it lets nobody in."""
+        await self.valkey.open()
+        if self.is_joined:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2.0):
+                    await self._heard.wait()
+        self._beating = asyncio.create_task(self._beat_for_ever(), name="heartbeat")
+
+    async def close(self) -> None:
+        """Leaves."""
+        if self._beating is not None:
+            self._beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._beating
+        if self._flush is not None:
+            self._flush.cancel()
+        if self.is_joined:
+            with suppress(ConnectionError, ValkeyError):
+                await self.ask(scripts.LEAVE)
+        self.is_joined = False
+        await self.valkey.close()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process has the lease of the leader."""
+        return self.is_joined and time.monotonic() < self._leads_until
+
+    # ── to the server ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, script: Script, *args: Argument, on_answer: OnAnswer | None = None) -> bool:
+        """Runs a script for this process, without a wait, behind what has ended before. False while nobody is there to
+        run it."""
+        if not self.is_joined:
+            return False
+        if self._ended:
+            self._send_ended()
+        return self.valkey.start(script, (self.name, self.id, *args), on_answer)
+
+    def ask(self, script: Script, *args: Argument) -> asyncio.Future[Any]:
+        """What a script gives. Raises `ConnectionError`, `ValkeyError`."""
+        return self.valkey.run(script, self.name, self.id, *args)
+
+    def ended(self, endpoint: str, requests: int = 1) -> None:
+        """Requests of this process there have ended: those of one moment go together."""
+        if self.is_joined:
+            self._ended[endpoint] += requests
+            if self._flush is None:
+                self._flush = asyncio.get_running_loop().call_soon(self._flush_ended)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether some have, and the server is about to hear of it: it sends a wake-up then."""
+        return bool(self._ended)
+
+    def _flush_ended(self) -> None:
+        self._flush = None
+        if self._ended:
+            self._send_ended()
+
+    def _send_ended(self) -> None:
+        ended = [word for one in self._ended.items() for word in one]
+        self._ended.clear()
+        self.valkey.start(scripts.END, (self.name, self.id, *ended))
+
+    def join(self) -> None:
+        """Lets the server know of this process and all that it has running, unless that is on its way."""
+        if self._joining:
+            return
+        self._joining = self.is_joined = True
+        self._ended.clear()  # What has ended is not among what runs.
+        self._version = -1
+        listener = self._listener
+        waiting, since_us = listener.own_line()
+        requests = list(listener.own_requests())
+        notes = [word for note in listener.own_notes() for word in note]
+        serves = 1 if self.serves else 0
+        known: list[Argument] = [int(LEASE_S * 1000), self.number, self.address]
+        known += [listener.deleted(), self._epoch, self.secret, waiting, since_us, serves, len(requests)]
+        known += [word for request in requests for word in request]
+        self.send(scripts.JOIN, *known, *notes, on_answer=self._joined)
+        self._beat()
+
+    def _joined(self, answer: Any) -> None:
+        self._joining = False
+        if isinstance(answer, Exception):
+            if isinstance(answer, ValkeyError):
+                log.error("Valkey does not take this process: %s", answer)
+            return
+        self.number, is_empty = answer
+        self.was_empty = bool(is_empty)
+        self.joined_at = time.monotonic()
+
+    def answers_at(self, address: str) -> None:
+        """From now on this process answers its peers there."""
+        self.address = address
+        self.send(scripts.ANSWERS, self.number, address)
+
+    # ── from the server ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def server_us(self, monotonic_s: float) -> int:
+        """A time of ours in the server's, in µs."""
+        return int(monotonic_s * 1e6) + self._offset_us
+
+    def look(self) -> None:
+        """Has a beat come soon: something may have changed."""
+        self._due.set()
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            every_s = BUSY_BEAT_S if self._listener.is_busy() else LEASE_S / BEATS
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await self._due.wait()
+            self._due.clear()
+            if self.is_joined:
+                self._beat()
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        sums = now - self._summed_at > SUM_S and self.leads
+        if sums:
+            self._summed_at = now
+
+        def heard(answer: Any) -> None:
+            if answer == scripts.UNKNOWN:
+                self.join()
+            elif not isinstance(answer, Exception):
+                self._hear_beat(answer, now)
+
+        self.send(scripts.BEAT, int(LEASE_S * 1000), self._version, 1 if sums else 0, on_answer=heard)
+
+    def _hear_beat(self, answer: list[Any], sent_at: float) -> None:
+        server_us, version, leads, totals, own, dead, *changed = answer
+        now = time.monotonic()
+        # The quickest answer knows the time best; the clocks may drift apart.
+        self._least_round_trip_s *= 1.01
+        if now - sent_at <= self._least_round_trip_s:
+            self._least_round_trip_s = now - sent_at
+            self._offset_us = server_us - int((sent_at + now) / 2 * 1e6)
+        self._leads_until = sent_at + LEASE_S if leads else 0.0
+        self._listener.hear_totals(_numbers(totals), _numbers(own))
+        if changed:
+            lines, notes, peers, deletions, epoch, secret = changed
+            self._version, self._epoch, self.secret = version, epoch.decode(), secret.decode() or self.secret
+            self._listener.hear_all(_texts(lines), _texts(notes), _texts(peers), int(deletions))
+        self._listener.hear_deaths(_texts(dead))
+        self._heard.set()
+
+    def _news(self, message: bytes) -> None:
+        kind, sender, *rest = message.decode().split(" ", 2)
+        text = rest[0] if rest else ""
+        if kind in scripts.VERSIONED:
+            number, _, text = text.partition(" ")
+            version = int(number)
+            if version != self._version + 1:
+                # Something was missed: the next beat brings all of it.
+                if version > self._version:
+                    self.look()
+                return
+            self._version = version
+        if sender != self.id:
+            if kind == "V":
+                self.look()
+            else:
+                self._listener.hear(kind, sender, text)
+
+    def _lost(self) -> None:
+        self.is_joined = self._joining = False
+        self._leads_until = 0.0
+        self._ended.clear()
+        self._listener.lost()
+
+
+def _texts(flat: list[bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _numbers(flat: list[bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -1,0 +1,293 @@
+"""Replicas of one service on any machines (`cluster.url` in the settings): what they share lies in a Valkey or a Redis.
+
+    membership      a lease for each process, renewed; what is dead is found out by whoever lives     membership.py
+    scripts         what is counted is counted at the server, in one step                             valkey_scripts.py
+    counts          what this process knows of it, to be looked at without a wait                     valkey_counts.py
+    quotas          limits of keys and owners                                                         valkey_quotas.py
+    peers           a port of each process, behind a secret that lies there too                       peers.py
+
+Around it is what the workers of one machine share (`Workers`), or a single process (`Alone`): that is what counts while
+the server is away, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from hashlib import blake2b
+from itertools import chain
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from cluster import membership, peers
+from cluster import valkey_scripts as scripts
+from cluster.membership import Listener, Membership
+from cluster.protocol import Cluster, InFlight, PeerAnswer
+from cluster.valkey_counts import ReplicaDeletions, ReplicaInFlight, ReplicaLine, short, total_of
+from cluster.valkey_quotas import ReplicaQuotas
+from core.config import ClusterConfig
+from core.deletions import Deletions
+from core.valkey_address import Address
+
+log = logging.getLogger("nomyo.cluster")
+
+# How often one that starts asks whether it is its turn, and how long a start may hold up others if it dies.
+TURN_S, STARTING_S = 0.02, 30.0
+# How often it is asked whether one whose lease ended has its port still, and how long that may take.
+LOOK_S, CONNECT_S = 0.5, 1.0
+
+
+class Replicas(Cluster, Listener):
+    """The processes that share a Valkey, as one of them sees them. `inner` is what those of this machine share, and
+    `number` the one of this process among them."""
+
+    is_exact = False
+    line: ReplicaLine
+    quotas: ReplicaQuotas
+
+    def __init__(self, config: ClusterConfig, inner: Cluster) -> None:
+        self._config = config
+        self._inner = inner
+        self._at = Address.of(config.url, "cluster.url")
+        self.membership = Membership(self._at, config.name, self)
+        self._requests: dict[str, ReplicaInFlight] = {}
+        self._peers: dict[str, tuple[int, str]] = {}
+        self._notes: dict[str, str] = {}
+        self._dead: dict[str, str] = {}
+        self._taken_over: set[str] = set()
+        self._has_dead = asyncio.Event()
+        self._has_lost = False
+        self.deletions: Deletions
+        self.deletions = self._deletions = ReplicaDeletions(self.membership)
+        self.line = ReplicaLine(inner.line, self.membership)
+        self.line.on_totals = self._hear_more
+        self.quotas = ReplicaQuotas(inner.quotas, self.membership)
+
+    @property
+    def service(self) -> str:
+        named = f"{self._at.host} {self._at.port} {self._at.database} {self._config.name}"
+        return blake2b(named.encode(), digest_size=16).hexdigest()
+
+    @property
+    def number(self) -> int:
+        """How many processes came before this one."""
+        return self.membership.number
+
+    @property
+    def is_apart(self) -> bool:
+        return not self.membership.is_joined
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        await self._inner.open()
+        await self.membership.open()
+
+    async def close(self) -> None:
+        await self.membership.close()
+        await self._inner.close()
+
+    @asynccontextmanager
+    async def starting(self) -> AsyncGenerator[bool]:
+        is_first = await self._waits_for_its_turn()
+        is_started = False
+        try:
+            yield is_first
+            is_started = True
+        finally:
+            self.membership.serves = is_started or self.membership.serves
+            self.membership.send(scripts.STARTED, int(is_started), int(is_started and is_first))
+
+    async def _waits_for_its_turn(self) -> bool:
+        """Gives whether nobody serves yet. Without a server nobody knows: then what is unfinished may be somebody's."""
+        if self.membership.is_joined and self.membership.was_empty:
+            # Those whom it has forgotten come back meanwhile.
+            await asyncio.sleep(self.membership.joined_at + membership.REJOIN_S - time.monotonic())
+        while self.membership.is_joined:
+            try:
+                serving = await self.membership.ask(scripts.START, int(STARTING_S * 1000))
+            except ConnectionError:
+                break
+            if serving != scripts.UNKNOWN:
+                return bool(serving == 0)
+            await asyncio.sleep(TURN_S)
+        return False
+
+    @property
+    def leads(self) -> bool:
+        return self.membership.leads
+
+    async def deaths(self) -> AsyncIterator[None]:
+        """Whose port is still held is slow, and not dead: what he runs is his."""
+        while True:
+            await self._has_dead.wait()
+            for dead, address in list(self._dead.items()):
+                if await self._holds(address):
+                    continue
+                yield
+                self.membership.send(scripts.TAKEN_OVER, dead)
+                self._taken_over.add(dead)
+                self._dead.pop(dead, None)
+            if self._dead:
+                await asyncio.sleep(LOOK_S)
+            else:
+                self._has_dead.clear()
+
+    async def _holds(self, address: str) -> bool:
+        if not address or address in {at for _, at in self._peers.values()}:
+            return False  # It left, or has a successor.
+        host, _, port = address.rpartition(":")
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        except OSError:  # also the timeout
+            return False
+        writer.close()
+        return True
+
+    # ── requests at endpoints ────────────────────────────────────────────────────────────────────────────────────────
+
+    def in_flight(self, url: str) -> InFlight:
+        name = short(url)
+        if (found := self._requests.get(name)) is None:
+
+            def on_drain(draining: bool) -> None:
+                self.note(f"drain:{name}", "1" if draining else "0")
+
+            found = ReplicaInFlight(name, self._inner.in_flight(url), self.membership, on_drain)
+            found.hear_of_drain(self._notes.get(f"drain:{name}") == "1")
+            self._requests[name] = found
+            self.membership.look()
+        return found
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return self._inner.exclusive()
+
+    def note(self, name: str, text: str) -> None:
+        """Lets all processes know of a small fact, for good. Neither name nor text is empty, the name has no space."""
+        self._notes[name] = text
+        self.membership.send(scripts.NOTE, name, text)
+
+    # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def answering(self, app: ASGIApp, http: type[asyncio.Protocol]) -> AsyncGenerator[None]:
+        host, port = self._advertised()
+        own = host or self.membership.valkey.own_host or _own_host(self._at)
+        listen_at = "" if host else own
+        async with peers.answering_at(app, http, listen_at, port, lambda: self.membership.secret) as port:
+            self.membership.answers_at(f"{f'[{own}]' if ':' in own else own or socket.gethostname()}:{port}")
+            yield
+        self.membership.answers_at("")
+
+    def _advertised(self) -> tuple[str, int]:
+        """Host and port of `cluster.advertise`; the workers of a machine have ports one behind the other."""
+        host, _, port = self._config.advertise.partition(":")
+        return host, int(port) + max(getattr(self._inner, "number", 0), 0) if port else 0
+
+    def _others(self) -> list[peers.Peer]:
+        known = sorted((number, address) for number, address in self._peers.values() if address)
+        return [peers.Peer(f"peer {address}", None, address, self.membership.secret) for _, address in known]
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        return await peers.ask(self._others(), method, path, headers)
+
+    async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
+        return await peers.find(self._others(), method, path, headers)
+
+    # ── what is heard ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def is_busy(self) -> bool:
+        return self.line.is_busy() or any(one.confirmed for one in self._requests.values())
+
+    def own_requests(self) -> Iterable[tuple[str, int]]:
+        return chain(total_of(self._requests.values()), self.quotas.own())
+
+    def own_line(self) -> tuple[int, int]:
+        return self.line.own()
+
+    def deleted(self) -> int:
+        return self.deletions.value
+
+    def own_notes(self) -> Iterable[tuple[str, str]]:
+        return self._notes.items()
+
+    def hear_totals(self, totals: dict[str, int], own: dict[str, int]) -> None:
+        freed = False
+        for name, one in self._requests.items():
+            freed |= one.hear(totals.get(name, 0) - own.get(name, 0))
+        if freed:
+            self.line.woken()
+
+    def _hear_more(self, totals: list[bytes]) -> None:
+        counted = {name.decode(): int(count) for name, count in zip(totals[::2], totals[1::2], strict=True)}
+        self.hear_totals(counted, {name: one.confirmed for name, one in self._requests.items()})
+
+    def hear_all(self, lines: dict[str, str], notes: dict[str, str], peers: dict[str, str], deletions: int) -> None:
+        self.line.hear_all(lines)
+        for name, text in notes.items():
+            self._hear_note(name, text)
+        found = {who: peer.partition(" ") for who, peer in peers.items() if who != self.membership.id}
+        self._peers = {who: (int(number), address) for who, (number, _, address) in found.items()}
+        self.line.has_others = bool(self._peers)
+        self._deletions.hear(deletions)
+        if self._has_lost:
+            # For what was deleted while this process could not hear of it.
+            self._has_lost = False
+            self.deletions.add(1)
+
+    def hear(self, kind: str, sender: str, text: str) -> None:
+        match kind:
+            case "W":
+                words = text.split()
+                for name, total in zip(words[::2], words[1::2], strict=True):
+                    if one := self._requests.get(name):
+                        one.hear(int(total) - one.confirmed)
+                self.line.woken()
+            case "L":
+                waiting, since_us = text.split()
+                self.line.hear(sender, int(waiting), int(since_us))
+            case "N":
+                name, _, note = text.partition(" ")
+                self._hear_note(name, note)
+            case "D":
+                self._deletions.hear(int(text))
+
+    def _hear_note(self, name: str, text: str) -> None:
+        if self._notes.get(name) == text:
+            return
+        self._notes[name] = text
+        kind, _, about = name.partition(":")
+        if kind == "drain" and (one := self._requests.get(about)):
+            one.hear_of_drain(text == "1")
+
+    def hear_deaths(self, dead: dict[str, str]) -> None:
+        # What is on its way may have been asked before it was taken over.
+        self._taken_over &= dead.keys()
+        self._dead = {who: address for who, address in dead.items() if who not in self._taken_over}
+        if self._dead:
+            self._has_dead.set()
+
+    def lost(self) -> None:
+        self.line.lost()
+        self._deletions.lost()
+        for one in self._requests.values():
+            one.hear(0)
+        self._has_lost = True
+        # As far as is known, fewer run than did.
+        self.line.woken()
+
+
+def _own_host(to: Address) -> str:
+    """The address of this machine on the way to another one; empty where nobody knows. Nothing is sent."""
+    with suppress(OSError):
+        family, _, _, _, there = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(there)
+            return str(probe.getsockname()[0])
+    return ""

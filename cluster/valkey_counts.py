@@ -1,0 +1,276 @@
+"""What one process knows of what all of them count in a Valkey: requests at endpoints, who waits, deletions. Looking
+reads memory alone. While the server is away all of it is what the process, or its machine, counts by itself
+(`inner`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+from cluster import valkey_scripts as scripts
+from cluster.membership import Membership
+from cluster.protocol import InFlight, SharedLine
+from core.deletions import Deletions
+from core.valkey import ValkeyError
+
+# How long a slot is left to another process in which somebody has waited longer: a wake-up takes a tenth of it.
+GIVE_WAY_S = 0.01
+# What the others hear of who waits is no older.
+LINE_LAG_S = 0.01
+
+
+def short(name: str) -> str:
+    """A name of any length, and with whatever password in it, as the server has it."""
+    return blake2b(name.encode(), digest_size=9).hexdigest()
+
+
+class ReplicaInFlight(InFlight):
+    """The requests at an endpoint: those that were begun here and not confirmed yet, those that were, and those of
+    others as they were last heard of."""
+
+    __slots__ = ("_begun", "_drained", "_elsewhere", "_inner", "_membership", "_on_drain", "confirmed", "name")
+
+    def __init__(self, name: str, inner: InFlight, membership: Membership, on_drain: Callable[[bool], None]) -> None:
+        self.name = name
+        self._inner = inner
+        self._membership = membership
+        self._on_drain = on_drain
+        self._drained = False
+        self._begun = self._elsewhere = self.confirmed = 0
+
+    def total(self) -> int:
+        if not self._membership.is_joined:
+            return self._inner.total()
+        return self._begun + self.confirmed + self._elsewhere
+
+    def begin(self) -> None:
+        self._begun += 1
+        self._inner.begin()
+
+    async def confirm(self, limit: int) -> bool:
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._ask(limit, answer)
+        try:
+            return await answer
+        except BaseException:
+            if answer.done() and not answer.cancelled() and answer.result():
+                # It came in the moment in which nobody waited for it any more.
+                self.confirmed -= 1
+                self._begun += 1
+                self._membership.ended(self.name)
+            raise
+
+    def withdraw(self) -> None:
+        self._begun -= 1
+        self._inner.withdraw()
+
+    def end(self) -> None:
+        self.confirmed -= 1
+        self._inner.end()
+        self._membership.ended(self.name)
+
+    @property
+    def draining(self) -> bool:
+        return self._drained
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        if draining != self._drained:
+            self._drained = draining
+            self._on_drain(draining)
+
+    def hear_of_drain(self, draining: bool) -> None:
+        """Another process has drained it, or not any more."""
+        self._drained = draining
+
+    def hear(self, elsewhere: int) -> bool:
+        """So many run there of others. Gives whether that is less than was known of."""
+        is_less = elsewhere < self._elsewhere
+        self._elsewhere = max(elsewhere, 0)
+        return is_less
+
+    def _ask(self, limit: int, answer: asyncio.Future[bool]) -> None:
+        if not self._membership.send(scripts.TAKE, self.name, limit, on_answer=partial(self._answered, limit, answer)):
+            self._settle(answer)
+
+    def _answered(self, limit: int, answer: asyncio.Future[bool], given: Any) -> None:
+        if isinstance(given, Exception):
+            # Nobody knows; this process counts for itself until somebody does.
+            self._settle(answer)
+        elif given[0] == scripts.UNKNOWN:
+            self._membership.join()
+            self._ask(limit, answer)
+        else:
+            self.hear(given[1])
+            if given[0]:
+                if answer.done():
+                    self._membership.ended(self.name)  # Whoever asked has gone.
+                else:
+                    self._settle(answer)
+            elif not answer.done():
+                answer.set_result(False)
+
+    def _settle(self, answer: asyncio.Future[bool]) -> None:
+        """It is one of those that run from now on, not only when whoever asked gets to hear of it."""
+        if not answer.done():
+            self._begun -= 1
+            self.confirmed += 1
+            answer.set_result(True)
+
+
+class ReplicaLine(SharedLine):
+    """Who waits in which process, since when by the server's clock."""
+
+    def __init__(self, inner: SharedLine, membership: Membership) -> None:
+        self._inner = inner
+        self._membership = membership
+        self._waiting = 0
+        self._since_s = 0.0
+        self._others: dict[str, tuple[int, int]] = {}
+        self._on_wake: Callable[[], None] | None = None
+        self._announcing: asyncio.Handle | None = None
+        # The answer to an announcement has the requests of all.
+        self.on_totals: Callable[[list[bytes]], None] = lambda totals: None
+        # Whether there are other processes.
+        self.has_others = False
+
+    @property
+    def give_way_s(self) -> float:  # type: ignore[override]
+        if self._membership.is_joined:
+            return GIVE_WAY_S if self.has_others else 0.0
+        return self._inner.give_way_s
+
+    def announce(self, waiting: int, since_s: float) -> None:
+        self._inner.announce(waiting, since_s)
+        is_sooner = not waiting or not self._waiting
+        self._waiting, self._since_s = waiting, since_s if waiting else 0.0
+        if not self._membership.is_joined or (self._announcing is not None and not is_sooner):
+            return
+        if self._announcing is not None:
+            self._announcing.cancel()
+        loop = asyncio.get_running_loop()
+        # The first who waits, and the last who did, at once: for them others stand back.
+        self._announcing = loop.call_soon(self._send) if is_sooner else loop.call_later(LINE_LAG_S, self._send)
+
+    def own(self) -> tuple[int, int]:
+        """How many wait here, and since when, in µs of the server's time."""
+        return self._waiting, self._membership.server_us(self._since_s) if self._waiting else 0
+
+    def elsewhere(self) -> int:
+        if not self._membership.is_joined:
+            return self._inner.elsewhere()
+        return sum(waiting for waiting, _ in self._others.values())
+
+    def is_first(self) -> bool:
+        if not self._membership.is_joined:
+            return self._inner.is_first()
+        if not self._waiting:
+            return not self._others
+        mine = self._membership.server_us(self._since_s)
+        return all(mine <= since for _, since in self._others.values())
+
+    def wake(self) -> None:
+        if not self._membership.is_joined:
+            self._inner.wake()
+        elif self._others and not self._membership.has_ended:
+            self._membership.send(scripts.WAKE)
+
+    def listen(self, on_wake: Callable[[], None]) -> None:
+        self._inner.listen(on_wake)
+        self._on_wake = on_wake
+
+    def stop_listening(self) -> None:
+        self._inner.stop_listening()
+        self._on_wake = None
+        if self._announcing is not None:
+            self._announcing.cancel()
+
+    def woken(self) -> None:
+        """A slot may be free for whoever waits here."""
+        if self._waiting and self._on_wake is not None:
+            self._on_wake()
+
+    def is_busy(self) -> bool:
+        """Whether anybody waits here."""
+        return self._waiting > 0
+
+    def hear(self, sender: str, waiting: int, since_us: int) -> None:
+        """Who waits in another process."""
+        if waiting:
+            self._others[sender] = waiting, since_us
+        else:
+            self._others.pop(sender, None)
+
+    def hear_all(self, lines: dict[str, str]) -> None:
+        """Who waits in all of them: by process how many, and since when."""
+        others = {who: line.split() for who, line in lines.items() if who != self._membership.id}
+        self._others = {who: (int(waiting), int(since_us)) for who, (waiting, since_us) in others.items()}
+
+    def lost(self) -> None:
+        """Nothing is known of others any more."""
+        self._others.clear()
+
+    def _send(self) -> None:
+        self._announcing = None
+        self._membership.send(scripts.LINE, *self.own(), on_answer=self._announced)
+
+    def _announced(self, answer: Any) -> None:
+        if isinstance(answer, list):
+            self.on_totals(answer)
+        elif answer == scripts.UNKNOWN:
+            self._membership.join()
+
+
+class ReplicaDeletions(Deletions):
+    """The count of deletions at the server, and those of this process that it has not answered for yet."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._known = self._asked = self._unasked = 0
+        self._asking: asyncio.Handle | None = None
+
+    @property
+    def value(self) -> int:
+        return self._known + self._asked + self._unasked
+
+    def add(self, deleted: int) -> None:
+        if not self._membership.is_joined:
+            self._known += deleted
+            return
+        self._unasked += deleted
+        if self._asking is None:
+            self._asking = asyncio.get_running_loop().call_soon(self._send)
+
+    def hear(self, all_deleted: int) -> None:
+        """So many were deleted ever, in all processes."""
+        self._known = max(self._known, all_deleted)
+
+    def lost(self) -> None:
+        """What the server has not answered for counts from here on; it comes to know with the next JOIN."""
+        self._known, self._asked, self._unasked = self.value, 0, 0
+
+    def _send(self) -> None:
+        self._asking = None
+        deleted, self._unasked = self._unasked, 0
+        if deleted:
+            self._asked += deleted
+
+            def answered(answer: Any) -> None:
+                if not isinstance(answer, Exception):
+                    self._asked -= deleted
+                    self.hear(answer)
+                elif isinstance(answer, ValkeyError):
+                    self._asked -= deleted
+                    self._known += deleted
+
+            if not self._membership.send(scripts.DELETE, deleted, on_answer=answered):
+                self._asked -= deleted
+                self._known += deleted
+
+
+def total_of(requests: Iterable[ReplicaInFlight]) -> Iterable[tuple[str, int]]:
+    """The confirmed ones of each endpoint that has some."""
+    return ((one.name, one.confirmed) for one in requests if one.confirmed)
