@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from core.config import CacheConfig
-from stores.caching import CacheStats
+from stores.caching import CacheStats, key_of
 
-__all__ = ["Cache", "CacheStats", "get_llm_cache", "make_cache"]
+__all__ = ["Cache", "CacheStats", "get_llm_cache", "key_of", "make_cache"]
 
 
 class Cache(Protocol):

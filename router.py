@@ -50,6 +50,7 @@ from cluster.workers import FOLDER, Workers
 from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
 from core.extras import need
 from core.files import raise_file_limit
+from core.flights import Flights
 from core.keyring import Keyring
 from core.reloading import keep_config, keep_keys
 from core.seals import Sealer
@@ -95,6 +96,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.db = make_store(config.database.url, state.cluster.deletions, state.cluster.service)
     state.cache = make_cache(config.cache)
     state.keys = Keyring(config)
+    state.flights = Flights()
     state.telemetry = Telemetry()
     state.pool = Pool(config, state.cluster, state.telemetry)
     return Application(state, DOORS, lifespan)

@@ -3,7 +3,7 @@ stream.
 
     begin_turn ──▶ run_turn ──▶ EventStream | final_response | Background
                       ↑
-         replayed (cache) | chat_answer | native_answer       api/turns/
+         replayed (cache) | shared_answer | chat_answer | native_answer       api/turns/
 
 What a turn may do to the world is six names, which tests swap here, so they are looked up here: `choose_endpoint`,
 `decrement_usage`, `is_ext_openai_endpoint`, `_make_openai_client`, `get_llm_cache`, `create_chat_with_retries`.
@@ -33,10 +33,11 @@ from api.turns.adapting import Adapting
 from api.turns.allowed_answer import only_forbidden_calls
 from api.turns.backend import Backend
 from api.turns.background import Background
-from api.turns.cached import cache_key, replayed
+from api.turns.cached import CACHE_ROUTE, cache_key, replayed
 from api.turns.chat_answer import chat_answer
 from api.turns.ignored import name_ignored
 from api.turns.native_answer import native_answer
+from api.turns.shared_answer import shared_answer
 from api.turns.turn import Turn, begin_anew, begin_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
@@ -73,6 +74,12 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
             events = replayed(turn, cached)
             _begin_row_of_stream(state, turn)
             yield events
+        elif uses_cache and (cache := get_llm_cache(state)) is not None and not turn.compacts:
+            async with aclosing(shared_answer(state, turn, cache, run_turn)) as answer:
+                async for events in answer:
+                    _begin_row_of_stream(state, turn)
+                    yield events
+            builder = turn.builder
         else:
             attempts = Attempts(
                 state.pool, turn.request.model, routing, choose=choose_endpoint, release=decrement_usage
@@ -88,7 +95,7 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
                             attempt.begun = not is_read_whole or builder.ended
                             _begin_row_of_stream(state, turn)
                             yield events
-            if is_stored:
+            if is_stored or turn.feeds:
                 # The next turn of this conversation finds its prefix there.
                 state.pool.remember([turn.id], attempt.endpoint)
         if not builder.ended:
@@ -143,7 +150,7 @@ def _break_off(state: AppState, turn: Turn) -> None:
 async def _ended_by(state: AppState, turn: Turn, error: APIError) -> list[Event]:
     """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
     builder = turn.builder
-    if not builder.started or not (turn.request.stream or turn.request.background):
+    if not builder.started or turn.feeds or not (turn.request.stream or turn.request.background):
         raise error from error.__cause__
     events = builder.fail(error)
     turn.describe()
@@ -251,7 +258,7 @@ def _count(state: AppState, turn: Turn) -> None:
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
         model = state.pool.endpoints.counted_name(turn.request.model, turn.routing.model)
         state.telemetry.count_tokens(model, usage["input_tokens"], usage["output_tokens"])
-    if not turns.disabled:
+    if not turns.disabled and not turn.feeds:
         tokens = f"{usage['input_tokens']} + {usage['output_tokens']}" if usage else "no"
         turns.info("%s: %s, %s tokens: %s", turn.id, turn.builder.response["status"], tokens, turn.describe_way())
 
@@ -261,9 +268,6 @@ async def _record_failure(state: AppState, turn: Turn) -> None:
         await record(state, turn)
     except ServerError:
         log.error("%s: the failure could not be stored either", turn.id)
-
-
-CACHE_ROUTE = "openai_responses"
 
 
 def at_this_door(error: APIError, model: str) -> APIError:

@@ -13,6 +13,7 @@ from backends.images import ImageFetcher
 from cache import Cache
 from cluster.protocol import Cluster
 from core.config import Config
+from core.flights import Flights
 from core.keyring import Keyring
 from core.seals import Sealer
 from core.stopping import Stopping
@@ -32,6 +33,8 @@ class AppState(State):
     cache: Cache | None
     cluster: Cluster
     keys: Keyring
+    # Answers on their way that several requests share.
+    flights: Flights[Any, Any]
     telemetry: Telemetry
     pool: Pool
     # Only while the application runs:

@@ -11,6 +11,7 @@ from requests.events import replay
 from requests.open_items import Event
 from requests.tools import Item
 
+CACHE_ROUTE = "openai_responses"
 # These shape how an answer travels and what is kept of it, not its content.
 NOT_IN_CACHE_KEY = frozenset(
     {"input", "previous_response_id", "stream", "stream_options", "store", "background", "metadata", "nomyo"}

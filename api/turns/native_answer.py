@@ -30,7 +30,7 @@ async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Eve
         turn.headers["x-nomyo-ignored"] = "input.reasoning"
     params = native_params(turn.request, backend.model, backend.sealer)
     if seals_for_us(turn.request):
-        turn.builder.hides_seals = True
+        turn.builder.hides_seals = not turn.feeds
         params["include"] = [*(turn.request.params.include or ()), SEALED_REASONING]
     if backend.compact is not None and (compaction := await _begun(backend, _compacting(params), backend.compact)):
         turn.window = [item for item in compaction["output"] if isinstance(item, dict)]

@@ -103,8 +103,9 @@ def seals_for_us(request: TurnRequest) -> bool:
 
 class Turn(Struct, eq=False):
     """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a
-    stream; `row_begun`: the store has a row of it; `from_cache`: no backend was asked; `describes_itself`: no headers
-    show what became of it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and
+    stream; `row_begun`: the store has a row of it; `from_cache`: no backend was asked for it alone; `feeds`: it has no
+    client, other turns are given its events and errors (shared_answer.py); `describes_itself`: no headers show what
+    became of it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and
     `window` is what a server that has the path itself has answered there."""
 
     request: TurnRequest
@@ -114,6 +115,7 @@ class Turn(Struct, eq=False):
     express: Express | None = None
     row_begun: bool = False
     from_cache: bool = False
+    feeds: bool = False
     describes_itself: bool = False
     compacts: bool = False
     window: list[Item] | None = None

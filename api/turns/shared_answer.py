@@ -1,0 +1,175 @@
+"""One backend call for equal requests that are here at once, where they ask for the cache (`nomyo: {cache: true}`).
+
+    turn ──join──▶ flight ◀── a turn that feeds it (run_turn), in a task of its own, with the only slot
+      ▲               │
+      └──adopted──────┘        as this turn's: its ids, its numbers, its row
+
+The flight goes on while anybody reads it, whoever has begun it. Where it fails, those who have seen nothing of it ask
+again, together; the one whom it was begun for is given the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from api.turns.cached import CACHE_ROUTE, cache_key
+from api.turns.turn import Turn, begin_anew, seals_for_us
+from backends.fleet.failover import may_go_elsewhere
+from cache import Cache, key_of
+from core.errors import APIError
+from core.json import encode_json
+from requests.hidden import drop, hide
+from requests.included import SEALED_REASONING
+from requests.native_events import LIFECYCLE
+from requests.open_items import Event
+from requests.responses import ID_PREFIXES, new_id
+from requests.tools import Item
+
+if TYPE_CHECKING:
+    from core.state import AppState
+
+Run = Callable[["AppState", Turn], AsyncGenerator[list[Event]]]
+
+# Of a response these are each turn's own.
+NOT_SHARED = frozenset({"metadata", "nomyo"})
+
+
+class Feeding(Struct, eq=False):
+    """What a flight is made by: the turn that feeds it, and whether what comes of it may be kept on a disk."""
+
+    turn: Turn
+    stored: bool = False
+
+
+async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> AsyncGenerator[list[Event]]:
+    """The events of the one answer, as this turn's, but for the last. `run` is `run_turn`. Raises `APIError` as a
+    backend's own answer does."""
+    messages = cache_key(turn.request)
+    key = key_of(CACHE_ROUTE, turn.request.model, messages)
+    routing = replace(turn.routing, tried=set())
+    may_ask_again = True
+    while True:
+        with state.flights.join(key, lambda: _begin(state, turn, cache, messages, run)) as seat:
+            feeding: Feeding = seat.flight.source
+            feeding.stored |= turn.request.stored
+            reader = Reader(turn, feeding.turn, is_first=seat.is_first)
+            try:
+                async for batch in seat.flight.read():
+                    if events := reader.adopt(batch):
+                        yield events
+                reader.take_headers()
+                return
+            except APIError as error:
+                is_unseen = not reader.has_given or turn.builder.emits == "nothing"
+                if not (may_ask_again and is_unseen and _may_ask_again(error, reader)):
+                    raise
+        may_ask_again = False
+        turn.routing = routing
+        if reader.has_given:
+            begin_anew(state, turn)
+
+
+def _may_ask_again(error: APIError, reader: Reader) -> bool:
+    """Whether the same request may go better the next time. For whom the flight was begun all was tried, unless it was
+    for its readers that the answer could not be given by another backend."""
+    if reader.is_first:
+        return reader.has_given and may_go_elsewhere(error)
+    return error.status >= 500 or error.status == 429
+
+
+def _begin(
+    state: AppState, turn: Turn, cache: Cache, messages: list[Any], run: Run
+) -> tuple[Feeding, AsyncGenerator[list[Event]]]:
+    request = turn.request
+    feeding = replace(
+        turn,
+        request=replace(
+            request,
+            params=replace(request.params, store=False, background=None, nomyo=None),
+            is_remembered=seals_for_us(request),
+        ),
+        headers={},
+        express=None,
+        row_begun=False,
+        feeds=True,
+    )
+    begin_anew(state, feeding).emits = "events"
+    source = Feeding(feeding)
+    return source, _fed(state, source, cache, messages, run)
+
+
+async def _fed(
+    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run
+) -> AsyncGenerator[list[Event]]:
+    """The events of the answer. It is in the cache before the last of them is there: who asks behind that finds it."""
+    turn = feeding.turn
+    async with aclosing(run(state, turn)) as batches:
+        async for events in batches:
+            response = turn.builder.response
+            if response["status"] == "completed" and (feeding.stored or not cache.persistent):
+                if not _asks_for_seals(turn):
+                    response = drop({**response, "output": hide(response["output"])})
+                await cache.set_chat(CACHE_ROUTE, turn.request.model, messages, encode_json(response))
+            yield events
+
+
+class Reader:
+    """Makes the events of a feeding turn those of another one. `has_given`: some of the answer itself."""
+
+    def __init__(self, turn: Turn, feeding: Turn, *, is_first: bool) -> None:
+        self.is_first = is_first
+        self.has_given = False
+        self._turn = turn
+        self._feeding = feeding
+        # New ids, by those that they stand for: what is stored shall have its own. The first one keeps them.
+        self._ids: dict[str, str] = {}
+        # No backend was asked by this turn itself: nothing is counted, or cached, once more.
+        turn.from_cache = True
+        turn.routing = feeding.routing
+        turn.builder.hides_seals = not _asks_for_seals(turn)
+
+    def take_headers(self) -> None:
+        """What became of the request, in the headers of its answer."""
+        self._turn.headers = {**self._turn.headers, **self._feeding.headers}
+        if not self.is_first:
+            self._turn.headers["x-nomyo-cache"] = "shared"
+
+    def adopt(self, batch: list[Event]) -> list[Event]:
+        """The events of a batch, as this turn's. What they hold is shared by all who read, so it stays as it is."""
+        if not self.has_given:
+            self.take_headers()
+        builder = self._turn.builder
+        adopted: list[Event] = []
+        for event in batch:
+            if event["type"] in LIFECYCLE:
+                response = {key: value for key, value in event["response"].items() if key not in NOT_SHARED}
+                response["output"] = [self._renamed(item) for item in response["output"]]
+                adopted += builder.adopt({**event, "response": response})
+                continue
+            self.has_given = True
+            own = dict(event)
+            if "item" in own:
+                own["item"] = self._renamed(own["item"])
+            if "item_id" in own:
+                own["item_id"] = self._id(own["item_id"], "item")
+            adopted += builder.adopt(own)
+        return adopted
+
+    def _renamed(self, item: Item) -> Item:
+        return {**item, "id": self._id(item["id"], item["type"])}
+
+    def _id(self, theirs: str, kind: str) -> str:
+        if self.is_first:
+            return theirs
+        if (ours := self._ids.get(theirs)) is None:
+            ours = self._ids[theirs] = new_id(ID_PREFIXES.get(kind, "item"))
+        return ours
+
+
+def _asks_for_seals(turn: Turn) -> bool:
+    return SEALED_REASONING in (turn.request.params.include or ())

@@ -1,0 +1,136 @@
+"""One answer for all who ask the same at once.
+
+    join(key) ──first──▶ a task reads the source ──batches──▶ kept ──▶ everybody who joined, each at their own pace
+              ──others──────────────────────────────────────────┘
+
+It goes on while anybody reads, whoever that is. It knows nothing of what flows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
+from contextlib import aclosing
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from core.errors import APIError, Interrupted, ServerError, without_frames
+
+log = logging.getLogger("nomyo.responses")
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Flight(Generic[S, T]):
+    """An answer on its way: its batches so far, and how many read them. `source` is what it is made by."""
+
+    def __init__(self, source: S, batches: AsyncGenerator[T], remove: Callable[[], None]) -> None:
+        self.source = source
+        self.readers = 0
+        self._batches: list[T] = []
+        self._failure: APIError | None = None
+        self._is_over = False
+        self._more = asyncio.Event()
+        self._remove = remove
+        self._task = asyncio.create_task(self._run(batches), name="shared answer")
+
+    def leave(self) -> None:
+        """One reads it no more. Nobody waits for what nobody reads."""
+        self.readers -= 1
+        if not self.readers and not self._is_over:
+            self._remove()
+            self._task.cancel()
+
+    async def read(self) -> AsyncIterator[T]:
+        """All batches, from the first on: those there are at once, the others as they come. Raises `APIError` where
+        they break off."""
+        position = 0
+        while True:
+            more, is_over = self._more, self._is_over
+            while position < len(self._batches):
+                position += 1
+                yield self._batches[position - 1]
+            if not is_over:
+                if more is self._more:
+                    await more.wait()
+            elif self._failure is None:
+                return
+            else:
+                raise again(self._failure)
+
+    async def _run(self, batches: AsyncGenerator[T]) -> None:
+        failure: APIError | None = Interrupted()
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    self._batches.append(batch)
+                    self._wake()
+            failure = None
+        except APIError as error:
+            failure = without_frames(error)
+        except Exception:
+            log.exception("a shared answer failed")
+            failure = ServerError("The router failed to answer this request.")
+        finally:
+            # Before anybody is woken: who asks now gets an answer of its own.
+            self._remove()
+            self._failure, self._is_over = failure, True
+            self._wake()
+
+    def _wake(self) -> None:
+        more, self._more = self._more, asyncio.Event()
+        more.set()
+
+
+class Seat(Generic[S, T]):
+    """One who reads a flight, from `with` to its end. `is_first`: it was begun for this one."""
+
+    __slots__ = ("flight", "is_first")
+
+    def __init__(self, flight: Flight[S, T], *, is_first: bool) -> None:
+        self.flight = flight
+        self.is_first = is_first
+        flight.readers += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.flight.leave()
+
+
+class Flights(Generic[S, T]):
+    """All that are on their way, by what was asked."""
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, Flight[S, T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def join(self, key: Hashable, begin: Callable[[], tuple[S, AsyncGenerator[T]]]) -> Seat[S, T]:
+        """A seat in the flight that `key` names, to be used with `with`. Where there is none, `begin` gives its source
+        and its batches, which another task reads."""
+        if (flight := self._flights.get(key)) is not None:
+            return Seat(flight, is_first=False)
+        source, batches = begin()
+
+        def remove() -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+        flight = self._flights[key] = Flight(source, batches, remove)
+        return Seat(flight, is_first=True)
+
+
+def again(error: APIError) -> APIError:
+    """An error for one more who is to be given it: who catches one may change it, and frees its frames."""
+    copy = error.__class__.__new__(error.__class__, *error.args)
+    copy.args = error.args
+    copy.__dict__.update(vars(error))
+    copy.__cause__ = error.__cause__
+    return copy
