@@ -254,7 +254,7 @@ def _joined(config: Config, inner: Cluster) -> Cluster:
     need("valkey", setting="cluster.url")
     from cluster.valkey import Replicas
 
-    return Replicas(config.cluster, inner)
+    return Replicas(config.cluster, inner, config.background.events_hours)
 
 
 def _cluster_of_environment() -> Cluster | None:

@@ -43,6 +43,7 @@ async def _is_queued_again(state: AppState, row: Mapping[str, Any]) -> bool:
         turn = await begin_turn_again(state, row)
         turn.row_begun = True
         job = Background(turn, state, lambda: run_turn(state, turn), is_again=True)
+        await job.recall()
         job.begin()
         if row["status"] != "queued":
             state.db.update_response(turn.id, turn.builder.response, owner=turn.owner)

@@ -13,6 +13,7 @@ from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
 from api.peers import answer_of_peer, is_from_peer, key_of
+from api.shared_events import shared_stream
 from api.turns.history import stored_items
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, NotFound
@@ -46,13 +47,17 @@ async def retrieve_response(
     row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in include)
     if not stream:
         return json_response(with_output_text(row["response"]), headers=_ignored(include))
-    if row["status"] in ("queued", "in_progress"):
+    runs = row["status"] in ("queued", "in_progress")
+    events = None if runs else await state.db.get_events(response_id, owner=owner)
+    is_made_elsewhere = events is None and row["response"]["background"]
+    if is_made_elsewhere and (shared := await shared_stream(state, row, owner, starting_after)):
+        return EventStream(shared, obfuscate=include_obfuscation)
+    if runs:
         if answer := await answer_of_peer(request):
             return answer
         if is_from_peer(request):
             raise _not_found(response_id)
         raise InvalidRequest("Only a background response can be joined while it runs.", param="stream")
-    events = await state.db.get_events(response_id, owner=owner)
     if events is None:
         builder = ResponseBuilder(unfinished(row["response"]))
         events = [*replay(builder, row["response"]), builder.end()]

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from cluster.protocol import Cluster, InFlight, PeerAnswer, Quotas, SharedLine
+from cluster.protocol import Cluster, EventWriter, InFlight, PeerAnswer, Quotas, SharedEvents, SharedLine
 from cluster.quotas import CountedQuotas
 from core.deletions import Deletions, OwnDeletions
 
@@ -33,6 +33,7 @@ class Alone(Cluster):
         self.deletions: Deletions = OwnDeletions()
         self.line: SharedLine = OwnLine()
         self.quotas: Quotas = CountedQuotas()
+        self.events: SharedEvents = OwnEvents()
         self._workers = workers
         self._in_flight: dict[str, OwnInFlight] = {}
 
@@ -69,6 +70,19 @@ class Alone(Cluster):
 
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
         return None
+
+
+class OwnEvents(SharedEvents):
+    """Nobody else reads them."""
+
+    def writer(self, response_id: str, events: list[dict[str, Any]]) -> EventWriter | None:
+        return None
+
+    async def read(self, response_id: str, after: int = -1) -> list[dict[str, Any]] | None:
+        return None
+
+    def news(self, response_id: str) -> AbstractContextManager[asyncio.Event]:
+        return nullcontext(asyncio.Event())
 
 
 class OwnInFlight(InFlight):

@@ -89,13 +89,12 @@ class Membership:
         self.valkey = Valkey(
             address,
             "cluster.url",
-            channels=(f"{{{name}}}:news",),
             scripts=scripts.ALL,
             on_open=self.join,
             on_lost=self._lost,
-            on_message=self._news,
             meanwhile="each process counts for itself until it is back",
         )
+        self.valkey.listen(f"{{{name}}}:news", self._news)
         # Whether the server knows of this process, or will before anything that is sent to it from now on.
         self.is_joined = False
         self.number = -1

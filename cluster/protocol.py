@@ -4,6 +4,7 @@
     line          who waits for a slot elsewhere: whoever has waited longest, in whichever process, goes first
     deletions     what was deleted anywhere is believed in nowhere
     quotas        what keys and owners have taken of their limits, in all processes together
+    events        of background streams, for readers in other processes
     peers         a question to the other processes, over HTTP
     life          who starts, who does what one of all has to do, whose unfinished work is inherited
 
@@ -146,6 +147,37 @@ class Quotas(Protocol):
         ...
 
 
+class EventWriter(Protocol):
+    """Where the events of one stream go, besides its own process."""
+
+    def added(self) -> None:
+        """There are more. They are on their way within 20 ms."""
+        ...
+
+    def close(self, *, is_stored: bool) -> None:
+        """There will be no more from this process. Those that are stored are soon needed no longer."""
+        ...
+
+
+class SharedEvents(Protocol):
+    """The events of background streams, by the id of their response, for readers in all processes. Whose they are is
+    the caller's to know."""
+
+    def writer(self, response_id: str, events: list[dict[str, Any]]) -> EventWriter | None:
+        """Writes the events of a stream, which are added at the end of this list; None where nobody else could read
+        them."""
+        ...
+
+    async def read(self, response_id: str, after: int = -1) -> list[dict[str, Any]] | None:
+        """The events that are there with a `sequence_number` above `after`, some at a time, in their order; None where
+        the stream is not known here."""
+        ...
+
+    def news(self, response_id: str) -> AbstractContextManager[asyncio.Event]:
+        """In here the event is set each time that there may be more of a stream."""
+        ...
+
+
 class PeerAnswer(Protocol):
     """The answer of a peer, once its head is there. To be closed by whoever has it."""
 
@@ -168,6 +200,7 @@ class Cluster(Protocol):
     deletions: Deletions
     line: SharedLine
     quotas: Quotas
+    events: SharedEvents
 
     @property
     def service(self) -> str:

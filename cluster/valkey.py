@@ -4,6 +4,7 @@
     scripts         what is counted is counted at the server, in one step                             valkey_scripts.py
     counts          what this process knows of it, to be looked at without a wait                     valkey_counts.py
     quotas          limits of keys and owners                                                         valkey_quotas.py
+    events          of background streams                                                             valkey_events.py
     peers           a port of each process, behind a secret that lies there too                       peers.py
 
 Around it is what the workers of one machine share (`Workers`), or a single process (`Alone`): that is what counts while
@@ -29,6 +30,7 @@ from cluster import valkey_scripts as scripts
 from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
 from cluster.valkey_counts import ReplicaDeletions, ReplicaInFlight, ReplicaLine, short, total_of
+from cluster.valkey_events import ReplicaEvents
 from cluster.valkey_quotas import ReplicaQuotas
 from core.config import ClusterConfig
 from core.deletions import Deletions
@@ -44,13 +46,14 @@ LOOK_S, CONNECT_S = 0.5, 1.0
 
 class Replicas(Cluster, Listener):
     """The processes that share a Valkey, as one of them sees them. `inner` is what those of this machine share, and
-    `number` the one of this process among them."""
+    `number` the one of this process among them. `events_hours` is how long the events of a stream are kept."""
 
     is_exact = False
     line: ReplicaLine
     quotas: ReplicaQuotas
+    events: ReplicaEvents
 
-    def __init__(self, config: ClusterConfig, inner: Cluster) -> None:
+    def __init__(self, config: ClusterConfig, inner: Cluster, events_hours: float = 24.0) -> None:
         self._config = config
         self._inner = inner
         self._at = Address.of(config.url, "cluster.url")
@@ -67,6 +70,7 @@ class Replicas(Cluster, Listener):
         self.line = ReplicaLine(inner.line, self.membership)
         self.line.on_totals = self._hear_more
         self.quotas = ReplicaQuotas(inner.quotas, self.membership)
+        self.events = ReplicaEvents(self._at, config.name, events_hours)
 
     @property
     def service(self) -> str:
@@ -87,8 +91,10 @@ class Replicas(Cluster, Listener):
     async def open(self) -> None:
         await self._inner.open()
         await self.membership.open()
+        await self.events.valkey.open()
 
     async def close(self) -> None:
+        await self.events.valkey.close()
         await self.membership.close()
         await self._inner.close()
 

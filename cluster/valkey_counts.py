@@ -17,8 +17,8 @@ from core.deletions import Deletions
 from core.valkey import ValkeyError
 
 # How long a slot is left to another process in which somebody has waited longer: a wake-up takes a tenth of it.
-GIVE_WAY_S = 0.01
-# What the others hear of who waits is no older.
+GIVE_WAY_S = 0.02
+# How many wait here is known to the others as of so long ago.
 LINE_LAG_S = 0.01
 
 
@@ -145,15 +145,15 @@ class ReplicaLine(SharedLine):
 
     def announce(self, waiting: int, since_s: float) -> None:
         self._inner.announce(waiting, since_s)
-        is_sooner = not waiting or not self._waiting
+        is_other = since_s != self._since_s if waiting else self._waiting > 0
         self._waiting, self._since_s = waiting, since_s if waiting else 0.0
-        if not self._membership.is_joined or (self._announcing is not None and not is_sooner):
+        if not self._membership.is_joined or (self._announcing is not None and not is_other):
             return
         if self._announcing is not None:
             self._announcing.cancel()
         loop = asyncio.get_running_loop()
-        # The first who waits, and the last who did, at once: for them others stand back.
-        self._announcing = loop.call_soon(self._send) if is_sooner else loop.call_later(LINE_LAG_S, self._send)
+        # Who is first, and that nobody is, at once: it is why others stand back.
+        self._announcing = loop.call_soon(self._send) if is_other else loop.call_later(LINE_LAG_S, self._send)
 
     def own(self) -> tuple[int, int]:
         """How many wait here, and since when, in µs of the server's time."""

@@ -386,3 +386,20 @@ return 0
 )
 
 ALL = (JOIN, BEAT, LEAVE, TAKEN_OVER, TAKE, END, WAKE, LINE, NOTE, DELETE, START, STARTED, ANSWERS, DRAW, SETTLE)
+
+# The id of a response, for how many ms it is kept, whether there are events of it here, and, but for the last one, a
+# batch: its number, and its events. Gives UNKNOWN where those that were here are gone.
+APPEND = Script(
+    """
+local key = '{' .. KEYS[1] .. '}:events:' .. ARGV[1]
+if ARGV[3] == '1' and redis.call('EXISTS', key) == 0 then return -1 end
+if #ARGV > 3 then
+    -- One that is here already has a number that is not above the last one's.
+    local added = redis.pcall('XADD', key, ARGV[4] .. '-0', 'events', ARGV[5])
+    if added.err and not string.find(added.err, 'equal or smaller') then return added end
+end
+redis.call('PEXPIRE', key, ARGV[2])
+redis.call('PUBLISH', key, '')
+return 0
+"""
+)

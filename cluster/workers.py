@@ -30,7 +30,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from cluster import peers
-from cluster.alone import OwnInFlight
+from cluster.alone import OwnEvents, OwnInFlight
 from cluster.counters import Counters, NamedRows
 from cluster.protocol import Cluster, InFlight, PeerAnswer, SharedLine
 from cluster.quotas import AtOnce, CountedQuotas
@@ -91,6 +91,7 @@ class Workers(Cluster):
         self.deletions = SharedDeletions(self._counters)
         self.line = WorkersLine(self._cells, folder)
         self.quotas = WorkersQuotas(self._counters)
+        self.events = OwnEvents()
         self.number = -1  # until it joins
         # Whether another worker has had this number, and died.
         self.is_successor = False

@@ -97,12 +97,14 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BackgroundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`background`: turns that run without a client. `rerun`: those that a stop has interrupted run again."""
+    """`background`: turns that run without a client. `rerun`: those that a stop has interrupted run again.
+    `events_hours`: how long replicas keep the events of a stream where all can read them."""
 
     max_concurrent: Count = 4
     max_queued: Count = 1000
     drain_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     rerun: bool = False
+    events_hours: Positive = 24.0
 
 
 class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -60,29 +60,25 @@ class ValkeyError(Exception):
 
 class Valkey:
     """A connection that is kept up from `open` to `close`. `on_open` is called each time that it is made: what it sends
-    goes first. `on_lost` when it is lost; `on_message` for what comes by the `channels`. The `scripts` are there from
-    the beginning, so that none of them has to be sent again behind what was sent after it. `meanwhile`: what the log
-    has behind the reason while it is away."""
+    goes first. `on_lost` when it is lost. The `scripts` are there from the beginning, so that none of them has to be
+    sent again behind what was sent after it. `meanwhile`: what the log has behind the reason while it is away."""
 
     def __init__(
         self,
         address: Address,
         setting: str,
         *,
-        channels: Sequence[str] = (),
         scripts: Sequence[Script] = (),
         on_open: Callable[[], None] | None = None,
         on_lost: Callable[[], None] | None = None,
-        on_message: Callable[[bytes], None] | None = None,
         meanwhile: str = "trying again",
     ) -> None:
         self.address = address
         self._setting = setting
-        self._channels = channels
+        self._listeners: dict[bytes, Callable[[bytes], None]] = {}
         self._scripts = scripts
         self._on_open = on_open
         self._on_lost = on_lost
-        self._on_message = on_message
         self._meanwhile = meanwhile
         self._link: Link | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -159,6 +155,23 @@ class Valkey:
 
         return self.send(("EVALSHA", script.sha, 1, *args), sent_if_unknown)
 
+    # ── channels ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def listen(self, channel: str, on_message: Callable[[bytes], None]) -> None:
+        """From now on `on_message` is called with what comes by a channel."""
+        self._listeners[channel.encode()] = on_message
+        self._subscribe("SUBSCRIBE", channel)
+
+    def stop_listening(self, channel: str) -> None:
+        """Not any more."""
+        del self._listeners[channel.encode()]
+        self._subscribe("UNSUBSCRIBE", channel)
+
+    def _subscribe(self, command: str, channel: str) -> None:
+        """It is answered with a message, and the PING behind it as all commands are."""
+        if self._link is not None:
+            self._link.send(("PING",), self._unheard, first=(command, channel))
+
     def _unheard(self, answer: Any) -> None:
         """Nobody waits for this answer; but a command that the server refuses is a fault of ours, or of its
         settings."""
@@ -222,9 +235,9 @@ class Valkey:
         if address.database:
             await self._greeted(link, ("SELECT", address.database))
         rest = [self._greeted(link, ("SCRIPT", "LOAD", script.text)) for script in self._scripts]
-        if self._channels:
+        if self._listeners:
             # What subscribing is answered with is a message.
-            rest.append(self._greeted(link, ("PING",), first=("SUBSCRIBE", *self._channels)))
+            rest.append(self._greeted(link, ("PING",), first=("SUBSCRIBE", *self._listeners)))
         await asyncio.gather(*rest)
 
     def _greeted(
@@ -234,9 +247,9 @@ class Valkey:
         link.send(greeting, Answering(answer), first=first)
         return answer
 
-    def _message(self, message: bytes) -> None:
-        if self._on_message is not None:
-            self._on_message(message)
+    def _message(self, channel: bytes, message: bytes) -> None:
+        if on_message := self._listeners.get(channel):
+            on_message(message)
 
     def _is_away(self, why: Exception) -> None:
         """Once, until it is there again."""
@@ -251,7 +264,7 @@ class Link(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, on_message: Callable[[bytes], None]) -> None:
+    def __init__(self, on_message: Callable[[bytes, bytes], None]) -> None:
         import hiredis  # The extra `valkey`.
 
         self._pack: Callable[[Any], bytes] = hiredis.pack_command
@@ -285,7 +298,7 @@ class Link(asyncio.Protocol):
                 self._answered += 1
                 if type(answer) is self._push:
                     if answer[0] == b"message":
-                        self._on_message(answer[2])
+                        self._on_message(answer[1], answer[2])
                 else:
                     self._pending.popleft()(answer)
         except Exception as error:

@@ -127,10 +127,22 @@ async def test_a_script_that_the_server_has_forgotten_is_sent_to_it_again(valkey
 
 async def test_messages_come_by_the_same_connection(valkey: ValkeyServer) -> None:
     heard: list[bytes] = []
-    async with opened(valkey.url, channels=("news",), on_message=heard.append) as connection:
+    async with opened(valkey.url) as connection:
+        connection.listen("news", heard.append)
         assert await connection.call("PUBLISH", "news", "first") == 1
         valkey.run("PUBLISH", "news", "second")
         await eventually(lambda: heard == [b"first", b"second"], "both came")
+        connection.stop_listening("news")
+        assert await connection.call("PUBLISH", "news", "third") == 0
+
+
+async def test_channels_are_listened_to_again_when_the_server_is_back(own_valkey: ValkeyServer) -> None:
+    heard: list[bytes] = []
+    async with opened(own_valkey.url) as connection:
+        connection.listen("news", heard.append)
+        own_valkey.restart()
+        await eventually(lambda: own_valkey.run("PUBLISH", "news", "again") == 1, "it listens again")
+        await eventually(lambda: heard == [b"again"], "it came")
 
 
 async def test_megabytes_come_as_they_went(valkey: ValkeyServer) -> None:

@@ -12,10 +12,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from api.http.silence import KEEPALIVE_S
 from core.errors import APIError, Interrupted, ServerError
 
 if TYPE_CHECKING:
     from api.turns.turn import Turn
+    from cluster.protocol import EventWriter
     from core.state import AppState
     from requests.open_items import Event
 
@@ -41,6 +43,11 @@ class Background:
         self._is_again = is_again
         self._reruns = state.config.background.rerun
         self._events: list[Event] = []
+        self._shared = state.cluster.events
+        # For readers in other processes, where there can be any.
+        self._writer: EventWriter | None = None
+        self._silence: asyncio.TimerHandle | None = None
+        self._heard = 0
         self._ended = False
         self._more = asyncio.Event()
 
@@ -56,7 +63,25 @@ class Background:
 
     def begin(self) -> None:
         """Makes the first event, of a response that is queued."""
-        self._add(self._turn.builder.start())
+        builder = self._turn.builder
+        first = builder.start()
+        if self._events:
+            # Another process has made it. What comes now has higher numbers than all that anybody has seen.
+            while builder.sequence_number <= self._events[-1]["sequence_number"]:
+                builder.keep_alive()
+            first = []
+        if self._turn.request.stream and (writer := self._shared.writer(self.id, self._events)):
+            self._writer = writer
+            self._heard = -1
+            self._break_silence()
+        self._add(first)
+
+    async def recall(self) -> None:
+        """Begins with the events that another process has made of it, where they are kept."""
+        after = -1
+        while self._turn.request.stream and (events := await self._shared.read(self.id, after)):
+            self._events += events
+            after = events[-1]["sequence_number"]
 
     async def run(self) -> None:
         """Runs the turn to its end, and keeps its events."""
@@ -133,21 +158,36 @@ class Background:
         """Whether the next start runs it, so that its row stays as it is."""
         return self._reruns or self._turn.builder.response["status"] == "queued"
 
-    def _leave(self) -> None:
+    def _leave(self, *, is_stored: bool = False) -> None:
         """Whoever follows it here has heard all there is."""
         self._ended = True
+        if self._silence is not None:
+            self._silence.cancel()
+        if self._writer is not None:
+            self._writer.close(is_stored=is_stored)
         self._wake()
 
     def _add(self, events: list[Event]) -> None:
         self._events += events
+        if self._writer is not None:
+            self._writer.added()
         self._wake()
 
     async def _end(self) -> None:
+        is_stored = False
         try:
             if self._turn.request.stream:
                 await self._db.store_events(self.id, self._events, owner=self.owner)
+                is_stored = True
         finally:
-            self._leave()
+            self._leave(is_stored=is_stored)
+
+    def _break_silence(self) -> None:
+        """Who follows it in another process cannot ask for a `keepalive`: there is one now and then."""
+        if self._heard == len(self._events):
+            self.still_here()
+        self._heard = len(self._events)
+        self._silence = asyncio.get_running_loop().call_later(KEEPALIVE_S, self._break_silence)
 
     def _wake(self) -> None:
         more, self._more = self._more, asyncio.Event()

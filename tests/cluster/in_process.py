@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from cluster.alone import OwnEvents
 from cluster.protocol import FROM_PEER, Cluster, InFlight, PeerAnswer, SharedLine
 from cluster.quotas import AtOnce, CountedQuotas
 from core.deletions import OwnDeletions
@@ -49,6 +50,7 @@ class InProcess(Cluster):
         self.deletions = shared.deletions
         self.line = InProcessLine(self)
         self.quotas = InProcessQuotas(self)
+        self.events = OwnEvents()
         self.number = -1
         self.app: Any = None
         self._succeeds = False

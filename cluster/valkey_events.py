@@ -1,0 +1,154 @@
+"""The events of background streams at a Valkey: a stream of batches for each response, and a channel that has something
+new to read.
+
+    events ──20 ms──▶ APPEND ──▶ stream ──▶ read, from any number on
+                        └──────▶ channel ──▶ news
+
+What the server has forgotten is written again, from the first event on: the process that makes them has all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import orjson
+
+from cluster import valkey_scripts as scripts
+from cluster.protocol import EventWriter, SharedEvents
+from core.json import encode_json
+from core.valkey import Argument, Valkey, ValkeyError
+from core.valkey_address import Address
+
+Event = dict[str, Any]
+
+BATCH_S = 0.02
+# Of one batch: the events of some 32 KB.
+MOST_EVENTS = 128
+# What is on its way to the server at the same time.
+MOST_BATCHES = 16
+RETRY_S = 0.25
+# How long those of an ended stream are kept that are stored as well.
+STORED_MS = 10 * 60 * 1000
+# Batches that one reading gives.
+READ_BATCHES = 64
+
+
+class ReplicaEvents(SharedEvents):
+    """Those of the service `name`, on a connection of their own: they are many, and nobody's slot waits behind them."""
+
+    def __init__(self, address: Address, name: str, hours: float) -> None:
+        self._prefix = f"{{{name}}}:events:"
+        self.name = name
+        self.keep_ms = int(hours * 3600 * 1000)
+        self.valkey = Valkey(
+            address,
+            "cluster.url",
+            scripts=(scripts.APPEND,),
+            meanwhile="streams of other processes are read at those",
+        )
+        self._news: dict[str, set[asyncio.Event]] = {}
+
+    def writer(self, response_id: str, events: list[Event]) -> EventWriter | None:
+        return StreamWriter(self, response_id, events)
+
+    async def read(self, response_id: str, after: int = -1) -> list[Event] | None:
+        key = f"{self._prefix}{response_id}"
+        try:
+            # The number of a batch is one above its last event's.
+            batches = await self.valkey.call("XRANGE", key, f"{after + 2}-0", "+", "COUNT", READ_BATCHES)
+            if not batches and not await self.valkey.call("EXISTS", key):
+                return None
+        except (ConnectionError, ValkeyError):
+            return None
+        events = [event for _, (_, batch) in batches for event in orjson.loads(batch)]
+        return [event for event in events if event["sequence_number"] > after]
+
+    @contextmanager
+    def news(self, response_id: str) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        channel = f"{self._prefix}{response_id}"
+        readers = self._news.setdefault(response_id, set())
+        if not readers:
+            self.valkey.listen(channel, lambda _: self._notify(response_id))
+        readers.add(event)
+        try:
+            yield event
+        finally:
+            readers.discard(event)
+            if not readers and self._news.get(response_id) is readers:
+                del self._news[response_id]
+                self.valkey.stop_listening(channel)
+
+    def _notify(self, response_id: str) -> None:
+        for event in self._news.get(response_id, ()):
+            event.set()
+
+
+class StreamWriter(EventWriter):
+    """Writes one stream, in batches, and what could not be written again."""
+
+    def __init__(self, log: ReplicaEvents, response_id: str, events: list[Event]) -> None:
+        self._log = log
+        self._id = response_id
+        self._events = events
+        # How many were sent, and how many the server has.
+        self._sent = self._kept = 0
+        self._batches = 0
+        self._due: asyncio.Handle | None = None
+        self._is_closed = self._is_stored = self._is_ended = False
+
+    def added(self) -> None:
+        if len(self._events) - self._sent >= MOST_EVENTS:
+            self._write()
+        elif self._due is None:
+            self._due = asyncio.get_running_loop().call_later(BATCH_S, self._write)
+
+    def close(self, *, is_stored: bool) -> None:
+        self._is_closed, self._is_stored = True, is_stored
+        self._write()
+
+    def _write(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        while self._sent < len(self._events) and self._batches < MOST_BATCHES:
+            events = self._events[self._sent : self._sent + MOST_EVENTS]
+            if not self._append(self._sent + len(events), events[-1]["sequence_number"] + 1, encode_json(events)):
+                return
+        if self._is_closed and self._sent == len(self._events) and not self._is_ended:
+            self._is_ended = self._append(self._sent)
+
+    def _append(self, until: int, *batch: Argument) -> bool:
+        """Sends the events up to one. False, and later again, where it cannot be."""
+        keep_ms = STORED_MS if self._is_stored else self._log.keep_ms
+        args = (self._log.name, self._id, keep_ms, 1 if self._sent else 0, *batch)
+        if not self._log.valkey.start(scripts.APPEND, args, partial(self._written, until)):
+            self._again()
+            return False
+        self._batches += 1
+        self._sent = until
+        return True
+
+    def _written(self, until: int, answer: Any) -> None:
+        self._batches -= 1
+        if answer == 0:
+            self._kept = max(self._kept, until)
+            if self._sent < len(self._events) and not self._batches:
+                self._write()
+        elif not self._is_stored:
+            if answer == scripts.UNKNOWN:
+                self._kept = 0  # It was written, and the server has lost it.
+            self._is_ended = False
+            self._again()
+
+    def _again(self) -> None:
+        """What the server does not have is sent in a while: it is away, or has just come back."""
+        if self._batches:
+            return  # The last answer comes here too.
+        self._sent = self._kept
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(RETRY_S, self._write)

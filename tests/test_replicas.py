@@ -1,0 +1,275 @@
+"""Routers that share a Valkey and a database: what one has begun, another one reads, joins, cancels and counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Running, running_router
+from tests.engines.valkey import ValkeyServer, free_port
+from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, stall, steps, stream, until
+from tests.stream_grammar import check_stream
+from tests.turns import create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve
+
+TURN = {"model": "test-model", "input": "Say something."}
+
+
+@asynccontextmanager
+async def replicas(
+    count: int, backend: FakeBackend, folder: Path, valkey_url: str, **settings: Any
+) -> AsyncIterator[list[Running]]:
+    """So many, one after the other, in this process: each on a port of its own."""
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", **settings.pop("endpoint", {})}
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                running_router(
+                    endpoints=[endpoint],
+                    database={"url": f"sqlite:///{folder}/router.db"},
+                    cluster={"url": valkey_url},
+                    **settings,
+                )
+            )
+            for _ in range(count)
+        ]
+
+
+def seen_busy(routers: list[Running]) -> list[int]:
+    """How many requests run at all replicas, as each sees it."""
+    return [sum(endpoint.busy for endpoint in router.app.state.pool.endpoints.values()) for router in routers]
+
+
+def halting(goes_on: asyncio.Event, *texts: str) -> Any:
+    """A stream of these texts that halts before its end."""
+    said = [chunk({"role": "assistant", "content": ""}), *(chunk({"content": text}) for text in texts)]
+    return stream(*said, until(goes_on), chunk({"content": "!"}), chunk({}, finish_reason="stop"), DONE)
+
+
+async def know_each_other(routers: list[Running]) -> None:
+    def all_known() -> bool:
+        return all(len(router.app.state.cluster._others()) == len(routers) - 1 for router in routers)
+
+    await eventually(all_known, "each knows where the others are asked")
+
+
+# ── slots ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_limit_holds_for_the_sum_of_all_replicas(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    most = 0
+
+    async def counted(reply: Reply) -> None:
+        nonlocal most
+        most = max(most, backend.in_flight)
+        await steps(pause(0.005), chat("ok"))(reply)
+
+    backend.default = counted
+    async with replicas(3, backend, tmp_path, valkey.url, endpoint={"max_concurrent": 2}) as routers:
+        turns = [create(router.http, store=False) for router in routers for _ in range(20)]
+        assert len(await asyncio.gather(*turns)) == 60
+        assert most == 2, "and no slot was left empty"
+        await eventually(lambda: seen_busy(routers) == [0, 0, 0], "all slots are free, as each replica sees it")
+
+
+async def test_whoever_has_waited_longest_goes_first_in_whichever_replica(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    order: list[str] = []
+    hold = asyncio.Event()
+    backend.default = steps(until(hold), chat("ok"))
+    async with replicas(2, backend, tmp_path, valkey.url, endpoint={"max_concurrent": 1}) as routers:
+        await know_each_other(routers)
+
+        async def ask(router: Running, name: str) -> None:
+            await create(router.http, store=False, input=name)
+            order.append(name)
+
+        first = asyncio.create_task(ask(routers[0], "first"))
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        waiting = []
+        for number, name in enumerate("abcdef"):
+            waiting.append(asyncio.create_task(ask(routers[number % 2], name)))
+            await eventually(
+                lambda count=number + 1: sum(len(router.app.state.pool.line) for router in routers) == count, "it waits"
+            )
+            await asyncio.sleep(0.06)
+        hold.set()
+        await asyncio.gather(first, *waiting)
+        assert order == ["first", *"abcdef"]
+
+
+async def test_without_a_valkey_each_counts_for_itself_and_health_says_so(
+    backend: FakeBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"valkey://127.0.0.1:{free_port()}"
+    async with replicas(1, backend, tmp_path, url) as (router,):
+        assert (await create(router.http))["status"] == "completed"
+        health = (await router.http.get("/health")).json()
+        assert (health["status"], health["cluster"]) == ("ok", "apart")
+        stored = await create(router.http, background=True, stream=False)
+        assert (await ended(router.http, stored["id"]))["status"] == "completed"
+    away = [record.getMessage() for record in caplog.records if "is away" in record.getMessage()]
+    assert len([line for line in away if "counts for itself" in line]) == 1
+
+
+async def test_a_valkey_that_goes_and_comes_back_empty_costs_no_request_and_leaks_no_slot(
+    backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    hold = asyncio.Event()
+    async with replicas(2, backend, tmp_path, own_valkey.url, endpoint={"max_concurrent": 4}) as routers:
+        await know_each_other(routers)
+        backend.default = steps(until(hold), chat("ok"))
+        held = [asyncio.create_task(create(router.http, store=False)) for router in routers for _ in range(2)]
+        await backend.wait_for(lambda b: b.in_flight == 4)
+        own_valkey.restart()
+        states = [router.app.state for router in routers]
+        await eventually(lambda: not any(state.cluster.is_apart for state in states), "both are back")
+
+        await eventually(lambda: seen_busy(routers) == [4, 4], "each knows what runs at the other")
+        own_valkey.empty()
+        waits = asyncio.create_task(create(routers[0].http, store=False))
+        await eventually(lambda: seen_busy(routers) == [4, 4], "and after it was emptied")
+        own_valkey.kill()
+        hold.set()
+        assert all(answer["status"] == "completed" for answer in await asyncio.gather(*held, waits))
+        own_valkey.start()
+        await eventually(lambda: not any(state.cluster.is_apart for state in states), "both are back")
+        await eventually(lambda: seen_busy(routers) == [0, 0], "no slot is lost")
+        totals = own_valkey.run("HVALS", "{nomyo}:total")
+        assert sum(map(int, totals)) == 0
+
+
+# ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_background_turn_is_read_and_cancelled_at_any_replica(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    backend.default = stall()
+    async with replicas(3, backend, tmp_path, valkey.url) as (a, b, c):
+        await know_each_other([a, b, c])
+        response = await create(a.http, background=True)
+        await has_status(b.http, response["id"], "in_progress")
+        answer = await c.http.post(f"/v1/responses/{response['id']}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+        await eventually(lambda: backend.in_flight == 0, "the backend's work is aborted")
+        assert (await retrieve(b.http, response["id"]))["status"] == "cancelled"
+
+
+async def test_a_peer_is_answered_only_with_the_secret(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    async with replicas(2, backend, tmp_path, valkey.url) as routers:
+        await know_each_other(routers)
+        (peer,) = routers[0].app.state.cluster._others()
+        url = f"http://{peer.address}/v1/models"
+        for headers in ({}, {"x-nomyo-peer": ""}, {"x-nomyo-peer": peer.secret[:-1]}):
+            assert (await routers[0].http.get(url, headers=headers)).status_code == 403
+        assert (await routers[0].http.get(url, headers={"x-nomyo-peer": peer.secret})).status_code == 200
+
+
+async def test_an_endpoint_is_drained_for_all_also_for_one_that_comes_later(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    async with replicas(2, backend, tmp_path, valkey.url, endpoint={"name": "one"}) as (a, b):
+        await know_each_other([a, b])
+
+        async def states(*routers: Running) -> set[str]:
+            shown = [(await router.http.get("/api/endpoints")).json()["endpoints"][0] for router in routers]
+            return {endpoint["state"] for endpoint in shown}
+
+        assert (await a.http.post("/api/endpoints/one/drain")).status_code == 200
+        assert await states(a, b) == {"draining"}
+        async with replicas(1, backend, tmp_path, valkey.url, endpoint={"name": "one"}) as (c,):
+            assert await states(c) == {"draining"}
+            assert (await c.http.post("/api/endpoints/one/enable")).status_code == 200
+
+            async def all_up() -> bool:
+                return await states(a, b, c) == {"up"}
+
+            await eventually(all_up, "it is enabled for all")
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_background_stream_is_followed_live_at_any_replica_by_any_number(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    goes_on = asyncio.Event()
+    backend.default = halting(goes_on, "Hello", " world")
+    async with replicas(3, backend, tmp_path, valkey.url) as routers:
+        async with open_stream(routers[0].http, background=True) as events:
+            response_id = (await events.until("response.created"))["response"]["id"]
+            await events.until("response.output_text.delta")
+        await has_shared(valkey, response_id)
+        # Whoever has created it has gone.
+        async with AsyncExitStack() as stack:
+            readers = [
+                await stack.enter_async_context(follow(router.http, response_id, -1))
+                for router in routers
+                for _ in range(2)
+            ]
+            for reader in readers:
+                await reader.until("response.output_text.delta")
+            goes_on.set()
+            seen = [await reader.rest() for reader in readers]
+        for events_seen in seen:
+            check_stream(events_seen)
+            assert events_seen == seen[0]
+        for router in routers:
+            assert await rejoin(router.http, response_id, 3) == seen[0][4:]
+            assert await rejoin(router.http, response_id) == seen[0]
+
+
+async def test_a_stream_of_many_events_comes_whole_from_any_number_on(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    goes_on = asyncio.Event()
+    backend.default = halting(goes_on, *(f"{n} " for n in range(1500)))
+    async with (
+        replicas(2, backend, tmp_path, valkey.url) as (a, b),
+        open_stream(a.http, background=True) as events,
+    ):
+        response_id = (await events.until("response.created"))["response"]["id"]
+        await events.until("response.output_text.delta")
+        await eventually(lambda: valkey.run("XLEN", f"{{nomyo}}:events:{response_id}") > 5, "most are written")
+        async with follow(b.http, response_id, 700) as reader:
+            assert (await reader.until("response.output_text.delta"))["sequence_number"] == 701
+            goes_on.set()
+            theirs = await reader.rest()
+        mine = await events.rest()
+        check_stream(mine)
+        assert theirs == mine[701:]
+
+
+async def test_a_stream_that_the_server_has_lost_is_written_again(
+    backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    goes_on = asyncio.Event()
+    backend.default = halting(goes_on, "Hello", " world")
+    async with (
+        replicas(2, backend, tmp_path, own_valkey.url) as (a, b),
+        open_stream(a.http, background=True) as events,
+    ):
+        response_id = (await events.until("response.created"))["response"]["id"]
+        await events.until("response.output_text.delta")
+        await has_shared(own_valkey, response_id)
+        async with follow(b.http, response_id) as reader:
+            await reader.until("response.output_text.delta")
+            own_valkey.restart()
+            goes_on.set()
+            mine, theirs = await events.rest(), await reader.rest()
+        check_stream(theirs)
+        assert theirs == mine
+
+
+async def has_shared(valkey: ValkeyServer, response_id: str) -> None:
+    await eventually(lambda: valkey.run("XLEN", f"{{nomyo}}:events:{response_id}") > 0, "its events are at the server")
