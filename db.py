@@ -1,8 +1,8 @@
 """What the router keeps of responses: the verbs of every store (`Store`), and the one that the settings ask for
 (`make_store`).
 
-    db.py ──▶ stores/sqlite.py     its own SQL behind the verbs
-              stores/migrations/   how its tables came to be
+    db.py ──▶ stores/sqlite.py, postgres.py    its own SQL behind the verbs
+              stores/migrations/               how its tables came to be
 
 Everything belongs to an owner, whom each verb is given: another's id is an id that never was.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from core.config import DatabaseConfig
 from core.deletions import Deletions
 from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
@@ -212,16 +213,26 @@ class Store(Protocol):
         ...
 
 
-def make_store(url: str, deletions: Deletions | None = None, service: str | None = None) -> Store:
+def make_store(
+    url: str,
+    deletions: Deletions | None = None,
+    service: str | None = None,
+    settings: DatabaseConfig | None = None,
+) -> Store:
     """The store at `url`, not opened yet: `sqlite:///relative/path`, `sqlite:////absolute/path`, or `sqlite://` for
-    memory alone. `deletions` is the count of those who share the database; None: nobody does. `service` names the
-    service that runs turns on it: a file serves one at a time. None: whoever opens it runs none. Raises `ValueError`
-    for another database."""
+    memory alone; `postgresql://user:password@host/database`, of which PG* variables and PostgreSQL's defaults may give
+    any part. `deletions` is the count of those who share the database; None: nobody does. `service` names the service
+    that runs turns on it: a file serves one at a time, PostgreSQL any number. None: whoever opens it runs none.
+    `settings` are the other ones of the database. Raises `ValueError` for another database."""
     scheme, _, place = url.partition("://")
     if scheme == "sqlite":
         from stores.sqlite import SQLiteStore  # Of several databases, only the one in use is loaded.
 
         return SQLiteStore(place.removeprefix("/") or ":memory:", deletions, service)
+    if scheme in ("postgresql", "postgres"):
+        from stores.postgres import PostgresStore
+
+        return PostgresStore(url, deletions, service, settings)
     raise ValueError(f"There is no store for {scheme}:// URLs.")
 
 

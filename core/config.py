@@ -20,6 +20,7 @@ import msgspec
 import yaml
 
 from core.errors import ConfigError as ConfigError
+from core.extras import need
 from core.key_settings import UNSENDABLE, KeyConfig, OwnerConfig, check_keys, wrong_with_secret
 from core.valkey_address import Address
 from core.yaml import read_yaml
@@ -74,7 +75,12 @@ class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`database`: where responses are kept, and for how long."""
 
     url: str = "sqlite:///data/router.db"
+    # Of PostgreSQL, past a pooler that `url` leads to: for what takes a session, such as LISTEN.
+    direct_url: str = ""
     retention_days: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    # Of PostgreSQL: how many connections a process has, and how long a statement may take.
+    max_connections: Count = 8
+    timeout_s: Positive = 30.0
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -337,11 +343,7 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
-    if re.match(r"postgres(ql)?(\+\w+)?://", config.database.url):
-        # Not the URL itself: a password is in it.
-        raise ConfigError("database.url: this version keeps nothing in PostgreSQL yet; must begin with sqlite:///")
-    if not re.match(r"sqlite://(/|$)", config.database.url):
-        raise ConfigError("database.url: must begin with sqlite:///")
+    _check_database(config.database)
     _check_cluster(config.cluster)
     paths = {"database.url": config.database.url.removeprefix("sqlite:///"), "cache.path": config.cache.path}
     for key, path in paths.items():
@@ -359,6 +361,25 @@ def _check_cluster(cluster: ClusterConfig) -> None:
     place = re.fullmatch(r"[\w.-]+(?::(\d+))?", cluster.advertise) if cluster.advertise else None
     if cluster.advertise and (place is None or not 0 < int(place[1] or 1) < 65536):
         raise ConfigError(f"cluster.advertise: '{cluster.advertise}' is no host or host:port, as 10.0.0.7:7000 is")
+
+
+def _check_database(database: DatabaseConfig) -> None:
+    """Raises `ConfigError`. The URLs themselves are in no error: a password may be in them."""
+    for key, url in (("database.url", database.url), ("database.direct_url", database.direct_url)):
+        if driver := re.match(r"postgres(?:ql)?(\+\w+)://", url):
+            raise ConfigError(f"{key}: must begin with postgresql://, without '{driver[1]}'")
+    is_postgres = bool(_POSTGRES.match(database.url))
+    if is_postgres:
+        need("postgres", setting="database.url")
+    elif not re.match(r"sqlite://(/|$)", database.url):
+        raise ConfigError("database.url: must begin with sqlite:/// or postgresql://")
+    if database.direct_url and not (is_postgres and _POSTGRES.match(database.direct_url)):
+        raise ConfigError(
+            "database.direct_url: is for PostgreSQL behind a pooler: it and database.url must begin with postgresql://"
+        )
+
+
+_POSTGRES = re.compile(r"postgres(ql)?://")
 
 
 def name_of(endpoint: EndpointConfig) -> str:

@@ -14,42 +14,32 @@ costs does not depend on how many rows there are. How the tables came to be is i
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from core.deletions import Deletions, OwnDeletions
-from core.errors import ServerError
+from core.deletions import Deletions
 from core.json import decode_json, encode_json
 from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
 from stores import sqlite_copies, sqlite_keys
 from stores.copies import CopiedRow, CopyError, Table
 from stores.migrations.sqlite import migrate
+from stores.queued_store import ChainRow, ChangedRow, NewRow, QueuedStore
 from stores.rows import (
-    UNFINISHED,
     Event,
-    History,
-    Item,
     ItemPage,
-    Response,
     StoredResponse,
     UnfinishedResponse,
-    ids_of,
-    interrupted,
-    items_of,
-    output_and_rest,
     response_of,
-    turn_of,
 )
 from stores.sqlite_connection import SQLite
 from stores.sqlite_input_items import INPUT_ITEMS
 from stores.sqlite_usage import COUNT, DELETE_HOURS, LIST, ROLL_UP, SPENT, counting, spent, usage_row
-from stores.warm_chains import Begun, Key, WarmChains
-from stores.writing import Write, WriteQueue, Written
+from stores.warm_chains import Key
+from stores.writing import Write
 
 STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation, model, status, created_at,
         input, output, response, request)
@@ -115,147 +105,88 @@ GET_EXPIRED = """SELECT owner, id FROM responses r
     AND NOT EXISTS (SELECT 1 FROM responses c WHERE c.owner = r.owner AND c.previous_response_id = r.id)
     LIMIT 500"""
 
-# How often it is looked whether the database can be written, and how long that may take.
-CHECK_EVERY_S = 1.0
-CHECK_S = 2.0
-
 # A response is stored before it is updated, so within a batch what is stored may go first.
 RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2, COUNT: 3}
 
 
-class SQLiteStore:
+class SQLiteStore(QueuedStore):
     """`db.Store` in the file at `path`, or in memory (`:memory:`)."""
 
     def __init__(self, path: str, deletions: Deletions | None = None, service: str | None = None) -> None:
-        self.deletions: Deletions = deletions if deletions is not None else OwnDeletions()
+        super().__init__(deletions)
         self._connector = SQLite(path, migrate, service)
-        self._queue = WriteQueue(self._run)
-        self._warm = WarmChains(self.deletions)
-        self._running: dict[Key, Begun] = {}
-        self._checked_at = 0.0
 
     async def open(self) -> None:
         await self._connector.open()
-        self._warm, self._running = WarmChains(self.deletions), {}
-        self._queue.open()
+        self._start()
 
     async def close(self) -> None:
         await self._queue.close()
         await self._connector.close()
 
-    async def _run(self, writes: list[Write]) -> None:
-        """Commits a batch, with the writes of the same SQL together where they do not stand in each other's way."""
+    # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _commit(self, writes: list[Write]) -> None:
+        """With the writes of the same SQL together, where they do not stand in each other's way."""
         if all(sql in RANKS for sql, _ in writes):
             writes.sort(key=lambda write: RANKS[write[0]])
         await self._connector.write(writes)
 
-    # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def store_response(
-        self,
-        response_id: str,
-        *,
-        previous_response_id: str | None,
-        model: str,
-        status: str,
-        created_at: int,
-        input_messages: list[Item],
-        response: Response | None = None,
-        conversation: str | None = None,
-        request: bytes | None = None,
-        owner: str = "",
-    ) -> Written:
-        given, (output, rest) = encode_json(input_messages), output_and_rest(response)
-        row = (
-            *(owner, response_id, previous_response_id, conversation, model, status, created_at),
-            *(given, output, rest, request if status in UNFINISHED else None),
+    def _storing(self, row: NewRow) -> Write:
+        values = (
+            *(*row.key, row.previous, row.conversation, row.model, row.status, row.created_at),
+            *(row.input, row.output, row.response, row.request),
         )
-        key, previous = (owner, response_id), (owner, previous_response_id) if previous_response_id else None
-        begun = Begun(key, previous, given, ids_of(input_messages), self.deletions.value)
-        if response is None or status in UNFINISHED:
-            self._running[key] = begun
-            return self._queue.write((STORE, row), then=begun.commit)
-        begun.commit()
-        return self._end(begun, (STORE, row), response, output)
+        return STORE, values
 
-    def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
-        key, status = (owner, response_id), response["status"]
-        output, rest = output_and_rest(response)
-        update = (UPDATE, (status, output, rest, status, *key))
-        if status in UNFINISHED:
-            return self._queue.write(update)
-        if (begun := self._running.pop(key, None)) is None:
-            # Not begun here, or ended already: its items may be others now.
-            drop = partial(self._warm.drop, key)
-            return self._queue.write((DELETE_ITEMS, key), update, (STORE_ITEMS_OF_ROW, key), then=drop)
-        return self._end(begun, update, response, output)
+    def _updating(self, row: ChangedRow) -> Write:
+        return UPDATE, (row.status, row.output, row.response, row.status, *row.key)
 
-    def _end(self, begun: Begun, write: Write, response: Response, output: bytes | None) -> Written:
-        """Writes how a response has ended. `output` is the JSON of its output."""
-        item_ids = begun.item_ids + ids_of(response.get("output") or ())
-        items = [(STORE_ITEM, (*begun.key, item_id)) for item_id in item_ids]
-        return self._queue.write(write, *items, then=partial(self._warm.end, begun, output))
+    def _failing(self, row: ChangedRow) -> Write:
+        return FAIL, (row.status, row.output, row.response, row.status, *row.key)
+
+    def _indexing(self, key: Key, item_id: str) -> Write:
+        return STORE_ITEM, (*key, item_id)
+
+    def _indexing_row(self, key: Key) -> Write:
+        return STORE_ITEMS_OF_ROW, key
+
+    def _unindexing_row(self, key: Key) -> Write:
+        return DELETE_ITEMS, key
+
+    def _deleting(self, keys: Sequence[Key]) -> list[Write]:
+        return [(sql, key) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE) for key in keys]
+
+    def _storing_events(self, key: Key, events: bytes) -> Write:
+        return STORE_EVENTS, (events, *key)
+
+    def _counting(self, where: Where, used: Use) -> Write:
+        return counting(where, used)
+
+    def _checking(self) -> Write:
+        return STORE_CHECK, ("checked_at", f"{time.time():.0f}")
+
+    # ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None:
         rows = await self._connector.read_each(_stored, GET, owner, response_id)
         return rows[0] if rows else None
 
-    async def delete_response(self, response_id: str, *, owner: str = "") -> bool:
-        if not await self._connector.read(EXISTS, owner, response_id):
-            return False
-        await self._delete([(owner, response_id)])
-        return True
-
-    def _delete(self, keys: Sequence[Key]) -> Written:
-        for key in keys:
-            self._running.pop(key, None)
-        # Behind the commit: what was read before it is not good for the time after it.
-        counted = partial(self.deletions.add, len(keys))
-        return self._queue.write(
-            *((sql, key) for sql in (DELETE_EVENTS, DELETE_ITEMS, DELETE) for key in keys), then=counted
-        )
-
     async def unfinished(self) -> list[UnfinishedResponse]:
         return await self._connector.read_each(_unfinished, UNFINISHED_ROWS)
 
-    def running_ids(self) -> list[str]:
-        return [response_id for _, response_id in self._running]
+    async def _exists(self, key: Key) -> bool:
+        return bool(await self._connector.read(EXISTS, *key))
 
-    async def fail_orphaned_responses(self) -> int:
-        return await self.fail_orphans(await self.unfinished())
+    async def _read_expired(self, created_at: int) -> list[Key]:
+        return await self._connector.read_each(_key, GET_EXPIRED, created_at)
 
-    async def fail_orphans(self, orphans: Iterable[UnfinishedResponse]) -> int:
-        failed = 0
-        for row in orphans:
-            output, rest = output_and_rest(interrupted(row["response"]))
-            key = (row["owner"], row["id"])
-            await self._queue.write((FAIL, ("failed", output, rest, "failed", *key)), (STORE_ITEMS_OF_ROW, key))
-            failed += 1
-        return failed
+    async def _read_chain(self, key: Key) -> list[ChainRow]:
+        return [ChainRow(*row.values()) for row in await self._connector.read(GET_HISTORY, *key, key[0])]
 
-    async def delete_older_than(self, created_at: int) -> int:
-        deleted = 0
-        while expired := await self._connector.read_each(_key, GET_EXPIRED, created_at):
-            await self._delete(expired)
-            deleted += len(expired)
-        return deleted
-
-    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def get_history(self, response_id: str, *, owner: str = "") -> History:
-        key = (owner, response_id)
-        if (warm := self._warm.get(key)) is not None:
-            return History(items_of(warm))
-        as_of = self.deletions.value
-        rows = await self._connector.read(GET_HISTORY, *key, owner)
-        if not rows:
-            return History([], missing=response_id)
-        turns = [turn_of(row["input"], row["output"]) for row in reversed(rows)]
-        status = rows[0]["status"]
-        missing, unfinished = rows[-1]["previous_response_id"], status if status in UNFINISHED else None
-        if not missing and not unfinished:
-            self._warm.put(key, turns, as_of)
-        return History(items_of(turns), missing, unfinished)
+    async def _read_items(self, item_ids: list[str], owner: str) -> list[tuple[list[str], bytes, bytes | None]]:
+        rows = await self._connector.read(GET_OF_ITEMS, encode_json(item_ids).decode(), owner)
+        return [(decode_json(row["item_ids"]), row["input"], row["output"]) for row in rows]
 
     async def list_input_items(
         self,
@@ -273,29 +204,11 @@ class SQLiteStore:
         items = [{**decode_json(row["item"].encode()), "id": row["id"]} for row in rows[:limit] if row["item"]]
         return ItemPage(items, has_more=len(rows) > limit, knows_after=rows[0]["start"] is not None)
 
-    async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
-        found: dict[str, Item] = {}
-        for row in await self._connector.read(GET_OF_ITEMS, encode_json(item_ids).decode(), owner):
-            of_row: dict[str, Item] = {}
-            for item in items_of([turn_of(row["input"], row["output"])]):
-                for item_id in ids_of([item]):
-                    of_row.setdefault(item_id, item)
-            found |= {item_id: of_row[item_id] for item_id in decode_json(row["item_ids"]) if item_id in of_row}
-        return found
-
-    # ── events of background streams ─────────────────────────────────────────────────────────────────────────────────
-
-    def store_events(self, response_id: str, events: list[Event], *, owner: str = "") -> Written:
-        return self._queue.write((STORE_EVENTS, (encode_json(events), owner, response_id)))
-
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
         rows = await self._connector.read(GET_EVENTS, owner, response_id)
         return decode_json(rows[0]["events"]) if rows else None
 
     # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def count_usage(self, used: Mapping[Where, Use], failed: Callable[[], object] | None = None) -> Written:
-        return self._queue.write(*(counting(where, more) for where, more in used.items()), failed=failed)
 
     async def list_usage(self, begin: int, end: int, *, by: By, step: int, owner: str | None = None) -> list[UsageRow]:
         values = {"begin": begin, "end": end, "step": step, "owner": owner}
@@ -314,23 +227,6 @@ class SQLiteStore:
 
     async def put_keys(self, keys: Sequence[StoredKey], after: int) -> bool:
         return await self._connector.run_writing(partial(sqlite_keys.put_keys, keys, after))
-
-    # ── whether it works ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def outage(self) -> str | None:
-        now = time.monotonic()
-        if now - self._checked_at >= CHECK_EVERY_S:
-            self._checked_at = now
-            checked = self._queue.write((STORE_CHECK, ("checked_at", f"{time.time():.0f}")))
-            try:
-                async with asyncio.timeout(CHECK_S):
-                    await checked
-            except TimeoutError:
-                self._checked_at = 0.0
-                return "the database does not answer"
-            except ServerError:
-                self._checked_at = 0.0
-        return self._queue.outage
 
     # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

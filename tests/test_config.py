@@ -139,10 +139,18 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
     "a cache that is off, which YAML reads as false": (settings(cache={"backend": False}), ["cache.backend"]),
     "a cache for nothing": (settings(cache={"max_entries": 0}), ["cache.max_entries", ">= 1"]),
     "an age before now": (settings(database={"retention_days": -1}), ["database.retention_days", ">= 0"]),
-    "another database": (settings(database={"url": "mysql://x"}), ["database.url", "sqlite:///"]),
-    "a database of a later version": (
-        settings(database={"url": "postgresql://me:secret@db/router"}),
-        ["database.url", "PostgreSQL", "yet", "sqlite:///"],
+    "another database": (settings(database={"url": "mysql://x"}), ["database.url", "sqlite:///", "postgresql://"]),
+    "a database with another's driver": (
+        settings(database={"url": "postgresql+asyncpg://me:secret@db/router"}),
+        ["database.url", "postgresql://", "without '+asyncpg'"],
+    ),
+    "a pooler before a file": (
+        settings(database={"url": "sqlite:///r.db", "direct_url": "postgresql://db/router"}),
+        ["database.direct_url", "postgresql://"],
+    ),
+    "a direct way to something else": (
+        settings(database={"url": "postgresql://db/router", "direct_url": "db:5432"}),
+        ["database.direct_url", "postgresql://"],
     ),
     "a database's path without its URL": (settings(database={"url": "router.db"}), ["database.url", "sqlite:///"]),
     "a limit of nothing": (settings(max_body_mb=0), ["max_body_mb", "> 0"]),
@@ -468,7 +476,10 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
             value = CHOICES[field.name][-1] if field.name in CHOICES else values[type(field.default)]
             if section == "cluster":
                 value = "valkey://host" if field.name == "url" else "host"
-            config = msgspec.to_builtins(load(MINIMAL, **{name: value}))
+            also = {}
+            if field.name == "direct_url":  # Only of a server.
+                value, also = "postgresql://direct/router", {"ROUTER_DATABASE__URL": "postgresql://pooler/router"}
+            config = msgspec.to_builtins(load(MINIMAL, **also, **{name: value}))
             given = (config[section] if section else config)[field.name]
             assert str(given) in (value, f"{value}.0"), f"{name} does not set {section}.{field.name}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import stores.sqlite
+import stores.queued_store
 import stores.sqlite_connection
 from core.errors import StartError
 from db import make_store
@@ -200,7 +200,7 @@ def copy_of(file: Path) -> bytes:
 async def test_a_database_that_is_lost_is_noticed_and_taken_again_when_it_is_back(
     how: str, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores.sqlite, "CHECK_EVERY_S", 0)
+    monkeypatch.setattr(stores.queued_store, "CHECK_EVERY_S", 0)
     file = tmp_path / "data" / "router.db"
     async with with_file(backend, file) as running:
         first = await create(running.http)

@@ -27,16 +27,22 @@ with PostgresServer.started() as server:
 """
 
 
-def test_each_database_is_a_new_one(postgres: PostgresServer) -> None:
+def test_each_database_is_an_empty_one(postgres: PostgresServer) -> None:
     urls = [postgres.new_database() for _ in range(2)]
     with psycopg.connect(urls[0]) as connection:
         connection.execute("CREATE TABLE mine ()")
     with psycopg.connect(urls[1]) as connection, pytest.raises(psycopg.errors.UndefinedTable):
         connection.execute("SELECT FROM mine")
+    with psycopg.connect(urls[0]) as connection:
+        for url in urls:
+            postgres.give_back(url)
+        with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+            connection.execute("SELECT 1")
+    assert {postgres.new_database() for _ in range(2)} == set(urls)
+    with psycopg.connect(urls[0]) as connection, pytest.raises(psycopg.errors.UndefinedTable):
+        connection.execute("SELECT FROM mine")
     for url in urls:
-        postgres.drop_database(url)
-    with pytest.raises(psycopg.OperationalError, match="does not exist"):
-        psycopg.connect(urls[0])
+        postgres.give_back(url)
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

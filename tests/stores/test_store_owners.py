@@ -43,7 +43,9 @@ names = count()
 @given(doing=st.lists(steps, max_size=25))
 async def test_whatever_others_do_an_owner_sees_what_is_its_own(name: str, tmp_path: Path, doing: list[Any]) -> None:
     async with AsyncExitStack() as stack:
-        shared = make_store(DATABASES[name](tmp_path / str(next(names))).url)
+        database = DATABASES[name](tmp_path / str(next(names)))
+        stack.callback(database.drop)
+        shared = make_store(database.url)
         alone = {owner: make_store("sqlite://") for owner in OWNERS}
         for store in (shared, *alone.values()):
             await store.open()

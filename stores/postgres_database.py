@@ -1,0 +1,124 @@
+"""The database behind the store in PostgreSQL, as a service has it open: connections to write and to read, and what it
+hears of the others that share it.
+
+    open ──▶ wait for the server ──▶ migrate ──▶ connections ──▶ seen every few seconds, until close
+
+A service that was not seen for `LEASE_S` is dead, and what it has left unfinished is anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from urllib.parse import urlsplit
+
+import psycopg
+
+from core.config import DatabaseConfig
+from core.deletions import Deletions
+from core.errors import StartError
+from stores import postgres_sql as sql
+from stores.migrations.postgres import migrate
+from stores.postgres_connection import ResultRow, Statement, StatementLimits, conninfo_of, one_line
+from stores.postgres_pool import PostgresPool
+from stores.writing import Outage, Write
+
+log = logging.getLogger("nomyo.db")
+
+# A process that stands still for less is slow, and not dead.
+LEASE_S = 30
+SEEN_EVERY_S = 5.0
+# How long a start waits for a server that is not there.
+PATIENCE_S = 30.0
+ATTEMPT_EVERY_S = 1.0
+# What waiting does not mend.
+HOPELESS = re.compile(
+    r"authentication failed|no password supplied|no pg_hba.conf entry|does not exist|does not support SSL|certificate"
+    r"|permission denied|not permitted|invalid .*(option|port)|root\.crt",
+    re.IGNORECASE,
+)
+
+
+class PostgresDatabase:
+    """The database at `url`, with the settings of `database`. `service` has it open; an empty one only looks."""
+
+    def __init__(self, url: str, settings: DatabaseConfig, deletions: Deletions, service: str) -> None:
+        self.name = name_of(url)
+        self._url = url
+        self._direct_url = settings.direct_url or url
+        self._limits = StatementLimits(settings.timeout_s, min(settings.timeout_s, 5.0))
+        # One writes, so that no reader keeps it waiting.
+        self._writer = PostgresPool(url, self.name, 1, self._limits)
+        self._readers = PostgresPool(url, self.name, max(1, settings.max_connections - 1), self._limits)
+        self._deletions = deletions
+        self._service = service
+        self._seen: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Makes what the database lacks. Raises `StartError`."""
+        conninfo_of(self._url), conninfo_of(self._direct_url)
+        try:
+            await self._patiently()
+        except psycopg.Error as error:
+            raise StartError(f"{self.name} cannot be used: {one_line(str(error))} (database.url)") from None
+        if self._service:
+            await self._writer.run(Statement(sql.SEEN, (self._service,)))
+            self._seen = asyncio.create_task(self._stay_seen(), name="seen by other services")
+
+    async def close(self) -> None:
+        """What this service has left unfinished is anybody's from now on."""
+        if self._seen is not None:
+            self._seen.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._seen
+            self._seen = None
+            with contextlib.suppress(Outage, psycopg.Error):
+                await self._writer.run(Statement(sql.FORGET_SERVICES, (self._service,)))
+        self._writer.close()
+        self._readers.close()
+
+    async def write(self, *statements: Statement) -> None:
+        """All of them in one transaction. Raises `Outage` where the database is away, and `psycopg.Error`."""
+        await self._writer.run(*statements)
+
+    async def read(self, *statements: Statement) -> list[list[ResultRow]]:
+        """The rows of each, in one transaction. Raises as `write` does."""
+        return await self._readers.run(*statements)
+
+    def announcing_deletions(self, number: int) -> list[Write]:
+        """What the other services hear of a deletion by, as a part of it."""
+        return [(sql.COUNT_DELETIONS, (number,))]
+
+    async def _patiently(self) -> None:
+        """Opens it, and waits for a server that is not there (yet)."""
+        give_up_at = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                await migrate(self._connected, self.name)
+                await self._writer.open()
+                return
+            except psycopg.OperationalError as error:
+                if HOPELESS.search(str(error)) or time.monotonic() > give_up_at:
+                    raise
+                log.warning("%s is not there: %s; trying again", self.name, one_line(str(error)))
+            await asyncio.sleep(ATTEMPT_EVERY_S)
+
+    async def _connected(self) -> psycopg.AsyncConnection:
+        """For what needs a session: nothing that pools may be in between."""
+        conninfo = conninfo_of(self._direct_url)
+        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+
+    async def _stay_seen(self) -> None:
+        while True:
+            await asyncio.sleep(SEEN_EVERY_S)
+            with contextlib.suppress(Outage):
+                await self._readers.run(Statement(sql.SEEN, (self._service,)))
+
+
+def name_of(url: str) -> str:
+    """What a database is called in the log: no password, and no user."""
+    parts = urlsplit(url)
+    return f"PostgreSQL at {parts.netloc.rpartition('@')[2] or 'PGHOST'}{parts.path.rstrip('/')}"

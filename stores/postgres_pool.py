@@ -1,0 +1,145 @@
+"""Connections to one database, as many as are needed and no more than the settings allow.
+
+run ──▶ an idle connection, a new one, or a wait for one ──▶ rows
+          └─ it broke: once more, on a new one           └─ none can be made: `Outage`, at once until the next attempt
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+import psycopg
+
+from stores.postgres_connection import (
+    AGAIN,
+    ConnectionLost,
+    PostgresConnection,
+    ResultRow,
+    Statement,
+    StatementLimits,
+    is_outage,
+    outage_of,
+)
+from stores.writing import Outage
+
+# After an attempt that failed, the next one is made so much later: twice as much each time.
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
+# How often statements go again that stood in the way of others.
+ATTEMPTS = 5
+
+
+class PostgresPool:
+    """At most `size` connections to the database at `url`, made when they are needed. `name` is what the log calls
+    it."""
+
+    def __init__(self, url: str, name: str, size: int, limits: StatementLimits) -> None:
+        self._url = url
+        self._name = name
+        self._size = size
+        self._limits = limits
+        self._connections: set[PostgresConnection] = set()
+        self._idle: list[PostgresConnection] = []
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        # Those on their way, and how the last attempt failed.
+        self._connecting = 0
+        self._failure: Outage | None = None
+        self._wait_s = FIRST_WAIT_S
+        self._again_at = 0.0
+
+    async def open(self) -> None:
+        """Makes the first connection. Raises `psycopg.Error`."""
+        self._release(await self._connected())
+
+    def close(self) -> None:
+        """Closes all of them, whatever they do."""
+        for connection in list(self._connections):
+            connection.close()
+
+    async def run(self, *statements: Statement) -> list[list[ResultRow]]:
+        """The rows of each statement, all of them in one transaction. They may be run twice, where nobody knows
+        whether they were the first time. Raises `Outage` where the database is away or takes nothing, and
+        `psycopg.Error` where a statement is wrong."""
+        attempt = 0
+        while True:
+            attempt += 1
+            connection = await self._acquired()
+            try:
+                return await connection.run(statements)
+            except ConnectionLost as error:
+                # A server that was restarted has ended all of them, and takes new ones.
+                if attempt > self._size + 1:
+                    raise outage_of(self._name, error) from None
+            except TimeoutError as error:
+                raise outage_of(self._name, error) from None
+            except psycopg.Error as error:
+                if error.sqlstate in AGAIN and attempt < ATTEMPTS:
+                    continue
+                if is_outage(error):
+                    raise outage_of(self._name, error) from None
+                raise
+            finally:
+                self._release(connection)
+
+    async def _acquired(self) -> PostgresConnection:
+        while True:
+            while self._idle:
+                if (connection := self._idle.pop()).is_open:
+                    return connection
+            if len(self._connections) + self._connecting < self._size:
+                return await self._reconnected()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                async with asyncio.timeout(self._limits.statement_s):
+                    await waiter
+            except TimeoutError:
+                raise Outage(f"{self._name}: all {self._size} connections are busy") from None
+            except asyncio.CancelledError:
+                self._wake()
+                raise
+
+    async def _reconnected(self) -> PostgresConnection:
+        if self._failure is not None and (self._connecting or time.monotonic() < self._again_at):
+            raise Outage(str(self._failure))
+        try:
+            connection = await self._connected()
+        except (psycopg.Error, OSError, ConnectionLost) as error:
+            self._failure = outage_of(self._name, error)
+            self._again_at = time.monotonic() + self._wait_s
+            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+            raise Outage(str(self._failure)) from None
+        self._failure, self._wait_s = None, FIRST_WAIT_S
+        return connection
+
+    async def _connected(self) -> PostgresConnection:
+        self._connecting += 1
+        try:
+            connection = await PostgresConnection.open(self._url, self._limits)
+        finally:
+            self._connecting -= 1
+            self._wake()
+        self._connections.add(connection)
+        connection.on_close = self._on_close(connection)
+        return connection
+
+    def _on_close(self, connection: PostgresConnection) -> Callable[[], None]:
+        def closed() -> None:
+            self._connections.discard(connection)
+            self._wake()
+
+        return closed
+
+    def _release(self, connection: PostgresConnection) -> None:
+        if connection.is_open:
+            self._idle.append(connection)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Lets whoever has waited longest look again."""
+        while self._waiting:
+            if not (waiter := self._waiting.popleft()).done():
+                waiter.set_result(None)
+                return

@@ -1,0 +1,305 @@
+"""What every store in SQL does in the same way: what writes is queued, a conversation that goes on stays in memory, an
+item is found by its id once its response has ended.
+
+    QueuedStore ──writes──▶ WriteQueue ──a batch──▶ _commit ──▶ the SQL of a database
+                ──reads───▶ WarmChains, else ─────▶ _read_… ──▶ the SQL of a database
+
+A subclass has the SQL: what makes a `Write` of a verb, and what reads rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from core.deletions import Deletions, OwnDeletions
+from core.errors import ServerError
+from core.json import encode_json
+from core.usage import Use, Where
+from stores.rows import (
+    UNFINISHED,
+    Event,
+    History,
+    Item,
+    Response,
+    StoredResponse,
+    UnfinishedResponse,
+    ids_of,
+    interrupted,
+    items_of,
+    output_and_rest,
+    turn_of,
+)
+from stores.warm_chains import Begun, Key, WarmChains
+from stores.writing import Write, WriteQueue, Written
+
+# How often it is looked whether the database can be written, and how long that may take.
+CHECK_EVERY_S = 1.0
+CHECK_S = 2.0
+
+
+@dataclass(slots=True)
+class NewRow:
+    """A response as it is stored first; `input`, `output` and `response` are JSON, the last without the output."""
+
+    key: Key
+    previous: str | None
+    conversation: str | None
+    model: str
+    status: str
+    created_at: int
+    input: bytes
+    output: bytes | None
+    response: bytes | None
+    request: bytes | None
+    input_items: Sequence[Item]
+    output_items: Sequence[Item]
+
+
+@dataclass(slots=True)
+class ChangedRow:
+    """How a response stands now. `is_own`: this process has begun it, and nobody else ends it."""
+
+    key: Key
+    status: str
+    output: bytes | None
+    response: bytes | None
+    output_items: Sequence[Item]
+    is_own: bool
+
+
+@dataclass(slots=True)
+class ChainRow:
+    """A response of a conversation."""
+
+    previous: str | None
+    status: str
+    input: bytes
+    output: bytes | None
+
+
+class QueuedStore(ABC):
+    """The verbs of `db.Store` that are the same in every SQL."""
+
+    def __init__(self, deletions: Deletions | None) -> None:
+        self.deletions: Deletions = deletions if deletions is not None else OwnDeletions()
+        self._queue = WriteQueue(self._commit)
+        self._warm = WarmChains(self.deletions)
+        self._running: dict[Key, Begun] = {}
+        self._checked_at = 0.0
+
+    def _start(self) -> None:
+        """When the database is open."""
+        self._warm, self._running = WarmChains(self.deletions), {}
+        self._queue.open()
+
+    # ── what a database adds ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    async def _commit(self, writes: list[Write]) -> None:
+        """Commits a batch, or raises and changes nothing."""
+
+    @abstractmethod
+    def _storing(self, row: NewRow) -> Write:
+        """Stores a response; of one that is there it changes where it stands."""
+
+    @abstractmethod
+    def _updating(self, row: ChangedRow) -> Write:
+        """Changes where a response stands, if it is there. What has ended loses its request."""
+
+    @abstractmethod
+    def _failing(self, row: ChangedRow) -> Write:
+        """The same, if it has not ended."""
+
+    @abstractmethod
+    def _indexing(self, key: Key, item_id: str) -> Write:
+        """Lets a response be found by an item, if it is there."""
+
+    @abstractmethod
+    def _indexing_row(self, key: Key) -> Write:
+        """Lets it be found by all items that its row has, if it has ended."""
+
+    @abstractmethod
+    def _unindexing_row(self, key: Key) -> Write:
+        """Lets it be found by none of them."""
+
+    @abstractmethod
+    def _deleting(self, keys: Sequence[Key]) -> list[Write]:
+        """Deletes responses, with their events, and the index of their items."""
+
+    @abstractmethod
+    def _storing_events(self, key: Key, events: bytes) -> Write:
+        """Keeps the events of a response, once, if it is there."""
+
+    @abstractmethod
+    def _counting(self, where: Where, used: Use) -> Write:
+        """Adds what was used to what was counted of that hour."""
+
+    @abstractmethod
+    def _checking(self) -> Write:
+        """Writes what shows that it can be written."""
+
+    @abstractmethod
+    async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None: ...
+
+    @abstractmethod
+    async def unfinished(self) -> list[UnfinishedResponse]: ...
+
+    @abstractmethod
+    async def _read_expired(self, created_at: int) -> list[Key]:
+        """Some responses made before, ended, that none builds on."""
+
+    @abstractmethod
+    async def _read_chain(self, key: Key) -> list[ChainRow]:
+        """A response and all before it, youngest first."""
+
+    @abstractmethod
+    async def _read_items(self, item_ids: list[str], owner: str) -> list[tuple[list[str], bytes, bytes | None]]:
+        """For each response that has some of the items: their ids, the JSON of its input, and of its output."""
+
+    @abstractmethod
+    async def _exists(self, key: Key) -> bool:
+        """Whether there is such a response."""
+
+    # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def store_response(
+        self,
+        response_id: str,
+        *,
+        previous_response_id: str | None,
+        model: str,
+        status: str,
+        created_at: int,
+        input_messages: list[Item],
+        response: Response | None = None,
+        conversation: str | None = None,
+        request: bytes | None = None,
+        owner: str = "",
+    ) -> Written:
+        given, (output, rest) = encode_json(input_messages), output_and_rest(response)
+        key, previous = (owner, response_id), (owner, previous_response_id) if previous_response_id else None
+        begun = Begun(key, previous, given, ids_of(input_messages), self.deletions.value)
+        is_running = status in UNFINISHED
+        row = NewRow(
+            *(key, previous_response_id, conversation, model, status, created_at, given, output, rest),
+            request=request if is_running else None,
+            input_items=input_messages,
+            output_items=_output_of(response),
+        )
+        if response is None or is_running:
+            self._running[key] = begun
+            return self._queue.write(self._storing(row), then=begun.commit)
+        begun.commit()
+        return self._end(begun, self._storing(row), row.output_items, output)
+
+    def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
+        key, status = (owner, response_id), response["status"]
+        output, rest = output_and_rest(response)
+        begun = self._running.get(key)
+        row = ChangedRow(key, status, output, rest, _output_of(response), is_own=begun is not None)
+        if status in UNFINISHED:
+            return self._queue.write(self._updating(row))
+        if begun is None:
+            # Not begun here, or ended already: its items may be others now.
+            drop = partial(self._warm.drop, key)
+            return self._queue.write(self._unindexing_row(key), self._updating(row), self._indexing_row(key), then=drop)
+        del self._running[key]
+        return self._end(begun, self._updating(row), row.output_items, output)
+
+    def _end(self, begun: Begun, write: Write, output_items: Sequence[Item], output: bytes | None) -> Written:
+        """Writes how a response has ended. `output` is the JSON of its output."""
+        items = [self._indexing(begun.key, item_id) for item_id in begun.item_ids + ids_of(output_items)]
+        return self._queue.write(write, *items, then=partial(self._warm.end, begun, output))
+
+    async def delete_response(self, response_id: str, *, owner: str = "") -> bool:
+        if not await self._exists((owner, response_id)):
+            return False
+        await self._delete([(owner, response_id)])
+        return True
+
+    def _delete(self, keys: Sequence[Key]) -> Written:
+        for key in keys:
+            self._running.pop(key, None)
+        # Behind the commit: what was read before it is not good for the time after it.
+        return self._queue.write(*self._deleting(keys), then=partial(self.deletions.add, len(keys)))
+
+    def running_ids(self) -> list[str]:
+        return [response_id for _, response_id in self._running]
+
+    async def fail_orphaned_responses(self) -> int:
+        return await self.fail_orphans(await self.unfinished())
+
+    async def fail_orphans(self, orphans: Iterable[UnfinishedResponse]) -> int:
+        failed = 0
+        for orphan in orphans:
+            response = interrupted(orphan["response"])
+            key = (orphan["owner"], orphan["id"])
+            row = ChangedRow(key, "failed", *output_and_rest(response), _output_of(response), is_own=False)
+            await self._queue.write(self._failing(row), self._indexing_row(key))
+            failed += 1
+        return failed
+
+    async def delete_older_than(self, created_at: int) -> int:
+        deleted = 0
+        while expired := await self._read_expired(created_at):
+            await self._delete(expired)
+            deleted += len(expired)
+        return deleted
+
+    def store_events(self, response_id: str, events: list[Event], *, owner: str = "") -> Written:
+        return self._queue.write(self._storing_events((owner, response_id), encode_json(events)))
+
+    def count_usage(self, used: Mapping[Where, Use], failed: Callable[[], object] | None = None) -> Written:
+        return self._queue.write(*(self._counting(where, more) for where, more in used.items()), failed=failed)
+
+    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_history(self, response_id: str, *, owner: str = "") -> History:
+        key = (owner, response_id)
+        if (warm := self._warm.get(key)) is not None:
+            return History(items_of(warm))
+        as_of = self.deletions.value
+        rows = await self._read_chain(key)
+        if not rows:
+            return History([], missing=response_id)
+        turns = [turn_of(row.input, row.output) for row in reversed(rows)]
+        status = rows[0].status
+        missing, unfinished = rows[-1].previous, status if status in UNFINISHED else None
+        if not missing and not unfinished:
+            self._warm.put(key, turns, as_of)
+        return History(items_of(turns), missing, unfinished)
+
+    async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
+        found: dict[str, Item] = {}
+        for ids, given, output in await self._read_items(item_ids, owner):
+            of_row: dict[str, Item] = {}
+            for item in items_of([turn_of(given, output)]):
+                for item_id in ids_of([item]):
+                    of_row.setdefault(item_id, item)
+            found |= {item_id: of_row[item_id] for item_id in ids if item_id in of_row}
+        return found
+
+    # ── whether it works ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def outage(self) -> str | None:
+        now = time.monotonic()
+        if now - self._checked_at >= CHECK_EVERY_S:
+            self._checked_at = now
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await self._queue.write(self._checking())
+            except TimeoutError:
+                self._checked_at = 0.0
+                return "the database does not answer"
+            except ServerError:
+                self._checked_at = 0.0
+        return self._queue.outage
+
+
+def _output_of(response: Response | None) -> Sequence[Item]:
+    return (response.get("output") if response else None) or ()
