@@ -87,6 +87,9 @@ class PostgresStore(QueuedStore):
     def _deleting(self, keys: Sequence[Key]) -> list[Write]:
         return [*((sql.DELETE, key) for key in keys), *self._database.announcing_deletions(len(keys))]
 
+    def _count_deletions(self, number: int) -> None:
+        self._database.count_deletions(number)
+
     def _storing_events(self, key: Key, events: bytes) -> Write:
         return sql.STORE_EVENTS, (*key, events)
 

@@ -78,6 +78,8 @@ class PostgresConnection:
         self._connection = connection
         self._pg = connection.pgconn
         self._limits = limits
+        # A pooler takes none, and a session is nobody's for long.
+        self.takes_options = takes_options
         self._before = () if takes_options else (limits.statement(),)
         self._loop = asyncio.get_running_loop()
         self._socket = self._pg.socket

@@ -23,7 +23,9 @@ from core.errors import StartError
 from stores import postgres_sql as sql
 from stores.migrations.postgres import migrate
 from stores.postgres_connection import ResultRow, Statement, StatementLimits, conninfo_of, one_line
-from stores.postgres_pool import PostgresPool
+from stores.postgres_listener import PostgresListener
+from stores.postgres_pool import PostgresPool, Reach
+from stores.postgres_values import decode_integer
 from stores.writing import Outage, Write
 
 log = logging.getLogger("nomyo.db")
@@ -31,6 +33,11 @@ log = logging.getLogger("nomyo.db")
 # A process that stands still for less is slow, and not dead.
 LEASE_S = 30
 SEEN_EVERY_S = 5.0
+# How long a row that somebody else changes is waited for.
+LOCKED_S = 5.0
+# The channel of deletions, and how often it is looked for those that were not heard of.
+DELETIONS = "nomyo_deletions"
+LOOK_EVERY_S = 1.0
 # How long a start waits for a server that is not there.
 PATIENCE_S = 30.0
 ATTEMPT_EVERY_S = 1.0
@@ -49,13 +56,21 @@ class PostgresDatabase:
         self.name = name_of(url)
         self._url = url
         self._direct_url = settings.direct_url or url
-        self._limits = StatementLimits(settings.timeout_s, min(settings.timeout_s, 5.0))
+        self._limits = StatementLimits(settings.timeout_s, min(settings.timeout_s / 2, LOCKED_S))
         # One writes, so that no reader keeps it waiting.
-        self._writer = PostgresPool(url, self.name, 1, self._limits)
-        self._readers = PostgresPool(url, self.name, max(1, settings.max_connections - 1), self._limits)
+        reach = Reach()
+        self._writer = PostgresPool(url, self.name, 1, self._limits, reach)
+        self._readers = PostgresPool(url, self.name, max(1, settings.max_connections - 1), self._limits, reach)
         self._deletions = deletions
+        # How many were counted in the database: by others, when it was looked last, and by this one.
+        self._foreign_deletions: int | None = None
+        self._own_deletions = 0
+        self._deleted = asyncio.Event()
+        self._listener = PostgresListener(
+            self._direct_url, self._limits, {DELETIONS: lambda payload: self._deleted.set()}
+        )
         self._service = service
-        self._seen: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Makes what the database lacks. Raises `StartError`."""
@@ -66,15 +81,21 @@ class PostgresDatabase:
             raise StartError(f"{self.name} cannot be used: {one_line(str(error))} (database.url)") from None
         if self._service:
             await self._writer.run(Statement(sql.SEEN, (self._service,)))
-            self._seen = asyncio.create_task(self._stay_seen(), name="seen by other services")
+            self._deleted = asyncio.Event()
+            self._listener.open()
+            self._tasks = [
+                asyncio.create_task(self._stay_seen(), name="seen by other services"),
+                asyncio.create_task(self._watch_deletions(), name="deletions of other services"),
+            ]
 
     async def close(self) -> None:
         """What this service has left unfinished is anybody's from now on."""
-        if self._seen is not None:
-            self._seen.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._seen
-            self._seen = None
+        await self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            self._tasks = []
             with contextlib.suppress(Outage, psycopg.Error):
                 await self._writer.run(Statement(sql.FORGET_SERVICES, (self._service,)))
         self._writer.close()
@@ -90,7 +111,12 @@ class PostgresDatabase:
 
     def announcing_deletions(self, number: int) -> list[Write]:
         """What the other services hear of a deletion by, as a part of it."""
-        return [(sql.COUNT_DELETIONS, (number,))]
+        return [(sql.COUNT_DELETIONS, (number,)), (sql.NOTIFY, (DELETIONS, ""))]
+
+    def count_deletions(self, number: int) -> None:
+        """Counts deletions of this one, which are committed."""
+        self._own_deletions += number
+        self._deletions.add(number)
 
     async def _patiently(self) -> None:
         """Opens it, and waits for a server that is not there (yet)."""
@@ -98,7 +124,7 @@ class PostgresDatabase:
         while True:
             try:
                 await migrate(self._connected, self.name)
-                await self._writer.open()
+                await self._writer.run()
                 return
             except psycopg.OperationalError as error:
                 if HOPELESS.search(str(error)) or time.monotonic() > give_up_at:
@@ -110,6 +136,22 @@ class PostgresDatabase:
         """For what needs a session: nothing that pools may be in between."""
         conninfo = conninfo_of(self._direct_url)
         return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+
+    async def _watch_deletions(self) -> None:
+        """What is in memory is right until somebody else deletes something: looks when one is announced, and every
+        second, for a pooler passes nothing on."""
+        while True:
+            self._deleted.clear()
+            with contextlib.suppress(Outage):
+                ((value,),) = (await self.read(Statement(sql.GET_DELETIONS)))[0]
+                foreign = decode_integer(value or b"") - self._own_deletions
+                if foreign != self._foreign_deletions:
+                    # Which were this one's own may not be known yet: better once too often.
+                    self._foreign_deletions = foreign
+                    self._deletions.add(1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._deleted.wait()
 
     async def _stay_seen(self) -> None:
         while True:

@@ -31,11 +31,40 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
 ATTEMPTS = 5
 
 
+class Reach:
+    """Whether a server takes connections: how the last attempt failed, and when the next one is due. For all pools of
+    one."""
+
+    def __init__(self) -> None:
+        self._failure: str | None = None
+        self._wait_s = FIRST_WAIT_S
+        self._due_at = 0.0
+        self._attempts = 0
+
+    async def attempt(self, url: str, name: str, limits: StatementLimits) -> PostgresConnection:
+        """A new connection. Raises `Outage`: at once, where the last attempt has failed and none is due."""
+        if self._failure is not None and (self._attempts or time.monotonic() < self._due_at):
+            raise Outage(self._failure)
+        self._attempts += 1
+        try:
+            connection = await PostgresConnection.open(url, limits)
+        except (psycopg.Error, OSError, ConnectionLost) as error:
+            outage = outage_of(name, error)
+            self._failure = str(outage)
+            self._due_at = time.monotonic() + self._wait_s
+            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+            raise outage from None
+        finally:
+            self._attempts -= 1
+        self._failure, self._wait_s = None, FIRST_WAIT_S
+        return connection
+
+
 class PostgresPool:
     """At most `size` connections to the database at `url`, made when they are needed. `name` is what the log calls
     it."""
 
-    def __init__(self, url: str, name: str, size: int, limits: StatementLimits) -> None:
+    def __init__(self, url: str, name: str, size: int, limits: StatementLimits, reach: Reach) -> None:
         self._url = url
         self._name = name
         self._size = size
@@ -43,15 +72,9 @@ class PostgresPool:
         self._connections: set[PostgresConnection] = set()
         self._idle: list[PostgresConnection] = []
         self._waiting: deque[asyncio.Future[None]] = deque()
-        # Those on their way, and how the last attempt failed.
+        self._reach = reach
+        # Those on their way.
         self._connecting = 0
-        self._failure: Outage | None = None
-        self._wait_s = FIRST_WAIT_S
-        self._again_at = 0.0
-
-    async def open(self) -> None:
-        """Makes the first connection. Raises `psycopg.Error`."""
-        self._release(await self._connected())
 
     def close(self) -> None:
         """Closes all of them, whatever they do."""
@@ -89,7 +112,7 @@ class PostgresPool:
                 if (connection := self._idle.pop()).is_open:
                     return connection
             if len(self._connections) + self._connecting < self._size:
-                return await self._reconnected()
+                return await self._connected()
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
@@ -101,23 +124,10 @@ class PostgresPool:
                 self._wake()
                 raise
 
-    async def _reconnected(self) -> PostgresConnection:
-        if self._failure is not None and (self._connecting or time.monotonic() < self._again_at):
-            raise Outage(str(self._failure))
-        try:
-            connection = await self._connected()
-        except (psycopg.Error, OSError, ConnectionLost) as error:
-            self._failure = outage_of(self._name, error)
-            self._again_at = time.monotonic() + self._wait_s
-            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
-            raise Outage(str(self._failure)) from None
-        self._failure, self._wait_s = None, FIRST_WAIT_S
-        return connection
-
     async def _connected(self) -> PostgresConnection:
         self._connecting += 1
         try:
-            connection = await PostgresConnection.open(self._url, self._limits)
+            connection = await self._reach.attempt(self._url, self._name, self._limits)
         finally:
             self._connecting -= 1
             self._wake()

@@ -31,10 +31,14 @@ _STORED = """r.owner, r.id, r.previous_response_id, r.conversation, r.model, r.s
     r.response"""
 GET = f"SELECT {_STORED} FROM responses r WHERE owner = $1::text AND id = $2::text"
 EXISTS = "SELECT 1 FROM responses WHERE owner = $1::text AND id = $2::text"
-# Each row is given once: whoever comes second waits for the first, and finds a living service.
-CLAIM = """UPDATE responses r SET service = $1::text
-    WHERE status IN ('queued', 'in_progress') AND service IS DISTINCT FROM $1::text AND NOT EXISTS (
-        SELECT FROM services s WHERE s.name = r.service AND s.seen_at > now() - make_interval(secs => $2::bigint))"""
+# Each row is given once: whoever comes second waits for the first, and then it is no longer that service's.
+CLAIM = """WITH dead AS MATERIALIZED (
+        SELECT DISTINCT service FROM responses r
+        WHERE status IN ('queued', 'in_progress') AND service <> $1::text AND NOT EXISTS (
+            SELECT FROM services s WHERE s.name = r.service AND s.seen_at > now() - make_interval(secs => $2::bigint))
+    )
+    UPDATE responses r SET service = $1::text FROM dead
+    WHERE r.status IN ('queued', 'in_progress') AND r.service = dead.service"""
 UNFINISHED_ROWS = f"""SELECT {_STORED}, r.request FROM responses r
     WHERE status IN ('queued', 'in_progress') AND service = $1::text ORDER BY number"""
 # By the chain itself: youngest first.

@@ -226,7 +226,11 @@ class QueuedStore(ABC):
         for key in keys:
             self._running.pop(key, None)
         # Behind the commit: what was read before it is not good for the time after it.
-        return self._queue.write(*self._deleting(keys), then=partial(self.deletions.add, len(keys)))
+        return self._queue.write(*self._deleting(keys), then=partial(self._count_deletions, len(keys)))
+
+    def _count_deletions(self, number: int) -> None:
+        """Counts what was deleted here, behind the commit."""
+        self.deletions.add(number)
 
     def running_ids(self) -> list[str]:
         return [response_id for _, response_id in self._running]

@@ -26,7 +26,9 @@ LOCK = 0x6E6F6D796F
 PATIENT = (
     "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 )
-HAS_TABLE = "SELECT to_regclass('nomyo_router') IS NOT NULL"
+# Not by `to_regclass`, which remembers for a whole transaction that there was none.
+HAS_TABLE = """SELECT count(*) > 0 FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace AND relname = 'nomyo_router'"""
 VERSION = "SELECT version FROM nomyo_router"
 MAKE_VERSION = ("CREATE TABLE nomyo_router (version INTEGER NOT NULL)", "INSERT INTO nomyo_router VALUES (0)")
 # Where we would make our tables, those that no extension has made.
@@ -56,16 +58,17 @@ async def migrate(connect: Callable[[], Awaitable[psycopg.AsyncConnection]], nam
 
 async def _took_step(connection: psycopg.AsyncConnection, name: str) -> bool:
     async with connection.transaction():
-        version = await _version(connection, name)
-        if version == len(MIGRATIONS):
+        if await _version(connection, name) == len(MIGRATIONS):
             return False
         for statement in PATIENT.split("; "):
             await connection.execute(statement)
         await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK})")
         # Looked at in here: another process may have done it while this one waited.
-        if (version := await _version(connection, name)) == len(MIGRATIONS):
+        version = await _version(connection, name)
+        if version == len(MIGRATIONS):
             return False
         if version is None:
+            await _check_emptiness(connection, name)
             for statement in MAKE_VERSION:
                 await connection.execute(statement)
             version = 0
@@ -81,17 +84,20 @@ async def _took_step(connection: psycopg.AsyncConnection, name: str) -> bool:
 async def _version(connection: psycopg.AsyncConnection, name: str) -> int | None:
     """The number of the last step, or None where there was none."""
     if not await _value(connection, HAS_TABLE):
-        tables = [row[0] for row in await (await connection.execute(FOREIGN_TABLES)).fetchall()]
-        if tables:
-            some = ", ".join(tables[:3]) + (", …" if len(tables) > 3 else "")
-            raise StartError(
-                f"{name} has tables of something else ({some}): give the router a database of its own (database.url)"
-            )
         return None
     version = int(await _value(connection, VERSION))
     if version > len(MIGRATIONS):
         raise NewerDatabase(name, version, len(MIGRATIONS))
     return version
+
+
+async def _check_emptiness(connection: psycopg.AsyncConnection, name: str) -> None:
+    tables = [row[0] for row in await (await connection.execute(FOREIGN_TABLES)).fetchall()]
+    if tables:
+        some = ", ".join(tables[:3]) + (", …" if len(tables) > 3 else "")
+        raise StartError(
+            f"{name} has tables of something else ({some}): give the router a database of its own (database.url)"
+        )
 
 
 async def _value(connection: psycopg.AsyncConnection, sql: str) -> Any:
