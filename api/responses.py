@@ -232,7 +232,7 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         input_messages=kept_items(turn.request.input, seal),
         response=response,
         # Whoever is not here any more when it is its turn must be able to run it.
-        request=kept_request(turn.request.body, seal) if turn.request.background else None,
+        request=kept_request(turn.request.body, seal, turn.request.principal.key) if turn.request.background else None,
         owner=turn.owner,
     )
     return written

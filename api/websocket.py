@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -154,11 +154,9 @@ class Socket:
             # A key may end while its socket is open, and what it may use may change.
             check_key(self._state, self._websocket.scope)
             self._principal = principal_of(self._websocket)
-            if message.get("type") == "response.cancel":
-                self._cancel(message)
-                return
-            if message.get("type") == "response.steer":
-                self._steer(message)
+            kind = message.get("type")
+            if isinstance(kind, str) and (act := MESSAGES.get(kind)):
+                act(self, message)
                 return
             given = turn = SocketTurn(message, stream_id, partial(self.send, stream_id=stream_id))
             turn.size = len(data) if stream_id in self._lanes else 0  # Else it begins at once.
@@ -346,6 +344,13 @@ class Socket:
         """After a failed continuation the client begins again, with the whole conversation."""
         if isinstance(response_id, str):
             self._remembered.pop(response_id, None)
+
+
+# What a message asks for that is no new turn, by its type.
+MESSAGES: dict[str, Callable[[Socket, dict[str, Any]], None]] = {
+    "response.cancel": Socket._cancel,
+    "response.steer": Socket._steer,
+}
 
 
 async def _warmed_up(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:

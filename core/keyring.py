@@ -112,12 +112,10 @@ class Keyring:
         return bool(self.peer_key) and hmac.compare_digest(given, self.peer_key.encode())
 
     def named(self, name: str) -> Principal | None:
-        """Whom the valid key of a name stands for."""
-        now = time.time()
-        for key in self._keys.values():
-            if key.principal.key == name and (key.ends_at is None or key.ends_at > now):
-                return key.principal
-        return None
+        """Whom the key of a name stands for, or has stood for, the one that is valid longest; None where there never
+        was one."""
+        named = [key for key in self._keys.values() if name and key.principal.key == name]
+        return max(named, key=lambda key: math.inf if key.ends_at is None else key.ends_at).principal if named else None
 
     def stored(self) -> list[StoredKey]:
         """The keys of the database, the oldest first."""

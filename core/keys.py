@@ -70,6 +70,8 @@ class Principal:
 
     @property
     def cache_scope(self) -> str:
-        """With whom it shares cached answers: all keys of its owner. Admins, and clients that only have a label, share
-        them with nobody."""
-        return f"owner {self.owner}" if self.owner else self.id
+        """With whom it shares cached answers: all keys of its owner that may use the same models. Admins, and clients
+        that only have a label, share them with nobody."""
+        if not self.owner:
+            return self.id
+        return f"owner {self.owner}" if self.models is None else f"owner {self.owner} {self.models}"

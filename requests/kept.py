@@ -26,15 +26,31 @@ PLAIN_KEYS = frozenset(
 SEALED = "sealed by the router"
 
 
-def kept_request(body: dict[str, Json], seal: Callable[[str], str]) -> bytes:
-    """The body of a request, as it is kept. `seal` makes a text that nobody else can read."""
-    return encode_json({key: _kept_parameter(key, value, seal) for key, value in body.items()})
+# Where the name of the key stands that a request came with; a parameter of that name is sealed, and so no text.
+KEY = "nomyo.key"
+
+
+def kept_request(body: dict[str, Json], seal: Callable[[str], str], key: str = "") -> bytes:
+    """The body of a request, as it is kept, with the name of the key that it came with. `seal` makes a text that nobody
+    else can read."""
+    kept = {name: _kept_parameter(name, value, seal) for name, value in body.items()}
+    return encode_json({**kept, KEY: key} if key else kept)
+
+
+def key_of_request(kept: bytes) -> str:
+    """The name of the key that a request came with; empty where it came without one."""
+    key = decode_json(kept).get(KEY)
+    return key if isinstance(key, str) else ""
 
 
 def given_request(kept: bytes, open_: Callable[[str], str | None]) -> dict[str, Json] | None:
     """The body that was given to `kept_request`; None where `open_` cannot open what was sealed."""
     try:
-        return {key: _given_parameter(key, value, open_) for key, value in decode_json(kept).items()}
+        return {
+            name: _given_parameter(name, value, open_)
+            for name, value in decode_json(kept).items()
+            if name != KEY or not isinstance(value, str)
+        }
     except CannotOpen:
         return None
 

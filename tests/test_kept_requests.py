@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from api.turns.history import stored_items
 from core.seals import Sealer
 from requests.credentials import without_credentials
-from requests.kept import SEALED, given_items, given_request, kept_items, kept_request
+from requests.kept import KEY, SEALED, given_items, given_request, kept_items, kept_request, key_of_request
 from requests.params import CreateParams
 from tests.conftest import running_router
 from tests.fake_backend import FakeBackend, chat, json_answer, stall, steps, until
@@ -91,6 +91,17 @@ bodies = st.fixed_dictionaries(
 def test_what_is_kept_is_what_was_given(body: Json) -> None:
     body = orjson.loads(orjson.dumps(body))
     assert given_request(kept_request(body, SEAL), OPEN) == body
+
+
+@law
+@given(bodies, st.sampled_from(["", "ann"]), st.one_of(st.none(), values))
+def test_the_key_of_a_request_is_kept_and_no_parameter_passes_for_one(body: Json, key: str, param: Json) -> None:
+    body = orjson.loads(orjson.dumps({**body, KEY: param}))
+    kept = kept_request(body, SEAL, key)
+    assert key_of_request(kept) == key
+    if key:
+        del body[KEY]
+    assert given_request(kept, OPEN) == body
 
 
 @law

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, stall, steps, until
+from tests.keyed import as_key, key, keyed_router
 from tests.stream_grammar import check_stream
 from tests.test_restart import router_process
 from tests.turns import SOON_S, URL, Json, create, ended, eventually, follow, has_status, open_stream, retrieve, text_of
@@ -207,6 +208,32 @@ async def test_one_that_cannot_run_any_more_fails_and_says_why(why: str, backend
         response = await retrieve(running.http, queued["id"])
         assert response["status"] == "failed"
         assert ("another key" if why == "key" else parent["id"]) in response["error"]["message"]
+
+
+async def test_what_runs_again_may_use_what_its_key_may(backend: FakeBackend, tmp_path: Path) -> None:
+    """Also where that has changed meanwhile, and of a key that is gone nothing."""
+    settings: Json = {
+        "endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat", "aliases": {"other": "test-model"}}],
+        "database": {"url": f"sqlite:///{tmp_path}/router.db"},
+        "background": {"max_concurrent": 1, "drain_s": 0},
+    }
+    backend.default = stall()
+    keys = [key("ann"), key("bob"), key("eve")]
+    async with keyed_router(backend, *keys, **settings) as running:
+        await create(running.http, background=True)
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        queued = {}
+        for name in ("ann", "bob", "eve"):
+            async with as_key(running, name) as http:
+                queued[name] = (await create(http, background=True))["id"]
+    backend.default = chat("Done.")
+    keys = [key("ann", models=["test*"]), key("bob", models=["another"]), key("eve2", owner="eve")]
+    async with keyed_router(backend, *keys, **settings) as running:
+        for name, who, status in (("ann", "ann", "completed"), ("bob", "bob", "failed"), ("eve", "eve2", "failed")):
+            async with as_key(running, who) as http:
+                response = await ended(http, queued[name])
+                assert response["status"] == status
+                assert status == "completed" or "does not exist" in response["error"]["message"]
 
 
 async def test_a_dead_process_leaves_what_waits_in_it_to_its_heir(backend: FakeBackend, tmp_path: Path) -> None:

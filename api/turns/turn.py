@@ -25,7 +25,7 @@ from core.state import AppState
 from requests.events import ResponseBuilder
 from requests.included import SEALED_REASONING
 from requests.items import check_input, input_items, type_of
-from requests.kept import given_request
+from requests.kept import given_request, key_of_request
 from requests.params import CreateParams, check_counts, check_request
 from requests.repeats import may_repeat, without_repeats
 from requests.responses import new_id, response_resource
@@ -193,14 +193,14 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     and times. Raises `InvalidRequest` where it cannot run any more, and `ServerError` where its request cannot be
     read."""
     sealer = state.sealer.of(row["owner"])
-    body = given_request(row["request"] or b"{}", partial(sealer.open, purpose="request"))
+    kept = row["request"] or b"{}"
+    body = given_request(kept, partial(sealer.open, purpose="request"))
     if body is None:
         raise ServerError("The request of this response was sealed with another key.", code="cannot_open_request")
     params = check_request(body)
     owner, before = row["owner"], params.previous_response_id
     history = await resolve_history(state, before, NOTHING_REMEMBERED, owner) if before else []
-    # Nobody knows any more which label asked; what the owner has is shared with nobody else.
-    principal = Principal(f"kept {owner}", owner)
+    principal = _principal_again(state, key_of_request(kept), owner)
     has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
     items = stored_items(sealer, row["input"])
     places = None
@@ -209,6 +209,15 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
     check_input(items := request.items, len(history), places)
     return _turn(state, request, items, row["id"], row["created_at"])
+
+
+def _principal_again(state: AppState, key: str, owner: str) -> Principal:
+    """Who had asked for a turn that runs again. Of a key that there is no more nobody knows what it might use."""
+    principal = state.keys.named(key)
+    if principal is not None and principal.owner == owner:
+        return principal
+    # Nobody knows any more which label asked; what the owner has is shared with nobody else.
+    return Principal(f"kept {owner}", owner, key=key, models=() if key else None)
 
 
 def begin_anew(state: AppState, turn: Turn) -> ResponseBuilder:
