@@ -1,7 +1,7 @@
 """Answers that were given before, for requests that ask for them (`"nomyo": {"cache": true}`): the verbs of every cache
 (`Cache`), and the one that the settings ask for (`make_cache`).
 
-    cache.py ──▶ stores/cache_memory.py, stores/cache_sqlite.py
+    cache.py ──▶ stores/cache_memory.py, stores/cache_sqlite.py, stores/cache_valkey.py
 
 Three arguments make the key: the route, the model, and `messages`, which holds everything else that shapes the answer,
 and whose it is. What is cached is the whole response object, as JSON. Every cache is bounded in entries and in age.
@@ -49,8 +49,9 @@ class Cache(Protocol):
         ...
 
 
-def make_cache(config: CacheConfig) -> Cache | None:
-    """The cache that the settings ask for, not opened yet; None where there is none."""
+def make_cache(config: CacheConfig, service: str = "nomyo") -> Cache | None:
+    """The cache that the settings ask for, not opened yet; None where there is none. `service` sets apart those that
+    share a server. Raises `ConfigError` where a package is missing."""
     # Only the one in use is loaded.
     match config.backend:
         case "memory":
@@ -61,6 +62,10 @@ def make_cache(config: CacheConfig) -> Cache | None:
             from stores.cache_sqlite import SQLiteCache
 
             return SQLiteCache(config)
+        case "valkey":
+            from stores.cache_valkey import ValkeyCache
+
+            return ValkeyCache(config, service)
         case "none":
             return None
 

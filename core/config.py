@@ -27,7 +27,7 @@ from core.yaml import read_yaml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-CacheBackend = Literal["memory", "sqlite", "none"]
+CacheBackend = Literal["memory", "sqlite", "valkey", "none"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"]
 StructuredOutputs = Literal["native", "prompt", "refuse"]
@@ -94,12 +94,13 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`cache`: answers for requests that ask for the cache."""
+    """`cache`: answers for requests that ask for the cache. `url` is where a Valkey is, if not that of the cluster."""
 
     backend: CacheBackend = "memory"
     path: str = "data/cache.db"
     max_entries: Count = 1000
     max_age_s: Positive = 86400.0
+    url: str = ""
 
 
 class BackgroundConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -345,6 +346,12 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
             raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
     _check_database(config.database)
     _check_cluster(config.cluster)
+    if config.cache.backend == "valkey" and not config.cache.url:
+        if not config.cluster.url:
+            raise ConfigError("cache.backend: valkey needs cache.url, or the cluster.url of the replicas")
+        config = msgspec.structs.replace(config, cache=msgspec.structs.replace(config.cache, url=config.cluster.url))
+    if config.cache.url:
+        Address.of(config.cache.url, "cache.url")
     paths = {"database.url": config.database.url.removeprefix("sqlite:///"), "cache.path": config.cache.path}
     for key, path in paths.items():
         if path.startswith("~"):  # It would be a folder of that name, where the router was started.

@@ -272,7 +272,8 @@ class Link(asyncio.Protocol):
         self._push = hiredis.PushNotification
         self._on_message = on_message
         self._pending: deque[OnAnswer] = deque()
-        self._answered = 0
+        # How often something came, which may be a piece of a large answer.
+        self._heard = 0
         self._end: Exception | None = None
         self.lost = asyncio.Event()
 
@@ -291,11 +292,11 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hands out what is whole."""
+        self._heard += 1
         reader = self._reader
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not False:
-                self._answered += 1
                 if type(answer) is self._push:
                     if answer[0] == b"message":
                         self._on_message(answer[1], answer[2])
@@ -317,16 +318,17 @@ class Link(asyncio.Protocol):
 
     async def watch(self) -> Exception:
         """Waits for its end, and makes one when nothing is answered any more. Gives the reason."""
-        stood_still, answered = 0, -1
+        stood_still, before = 0, (-1, -1)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE_S / STEPS):
                     await self.lost.wait()
                     break
             # Steps: this process may have stood still itself, and its answers be there.
-            stood_still = stood_still + 1 if self._pending and self._answered == answered else 0
-            answered = self._answered
-            if stood_still >= STEPS or self.transport.get_write_buffer_size() > MOST_UNSENT:
+            unsent = self.transport.get_write_buffer_size()
+            stood_still = stood_still + 1 if self._pending and before == (self._heard, unsent) else 0
+            before = self._heard, unsent
+            if stood_still >= STEPS or unsent > MOST_UNSENT:
                 self._end = ConnectionError(f"no answer in {PATIENCE_S:g} s")
                 self.transport.abort()
         assert self._end is not None

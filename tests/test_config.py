@@ -474,7 +474,7 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
                 continue
             name = "ROUTER_" + (f"{section}__{field.name}" if section else field.name).upper()
             value = CHOICES[field.name][-1] if field.name in CHOICES else values[type(field.default)]
-            if section == "cluster":
+            if section == "cluster" or (section, field.name) == ("cache", "url"):
                 value = "valkey://host" if field.name == "url" else "host"
             also = {}
             if field.name == "direct_url":  # Only of a server.

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cache import Cache, make_cache
-from core.config import CacheConfig
+from core.config import CacheConfig, parse_config
+from core.errors import ConfigError, ServerError
 from tests.turns import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +41,10 @@ asyncio.run(main())
 KEY = ("route", "model", [{"content": "hi", "n": 1}])
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "valkey"])
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> CacheConfig:
-    return CacheConfig(request.param, f"{tmp_path}/deep/cache.db", max_entries=3, max_age_s=60)
+    url = request.getfixturevalue("valkey").url if request.param == "valkey" else ""
+    return CacheConfig(request.param, f"{tmp_path}/deep/cache.db", max_entries=3, max_age_s=60, url=url)
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ async def test_the_entry_that_was_used_least_recently_is_forgotten(cache):
 
 
 async def test_an_old_entry_is_forgotten(config):
-    cache = make_cache(CacheConfig(config.backend, config.path, max_age_s=0.1))
+    cache = make_cache(CacheConfig(config.backend, config.path, max_age_s=0.1, url=config.url))
     await cache.open()
     await cache.set_chat(*KEY, b"answer")
 
@@ -144,12 +146,12 @@ async def test_the_numbers(cache, config):
     }
 
 
-async def test_only_the_one_on_disk_survives_a_restart(cache, config):
+async def test_only_those_outside_of_the_process_survive_a_restart(cache, config):
     await cache.set_chat(*KEY, b"answer")
     await cache.close()
     again = make_cache(config)
     await again.open()
-    assert again.persistent == (config.backend == "sqlite")
+    assert again.persistent == (config.backend != "memory")
     assert await again.get_chat(*KEY) == (b"answer" if again.persistent else None)
     await again.close()
     await cache.open()
@@ -193,3 +195,74 @@ async def test_a_cache_on_disk_that_fails_misses(tmp_path, caplog):
     await cache.set_chat(*KEY, b"answer")
     assert [record.name for record in caplog.records] == ["nomyo.cache"] * 2
     await cache.close()
+
+
+async def test_a_cache_in_a_valkey_is_shared_and_nothing_else_there_is_touched(valkey):
+    valkey.run("SET", "somebody's", "value")
+    caches = [make_cache(CacheConfig("valkey", url=valkey.url)) for _ in range(2)]
+    other = make_cache(CacheConfig("valkey", url=valkey.url), "another service")
+    for cache in (*caches, other):
+        await cache.open()
+    await caches[0].set_chat(*KEY, b"answer")
+    await eventually(lambda: valkey.run("EXISTS", "{nomyo}:cache") == 1, "it is there")
+    assert await caches[1].get_chat(*KEY) == b"answer"
+    assert await other.get_chat(*KEY) is None
+    assert await caches[1].invalidate() == 1
+    assert valkey.run("KEYS", "*") == [b"somebody's"]
+    for cache in (*caches, other):
+        await cache.close()
+
+
+async def test_of_many_entries_in_a_valkey_no_more_are_kept_than_there_may_be(valkey):
+    cache = make_cache(CacheConfig("valkey", url=valkey.url, max_entries=20))
+    await cache.open()
+    for number in range(700):
+        await cache.set_chat("r", "m", [number], b"x" * 100)
+    assert await cache.get_chat("r", "m", [699]) is not None
+    assert len(valkey.run("KEYS", "{nomyo}:cache:*")) == 20
+    assert await cache.invalidate("m") == 20
+    await cache.close()
+
+
+async def test_a_cache_in_a_valkey_that_is_away_misses_and_is_back_by_itself(own_valkey, caplog):
+    cache = make_cache(CacheConfig("valkey", url=own_valkey.url))
+    await cache.open()
+    await cache.set_chat(*KEY, b"answer")
+    assert await cache.get_chat(*KEY) == b"answer"
+    own_valkey.kill()
+    for _ in range(20):
+        assert await cache.get_chat(*KEY) is None
+        await cache.set_chat(*KEY, b"answer")
+    with pytest.raises(ServerError, match="cannot be emptied"):
+        await cache.invalidate()
+    assert (await cache.stats())["entries"] == 0
+    assert sum("nothing is cached until it is back" in record.getMessage() for record in caplog.records) == 1
+    own_valkey.start()
+
+    async def is_back() -> bool:
+        await cache.set_chat(*KEY, b"answer")
+        return await cache.get_chat(*KEY) == b"answer"
+
+    await eventually(is_back, "it is back")
+    await cache.close()
+
+
+async def test_a_cache_in_a_valkey_that_is_full_misses(valkey):
+    cache = make_cache(CacheConfig("valkey", url=valkey.url))
+    await cache.open()
+    valkey.run("CONFIG", "SET", "maxmemory", "1")
+    try:
+        await cache.set_chat(*KEY, b"answer")
+        assert await cache.get_chat(*KEY) is None
+    finally:
+        valkey.run("CONFIG", "SET", "maxmemory", "0")
+    await cache.set_chat(*KEY, b"answer")
+    assert await cache.get_chat(*KEY) == b"answer"
+    await cache.close()
+
+
+def test_a_cache_in_a_valkey_needs_one():
+    settings = {"endpoints": [{"url": "http://127.0.0.1:9"}], "cache": {"backend": "valkey"}}
+    with pytest.raises(ConfigError, match=r"^cache\.backend: valkey needs cache\.url, or the cluster\.url"):
+        parse_config(settings)
+    assert parse_config({**settings, "cluster": {"url": "valkey://host"}}).cache.url == "valkey://host"
