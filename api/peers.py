@@ -1,17 +1,19 @@
 """Requests that concern more than one process of the service: what this one cannot answer is asked of its peers, as the
 client asked it.
 
-What a client asks for is asked of a peer with the client's own key, so that it answers as whoever asks. What a peer has
-handed on is handed on no further.
+A peer is asked on behalf of the owner of the client's key, which was checked where it came in. What a peer has handed
+on is handed on no further.
 """
 
 from __future__ import annotations
+
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.http.keys import KEY_HEADERS
+from api.http.keys import OWNER, principal_of
 from api.http.replies import framed_for
 from cluster.protocol import FROM_PEER, PeerAnswer
 from core.state import AppState
@@ -24,14 +26,9 @@ def is_from_peer(request: Request) -> bool:
     return FROM_PEER in request.scope
 
 
-def key_of(request: Request) -> dict[str, str]:
-    """The headers by which a peer knows whoever asks."""
-    return {name: request.headers[name] for name in KEY_HEADERS if name in request.headers}
-
-
-def peer_key(state: AppState) -> dict[str, str]:
-    """The headers by which a peer knows this process itself, which may ask it all."""
-    return {"authorization": f"Bearer {state.keys.peer_key}"}
+def as_peer(state: AppState, owner: str = "") -> dict[str, str]:
+    """The headers by which a peer knows this process, which may ask it all, on behalf of an owner."""
+    return {"authorization": f"Bearer {state.keys.peer_key}", **({OWNER: quote(owner)} if owner else {})}
 
 
 async def answer_of_peer(request: Request) -> Response | None:
@@ -40,7 +37,7 @@ async def answer_of_peer(request: Request) -> Response | None:
         return None
     state: AppState = request.app.state
     path = f"{request.url.path}?{request.url.query}"
-    answer = await state.cluster.find(request.method, path, key_of(request))
+    answer = await state.cluster.find(request.method, path, as_peer(state, principal_of(request).owner))
     return None if answer is None else HandedOn(answer)
 
 

@@ -12,7 +12,7 @@ from api.http.event_stream import EventStream
 from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.peers import answer_of_peer, is_from_peer, key_of
+from api.peers import answer_of_peer, as_peer, is_from_peer
 from api.shared_events import shared_stream
 from api.turns.history import stored_items
 from backends.fleet.routing import printable
@@ -73,7 +73,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
     if not await _cancelled(state, response_id, owner):
         row = await state.db.get_response(response_id, owner=owner)
         if row is not None and row["status"] in ("queued", "in_progress"):
-            await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", key_of(request))
+            await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", as_peer(state, owner))
     if not await state.db.delete_response(response_id, owner=owner):
         raise _not_found(response_id)
     return json_response({"id": response_id, "object": "response.deleted", "deleted": True})

@@ -10,7 +10,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.seals import Purpose, Sealer, is_ours
+from core.seals import MOST_OWNERS, Purpose, Sealer, is_ours
 
 SEALER = Sealer("a key")
 texts = st.text(max_size=200).filter(lambda text: text.isascii() or text.encode(errors="ignore").decode() == text)
@@ -86,3 +86,34 @@ def test_without_its_beginning_it_is_none() -> None:
     sealed = SEALER.seal("secret", "reasoning")
     for purpose in get_args(Purpose):
         assert SEALER.open(sealed[8:], purpose) is None
+
+
+owners = st.sampled_from(["", "ann", "bob", "reasoning", "\0ann"])
+
+
+@given(owners, owners, st.sampled_from(get_args(Purpose)), st.sampled_from(get_args(Purpose)))
+def test_what_was_sealed_for_an_owner_opens_for_that_owner_and_purpose_alone(
+    owner: str, other: str, purpose: Purpose, another: Purpose
+) -> None:
+    sealed = SEALER.of(owner).seal("text", purpose)
+    opened = Sealer("a key").of(other).open(sealed, another)
+    assert opened == ("text" if (owner, purpose) == (other, another) else None)
+    assert is_ours(sealed)
+
+
+def test_what_is_older_than_owners_opens_for_who_has_none_alone() -> None:
+    older = SEALER.seal("text", "reasoning")
+    key = base64.urlsafe_b64encode(hashlib.sha256(b"a key").digest())
+    oldest = Fernet(key).encrypt(b"text").decode()
+    for sealed in (older, oldest):
+        assert SEALER.of("").open(sealed, "reasoning") == "text"
+        assert SEALER.of("ann").open(sealed, "reasoning") is None
+
+
+def test_any_number_of_owners_has_a_sealer_and_few_are_kept() -> None:
+    sealer = Sealer("a key")
+    sealed = sealer.of("first").seal("text", "reasoning")
+    for number in range(3 * MOST_OWNERS):
+        sealer.of(f"owner {number}")
+    assert sealer.of("first").open(sealed, "reasoning") == "text"
+    assert len(sealer._others) <= MOST_OWNERS

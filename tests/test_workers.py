@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import yaml
 from tests.conftest import short_folder
 from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, steps, until
 from tests.stream_grammar import check_stream
+from tests.test_command import nomyo
 from tests.test_restart import free_port
 from tests.turns import (
     SOON_S,
@@ -415,6 +417,41 @@ async def test_a_background_response_is_deleted_from_either_worker(running: Serv
             assert_error(await http.post(f"{address}/cancel"), 404)
     await running.backend.wait_for(lambda b: b.in_flight == 0)
     assert len(running.backend.turns) == 2, "what was queued was begun"
+
+
+async def test_keys_reach_both_workers_and_what_runs_is_its_owners_in_either(
+    backend: FakeBackend, short_path: Path
+) -> None:
+    environment = {**os.environ, "ROUTER_CONFIG": str(short_path / "config.yaml")}
+
+    async def key_of(*arguments: str) -> dict[str, str]:
+        made = await asyncio.to_thread(nomyo, "keys", *arguments, env=environment)
+        assert made.returncode == 0, made.stderr
+        return {"Authorization": f"Bearer {made.stdout.strip()}"}
+
+    async with service(backend, short_path) as running:
+        here, there = await running.both()
+
+        async def take(key: dict[str, str], status: int) -> bool:
+            answers = [await http.post("/v1/responses", json=TURN, headers=key) for http in (here, there)]
+            return [answer.status_code for answer in answers] == [status, status]
+
+        ann, eve = await key_of("add", "ann"), await key_of("add", "eve")
+        for key, status in (({}, 401), (ann, 200), (eve, 200)):
+            await eventually(partial(take, key, status), "both workers know the key")
+        backend.default = chat("Half a", then=stall())
+        answer = await here.post("/v1/responses", json={**TURN, "background": True, "stream": False}, headers=ann)
+        address = f"/v1/responses/{answer.json()['id']}"
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        for http in (here, there):
+            for method, path in (("GET", "?stream=true"), ("GET", ""), ("POST", "/cancel"), ("DELETE", "")):
+                assert_error(await http.request(method, address + path, headers=eve), 404)
+        assert (await there.post(f"{address}/cancel", headers=ann)).json()["status"] == "cancelled"
+        await backend.wait_for(lambda b: b.in_flight == 0)
+        backend.default = say("Hello.")
+        await key_of("revoke", "ann")
+        await eventually(partial(take, ann, 401), "neither worker takes the key")
+        assert await take(eve, 200)
 
 
 @in_module

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.admin.metrics import SHOWN, all_figures
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.peers import is_from_peer, peer_key
+from api.peers import as_peer, is_from_peer
 from core.errors import NotFound
 from core.state import AppState
 
@@ -57,6 +57,6 @@ async def _set_draining(request: Request, name: str, *, draining: bool) -> Respo
         if endpoint.name == name and not endpoint.leaving:
             state.pool.set_draining(endpoint, draining)
             if not is_from_peer(request):
-                await state.cluster.ask("POST", request.url.path, peer_key(state))
+                await state.cluster.ask("POST", request.url.path, as_peer(state))
             return json_response(endpoint.describe())
     raise NotFound(f"There is no endpoint '{name}'.", param="name")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from api.http.keys import require_admin
 from api.http.replies import json_response
 from api.http.routes import Routes
-from api.peers import is_from_peer, peer_key
+from api.peers import as_peer, is_from_peer
 from core.errors import NotFound
 from core.json import Json
 from core.state import AppState
@@ -113,7 +113,7 @@ async def all_figures(request: Request) -> Json:
     """The figures of all processes as one: numbers are added, but for the longest wait."""
     state: AppState = request.app.state
     total = _figures(state)
-    for figures in await state.cluster.ask("GET", FIGURES, peer_key(state)):
+    for figures in await state.cluster.ask("GET", FIGURES, as_peer(state)):
         if figures is not None:
             longest = max(total["longest_wait_s"], figures["longest_wait_s"])
             total = added(total, figures)
@@ -123,5 +123,5 @@ async def all_figures(request: Request) -> Json:
 
 async def running_elsewhere(state: AppState) -> set[str] | None:
     """The responses that the peers are working on. None if one of them does not answer."""
-    answers = await state.cluster.ask("GET", FIGURES, peer_key(state))
+    answers = await state.cluster.ask("GET", FIGURES, as_peer(state))
     return None if None in answers else {response_id for answer in answers for response_id in answer["running"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from urllib.parse import unquote
 
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
@@ -16,12 +17,11 @@ from core.errors import Forbidden, Unauthorized
 from core.keys import Principal
 from core.state import AppState
 
-# Where a client sends its key: Anthropic's send the second, Azure's the third.
-KEY_HEADERS = ("authorization", "x-api-key", "api-key")
 # Whoever looks whether the router is there needs no key.
 OPEN_PATHS = frozenset({"/", "/health"})
 METRICS = "/metrics"
-PEER = Principal("peer", is_admin=True)
+# On whose behalf a peer asks.
+OWNER = "x-nomyo-owner"
 
 
 def check_key(state: AppState, scope: Scope) -> None:
@@ -31,15 +31,17 @@ def check_key(state: AppState, scope: Scope) -> None:
     if len(headers) != len(scope["headers"]) or b"host" not in headers:
         check_host(scope)
     given = given_key(headers)
+    if FROM_PEER in scope and state.keys.is_peer(given):
+        owner = unquote(headers.get(OWNER.encode(), b"").decode())
+        scope["principal"] = Principal("peer", owner, is_admin=not owner)
+        return
     if not state.keys.asks_for_keys:
         check_page(scope, headers, state.config)
         scope["principal"] = _labelled(given)
         return
     principal = state.keys.find(given)
     if principal is None:
-        if FROM_PEER in scope and state.keys.is_peer(given):
-            principal = PEER
-        elif _needs_no_key(state.config, scope):
+        if _needs_no_key(state.config, scope):
             principal = NOBODY
         else:
             state.keys.log_refusal(given)
@@ -69,7 +71,8 @@ def require_admin(request: HTTPConnection) -> None:
 
 
 def given_key(headers: dict[bytes, bytes]) -> bytes:
-    """The key that a client has sent, empty where it has sent none."""
+    """The key that a client has sent, empty where it has sent none: Anthropic's clients know `x-api-key`, Azure's
+    `api-key`."""
     if (authorization := headers.get(b"authorization")) is None:
         return headers.get(b"x-api-key") or headers.get(b"api-key", b"")
     scheme, _, key = authorization.partition(b" ")
