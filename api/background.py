@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from api.responses import run_turn
@@ -42,7 +43,7 @@ async def _is_queued_again(state: AppState, row: Mapping[str, Any]) -> bool:
     try:
         turn = await begin_turn_again(state, row)
         turn.row_begun = True
-        job = Background(turn, state, lambda: run_turn(state, turn), is_again=True)
+        job = Background(turn, state, partial(run_turn, state, turn), is_again=True)
         await job.recall()
         job.begin()
         if row["status"] != "queued":

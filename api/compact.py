@@ -19,8 +19,8 @@ from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
 from api.http.routes import Routes, takes
-from api.responses import final_response, run_turn
-from api.turns.turn import begin_turn
+from api.responses import run_turn
+from api.turns.turn import NO_STREAM, begin_turn
 from core.errors import InvalidRequest
 from core.schemas import schema_of
 from core.state import AppState
@@ -55,7 +55,8 @@ async def compact_response(request: Request) -> Response:
     turn = await begin_turn(state, wanted, principal_of(request))
     turn.compacts = True
     async with ClientWatch(request.scope, request.receive):
-        response = await final_response(run_turn(state, turn))
+        await run_turn(state, turn, NO_STREAM)
+    response = turn.builder.shown
     window = turn.window
     if window is None:
         kept = [item for item in turn.request.items if item.get("role") == "user"]

@@ -2,7 +2,7 @@
 
     POST /api/chat, /api/generate, /api/embed, /api/embeddings    passed through to an Ollama, or translated
 
-What the fleet has is answered in `api/ollama_models.py`. A translated chat is a turn like any other (`api/turns/`),
+What the fleet has is answered in `api/ollama_models.py`. A translated chat is a turn like any other (`api/door.py`),
 encoded as Ollama's lines. Nothing is stored. Errors have Ollama's form, `{"error": "…"}`.
 """
 
@@ -10,36 +10,28 @@ from __future__ import annotations
 
 import re
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from functools import partial
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
 
+from api.door import Door, answer_at
 from api.http.bodies import read_body
 from api.http.keys import principal_of
-from api.http.leaving import ClientWatch, Primed
 from api.http.routes import Routes, takes
-from api.passthrough import PASSED_ON, Head, PassedOn, Passing, Used
-from api.turns.adapting import Adapting
-from api.turns.backend import Backend
-from api.turns.chat_answer import chat_answer
-from api.turns.turn import begin_turn
+from api.passthrough import PASSED_ON, Head, Passing
 from backends.fleet.failover import Attempt
 from backends.fleet.routing import Routing
 from backends.fleet.unloading import unload
-from backends.wire.client import create_chat_with_retries
 from core.errors import APIError, InvalidRequest, NotFound
-from core.json import Json, encode_json
-from core.keys import Principal
+from core.json import Json, decode_json, encode_json
 from core.schemas import TEXT, TEXTS, object_of, schema_of
 from core.state import AppState
 from requests.bounded_json import check_bounds, check_values
 from requests.members import without
 from requests.ollama import (
+    NDJSON,
     ChatAsked,
     EmbedAsked,
     GenerateAsked,
@@ -52,8 +44,7 @@ from requests.ollama import (
     omitted_options,
     read_ollama,
 )
-
-NDJSON = "application/x-ndjson"
+from requests.passing import PassedThrough, Used
 
 T = TypeVar("T")
 
@@ -87,45 +78,53 @@ class OllamaHead(Head, kw_only=True):
 async def chat(request: Request) -> Response:
     """The next message of a chat, in lines of JSON; with `stream: false` as one. Errors: 400 for what the server of the
     model cannot be given, 404 without the model, 429, 502 and 504 for a backend's failures."""
-    return await _answered(request, Chatting)
+    return await _answered(request, ChatAsked, CHAT)
 
 
 @routes.post("/generate", **takes(schema_of(GenerateAsked, required=["model"], more=KEEP_ALIVE)))
 async def generate(request: Request) -> Response:
     """The answer to a prompt, in lines of JSON; with `stream: false` as one. `suffix`, `template`, `raw` and `context`
     need an Ollama, and are a 400 elsewhere."""
-    return await _answered(request, Generating)
+    return await _answered(request, GenerateAsked, GENERATE)
 
 
 @routes.post("/embed", **takes(object_of(["model", "input"], model=TEXT, input=TEXTS, **KEEP_ALIVE)))
 async def embed(request: Request) -> Response:
     """The vectors of some texts."""
-    return await _answered(request, Embedding)
+    return await _embedded(request, lambda vectors, counts: {"embeddings": vectors, **counts})
 
 
 @routes.post("/embeddings", **takes(object_of(["model", "prompt"], model=TEXT, prompt=TEXT, **KEEP_ALIVE)))
 async def embeddings(request: Request) -> Response:
     """The vector of one text: what `/api/embed` was before."""
-    return await _answered(request, EmbeddingOne)
+    return await _embedded(request, lambda vectors, _: {"embedding": vectors[0] if vectors else []})
 
 
-async def _answered(request: Request, kind: type[Asking]) -> Response:
+Chat = TypeVar("Chat", ChatAsked, GenerateAsked)
+
+
+async def _answered(request: Request, kind: type[Chat], door: Door[Chat]) -> Response:
+    """The answer of a model. It is a turn; what only Ollamas can do, or will be asked, goes on to one unread."""
+    state: AppState = request.app.state
     head, body = await read_head(request)
-    asking = kind(request.app.state, principal_of(request), request.url.path, head, body)
-    asking.ignores_nomyo = bool(head.nomyo)
-    if isinstance(asking, Chatting) and is_no_time(head.keep_alive) and (unloaded := await asking.unload()):
-        return unloaded
-    answer = Primed(asking.run())
+    serving = [endpoint for endpoint in state.pool.endpoints.values() if endpoint.name_of(head.model)]
+    others = {endpoint.key for endpoint in serving if not endpoint.kind.speaks_ollama}
+    is_unload = is_no_time(head.keep_alive)
+    passing = OllamaPassing(request, head, body)
+    if serving and not others and not is_unload:
+        return await passing.passed_on()
     try:
-        async with ClientWatch(request.scope, request.receive):
-            await answer.prime()
-    except APIError as error:
-        await answer.aclose()
-        raise in_ollamas_words(error, head.model) from error
-    except BaseException:
-        await answer.aclose()
-        raise
-    return PassedOn(answer, asking)
+        asked = _translatable(state, body, kind)
+        if asked.is_empty:
+            encoder = OllamaAnswer(head.model, streams=asked.streams, is_chat=door is CHAT)
+            return await _loaded(passing, state, encoder, is_unload=is_unload)
+        return await answer_at(door, request, asked, _given(head, asked), body)
+    except InvalidRequest:
+        if len(others) == len(serving):
+            raise
+    # What only an Ollama can do.
+    passing.routing.unfit |= others
+    return await passing.passed_on()
 
 
 async def read_head(request: Request) -> tuple[OllamaHead, bytes]:
@@ -146,150 +145,122 @@ def in_ollamas_words(error: APIError, model: str) -> APIError:
     return NotFound(f"model '{model}' not found") if error.code == "model_not_found" else error
 
 
-class Asking(Passing, ABC):
-    """A request for an answer of a model: it goes through to an Ollama, and is `_translated` for others."""
+def _translatable(state: AppState, body: bytes, kind: type[T]) -> T:
+    """A request that is to be translated. Raises `InvalidRequest`."""
+    check_bounds(body, max_items=state.config.max_items)
+    return read_ollama(body, kind)
 
-    def __init__(self, state: AppState, principal: Principal, path: str, head: OllamaHead, body: bytes) -> None:
-        routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models)
-        super().__init__(state.pool, head.model, body, routing)
-        self._state = state
-        self._principal = principal
-        self._path = path
-        self._used_elsewhere: Used | None = None
-        self._headers: dict[str, str] = {}
 
-    def headers(self) -> dict[str, str]:
-        """Those of the attempt, and what the turn adds."""
-        return {**super().headers(), **self._headers}
+def _given(head: OllamaHead, asked: ChatAsked | GenerateAsked) -> Json:
+    """What a turn gets besides what is read of a request."""
+    given: Json = {"model": head.model, "stream": asked.streams}
+    return given | ({"nomyo": decode_json(head.nomyo)} if head.nomyo else {})
 
-    def error_piece(self, error: APIError) -> bytes | None:
-        """The line of an error in the middle of an answer; None where that is no stream of lines."""
-        if not self.content_type.startswith(NDJSON):
-            return None
-        line = _line({"error": error.message})
-        # What a server broke off may have been half a line.
-        return line if self._tail.endswith(b"\n") else b"\n" + line
 
-    def _answer(self, attempt: Attempt) -> AsyncGenerator[bytes]:
-        self._headers, self._used_elsewhere = {}, None
-        if self._pool.endpoints.kind(attempt.endpoint).speaks_ollama:
-            return self._forwarded(attempt, self._path, below_root=True)
-        return self._translated(attempt)
+# ── front doors ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _read(self, kind: type[T]) -> T:
-        """The request, to be translated. Raises `InvalidRequest`."""
-        check_bounds(self._body, max_items=self._state.config.max_items)
-        return read_ollama(self._body, kind)
 
-    @abstractmethod
-    def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
-        """The answer of a server that is no Ollama, as an Ollama's."""
-
-    def _used(self) -> Used | None:
-        if self._used_elsewhere:
-            return self._used_elsewhere
-        input, output = (COUNTS[key].findall(self._tail) for key in ("prompt_eval_count", "eval_count"))
-        return Used(int(input[-1]) if input else 0, int(output[-1]) if output else 0)
+def _used(answer: PassedThrough) -> Used | None:
+    """The tokens that an Ollama counts in an answer."""
+    input, output = (COUNTS[key].findall(answer.tail) for key in ("prompt_eval_count", "eval_count"))
+    return Used(int(input[-1]) if input else 0, int(output[-1]) if output else 0)
 
 
 COUNTS = {key: re.compile(rb'"%s":\s*(\d{1,12})' % key.encode()) for key in ("prompt_eval_count", "eval_count")}
 
 
-class Chatting(Asking):
-    is_chat = True
+def _omitted(asked: ChatAsked | GenerateAsked) -> dict[str, str]:
+    """The header that names the options which only an Ollama knows."""
+    omitted = omitted_options(asked.options)
+    return {"x-nomyo-omitted-options": ", ".join(omitted).encode("ascii", "replace").decode()} if omitted else {}
 
-    async def unload(self) -> Response | None:
-        """Unloads the model, if nothing else is asked for."""
-        asked = self._asked()
-        if not asked.is_empty:
-            return None
+
+CHAT: Door[ChatAsked] = Door(
+    read=chat_ollama_to_responses,
+    encode=lambda asked, model: OllamaAnswer(model, streams=asked.streams, is_chat=True),
+    error=in_ollamas_words,
+    headers=_omitted,
+    used=_used,
+)
+GENERATE: Door[GenerateAsked] = Door(
+    read=generate_ollama_to_responses,
+    encode=lambda asked, model: OllamaAnswer(model, streams=asked.streams, is_chat=False),
+    error=in_ollamas_words,
+    headers=_omitted,
+    used=_used,
+)
+
+
+class OllamaPassing(Passing):
+    """A request on its way through to an Ollama, and its answer."""
+
+    def __init__(self, request: Request, head: OllamaHead, body: bytes) -> None:
+        self.principal = principal = principal_of(request)
+        self.routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models)
+        super().__init__(request, head.model, body, self.routing)
+        self.ignores_nomyo = bool(head.nomyo)
+        self._path = request.url.path
+        # The tokens of an answer of another server.
+        self.used_elsewhere: Used | None = None
+
+    async def passed_on(self) -> Response:
+        """The answer. Raises `APIError` in Ollama's words."""
         try:
-            await unload(self._pool.endpoints, self._model, self._principal.models)
+            return await self.answer(self.run(self._path, below_root=True))
         except APIError as error:
-            raise in_ollamas_words(error, self._model) from error
-        line = _line(OllamaAnswer(self._model, is_chat=self.is_chat).loaded(is_unload=True))
-        return Response(line, media_type=NDJSON if asked.streams else "application/json; charset=utf-8")
+            raise in_ollamas_words(error, self.model) from error
 
-    async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
-        state, kind = self._state, self._pool.endpoints.kind(attempt.endpoint)
-        asked = self._asked()
-        self.content_type = NDJSON if asked.streams else "application/json; charset=utf-8"
-        answer = OllamaAnswer(self._model, is_chat=self.is_chat)
-        if asked.is_empty:
-            yield _line(answer.loaded(is_unload=False))
-            return
-        request = {**self._request(asked, kind.option_names), "model": self._model}
-        turn = await begin_turn(state, request, self._principal)
-        if omitted := omitted_options(asked.options):
-            turn.headers["x-nomyo-omitted-options"] = ", ".join(omitted).encode("ascii", "replace").decode()
-        self._headers = turn.headers
-        client = self._pool.endpoints[attempt.endpoint].client
-        create = partial(create_chat_with_retries, client)
-        sealer = state.sealer.of(turn.owner)
-        backend = Backend(attempt.model, kind, sealer, create, adapting=Adapting(turn, state, attempt))
-        async with aclosing(chat_answer(backend, turn)) as batches:
-            async for events in batches:
-                answer.feed(events)
-                if turn.request.stream and (line := answer.line()):
-                    yield _line(line)
-        if not turn.builder.ended:
-            answer.feed(turn.builder.finish())
-        rest = answer.line() if turn.request.stream else None
-        last = answer.last(turn.builder.response, turn.builder.timings)
-        self._used_elsewhere = Used(last["prompt_eval_count"], last["eval_count"])
-        yield (_line(rest) if rest else b"") + _line(last)
+    def used(self) -> Used | None:
+        return self.used_elsewhere or _used(self._feed)
 
-    def _asked(self) -> ChatAsked | GenerateAsked:
-        return self._read(ChatAsked)
-
-    def _request(self, asked: Any, names: Any) -> Json:
-        return chat_ollama_to_responses(asked, names)
+    def error_piece(self, error: APIError) -> bytes | None:
+        if not self.content_type.startswith(NDJSON):
+            return None
+        line = encode_json({"error": error.message}) + b"\n"
+        # What a server broke off may have been half a line.
+        return line if self._feed.tail.endswith(b"\n") else b"\n" + line
 
 
-class Generating(Chatting):
-    is_chat = False
+async def _loaded(passing: OllamaPassing, state: AppState, encoder: OllamaAnswer, *, is_unload: bool) -> Response:
+    """The answer to a request that asks a model nothing: it is loaded, where its server does that, or unloaded."""
+    if is_unload:
+        try:
+            await unload(state.pool.endpoints, passing.model, passing.principal.models)
+        except APIError as error:
+            raise in_ollamas_words(error, passing.model) from error
+        return Response(encoder.loaded(is_unload=True), media_type=encoder.content_type)
 
-    def __init__(self, state: AppState, principal: Principal, path: str, head: OllamaHead, body: bytes) -> None:
-        super().__init__(state, principal, path, head, body)
-        if head.suffix or head.template or head.raw or head.context:
-            self._only_ollamas()
+    async def otherwise(attempt: Attempt) -> bytes:
+        passing.content_type = encoder.content_type
+        return encoder.loaded(is_unload=False)
 
-    def _only_ollamas(self) -> None:
-        """Goes to an Ollama, if one has the model; else the refusal of whoever is chosen."""
-        serving = [endpoint for endpoint in self._pool.endpoints.values() if endpoint.name_of(self._model)]
-        others = {endpoint.key for endpoint in serving if not endpoint.kind.speaks_ollama}
-        if len(others) < len(serving):
-            self._routing.unfit |= others
-
-    def _asked(self) -> ChatAsked | GenerateAsked:
-        return self._read(GenerateAsked)
-
-    def _request(self, asked: Any, names: Any) -> Json:
-        return generate_ollama_to_responses(asked, names)
+    passing.otherwise = otherwise
+    passing.used_elsewhere = Used()
+    return await passing.passed_on()
 
 
-class Embedding(Asking):
-    async def _translated(self, attempt: Attempt) -> AsyncGenerator[bytes]:
+Shape = Callable[[list[list[float]], Json], Json]
+
+
+async def _embedded(request: Request, shape: Shape) -> Response:
+    """The vectors of some texts, in the shape of one of the two paths."""
+    state: AppState = request.app.state
+    head, body = await read_head(request)
+    passing = OllamaPassing(request, head, body)
+
+    async def otherwise(attempt: Attempt) -> bytes:
         began_ns = time.monotonic_ns()
-        asked = self._read(EmbedAsked)
+        asked = _translatable(state, body, EmbedAsked)
         vectors: list[list[float]] = []
         tokens = 0
         if texts := asked.texts:
-            client = self._pool.endpoints[attempt.endpoint].client
+            client = state.pool.endpoints[attempt.endpoint].client
             answer = await client.post_json("/embeddings", embed_ollama_to_openai(asked, attempt.model))
             vectors, tokens = embeddings_openai_to_ollama(answer, len(texts))
-        self._used_elsewhere = Used(tokens)
-        yield encode_json(self._as_ollama(vectors, tokens, time.monotonic_ns() - began_ns))
-
-    def _as_ollama(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
+        passing.used_elsewhere = Used(tokens)
+        took_ns = time.monotonic_ns() - began_ns
         counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": tokens}
-        return {"model": self._model, "embeddings": vectors, **counts}
+        return encode_json({"model": head.model, **shape(vectors, counts)})
 
-
-class EmbeddingOne(Embedding):
-    def _as_ollama(self, vectors: list[list[float]], tokens: int, took_ns: int) -> Json:
-        return {"embedding": vectors[0] if vectors else []}
-
-
-def _line(line: Json) -> bytes:
-    return encode_json(line) + b"\n"
+    passing.otherwise = otherwise
+    return await passing.passed_on()

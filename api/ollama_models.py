@@ -81,8 +81,8 @@ async def show(request: Request) -> Response:
     for endpoint, there in serving:
         if endpoint.kind.speaks_ollama and endpoint.healthy:
             try:
-                answer = await endpoint.client.forward("/api/show", with_model(body, there), below_root=True)
-                return Response(b"".join([piece async for piece in answer.pieces()]), media_type=answer.content_type)
+                asked = await endpoint.client.forward("/api/show", with_model(body, there), below_root=True)
+                return Response(await asked.read(), media_type=asked.content_type)
             except APIError as failure:
                 error = error or without_frames(failure)
     if error:

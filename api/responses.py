@@ -1,7 +1,7 @@
 """/v1/responses: a request becomes a turn, a turn is a stream of events, and every way to answer is an end of that
 stream.
 
-    begin_turn ──▶ run_turn ──▶ EventStream | final_response | Background
+    begin_turn ──▶ run_turn ──▶ out: EventStream | NO_STREAM | Background | SocketTurn | another door's
                       ↑
          replayed (cache) | shared_answer | chat_answer | native_answer       api/turns/
 
@@ -15,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Coroutine
-from contextlib import aclosing
+from collections.abc import Awaitable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -24,10 +23,10 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.http.bodies import read_json
-from api.http.event_stream import EventStream
+from api.http.event_stream import EventStream, stream_of
 from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
-from api.http.replies import Express, json_response
+from api.http.replies import json_response
 from api.http.routes import Routes, takes
 from api.turns.adapting import Adapting
 from api.turns.allowed_answer import only_forbidden_calls
@@ -38,10 +37,11 @@ from api.turns.chat_answer import chat_answer
 from api.turns.ignored import name_ignored
 from api.turns.native_answer import native_answer
 from api.turns.shared_answer import shared_answer
-from api.turns.turn import Turn, begin_anew, begin_turn
+from api.turns.turn import NO_STREAM, Turn, TurnOut, begin_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import compact_with_retries, create_chat_with_retries, create_response_with_retries
+from backends.wire.relay import NOWHERE
 from cache import get_llm_cache
 from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
@@ -60,44 +60,26 @@ turns = logging.getLogger("nomyo.turns")
 routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 
-async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
-    """The events of a turn, in batches that arrived together. Whatever happens, the slot is given back and the store
-    knows how the turn ended. An error is the end of the stream; where there is none yet, or nobody reads one, it is
-    raised."""
-    builder, routing = turn.builder, turn.routing
+async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
+    """Runs a turn: its events leave by `out`, the last of them when the store knows it. Whatever happens, the slot is
+    given back and the store knows how the turn ended. An error is the end of the stream; where there is none yet, or
+    nobody reads one, it is raised."""
+    builder = turn.builder
     is_stored, uses_cache = turn.request.stored, turn.request.uses_cache
-    # Nobody reads anything of the answer before its end: until then another backend may give it.
-    is_read_whole = builder.emits == "nothing"
+    turn.out = out
+    if is_stored and turn.request.stream and not turn.row_begun:
+        out.on_begin = partial(begin_row, state, turn)
     ending: list[Event] = []
     try:
         if uses_cache and (cached := await _cached(state, turn)):
-            events = replayed(turn, cached)
-            _begin_row_of_stream(state, turn)
-            yield events
+            turn.emit(replayed(turn, cached))
         elif uses_cache and (cache := get_llm_cache(state)) is not None and not turn.compacts:
-            async with aclosing(shared_answer(state, turn, cache, run_turn)) as answer:
-                async for events in answer:
-                    _begin_row_of_stream(state, turn)
-                    yield events
-            builder = turn.builder
+            await shared_answer(state, turn, cache, run_turn)
         else:
-            attempts = Attempts(
-                state.pool, turn.request.model, routing, choose=choose_endpoint, release=decrement_usage
-            )
-            async for attempt in attempts:
-                async with attempt:
-                    # The headers of an attempt before this one are not true any more.
-                    turn.headers = routing.headers()
-                    if is_read_whole and builder.started:
-                        builder = begin_anew(state, turn)
-                    async with aclosing(_asked(state, turn, attempt)) as answer:
-                        async for events in answer:
-                            attempt.begun = not is_read_whole or builder.ended
-                            _begin_row_of_stream(state, turn)
-                            yield events
-            if is_stored or turn.feeds:
-                # The next turn of this conversation finds its prefix there.
-                state.pool.remember([turn.id], attempt.endpoint)
+            await _ask(state, turn)
+            if turn.is_passed_on:
+                out.end(b"")
+                return
         if not builder.ended:
             ending = builder.finish()
         _describe_answer(turn)
@@ -109,17 +91,39 @@ async def run_turn(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
         described = _described(error, turn)
         without_frames(error)
         try:
-            ending += await _ended_by(state, turn, described)
+            ending += await _ended_by(state, turn, out, described)
         finally:
             del described
     except BaseException as error:
-        if isinstance(error, asyncio.CancelledError) and not turn.request.background and state.stopping.interrupts():
-            ending += await _ended_by(state, turn, Interrupted())
-            yield [*ending, builder.end()]
-            return
-        _break_off(state, turn)
-        raise
-    yield [*ending, builder.end()]
+        if not isinstance(error, asyncio.CancelledError) or turn.request.background or not state.stopping.interrupts():
+            _break_off(state, turn)
+            raise
+        ending += await _ended_by(state, turn, out, Interrupted())
+    finally:
+        turn.out = NOWHERE  # Or the two would wait for the collector.
+    out.end(builder.emission.encode([*ending, builder.end()]))
+
+
+async def _ask(state: AppState, turn: Turn) -> None:
+    """Asks one backend after the other, until one answers: it is output that ends failing over, not bytes."""
+    builder, routing = turn.builder, turn.routing
+    is_read = builder.emission.makes_events
+    async for attempt in Attempts(
+        state.pool, turn.request.model, routing, choose=choose_endpoint, release=decrement_usage
+    ):
+        async with attempt:
+            if routing.attempts > 1:
+                # The headers of an attempt before this one are not true any more, though they may have left.
+                turn.describes_itself |= builder.started and is_read
+                builder.restart()
+            turn.headers = routing.headers()
+            try:
+                await _answered(state, turn, attempt)
+            finally:
+                attempt.begun |= builder.ended or (is_read and builder.has_output)
+    if turn.request.stored or turn.feeds:
+        # The next turn of this conversation finds its prefix there.
+        state.pool.remember([turn.id], attempt.endpoint)
 
 
 def _describe_answer(turn: Turn) -> None:
@@ -147,10 +151,10 @@ def _break_off(state: AppState, turn: Turn) -> None:
         state.db.update_response(turn.id, turn.builder.response, owner=turn.owner)
 
 
-async def _ended_by(state: AppState, turn: Turn, error: APIError) -> list[Event]:
+async def _ended_by(state: AppState, turn: Turn, out: TurnOut, error: APIError) -> list[Event]:
     """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
     builder = turn.builder
-    if not builder.started or turn.feeds or not (turn.request.stream or turn.request.background):
+    if not out.has_begun or not builder.emission.makes_events:
         raise error from error.__cause__
     events = builder.fail(error)
     turn.describe()
@@ -176,11 +180,13 @@ async def _cached(state: AppState, turn: Turn) -> dict[str, Any] | None:
     return decode_json(found) if found else None
 
 
-def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list[Event]]:
+def _answered(state: AppState, turn: Turn, attempt: Attempt) -> Awaitable[None]:
     """The answer of the endpoint of an attempt."""
     client = _make_openai_client(state.pool, attempt.endpoint)
-    native = is_ext_openai_endpoint(state.pool, attempt.endpoint)
+    native = is_ext_openai_endpoint(state.pool, attempt.endpoint) and not turn.asks_chats
     kind = state.pool.endpoints.kind(attempt.endpoint)
+    if turn.passes_on is not None and kind.speaks_ollama:
+        return turn.passes_on(attempt)
     create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
     refuses = state.config.hosted_tools == "refuse"
     adapting = Adapting(turn, state, attempt)
@@ -200,18 +206,12 @@ def _asked(state: AppState, turn: Turn, attempt: Attempt) -> AsyncGenerator[list
 # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _begin_row_of_stream(state: AppState, turn: Turn) -> None:
-    if turn.request.stored and turn.request.stream and not turn.row_begun:
-        begin_row(state, turn)
-
-
-def begin_early(state: AppState, turn: Turn) -> list[Event]:
+def begin_early(turn: Turn) -> list[Event]:
     """The beginning of a stream whose backend takes its time: from here on an error is an event. None where the stream
     has begun, or is about to end."""
     if turn.builder.started or turn.builder.ended:
         return []
     turn.describes_itself = True
-    _begin_row_of_stream(state, turn)
     return turn.builder.begin()
 
 
@@ -293,19 +293,6 @@ def _described(error: Exception, turn: Turn) -> APIError:
     return ServerError("The router failed to answer this request.")
 
 
-# ── sinks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def final_response(batches: AsyncGenerator[list[Event]]) -> dict[str, Any]:
-    """The response in the last event. Nothing here can stop short of the end of `batches`, which so needs no
-    closing."""
-    last: list[Event] = []
-    async for events in batches:
-        last = events
-    response: dict[str, Any] = last[-1]["response"]
-    return response
-
-
 # ── routes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -321,32 +308,26 @@ async def create_response(request: Request) -> Response:
     state: AppState = request.app.state
     turn = await begin_turn(state, await read_json(request), principal_of(request))
     if turn.request.background:
-        return await _create_in_background(state, turn)
+        return await _create_in_background(request, state, turn)
     if not turn.request.stream:
-        turn.builder.emits = "nothing"
         async with ClientWatch(request.scope, request.receive):
-            return _answer(await final_response(run_turn(state, turn)), turn.headers)
-    turn.express = Express()
-    turn.builder.emits = "events" if turn.request.obfuscated else "frames"
+            await run_turn(state, turn, NO_STREAM)
+        return _answer(turn.builder.shown, turn.headers)
     stream = EventStream(
-        run_turn(state, turn),
-        obfuscate=turn.request.obfuscated,
-        express=turn.express,
+        request,
+        emission=turn.builder.emission,
+        headers=lambda: {} if turn.describes_itself else turn.headers,
+        start_s=state.config.stream_start_s,
+        beginning=partial(begin_early, turn),
         still_here=turn.builder.keep_alive,
     )
-    await stream.prime(request, start_s=state.config.stream_start_s, beginning=partial(begin_early, state, turn))
-    stream.add_headers(turn.headers)
-    return stream
+    return await stream.answer(run_turn(state, turn, stream))
 
 
-async def _create_in_background(state: AppState, turn: Turn) -> Response:
-    job = Background(turn, state, lambda: run_turn(state, turn))
+async def _create_in_background(request: Request, state: AppState, turn: Turn) -> Response:
+    job = Background(turn, state, partial(run_turn, state, turn))
     job.begin()
-    answer = (
-        EventStream(job.follow(), obfuscate=turn.request.obfuscated, still_here=job.still_here)
-        if turn.request.stream
-        else _answer(turn.builder.response)
-    )
+    answer = None if turn.request.stream else _answer(turn.builder.response)
     state.tasks.submit(job)
     try:
         # Whoever knows the id from our answer shall find the response.
@@ -354,6 +335,9 @@ async def _create_in_background(state: AppState, turn: Turn) -> Response:
     except ServerError as error:
         await state.tasks.cancel(turn.id, error)
         raise
+    if answer is None:
+        obfuscate = turn.request.obfuscated
+        answer = await stream_of(request, job.follow(), obfuscate=obfuscate, still_here=job.still_here)
     return answer
 
 

@@ -1,7 +1,7 @@
 """A turn on a WebSocket: what of it leaves, in the order in which it was made, and what may happen to it on the way.
 
-run_turn ──batches──▶ answered ──▶ send ─┐
-silence, cancel, steer ──▶ emit ─────────┴─▶ one queue ──▶ the socket
+run_turn ──▶ write ──────────────┐
+silence, cancel, steer ──▶ emit ─┴─▶ one queue ──▶ the socket
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.websockets import WebSocketDisconnect
 
-from api.http.event_stream import LAST_EVENTS
 from api.http.silence import Watched
 from api.responses import begin_early
 from api.steering import Steer
-from api.turns.turn import Turn
+from api.turns.turn import Turn, TurnOut
 from core.errors import ServerError
 from core.state import AppState
 from requests.open_items import Event
@@ -28,6 +26,9 @@ from requests.open_items import Event
 log = logging.getLogger("nomyo.websocket")
 
 Message = dict[str, Any]
+
+# So many events wait for a client that reads slowly, then its backend is not read from.
+MOST_LEAVING = 256
 
 
 class SocketTurn(Watched):
@@ -41,6 +42,10 @@ class SocketTurn(Watched):
         send: Callable[[Event], Awaitable[None]],
         takes_up: Iterable[Steer] = (),
     ) -> None:
+        # Called with its last event, before that leaves.
+        self.on_end: Callable[[Event], None] = lambda last: None
+        self.on_begin: Callable[[], object] | None = None
+        self._on_drained: Callable[[], None] | None = None
         self.message = message
         # Of the message as it came, while it waits.
         self.size = 0
@@ -50,50 +55,45 @@ class SocketTurn(Watched):
         self.steers: list[Steer] = []
         self.takes_up = list(takes_up)
         self.is_successor = bool(self.takes_up)
-        self._state: AppState | None = None
         self._send = send
         self._leaving: deque[Event] = deque()
         self._lock = asyncio.Lock()
         self._behind: list[Callable[[], Event]] = []
         self._asides: set[asyncio.Task[None]] = set()
-        # The task, while it waits for the backend: not while it sends, so that no event is lost.
-        self._waiting: asyncio.Task[Any] | None = None
+        # The task that runs it: what it has written is sent by others.
+        self._running: asyncio.Task[Any] | None = None
+        self._is_whole = False
         self._was_interrupted = False
         self._silent = False
 
-    async def answered(
-        self, state: AppState, turn: Turn, batches: AsyncGenerator[list[Event]]
-    ) -> AsyncGenerator[list[Event]]:
-        """The batches of a turn, and its end where it is cancelled. A silent one begins by itself, and is kept
-        alive."""
-        self._state, self.turn = state, turn
+    async def answer(self, state: AppState, turn: Turn, run: Callable[[TurnOut], Awaitable[None]]) -> None:
+        """Sends the events of a turn, which `run` writes here, and its end where it is cancelled. A silent one begins
+        by itself, and is kept alive."""
+        self.turn = turn
         turn.describes_itself = True
         self.watch(state.config.stream_start_s)
-        is_whole = False
         try:
-            async with aclosing(batches):
-                while not self.is_cancelled and (events := await self._next(batches)):
-                    self.has_begun = True
-                    is_whole = events[-1]["type"] in LAST_EVENTS
-                    yield events
-            if self.is_cancelled and not is_whole:
+            await self._run(run)
+            if self.is_cancelled and not self._is_whole:
                 self.speak_first()
-                yield [await self._cancelled(state, turn)]
+                self._leaving.append(await self._cancelled(state, turn))
+            await self._leave()
         finally:
             self.stop()
 
-    async def _next(self, batches: AsyncGenerator[list[Event]]) -> list[Event] | None:
-        """The next batch; None where there is none any more, or somebody cancels the turn."""
-        task = self._waiting = asyncio.current_task()
+    async def _run(self, run: Callable[[TurnOut], Awaitable[None]]) -> None:
+        """Runs the turn, until it has ended or somebody cancels it."""
+        task = self._running = asyncio.current_task()
         assert task is not None
+        if self.is_cancelled:
+            self.cancel()
         try:
-            return await anext(batches, None)
+            await run(self)
         except asyncio.CancelledError:
             if not self._was_interrupted or task.cancelling() > 1:
                 raise
-            return None
         finally:
-            self._waiting = None
+            self._running = None
             if self._was_interrupted:  # Also where it came too late to hit anything.
                 self._was_interrupted = False
                 task.uncancel()
@@ -101,9 +101,9 @@ class SocketTurn(Watched):
     def cancel(self) -> None:
         """Ends the turn where it is. Does nothing to one whose last event is on its way."""
         self.is_cancelled = True
-        if self._waiting is not None:
+        if self._running is not None and not self._was_interrupted:
             self._was_interrupted = True
-            self._waiting.cancel()
+            self._running.cancel()
 
     async def _cancelled(self, state: AppState, turn: Turn) -> Event:
         builder = turn.builder
@@ -116,6 +116,28 @@ class SocketTurn(Watched):
             except ServerError:
                 log.error("%s: its end could not be stored", turn.id)
         return builder.end()
+
+    # ── what its turn writes ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def write(self, events: list[Event]) -> bool:
+        """Sends events that were made just now, behind all that were made before."""
+        if not self.has_begun:
+            self.has_begun = True
+            self.takes_up.clear()  # The successor has begun.
+            if self.on_begin is not None:
+                self.on_begin()
+        self._send_aside(events)
+        return len(self._leaving) < MOST_LEAVING
+
+    def end(self, events: list[Event]) -> None:
+        """Sends the last of them. Before it leaves: a client may continue at once, on another lane too."""
+        self._is_whole = True
+        self.on_end(events[-1])
+        self.write(events)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Has `call` called once, as soon as the socket has taken what waits."""
+        self._on_drained = call
 
     # ── what leaves ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -154,6 +176,9 @@ class SocketTurn(Watched):
             while self._leaving:
                 self._silent = False
                 await self._send(self._leaving.popleft())
+            if (call := self._on_drained) is not None:
+                self._on_drained = None
+                call()
 
     # ── silence ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,11 +187,9 @@ class SocketTurn(Watched):
         return was_silent
 
     def speak_first(self) -> None:
-        assert self._state is not None
         assert self.turn is not None
-        if events := begin_early(self._state, self.turn):
-            self.has_begun = True
-            self._send_aside(events)
+        if events := begin_early(self.turn):
+            self.write(events)
 
     def keep_alive(self) -> None:
         if self.turn is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from api.http.event_stream import EventStream
+from api.http.event_stream import stream_of
 from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
@@ -42,7 +42,8 @@ async def retrieve_response(
     state: AppState = request.app.state
     owner = principal_of(request).owner
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
-        return EventStream(job.follow(starting_after), obfuscate=include_obfuscation, still_here=job.still_here)
+        followed = job.follow(starting_after)
+        return await stream_of(request, followed, obfuscate=include_obfuscation, still_here=job.still_here)
     include = _included(request)
     row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in include)
     if not stream:
@@ -51,7 +52,7 @@ async def retrieve_response(
     events = None if runs else await state.db.get_events(response_id, owner=owner)
     is_made_elsewhere = events is None and row["response"]["background"]
     if is_made_elsewhere and (shared := await shared_stream(state, row, owner, starting_after)):
-        return EventStream(shared, obfuscate=include_obfuscation)
+        return await stream_of(request, shared, obfuscate=include_obfuscation)
     if runs:
         if answer := await answer_of_peer(request):
             return answer
@@ -62,7 +63,7 @@ async def retrieve_response(
         builder = ResponseBuilder(unfinished(row["response"]))
         events = [*replay(builder, row["response"]), builder.end()]
     wanted = [event for event in events if event["sequence_number"] > starting_after]
-    return EventStream(_one_batch(wanted), obfuscate=include_obfuscation)
+    return await stream_of(request, _one_batch(wanted), obfuscate=include_obfuscation)
 
 
 @routes.delete("/{response_id}")

@@ -15,8 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -29,7 +28,7 @@ from api.responses import record, run_turn
 from api.socket_messages import decoded, error_message, input_behind, read_create, stream_id_of
 from api.socket_turn import SocketTurn
 from api.steering import MAX_PENDING, Steer, can_be_steered, refused, required_input, steering_items
-from api.turns.turn import Turn, begin_turn
+from api.turns.turn import Turn, TurnOut, begin_turn
 from core.errors import (
     APIError,
     Interrupted,
@@ -42,6 +41,7 @@ from core.errors import (
 from core.json import encode_json
 from core.state import AppState
 from core.stopping import Stopping
+from requests.emission import EMIT_EVENTS
 from requests.hidden import reveal
 from requests.open_items import Event
 from requests.responses import new_id
@@ -230,23 +230,21 @@ class Socket:
         if isinstance(parent, str) and (steers := self._waiting.pop(parent, None)):
             running.takes_up += steers
             body["input"] = input_behind([item for steer in steers for item in steer.items], body.get("input"))
-        turn = await begin_turn(self._state, body, self._principal, self._remembered)
+        turn = await begin_turn(self._state, body, self._principal, self._remembered, EMIT_EVENTS)
         # The store knows a chain only if it knows all of it.
         is_ours = not turn.request.stored or parent in self._remembered
-        batches = run_turn(self._state, turn) if generate else _warmed_up(self._state, turn)
-        async with aclosing(running.answered(self._state, turn, batches)) as answer:
-            async for events in answer:
-                running.takes_up.clear()  # The successor has begun.
-                last = events[-1]["type"]
-                # Before the last event leaves: a client may continue at once, on another lane too.
-                if last == "response.failed":
-                    self._forget(parent)
-                elif is_ours and last in ("response.completed", "response.incomplete"):
-                    self._remember(turn)
-                await running.send(events)
+        running.on_end = partial(self._note_end, turn, parent, is_ours)
+        await running.answer(self._state, turn, partial(run_turn if generate else _warm_up, self._state, turn))
         self._ended.append(turn.id)
         await running.close()
         await self._take_up(running, turn)
+
+    def _note_end(self, turn: Turn, parent: Any, is_ours: bool, last: Event) -> None:
+        """What is known of a conversation when its last turn has ended."""
+        if last["type"] == "response.failed":
+            self._forget(parent)
+        elif is_ours:
+            self._remember(turn)
 
     def _cancel(self, message: dict[str, Any]) -> None:
         """Ends the turn that a message means: by its response, by its lane, or the only one that runs."""
@@ -353,8 +351,8 @@ MESSAGES: dict[str, Callable[[Socket, dict[str, Any]], None]] = {
 }
 
 
-async def _warmed_up(state: AppState, turn: Turn) -> AsyncGenerator[list[Event]]:
-    """The events of a turn that asks no backend: it is there to be continued."""
+async def _warm_up(state: AppState, turn: Turn, out: TurnOut) -> None:
+    """Runs a turn that asks no backend: it is there to be continued."""
     events = turn.builder.begin() + turn.builder.finish()
     await record(state, turn)
-    yield [*events, turn.builder.end()]
+    out.end([*events, turn.builder.end()])

@@ -1,6 +1,6 @@
 """One answer for all who ask the same at once.
 
-    join(key) ──first──▶ a task reads the source ──batches──▶ kept ──▶ everybody who joined, each at their own pace
+    join(key) ──first──▶ a task runs the source ───batches──▶ kept ──▶ everybody who joined, each at their own pace
               ──others──────────────────────────────────────────┘
 
 It goes on while anybody reads, whoever that is. It knows nothing of what flows.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -21,12 +20,15 @@ log = logging.getLogger("nomyo.responses")
 
 S = TypeVar("S")
 T = TypeVar("T")
+# Gives the batches of an answer, one after the other, and ends with it.
+Fly = Callable[[Callable[[T], None]], Awaitable[None]]
 
 
 class Flight(Generic[S, T]):
-    """An answer on its way: its batches so far, and how many read them. `source` is what it is made by."""
+    """An answer on its way: its batches so far, and how many read them. `source` is what it is made by, and `fly` gives
+    the batches."""
 
-    def __init__(self, source: S, batches: AsyncGenerator[T], remove: Callable[[], None]) -> None:
+    def __init__(self, source: S, fly: Fly[T], remove: Callable[[], None]) -> None:
         self.source = source
         self.readers = 0
         self._batches: list[T] = []
@@ -34,7 +36,7 @@ class Flight(Generic[S, T]):
         self._is_over = False
         self._more = asyncio.Event()
         self._remove = remove
-        self._task = asyncio.create_task(self._run(batches), name="shared answer")
+        self._task = asyncio.create_task(self._run(fly), name="shared answer")
 
     def leave(self) -> None:
         """One reads it no more. Nobody waits for what nobody reads."""
@@ -60,13 +62,14 @@ class Flight(Generic[S, T]):
             else:
                 raise again(self._failure)
 
-    async def _run(self, batches: AsyncGenerator[T]) -> None:
+    def _add(self, batch: T) -> None:
+        self._batches.append(batch)
+        self._wake()
+
+    async def _run(self, fly: Fly[T]) -> None:
         failure: APIError | None = Interrupted()
         try:
-            async with aclosing(batches):
-                async for batch in batches:
-                    self._batches.append(batch)
-                    self._wake()
+            await fly(self._add)
             failure = None
         except APIError as error:
             failure = without_frames(error)
@@ -112,18 +115,18 @@ class Flights(Generic[S, T]):
     def __len__(self) -> int:
         return len(self._flights)
 
-    def join(self, key: Hashable, begin: Callable[[], tuple[S, AsyncGenerator[T]]]) -> Seat[S, T]:
+    def join(self, key: Hashable, begin: Callable[[], tuple[S, Fly[T]]]) -> Seat[S, T]:
         """A seat in the flight that `key` names, to be used with `with`. Where there is none, `begin` gives its source
-        and its batches, which another task reads."""
+        and what gives its batches, which runs in another task."""
         if (flight := self._flights.get(key)) is not None:
             return Seat(flight, is_first=False)
-        source, batches = begin()
+        source, fly = begin()
 
         def remove() -> None:
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
-        flight = self._flights[key] = Flight(source, batches, remove)
+        flight = self._flights[key] = Flight(source, fly, remove)
         return Seat(flight, is_first=True)
 
 

@@ -11,6 +11,7 @@ import msgspec
 import orjson
 
 from core.errors import InvalidRequest
+from core.json import decode_json
 
 # orjson writes 254 levels, and what comes in is put into other JSON here, which makes it a few levels deeper.
 MAX_DEPTH = 200
@@ -153,3 +154,13 @@ def mend(text: bytes) -> bytes | None:
             return None
         mended = units.decode("utf-16-le", "replace").encode()
     return None if mended == text else mended
+
+
+def json_or_none(body: bytes) -> Any:
+    """The value that a body holds as JSON, or None, also where it holds far too many."""
+    if has_too_many_values(body):
+        return None
+    try:
+        return decode_json(body)
+    except ValueError:
+        return None

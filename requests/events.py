@@ -1,7 +1,8 @@
 """The one stream state machine: what a backend sends, as the events of a Responses stream.
 
     start()          response.created, (queued,) in_progress
-    chunks(chunks)   chat chunks: items open, grow and close
+    chunk(chunk)     a chat chunk: items open, grow and close
+    adopt(event)     an event of a server that speaks Responses, as ours
     item(item)       a finished item at once: from a whole completion, from the cache
     close()          what is open closes
     finish(…)        the same; the response is complete
@@ -9,8 +10,9 @@
     cancel()         the same, cancelled
     end()            the terminal event, which carries the whole response
 
-Each method gives the events it made. `sequence_number` and `output_index` are made here and nowhere else. A message or
-a reasoning item closes when something else begins, a call too, once its arguments are whole; other calls wait for that.
+Each method gives the events it made; a translator (translator.py) asks for those of a stream. `sequence_number` and
+`output_index` are made here and nowhere else. A message or a reasoning item closes when something else begins, a call
+too, once its arguments are whole; other calls wait for that.
 """
 
 from __future__ import annotations
@@ -20,24 +22,20 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import Any
 
-import orjson
-
 from core.errors import APIError
-from requests.chat import DecodeError, is_error, parse_chunk
 from requests.chat_types import BLANK, EMPTY, ChatChunk, Delta, ToolCallDelta
 from requests.credentials import shown
+from requests.emission import EMIT_EVENTS, Emission
 from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
-from requests.hidden import drop, hide, may_show_seal, unsealed
+from requests.hidden import drop, hide, unsealed
 from requests.native import NO_FLOWS, Flows, NativeItems
-from requests.native_events import LIFECYCLE, Column, EventHead, NativeEvent, NativeRun, parse_head, place_of
+from requests.native_events import LIFECYCLE
 from requests.native_shapes import ending, whole_output, whole_response
-from requests.native_steps import STEPS, goes_on
 from requests.open_items import (
     MOST_ITEMS,
     NO_ARGUMENTS,
     STREAMED_CALLS,
-    Emission,
     Event,
     OpenCall,
     OpenText,
@@ -45,9 +43,7 @@ from requests.open_items import (
     sealed,
     too_many_items,
 )
-from requests.reads import MARK, NOTHING_LIKE_IT, Run, around_text
 from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_responses, whole_item
-from requests.sse import DeltaFrames, framed, only_data, renumbered
 from requests.thinking import ThinkSplitter
 from requests.thoughts import texts_in, thought_in
 from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, is_cut_off, object_of
@@ -69,44 +65,47 @@ SUMMARIZED = ("reasoning", "summary_text")
 TEXT = ("message", "output_text")
 
 
-# After so many deltas it is looked again what is around their texts, if they are not alike any more. Of some servers'
-# no two are.
-LESSONS_EVERY = 8
-
-
 class ResponseBuilder:
     """Builds one response. `response` is its resource (`response_resource`), complete but for its output; the builder
     owns it from here on. `taken_call_ids` are the call ids of the conversation so far: a backend that counts its calls
-    from zero in every turn gets new ones. `emits` names what becomes of the events: by default they are made."""
+    from zero in every turn gets new ones. `emission` is what becomes of the events. `text` is the text that grows, and
+    `thinking` what takes thoughts out of it; `flows` are the deltas of a native backend that may go on as they are."""
 
     # What most turns leave as it is stands here: to set each in every turn takes longer.
-    emits: Emission = "events"
     # A backend that speaks Responses seals its reasoning for us: the response keeps that, and no event shows it.
     hides_seals = False
     sequence_number = 0
     # How long the backend took, in its words, where it reports that.
     timings: Any = None
-    _text: OpenText | None = None
+    text: OpenText | None = None
     _calls: GrowingCalls | None = None
     _offered: tuple[ToolBook, frozenset[str] | None, bool] = (NO_BOOK, None, False)
     _native: NativeItems | None = None
-    _flows: Flows = NO_FLOWS
+    flows: Flows = NO_FLOWS
     _has_deltas = False
-    _thinking: ThinkSplitter | None = None
+    thinking: ThinkSplitter | None = None
     _usage: dict[str, Any] | None = None
     _finish_reason: str | None = None
     # Known once there is a call.
     _taken_call_ids: set[str] | None = None
+    # As it was before a backend's own response was taken over.
+    _resource: dict[str, Any] | None = None
 
     def __init__(
-        self, response: dict[str, Any], *, taken_call_ids: Iterable[str] = (), seal: Seal | None = None
+        self,
+        response: dict[str, Any],
+        emission: Emission = EMIT_EVENTS,
+        *,
+        taken_call_ids: Iterable[str] = (),
+        seal: Seal | None = None,
     ) -> None:
         self.response = response
+        self.emission = emission
         self._output: list[Item | None] = []
         self._given_call_ids = taken_call_ids
         self._seal = seal
         reasoning = response.get("reasoning")
-        self._thought = SUMMARIZED if reasoning and reasoning.get("summary") else THOUGHT
+        self.thought = SUMMARIZED if reasoning and reasoning.get("summary") else THOUGHT
 
     def offer(self, book: ToolBook, *, allowed: frozenset[str] | None = None, one_call: bool = False) -> None:
         """What the backend was offered, so that its calls are emitted as the client expects them. Calls of others than
@@ -116,7 +115,7 @@ class ResponseBuilder:
     def expect_think_tags(self, *, are_open: bool = False) -> None:
         """The backend may leave `<think>…</think>` in its text; where its templates open the tag, only the end of
         it."""
-        self._thinking = ThinkSplitter(is_open=are_open)
+        self.thinking = ThinkSplitter(is_open=are_open)
 
     @property
     def _tool_calls(self) -> GrowingCalls:
@@ -152,9 +151,19 @@ class ResponseBuilder:
         return self.sequence_number > 0
 
     @property
+    def has_output(self) -> bool:
+        """Whether an item has begun: what came before is true of any backend."""
+        return bool(self._output)
+
+    @property
     def ended(self) -> bool:
         """Whether the response has ended, in whichever way."""
         return self.response["status"] in TERMINAL
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The response as its client sees it."""
+        return drop(self.response) if self.hides_seals else self.response
 
     @property
     def is_between_items(self) -> bool:
@@ -165,7 +174,7 @@ class ResponseBuilder:
 
     def start(self) -> list[Event]:
         """`response.created`, and `queued` for a turn that waits, else `in_progress`."""
-        if self.emits == "nothing":
+        if not self.emission.makes_events:
             self.sequence_number = 1
             return []
         created = self.event("response.created", response=dict(self.response))
@@ -199,19 +208,19 @@ class ResponseBuilder:
         else:
             self.response["status"] = "completed"
             self.response["completed_at"] = int(time.time())
-        return events if self.emits != "nothing" else []
+        return events if self.emission.makes_events else []
 
     def close(self) -> list[Event]:
         """The backend's answer is whole, though its usage may still come: closes what is open."""
         events = self._close(incomplete_reason(self._finish_reason))
-        return events if self.emits != "nothing" else []
+        return events if self.emission.makes_events else []
 
     def _close(self, cut_reason: str | None) -> list[Event]:
         events: list[Event] = []
         self._emit_held(events)
         if self._calls is not None:
             self._calls.settle(self, events)
-        text_was_last = self._text is not None
+        text_was_last = self.text is not None
         events += self.close_text("incomplete" if cut_reason else "completed")
         if self._calls is not None:
             self._calls.close(self, events, is_cut=bool(cut_reason) and not text_was_last)
@@ -219,8 +228,15 @@ class ResponseBuilder:
 
     def begin_again(self) -> None:
         """Another answer follows the one that is closed, of which the client got nothing (`is_mute`)."""
-        self._calls, self._thinking, self._has_deltas = None, None, False
+        self._calls, self.thinking, self._has_deltas = None, None, False
         self._finish_reason = self._usage = None
+
+    def restart(self) -> None:
+        """Another backend answers, and nobody has got anything of what this one made but that the response began."""
+        self.begin_again()
+        self._output, self.text, self.timings, self.hides_seals = [], None, None, False
+        self._native, self.flows = None, NO_FLOWS
+        self.response = self._resource or self.response
 
     def add_usage(self, earlier: dict[str, Any] | None) -> None:
         """Counts the tokens of an answer before this one too."""
@@ -251,13 +267,10 @@ class ResponseBuilder:
     def end(self) -> Event:
         """The last event. A cancelled response ends as `response.failed`: no client knows another name for it."""
         status = self.response["status"]
-        return self.event(
-            f"response.{'failed' if status == 'cancelled' else status}",
-            response=drop(self.response) if self.hides_seals else self.response,
-        )
+        return self.event(f"response.{'failed' if status == 'cancelled' else status}", response=self.shown)
 
     def _stop(self, status: str) -> None:
-        parts: list[OpenText | OpenCall | None] = [self._text, *(self._calls.all if self._calls is not None else ())]
+        parts: list[OpenText | OpenCall | None] = [self.text, *(self._calls.all if self._calls is not None else ())]
         for part in parts:
             if part is not None and part.output_index >= 0:
                 self._output[part.output_index] = part.partial()
@@ -270,84 +283,6 @@ class ResponseBuilder:
         self.response["incomplete_details"] = None
 
     # ── chat chunks ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def chunks(self, chunks: list[Any]) -> list[Any]:
-        """The events of some chunks, and runs of them: mostly deltas, which may be frames (`emits`)."""
-        if self.emits != "frames":
-            each = (one for chunk in chunks for one in (chunk.chunks() if type(chunk) is Run else (chunk,)))
-            events = [event for chunk in each for event in self.chunk(chunk)]
-            return events if self.emits == "events" else []
-        emitted: list[Any] = []
-        plain: list[str] = []
-        for chunk in chunks:
-            if type(chunk) is Run:
-                self._emit_plain(emitted, plain)
-                plain = []
-                self._emit_run(emitted, chunk)
-            elif (delta := self._plain_delta(chunk)) is not None:
-                plain.append(delta)
-            else:
-                self._emit_plain(emitted, plain)
-                plain = []
-                emitted += self.chunk(chunk)
-        self._emit_plain(emitted, plain)
-        return emitted
-
-    def _emit_plain(self, emitted: list[Any], deltas: list[str]) -> None:
-        if not deltas or self._text is None:
-            return
-        try:
-            spelled = [orjson.dumps(delta)[1:-1] for delta in deltas]
-        except TypeError:  # Half a character is among them.
-            for delta in deltas:
-                self._text.grow(self, emitted, self._text.part, delta, None)
-        else:
-            emitted.append(self._text.grow_plainly(self, deltas, spelled))
-
-    def _emit_run(self, emitted: list[Any], run: Run) -> None:
-        if self._text is not None and self._plain_delta(run.pattern) == MARK:
-            emitted.append(self._text.grow_plainly(self, run.texts, run.spelled))
-            return
-        for chunk in run.chunks():
-            emitted += self.chunk(chunk)
-
-    def frame_of(self, received: bytes) -> bytes | None:
-        """The shortcut for nearly all reads of all streams: one chat chunk that is a plain delta, as a frame. None, and
-        nothing has happened, for any other. It runs as little as it can: a token wakes us from sleep, and everything is
-        cold."""
-        text = self._text
-        if text is None or text.frames is None:
-            return None
-        number = self.sequence_number
-        found = text.frames.relay(number, received) or self._parsed(text.frames, number, received)
-        if found is None:
-            return None
-        frame, delta = found
-        text.fragments.append(delta)
-        self.sequence_number = number + 1
-        return frame
-
-    def _parsed(self, frames: DeltaFrames, number: int, received: bytes) -> tuple[bytes, str] | None:
-        """What `DeltaFrames.relay` gives, by parsing the chunk. Now and then it learns from one what it needs for the
-        next."""
-        if (delta := self._delta_in(received)) is None:
-            return None
-        if number >= frames.learns_at:
-            frames.learns_at = number + LESSONS_EVERY
-            around = around_text(received)
-            if around is None or self._delta_in(around.with_text()) != MARK:
-                around = NOTHING_LIKE_IT
-            frames.around = around
-        return frames.one(number, delta), delta
-
-    def _delta_in(self, received: bytes) -> str | None:
-        if (data := only_data(received)) is None:
-            return None
-        try:
-            chunk = parse_chunk(data)
-        except DecodeError:
-            return None
-        return None if is_error(chunk) else self._plain_delta(chunk)
 
     def chunk(self, chunk: ChatChunk) -> list[Event]:
         """The events of one chunk: mostly a single delta."""
@@ -373,8 +308,8 @@ class ResponseBuilder:
         thought = delta.reasoning_content or delta.reasoning or delta.thinking
         if thought or delta.thinking_blocks or delta.reasoning_details:
             self._grow_thought(events, thought or thought_in(delta))
-            if self._thinking is not None and self._thinking.is_open:
-                self._thinking = None  # Its server takes the thoughts out by itself.
+            if self.thinking is not None and self.thinking.is_open:
+                self.thinking = None  # Its server takes the thoughts out by itself.
         content = delta.content
         if type(content) is str:
             if content:
@@ -411,8 +346,8 @@ class ResponseBuilder:
 
     def _rest(self, text: str, kind: str) -> str:
         items = [item for item in self._output if item is not None]
-        if self._text is not None:
-            items.append(self._text.item("in_progress"))
+        if self.text is not None:
+            items.append(self.text.item("in_progress"))
         parts = [
             part for item in items if item["type"] == kind for part in item.get("content") or item.get("summary") or ()
         ]
@@ -420,28 +355,6 @@ class ResponseBuilder:
         if text.startswith(before):
             return text[len(before) :]
         return "" if self._has_deltas else text
-
-    def _plain_delta(self, chunk: ChatChunk) -> str | None:
-        """The shortcut for most of all chunks: the delta of one that only goes on with the text or the thought that is
-        open. None for any other."""
-        choices = chunk.choices
-        text = self._text
-        if text is None or text.frames is None or self._thinking is not None:
-            return None
-        if chunk.usage is not None or choices is None or len(choices) != 1:
-            return None
-        choice = choices[0]
-        delta = choice.delta
-        if delta is None or choice.finish_reason or choice.index or choice.logprobs is not None:
-            return None
-        if delta.tool_calls or delta.refusal or delta.function_call or choice.message is not None:
-            return None
-        content = delta.content
-        if thought := delta.reasoning_content or delta.reasoning or delta.thinking:
-            return None if content or text.part != self._thought[1] else thought
-        if delta.thinking_blocks or delta.reasoning_details:
-            return None
-        return content if content and type(content) is str and text.part == "output_text" else None
 
     def _grow(
         self,
@@ -451,19 +364,19 @@ class ResponseBuilder:
         delta: str,
         logprobs: list[dict[str, Any]] | None = None,
     ) -> None:
-        if self._text is None or self._text.kind != kind:
+        if self.text is None or self.text.kind != kind:
             events += self.close_text()
             if self._calls is not None:
                 self._calls.give_way(self, events)
-            self._text = OpenText(kind, self.add(), self._seal)
-            events.append(self._text.added(self))
-        self._text.grow(self, events, part, delta, logprobs)
+            self.text = OpenText(kind, self.add(), self._seal)
+            events.append(self.text.added(self))
+        self.text.grow(self, events, part, delta, logprobs)
 
     def _grow_thought(self, events: list[Event], thought: str | None) -> None:
         if not thought:
             return
         self._emit_held(events)
-        self._grow(events, *self._thought, thought)
+        self._grow(events, *self.thought, thought)
 
     def _grow_refusal(self, events: list[Event], refusal: str) -> None:
         self._emit_held(events)
@@ -471,22 +384,22 @@ class ResponseBuilder:
 
     def close_text(self, status: str = "completed") -> list[Event]:
         """Something else begins."""
-        text, self._text = self._text, None
+        text, self.text = self.text, None
         return text.close(self, status) if text else []
 
     def _grow_content(self, events: list[Event], content: str, logprobs: list[dict[str, Any]] | None) -> None:
-        if self._thinking is None:
+        if self.thinking is None:
             self._grow(events, *TEXT, content, logprobs)
             return
-        for is_thought, text in self._thinking.feed(content):
-            self._grow(events, *(self._thought if is_thought else TEXT), text, logprobs if text == content else None)
-        if self._thinking.is_over:
-            self._thinking = None
+        for is_thought, text in self.thinking.feed(content):
+            self._grow(events, *(self.thought if is_thought else TEXT), text, logprobs if text == content else None)
+        if self.thinking.is_over:
+            self.thinking = None
 
     def _emit_held(self, events: list[Event]) -> None:
         """What was held back, because it might have been a tag, comes before whatever begins now."""
-        for is_thought, text in self._thinking.flush() if self._thinking else ():
-            self._grow(events, *(self._thought if is_thought else TEXT), text)
+        for is_thought, text in self.thinking.flush() if self.thinking else ():
+            self._grow(events, *(self.thought if is_thought else TEXT), text)
 
     # ── whole items ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -519,7 +432,7 @@ class ResponseBuilder:
 
     def _whole_thought(self, item: Item) -> Item:
         """A finished reasoning item, in the form that the client asked for."""
-        if self._thought is SUMMARIZED:
+        if self.thought is SUMMARIZED:
             summary = [{"type": "summary_text", "text": part["text"]} for part in item["content"]]
             item = {"type": "reasoning", "summary": summary}
         return sealed(item, self._seal)
@@ -532,39 +445,20 @@ class ResponseBuilder:
         if item["type"] == "function_call" and not item["arguments"] and item["status"] == "completed":
             item["arguments"] = NO_ARGUMENTS
         output_index = self.add()
-        events = item_events(self, item, output_index, closes=closes) if self.emits != "nothing" else []
-        if closes and self.emits != "nothing":
+        events = item_events(self, item, output_index, closes=closes) if self.emission.makes_events else []
+        if closes and self.emission.makes_events:
             return [*events, self.done(output_index, item)]
         self._output[output_index] = item
         return events
 
     # ── native events ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def native(self, piece: NativeEvent | NativeRun) -> list[Any]:
-        """The events, or their frames, of a backend that speaks Responses, as ours: our id, our numbers, whatever is
-        missing."""
-        if self.response["status"] in TERMINAL:
-            return []
-        if isinstance(piece, NativeRun):
-            frames = self._relayed(piece.heads[0], piece.datas, piece.deltas, piece.logprobs)
-            return [event for one in piece.events() for event in self.native(one)] if frames is None else [frames]
-        if self.sequence_number and self.emits == "frames" and piece.data:
-            head, data = piece.head, piece.data
-            if head.delta is not None and (frame := self._relayed_alone(head, data)) is not None:
-                return [frame]
-            if head.type in STEPS and not (self.hides_seals and may_show_seal(data)):
-                frame = self._framed(head, [data])
-                if frame is not None and goes_on(self._items, self, head.type, data):
-                    self.sequence_number += 1
-                    return [frame]
-        return self.adopt(piece.model_dump())
-
     def adopt(self, event: Event) -> list[Event]:
         """An event of such a backend, behind those that should have come before it. Those that carry the response only
         show how it stands: `begin` and `end` make ours."""
         status = LIFECYCLE.get(event["type"])
         if status is None:
-            return self.begin() + self._unsealed(self._items.adopt(self, event))
+            return self.begin() + self._unsealed(self.items.adopt(self, event))
         response = event.get("response")
         response = response if isinstance(response, dict) else {}
         if not status:
@@ -585,14 +479,14 @@ class ResponseBuilder:
         output = whole_output(response, "incomplete" if status == "incomplete" else "completed")
         if len(output) > MOST_ITEMS:
             raise too_many_items()
-        if self._native is None and self.emits == "nothing":
+        if self._native is None and not self.emission.makes_events:
             self._output = [*output]
         else:
-            self._items.finish(self, events, output, status)
+            self.items.finish(self, events, output, status)
             output = [item for item in self._output if item is not None]
         self._adopt_response(response)
         self.response |= {**ending(response, status), "output": self._kept(output), "status": status}
-        return self._unsealed(events) if self.emits != "nothing" else []
+        return self._unsealed(events) if self.emission.makes_events else []
 
     def _kept(self, output: list[Item]) -> list[Item]:
         return hide(output) if self.hides_seals else output
@@ -604,62 +498,16 @@ class ResponseBuilder:
         ours = dict(zip(OURS, values_of_ours(self.response), strict=True))
         if tools := response.get("tools"):
             response = {**response, "tools": shown(tools)}
+        self._resource = self._resource or self.response
         self.response = {**self.response, **whole_response(response), **ours}
 
     @property
-    def _items(self) -> NativeItems:
+    def items(self) -> NativeItems:
+        """Those of a backend that speaks Responses, as far as they have come."""
         if self._native is None:
             self._native = NativeItems()
-            self._flows = self._native.flows
+            self.flows = self._native.flows
         return self._native
-
-    def _relayed_alone(self, head: EventHead, data: bytes) -> bytes | None:
-        return self._relayed(head, [data], (head.delta,), (head.logprobs,))
-
-    def _relayed(self, first: EventHead, datas: list[bytes], deltas: Column, logprobs: Column) -> bytes | None:
-        """The shortcut for what most events of such a backend are, deltas that go on with one thing: they go on as they
-        are, but for their numbers, as frames. None, and nothing has happened, for any others."""
-        flow = self._flows.get(place_of(first))
-        if flow is None or (frames := self._framed(first, datas)) is None or not flow.take(deltas, logprobs):
-            return None
-        self.sequence_number += len(datas)
-        return frames
-
-    def _framed(self, first: EventHead, datas: list[bytes]) -> bytes | None:
-        """Events of one type as frames, with our numbers. None where they have none of their own."""
-        ours = self.sequence_number
-        if first.sequence_number != ours:
-            mended = [renumbered(data, ours + index) for index, data in enumerate(datas)]
-            datas = [data for data in mended if data is not None]
-            if len(datas) < len(mended):
-                return None
-        return framed(first.type, datas)
-
-    def relay_alone(self, received: bytes) -> bytes | None:
-        """The same for a read that holds one event: it is the frame already, where it has its name and the right
-        number."""
-        if received.startswith(b"event: ") and received.endswith(b"\n\n") and received.count(b"\n") == 3:
-            name, _, data = received[7:-2].partition(b"\ndata: ")
-        elif (found := only_data(received)) is not None:
-            name, data = b"", found
-        else:
-            return None
-        try:
-            head = parse_head(data)
-            flow = self._flows[place_of(head)]
-        except (*DecodeError, KeyError):
-            return None
-        number, delta = self.sequence_number, head.delta
-        if (
-            head.sequence_number == number
-            and flow.name == name
-            and head.logprobs == flow.logprobs
-            and delta is not None
-        ):
-            flow.append(delta)
-            self.sequence_number = number + 1
-            return received
-        return self._relayed_alone(head, data)
 
     # ── what the items are made with ─────────────────────────────────────────────────────────────────────────────────
 

@@ -243,7 +243,7 @@ class NativeItems:
         self, ladder: Ladder, type: str, event: Event, where: Json, fragments: Fragments, logprobs: Any
     ) -> None:
         """Deltas of this type may go on with what an event is about, if their server names it as we do."""
-        if ladder.emits == "frames" and all(event.get(key) == value for key, value in where.items()):
+        if ladder.emission.makes_frames and all(event.get(key) == value for key, value in where.items()):
             self.flows[type, *(where.get(key) for key in PLACE)] = Flow(type, fragments, logprobs)
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -670,7 +670,7 @@ def put_in(ladder: Ladder, events: list[Event], item: Item) -> None:
     """An item that was never streamed."""
     output_index = ladder.add()
     ladder.keep(output_index, item)
-    if ladder.emits != "nothing":
+    if ladder.emission.makes_events:
         events += [*item_events(ladder, item, output_index), ladder.done(output_index, item)]
 
 

@@ -15,19 +15,20 @@ import binascii
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import msgspec
 
 from core.errors import BackendError, InvalidRequest, Unsupported
-from core.json import Json
+from core.json import Json, encode_json
 from requests.bounded_json import TooDeep, mend
 from requests.chat import DecodeError
+from requests.events import ResponseBuilder, replay, unfinished
 from requests.ollama_tools import OllamaMessage, ToolRounds
 from requests.open_items import Event
 from requests.tools import Item, arguments_of
 
+NDJSON = "application/x-ndjson"
 # Codex wants 0.13.4 or newer.
 VERSION = "0.34.0"
 THINK_LEVELS = ("low", "medium", "high", "max")
@@ -52,7 +53,6 @@ OPTIONS = (
 QUICKEST_TOKEN_NS = 100_000
 # A month: what is more is no duration.
 MOST_MS = 30 * 86_400_000
-NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 class Asked(msgspec.Struct, kw_only=True):
@@ -143,14 +143,13 @@ def read_ollama(body: bytes, kind: type[T]) -> T:
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def chat_ollama_to_responses(asked: ChatAsked, names: Mapping[str, str] = NO_NAMES) -> Json:
-    """The Responses request for one of /api/chat. `names` are the server's own names for options. Raises
-    `InvalidRequest`."""
+def chat_ollama_to_responses(asked: ChatAsked) -> Json:
+    """The Responses request for one of /api/chat. Raises `InvalidRequest`."""
     tools = [{**(tool.function or {}), "type": tool.type or "function"} for tool in asked.tools or ()]
-    return {**_common(asked, names), "input": _items(asked.messages or []), **({"tools": tools} if tools else {})}
+    return {**_common(asked), "input": _items(asked.messages or []), **({"tools": tools} if tools else {})}
 
 
-def generate_ollama_to_responses(asked: GenerateAsked, names: Mapping[str, str] = NO_NAMES) -> Json:
+def generate_ollama_to_responses(asked: GenerateAsked) -> Json:
     """The Responses request for one of /api/generate. Raises `Unsupported` for what needs the model's own template."""
     for key in ("suffix", "template", "raw", "context"):
         if getattr(asked, key):
@@ -158,7 +157,7 @@ def generate_ollama_to_responses(asked: GenerateAsked, names: Mapping[str, str] 
     messages = [OllamaMessage("user", asked.prompt, images=asked.images)]
     if asked.system:
         messages.insert(0, OllamaMessage("system", asked.system))
-    return {**_common(asked, names), "input": _items(messages)}
+    return {**_common(asked), "input": _items(messages)}
 
 
 def omitted_options(options: Mapping[str, object] | None) -> list[str]:
@@ -166,9 +165,9 @@ def omitted_options(options: Mapping[str, object] | None) -> list[str]:
     return sorted((options or {}).keys() - {*OPTIONS, "num_predict"})
 
 
-def _common(asked: Asked, names: Mapping[str, str]) -> Json:
+def _common(asked: Asked) -> Json:
     given = asked.options or {}
-    request: Json = {names.get(key, key): given[key] for key in OPTIONS if given.get(key) not in (None, [])}
+    request: Json = {key: given[key] for key in OPTIONS if given.get(key) not in (None, [])}
     request |= {
         "model": asked.model,
         "stream": asked.streams,
@@ -253,11 +252,11 @@ IMAGES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "R0lGOD": "gif", "UklGR": "webp"
 
 
 class OllamaAnswer:
-    """A backend's answer, as Ollama encodes it: `feed` it the events, and take a `line` of what came since the last
-    one; `last` is the end, and the whole answer where no lines were taken. `is_chat`: of /api/chat, else of
-    /api/generate."""
+    """A backend's answer, as Ollama encodes it: in lines where it `streams`, else as one JSON object. `is_chat`: of
+    /api/chat, else of /api/generate."""
 
-    def __init__(self, model: str, *, is_chat: bool) -> None:
+    def __init__(self, model: str, *, streams: bool, is_chat: bool) -> None:
+        self.content_type = NDJSON if streams else "application/json; charset=utf-8"
         self._model = model
         self._is_chat = is_chat
         self._text: list[str] = []
@@ -268,8 +267,26 @@ class OllamaAnswer:
         self._began_ns = time.monotonic_ns()
         self._first_ns: int | None = None
 
-    def feed(self, events: Sequence[Event]) -> None:
-        """Raises `BackendError` for a call that Ollama's format cannot hold."""
+    def encode(self, events: Sequence[Event]) -> bytes:
+        """A line of what some events bring, if they bring anything. Raises `BackendError` for a call that Ollama's
+        format cannot hold."""
+        self._feed(events)
+        if not (self._text or self._thinking or self._calls):
+            return b""
+        return _line({"model": self._model, "created_at": _now(), **self._shown(), "done": False})
+
+    def end(self, builder: ResponseBuilder) -> bytes:
+        """The last line; the whole answer, where nobody was given events of it."""
+        response = builder.response
+        if not builder.emission.makes_events:
+            self._feed(replay(ResponseBuilder(unfinished(response)), response))
+        return _line(self._last(response, builder.timings))
+
+    def error(self, error: Json) -> bytes:
+        """The line of an error."""
+        return _line({"error": error["message"]})
+
+    def _feed(self, events: Sequence[Event]) -> None:
         for event in events:
             if self._first_ns is None and event["type"] == "response.output_item.added":
                 self._first_ns = time.monotonic_ns()
@@ -284,14 +301,8 @@ class OllamaAnswer:
                 case "response.output_item.done":
                     self._call(event["item"])
 
-    def line(self) -> Json | None:
-        """What came since the last line, if anything did."""
-        if not (self._text or self._thinking or self._calls):
-            return None
-        return {"model": self._model, "created_at": _now(), **self._shown(), "done": False}
-
-    def last(self, response: Json, timings: object = None) -> Json:
-        """The end. `response` is the finished response, `timings` llama.cpp's own."""
+    def _last(self, response: Json, timings: object) -> Json:
+        # `timings` are llama.cpp's own.
         usage = response.get("usage") or {}
         reason = (response.get("incomplete_details") or {}).get("reason")
         count = usage.get("output_tokens") or 0
@@ -320,10 +331,10 @@ class OllamaAnswer:
         durations = {"prompt_eval_duration": prompt_ns, "eval_duration": eval_ns}
         return {"total_duration": total_ns, **{name: took for name, took in durations.items() if took}}
 
-    def loaded(self, *, is_unload: bool) -> Json:
+    def loaded(self, *, is_unload: bool) -> bytes:
         """The answer to a request that asks nothing."""
         reason = "unload" if is_unload else "load"
-        return {"model": self._model, "created_at": _now(), **self._shown(), "done": True, "done_reason": reason}
+        return _line({"model": self._model, "created_at": _now(), **self._shown(), "done": True, "done_reason": reason})
 
     def _shown(self) -> Json:
         message: Json = {"role": "assistant"} if self._is_chat else {}
@@ -349,6 +360,10 @@ class OllamaAnswer:
         function = {"index": self._call_count, "name": item["name"], "arguments": arguments}
         self._call_count += 1
         self._calls.append({"id": item["call_id"], "function": function})
+
+
+def _line(line: Json) -> bytes:
+    return encode_json(line) + b"\n"
 
 
 def _ns_of_ms(value: Any) -> int | None:

@@ -6,21 +6,19 @@ An item gives the events of its own life. What must be counted or unique is aske
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 from core.errors import BackendError
 from core.json import Halves, Json, has_half
+from requests.deltas import DeltaFrames
+from requests.emission import Emission
 from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
-from requests.sse import DeltaFrames
 from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, object_of
 from requests.whole_json import WholeJSON
 
 Event = Json
 Seal = Callable[[str], str]
-# What becomes of what happens: events; events of which the deltas, nearly all of them, are frames of an SSE stream
-# already; or nothing, where only the response counts at the end.
-Emission = Literal["events", "frames", "nothing"]
 
 # A content part's type: the name of its events, and the key of its text in the part and in the .done event.
 STREAMED_PARTS = {
@@ -57,7 +55,7 @@ class Ladder(Protocol):
     """What an item needs of the response that it is a part of."""
 
     sequence_number: int
-    emits: Emission
+    emission: Emission
 
     def number(self) -> int: ...
     def event(self, type: str, **fields: object) -> Event: ...
@@ -139,16 +137,16 @@ class OpenText:
                 return
         self.fragments.append(delta)
         if part != "output_text":
-            if ladder.emits == "nothing":
+            if not ladder.emission.makes_events:
                 return
             event = ladder.event(self._delta, **self._where, delta=delta)
         else:
             given = logprobs_chat_to_responses(logprobs) if logprobs else []
             self._logprobs += given
-            if ladder.emits == "nothing":
+            if not ladder.emission.makes_events:
                 return
             event = ladder.event(self._delta, **self._where, delta=delta, logprobs=given)
-        if ladder.emits == "frames" and not logprobs and self._halves is None:
+        if ladder.emission.makes_frames and not logprobs and self._halves is None:
             self.frames = DeltaFrames(event)
         events.append(event)
 

@@ -17,13 +17,17 @@ from requests.events import Event, ResponseBuilder
 from requests.responses import response_resource
 from tests.sdk import EVENT_CLASSES
 from tests.stream_grammar import check_stream, fold
+from tests.translated import EMISSIONS
 
 Json = dict[str, Any]
 
 
-def builder(status: str = "in_progress", taken: tuple[str, ...] = (), **request: Any) -> ResponseBuilder:
+def builder(
+    status: str = "in_progress", taken: tuple[str, ...] = (), emits: str = "events", **request: Any
+) -> ResponseBuilder:
+    """A builder for a request; `emits` is a key of `EMISSIONS`."""
     resource = response_resource({"model": "m", **request}, response_id="resp_1", created_at=1700000000, status=status)
-    return ResponseBuilder(resource, taken_call_ids=taken)
+    return ResponseBuilder(resource, EMISSIONS[emits], taken_call_ids=taken)
 
 
 def judged(events: list[Event]) -> list[Event]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.wire import streams
+from backends.wire import relay
 from requests.sse import SSEDecoder, looks_like_sse
 from tests.conftest import Clock, Running
 from tests.fake_backend import (
@@ -227,7 +227,7 @@ async def test_what_comes_behind_the_reason_to_finish_harms_no_answer(
 async def test_a_server_that_never_ends_what_is_finished_is_not_waited_for_for_ever(
     served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backends.wire.streams.DONE_S", 0.05)
+    monkeypatch.setattr("backends.wire.relay.DONE_S", 0.05)
     await said_both_ways(served, backend, stream(*CHUNKS, stall()))
 
 
@@ -240,7 +240,7 @@ async def test_what_is_finished_is_whole_to_its_client_though_the_server_does_no
         await events.until("response.output_item.done")
         assert text_of({"output": [events.seen[-1]["item"]]}) == "Hi thére"
         assert served.in_flight() == 1
-        clock.advance(streams.DONE_S if is_counted else streams.GRACE_S)
+        clock.advance(relay.DONE_S if is_counted else relay.GRACE_S)
         last = (await events.rest())[-1]
     check_stream(events.seen)
     assert last["response"]["status"] == "completed"
@@ -271,7 +271,7 @@ async def test_usage_that_comes_when_all_is_closed_is_in_the_last_event(served: 
 async def test_comments_behind_the_end_keep_no_answer_open(
     served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backends.wire.streams.GRACE_S", 0.2)
+    monkeypatch.setattr("backends.wire.relay.GRACE_S", 0.2)
 
     async def comment_for_ever(reply: Reply) -> None:
         while not reply.is_over:

@@ -3,12 +3,13 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from backends.wire.client import BackendClient, create_chat_with_retries
+from backends.wire.relay import Relay
 from core.errors import (
     APIError,
     BackendCut,
@@ -18,6 +19,7 @@ from core.errors import (
     BackendUnreachable,
     TooManyRequests,
 )
+from requests.native_translator import NativeTranslator
 from tests.conftest import running_router
 from tests.fake_backend import (
     CHAT,
@@ -43,8 +45,11 @@ from tests.fake_backend import (
     steps,
     stream,
 )
+from tests.stream_grammar import parse_sse
+from tests.streams import builder
 from tests.test_outbound import certified
-from tests.turns import URL, assert_error, create, soon, turn
+from tests.translated import Written, relayed
+from tests.turns import URL, assert_error, create, eventually, soon, turn
 
 ASK: dict[str, Any] = {"model": "test-model", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = ASK | {"stream": True, "stream_options": {"include_usage": True}}
@@ -70,7 +75,7 @@ async def said(client: BackendClient, params: dict[str, Any] = STREAM) -> str:
     answer = await create_chat_with_retries(client, params)
     if hasattr(answer, "choices"):
         return answer.choices[0].message["content"]
-    return "".join([chunk.choices[0].delta.content or "" async for chunk in answer if chunk.choices])
+    return "".join((await relayed(answer, builder(), Written())).deltas)
 
 
 async def refused(client: BackendClient, kind: type[APIError], params: dict[str, Any] = STREAM) -> APIError:
@@ -110,9 +115,11 @@ class TestConnections:
 
     async def test_a_stream_that_is_left_early_is_cut(self, backend, client):
         backend.script(chat("Hel", then=stall()))
+        begun = asyncio.Event()
         answer = await client.chat.completions.create(**STREAM)
-        async with aclosing(answer.batches()) as batches:
-            await anext(batches)
+        relaying = asyncio.create_task(relayed(answer, builder(), Written(lambda _: begun.set())))
+        await begun.wait()
+        relaying.cancel()
         await backend.wait_for(lambda b: b.aborts == 1)
 
     @pytest.mark.parametrize(
@@ -216,10 +223,12 @@ class TestTimeouts:
         writes = [step for written in (*HELLO, *END) for step in (written, until_released)]
         backend.script(stream(*writes))
         async with client_of(backend, read_timeout_s=600) as client:
-            answer = await client.chat.completions.create(**STREAM)
-            async for _ in answer.batches():
+
+            def go_on(_: Any) -> None:
                 clock.advance(400)
                 go.release()
+
+            await relayed(await client.chat.completions.create(**STREAM), builder(), Written(go_on))
             assert len(backend.turns) == 1
 
     async def test_a_backend_that_takes_no_connection_is_unreachable(self, backend):
@@ -341,19 +350,18 @@ class TestForms:
         backend.script(stream(*pieces(b"".join(HELLO_UTF8), size)))
         assert await said(client) == "naïve 🦙"
 
-    async def test_what_one_read_held_comes_as_one_batch(self, backend, client):
+    async def test_what_one_read_held_leaves_in_one_write(self, backend, client):
         backend.script(stream(b"".join(HELLO), pause(0.02), b"".join(END)))
-        answer = await client.chat.completions.create(**STREAM)
-        assert [len(batch) async for batch in answer.batches()] == [3, 2]
+        made = builder(emits="frames")
+        written = await relayed(await client.chat.completions.create(**STREAM), made, Written())
+        assert [output.count(b".delta\n") for output in written] == [2]
 
     async def test_a_token_is_given_on_at_once(self, backend, client):
         backend.script(stream(*HELLO[:2], stall()))
-        answer = await client.chat.completions.create(**STREAM)
-        async with aclosing(answer.batches()) as batches, soon():
-            received = []
-            while len(received) < 2:
-                received += await anext(batches)
-        assert received[1].choices[0].delta.content == "Hello"
+        written = Written()
+        relaying = asyncio.create_task(relayed(await client.chat.completions.create(**STREAM), builder(), written))
+        await eventually(lambda: written.deltas == ["Hello"], "the token has left")
+        relaying.cancel()
 
     async def test_a_stream_that_stays_open_behind_done_costs_no_time(self, backend, client):
         backend.script(stream(*HELLO, *END, stall()))
@@ -400,10 +408,10 @@ class TestWhatIsNoAnswer:
     async def test_what_came_before_an_error_is_given_on(self, backend, client):
         for ending in (sse_error(), cut(), b"data: garbage\n\n"):
             backend.script(stream(*HELLO, ending))
-            chunks = aiter(await client.chat.completions.create(**STREAM))
-            assert [(await anext(chunks)).choices[0].delta.content for _ in HELLO] == ["", "Hello", " there"]
+            written = Written()
             with pytest.raises(BackendError):
-                await anext(chunks)
+                await relayed(await client.chat.completions.create(**STREAM), builder(), written)
+            assert written.deltas == ["Hello", " there"]
 
     async def test_a_stream_that_ends_without_an_end_is_cut(self, backend, client):
         backend.script(stream(*HELLO))
@@ -502,7 +510,8 @@ class TestNative:
         asked = {"model": "test-model", "input": "hi"}
         assert (await client.responses.create(**asked))["output"][0]["type"] == "message"
         backend.script(native("Hello", call("f")))
-        events = [event.model_dump() async for event in await client.responses.create(**asked, stream=True)]
+        stream = await client.responses.create(**asked, stream=True)
+        events = [event for _, event in parse_sse(await stream.read())]
         assert events == native_events("Hello", call("f"), request=asked | {"stream": True})
         assert backend.connections == 1
 
@@ -523,8 +532,9 @@ class TestNative:
         backend.script(answer)
 
         async def read() -> None:
-            async for _ in await client.responses.create(model="m", input="hi", stream=True):
-                pass
+            stream = await client.responses.create(model="m", input="hi", stream=True)
+            made = builder()
+            await Relay(stream.answer, NativeTranslator(made, stream.errors), Written()).run()
 
         with pytest.raises(APIError) as raised:
             await read()

@@ -18,7 +18,7 @@ import pytest
 
 import api.http.connection
 from tests.conftest import Clock, Running, running_router
-from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, steps, stream, until
+from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, stall, steps, stream, until
 from tests.turns import SOON_S, create, eventually, soon
 
 ASK = b'{"model": "test-model", "input": "Hi"}'
@@ -278,7 +278,7 @@ class TestClientsThatStopReading:
     async def test_lose_their_connection_after_60_s_and_their_slot_is_back(
         self, path: str, served: Running, backend: FakeBackend, clock: Clock
     ) -> None:
-        backend.default = chat("x" * 20_000_000)
+        backend.default = chat(" ".join(["x" * 100_000] * 200), then=stall())
         body = STREAM if path == "/v1/responses" else OLLAMA.replace(b"false", b"true")
         async with line_to(served) as line:
             line.writer.transport.pause_reading()

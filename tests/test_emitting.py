@@ -3,29 +3,31 @@ each time."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.wire.streams import NativeStream
-from core.errors import BackendCut
+from core.errors import BackendCut, BackendError
 from requests.chat import decode_chunk
+from requests.deltas import DeltaFrames, renumbered
 from requests.events import ResponseBuilder
 from requests.native_events import NativeEvent, NativeRun, parse_head
-from requests.open_items import STREAMED_PARTS, Emission
+from requests.open_items import STREAMED_PARTS
 from requests.responses import chat_message_to_output_items
-from requests.sse import DeltaFrames, SSEDecoder, frame, frames, only_data, renumbered
+from requests.sse import SSEDecoder, frame, frames, only_data
 from requests.tools import ToolBook
 from tests.fake_backend.answers import sse
 from tests.stream_grammar import parse_sse
 from tests.streams import Json, builder, call, calls, chunk, ends, refuses, says, thinks
 from tests.test_laws import completions, law, some_text, streams, texts
+from tests.translated import EMISSIONS, alone, chat_translator, listed, native_translator
 
 ID = re.compile(r"\b(msg|rs|fc|ctc|call)_[0-9a-f]{32}\b")
 TIME = re.compile(r'"completed_at":\d+')
@@ -46,15 +48,14 @@ def bare(value: Any) -> Any:
 def fed(made: ResponseBuilder, chunks: list[Json], cuts: list[int]) -> list[Any]:
     """What a builder emits for chunks that come in reads of these sizes; a size of 0 is a chunk that has come alone."""
     events: list[Any] = made.begin()
+    translator = chat_translator(made)
     left = [orjson.dumps(chunk) for chunk in chunks]
     for size in [*cuts, len(left)]:
         if size == 0 and left:
-            data = left.pop(0)
-            alone = made.frame_of(b"data: %b\n\n" % data)
-            events += made.chunks([decode_chunk(data)]) if alone is None else [alone]
+            events += listed(translator.feed(b"data: %b\n\n" % left.pop(0)))
         else:
             batch, left = left[:size], left[size:]
-            events += made.chunks([decode_chunk(data) for data in batch])
+            events += listed(translator.take([decode_chunk(data) for data in batch]))
     return events
 
 
@@ -79,11 +80,10 @@ def asked(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def ready(emits: Emission, asked: dict[str, Any]) -> ResponseBuilder:
+def ready(emits: str, asked: dict[str, Any]) -> ResponseBuilder:
     """A builder for such a request."""
     resource = builder(reasoning=asked["reasoning"]).response
-    made = ResponseBuilder(resource, seal=asked["seal"])
-    made.emits = emits
+    made = ResponseBuilder(resource, EMISSIONS[emits], seal=asked["seal"])
     kind = "custom" if asked["custom"] else "function"
     book = ToolBook.of([{"type": kind, "name": "f"}, {"type": "function", "name": "g"}], [])
     made.offer(book, allowed=asked["allowed"], one_call=asked["one_call"])
@@ -118,7 +118,7 @@ mixed = st.builds(
 )
 plain = some_text.map(says) | some_text.map(thinks)
 mixtures = st.lists(plain | mixed | some_text.map(refuses), max_size=12)
-EMISSIONS: list[Emission] = ["events", "frames", "nothing"]
+WAYS = ["events", "frames", "nothing"]
 endings = st.sampled_from(["finished", "failed", "cancelled"])
 
 
@@ -128,7 +128,7 @@ def test_frames_hold_what_events_hold_and_so_does_the_end(
     chunks: list[Json], before: list[Json], asked: dict[str, Any], cuts: list[int], ending: str
 ) -> None:
     stories = {}
-    for emits in EMISSIONS:
+    for emits in WAYS:
         made = ready(emits, asked)
         middle = fed(made, [*before, *chunks], cuts)
         assert emits != "nothing" or not middle, "where nobody listens there are no events"
@@ -143,7 +143,7 @@ def test_frames_hold_what_events_hold_and_so_does_the_end(
 def test_keepalives_anywhere_change_nothing_but_numbers(
     chunks: list[Json], asked: dict[str, Any], cuts: list[int], silences: set[int], ending: str
 ) -> None:
-    for emits in EMISSIONS[:2]:
+    for emits in WAYS[:2]:
         quiet, kept_alive = ready(emits, asked), ready(emits, asked)
         expected = as_events([*fed(quiet, chunks, cuts), *end(quiet, ending)])
         assert kept_alive.keep_alive() == [], "it has not begun"
@@ -171,7 +171,7 @@ def test_a_whole_answer_is_the_same_whether_it_is_emitted_or_not(
 ) -> None:
     choice = given_[0]["choices"][0]
     stories = {}
-    for emits in EMISSIONS:
+    for emits in WAYS:
         made = ready(emits, asked)
         items = chat_message_to_output_items(choice["message"])
         middle = [
@@ -185,14 +185,17 @@ def test_a_whole_answer_is_the_same_whether_it_is_emitted_or_not(
     assert at_the_end[1:] == at_the_end[:-1]
 
 
-def test_nearly_all_of_a_stream_is_frames() -> None:
+def test_nearly_all_of_a_stream_is_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that, the laws above would hold of a shortcut that nobody takes."""
+    made_as_events: list[str] = []
     for say in (says, thinks):
-        made = builder()
-        made.emits = "frames"
+        made_as_events.clear()
+        monkeypatch.setattr("requests.sse.frame", lambda event: made_as_events.append(event["type"]) or frame(event))
+        made = builder(emits="frames")
         events = [*fed(made, [say(f"word{n} ") for n in range(50)], [1] * 10 + [0] * 10), *end(made, "finished")]
-        assert sum(event.count(b"\n\n") for event in events if isinstance(event, bytes)) == 49
-        assert len(as_events(events)) == 49 + len([event for event in events if isinstance(event, dict)])
+        assert len([type for type in made_as_events if type.endswith(".delta")]) == 1
+        monkeypatch.undo()
+        assert len([event for event in as_events(events) if event["type"].endswith(".delta")]) == 50
 
 
 NOT_PLAIN = {
@@ -227,14 +230,14 @@ THOUGHTS = {
     ids=[*NOT_PLAIN, *(f"{name} in a thought" for name in THOUGHTS)],
 )
 def test_what_is_not_plain_is_left_alone(begun: Callable[[str], Json], given_: Json) -> None:
-    made = builder()
-    made.emits = "frames"
-    made.begin()
-    made.chunks([decode_chunk(orjson.dumps(begun("Hello")))])
+    made = builder(emits="frames")
+    translator = chat_translator(made)
+    translator.feed(sse(begun("Hello")))
     for word in (" there", ", you"):  # The first is parsed, the second is like the first.
-        assert made.frame_of(sse(begun(word))), "what is plain is none"
+        assert alone(translator, sse(begun(word))), "what is plain is none"
         before = made.sequence_number
-        assert made.frame_of(sse(given_)) is None
+        with contextlib.suppress(BackendError):  # An error is raised, which is not plain either.
+            assert alone(translator, sse(given_)) is None
         assert made.sequence_number == before, "something has happened"
 
 
@@ -261,9 +264,8 @@ STORIES: dict[str, list[Json]] = {
 @pytest.mark.parametrize("chunks", STORIES.values(), ids=STORIES)
 def test_streams_that_were_nearly_wrong(chunks: list[Json], cuts: list[int]) -> None:
     stories = []
-    for emits in EMISSIONS:
-        made = builder()
-        made.emits = emits
+    for emits in WAYS:
+        made = builder(emits=emits)
         made.expect_think_tags()
         stories.append([*fed(made, chunks, cuts), *end(made, "finished")])
     assert bare(as_events(stories[1])) == bare(as_events(stories[0]))
@@ -292,13 +294,14 @@ def test_chunks_that_come_alone_give_what_they_give_together(
     chunks: list[Json], server: Callable[[Json], bytes]
 ) -> None:
     """Each in a read of its own, and whatever was learnt from the one before it."""
-    slow, quick = builder(), builder()
-    quick.emits = "frames"
+    slow, quick = builder(), builder(emits="frames")
+    slowly, quickly = chat_translator(slow), chat_translator(quick)
     events, frames = slow.begin(), quick.begin()
     for one in chunks:
-        events += slow.chunks([decode_chunk(orjson.dumps(one))])
-        alone = quick.frame_of(server(one))
-        frames += quick.chunks([decode_chunk(orjson.dumps(one))]) if alone is None else [alone]
+        chunk = [decode_chunk(orjson.dumps(one))]
+        events += listed(slowly.take(chunk))
+        by_itself = alone(quickly, server(one))
+        frames += listed(quickly.take(chunk)) if by_itself is None else [by_itself]
     assert bare(as_events([*frames, *end(quick, "finished")])) == bare(as_events([*events, *end(slow, "finished")]))
 
 
@@ -308,17 +311,15 @@ def test_a_token_like_the_one_before_it_is_not_parsed(
 ) -> None:
     """Without that, the law above would hold of a shortcut that nobody takes."""
     parsed = []
-    monkeypatch.setattr("requests.events.parse_chunk", lambda data: parsed.append(data) or decode_chunk(data))
-    made = builder()
-    made.emits = "frames"
-    made.begin()
-    made.chunks([decode_chunk(orjson.dumps(say("Hello")))])
+    monkeypatch.setattr("requests.chat_translator.parse_chunk", lambda data: parsed.append(data) or decode_chunk(data))
+    translator = chat_translator(builder(emits="frames"))
+    translator.take([decode_chunk(orjson.dumps(say("Hello")))])
     for number in range(50):
-        assert made.frame_of(sse(say(f" é{number}") | {"created": number // 25}))
+        assert alone(translator, sse(say(f" é{number}") | {"created": number // 25}))
     assert len(parsed) < 25, "after a change, what is around the text is learnt again"
     parsed.clear()
     for number in range(50):
-        assert made.frame_of(sse(say("x") | {"obfuscation": "x" * number}))
+        assert alone(translator, sse(say("x") | {"obfuscation": "x" * number}))
     assert len(parsed) < 65, "what is never the same is not learnt again and again"
 
 
@@ -326,12 +327,11 @@ def test_a_token_like_the_one_before_it_is_not_parsed(
     "text", [b"\xe9", b"\xf0\x9f", b"a\nb", b"\x00", b"\x1b", b'a","b', rb"\ud83d", rb"\x", b"a\\"]
 )
 def test_what_is_no_json_is_not_relayed(text: bytes) -> None:
-    made = builder()
-    made.emits = "frames"
-    made.begin()
-    made.chunks([decode_chunk(orjson.dumps(says("Hello")))])
-    assert made.frame_of(sse(says(" there")))
-    assert made.frame_of(sse(says("MARK")).replace(b"MARK", text)) is None
+    translator = chat_translator(builder(emits="frames"))
+    translator.take([decode_chunk(orjson.dumps(says("Hello")))])
+    assert alone(translator, sse(says(" there")))
+    with contextlib.suppress(BackendError):
+        assert alone(translator, sse(says("MARK")).replace(b"MARK", text)) is None
 
 
 # ── the bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -405,10 +405,9 @@ def delta_of(text: str, number: Any, **changes: Any) -> Json:
     }
 
 
-def opened(emits: Emission) -> ResponseBuilder:
+def opened(emits: str) -> ResponseBuilder:
     """A builder for the answer of a server that speaks Responses, whose text has begun: five events."""
-    made = builder()
-    made.emits = emits
+    made = builder(emits=emits)
     made.begin()
     for event in [*OPENING, delta_of("begins", 4)]:
         made.adopt(event)
@@ -438,7 +437,7 @@ def test_what_is_relayed_is_what_would_be_adopted(
     values = delta_of(text, number)
     event = without_keys({key: values[key] for key in keys}, left_out)
     slow, quick = opened("events"), opened("frames")
-    relayed = quick.relay_alone(name + b"data: %b\n\n" % encode(event))
+    relayed = alone(native_translator(quick), name + b"data: %b\n\n" % encode(event))
     assert as_events([relayed] if relayed is not None else quick.adopt(event)) == as_events(slow.adopt(event))
     assert quick.sequence_number == slow.sequence_number
     assert kept(quick) == kept(slow)
@@ -472,7 +471,7 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
     first: int,
     name: bytes,
     encode: Callable[[Json], bytes],
-    emits: Emission,
+    emits: str,
 ) -> None:
     """Whether their numbers are ours, others, go on, or are none."""
     events: list[Json] = []
@@ -482,9 +481,9 @@ def test_a_read_of_relayed_events_is_as_if_each_had_come_alone(
         number += step or 1
     read = b"".join((name and name % event["type"].encode()) + b"data: %b\n\n" % encode(event) for event in events)
     slow, quick = opened("events"), opened(emits)
-    pieces, failure = NativeStream(cast(Any, None))._pieces_in(read)
-    assert failure is None
-    made = [event for piece in pieces for event in quick.native(piece)]
+    translator = native_translator(quick)
+    made = listed(translator.take(*translator._pieces_in(read)))
+    assert translator.failure is None
     assert as_events(made) == as_events([made for event in events for made in slow.adopt(event)])
     assert quick.sequence_number == slow.sequence_number
     assert kept(quick) == kept(slow)
@@ -495,19 +494,21 @@ def test_a_burst_of_relayed_events_is_not_read_one_by_one(monkeypatch: pytest.Mo
     events = [delta_of(f"{n}", 5 + n) for n in range(50)]
     read = b"".join(frame(event) for event in events)
     quick = opened("frames")
-    monkeypatch.setattr("requests.events.renumbered", None)
-    [run], _ = NativeStream(cast(Any, None))._pieces_in(read)
+    monkeypatch.setattr("requests.native_translator.renumbered", None)
+    translator = native_translator(quick)
+    [run], _ = translator._pieces_in(read)
     assert isinstance(run, NativeRun)
-    assert quick.native(run) == [read]
+    assert translator.take([run]) == read
 
 
 def test_an_event_of_several_lines_is_not_relayed() -> None:
     """Its lines would not be data."""
     for number in (5, 9):
-        made = opened("frames")
         data = orjson.dumps(delta_of("x", number)).replace(b',"', b',\n"', 1)
-        [event] = made.native(NativeEvent(parse_head(data), data))
-        assert event == delta_of("x", 5), "it was relayed"
+        output = native_translator(opened("frames")).take([NativeEvent(parse_head(data), data)])
+        assert as_events(listed(output)) == [delta_of("x", 5)]
+        assert isinstance(output, bytes)
+        assert output.count(b"\n") == 3, "it was relayed"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import core.errors
 from core.errors import APIError, BackendRefused, InvalidRequest, ServerError
-from core.flights import Flights, again
+from core.flights import Flights, Fly, again
 from tests.test_laws import MANY
 
 
@@ -30,13 +30,13 @@ class Source:
     def let(self) -> None:
         self._allowed.release()
 
-    async def run(self) -> AsyncGenerator[int]:
+    async def run(self, add: Callable[[int], None]) -> None:
         self.is_open = True
         try:
             for number in range(self._batches):
                 await self._allowed.acquire()
                 self.made += 1
-                yield number
+                add(number)
             await self._allowed.acquire()
             if self._fails:
                 raise ServerError("broken off")
@@ -58,9 +58,9 @@ class Reader:
     async def _read(self) -> None:
         flights, sources, batches, fails = self._made
 
-        def begin() -> tuple[Source, AsyncGenerator[int]]:
+        def begin() -> tuple[Source, Fly[int]]:
             sources.append(Source(batches, fails))
-            return sources[-1], sources[-1].run()
+            return sources[-1], sources[-1].run
 
         with flights.join("key", begin) as seat:
             self.source = seat.flight.source
@@ -163,11 +163,11 @@ async def test_each_is_given_an_error_of_its_own() -> None:
 async def test_what_is_no_error_of_ours_is_one_for_those_who_read(caplog: pytest.LogCaptureFixture) -> None:
     flights: Flights[None, int] = Flights()
 
-    async def broken() -> AsyncGenerator[int]:
-        yield 1
+    async def broken(add: Callable[[int], None]) -> None:
+        add(1)
         raise KeyError("a bug")
 
-    with flights.join("key", lambda: (None, broken())) as seat:
+    with flights.join("key", lambda: (None, broken)) as seat:
         batches = aiter(seat.flight.read())
         assert await anext(batches) == 1
         with pytest.raises(ServerError):
@@ -207,7 +207,7 @@ async def test_a_flight_whose_readers_close_their_generators_ends_too() -> None:
     source = Source(3, fails=False)
 
     async def reading() -> AsyncGenerator[int]:
-        with flights.join("key", lambda: (source, source.run())) as seat:
+        with flights.join("key", lambda: (source, source.run)) as seat:
             async for batch in seat.flight.read():
                 yield batch
 

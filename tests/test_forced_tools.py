@@ -108,7 +108,7 @@ async def test_tokens_are_counted_once_each(served: Running, backend: FakeBacken
     assert (await answered(served, "stream", **ask))["usage"]["output_tokens"] == 4, "the second has none"
     backend.script(chat(G, usage=None), chat(F, usage=usage))
     assert (await answered(served, "stream", **ask))["usage"]["output_tokens"] == 4, "the first has none"
-    backend.script(chat(G, usage=usage), cut(), cut())
+    backend.script(chat(G, usage=usage), chat(F, then=cut()))
     failed = await answered(served, "stream", **ask)
     assert (failed["status"], failed["usage"]["output_tokens"]) == ("failed", 4)
 

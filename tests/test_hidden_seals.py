@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.turns.native_answer import native_params
 from api.turns.turn import TurnRequest
-from backends.wire.streams import NativeStream
 from core.errors import BackendError
 from core.keys import Principal
 from core.seals import Sealer
@@ -25,6 +24,7 @@ from tests.stream_grammar import check_stream, parse_sse
 from tests.streams import Json, builder
 from tests.test_laws import law
 from tests.test_native_streams import ENDINGS, stream_of
+from tests.translated import listed, native_translator
 
 SEAL = "gAAAA-seal"
 KEY = "encrypted_content"
@@ -50,22 +50,17 @@ def read(
     events: list[bytes], emits: str, cuts: list[int], *, hides: bool, breaks_off: bool
 ) -> tuple[ResponseBuilder, list[Any]]:
     """What becomes of a stream that arrives in reads which end behind these events."""
-    made = builder()
-    made.emits = cast(Any, emits)
+    made = builder(emits=emits)
     made.hides_seals = hides
-    stream = NativeStream(cast(Any, None))
+    translator = native_translator(made)
     out: list[Any] = []
     ends = [*sorted({min(cut, len(events)) for cut in cuts}), len(events)]
     for start, end in zip([0, *ends], ends, strict=False):
         reads = [
             b"event: %b\ndata: %b\n\n" % (json.loads(event)["type"].encode(), event) for event in events[start:end]
         ]
-        if emits == "frames" and len(reads) == 1 and (frame := made.relay_alone(reads[0])) is not None:
-            out.append(frame)
-            continue
-        pieces, failure = stream._pieces_in(b"".join(reads))
-        assert failure is None, failure
-        out += [event for piece in pieces for event in made.native(piece)]
+        out += listed(translator.feed(b"".join(reads)))
+        assert translator.failure is None, translator.failure
     if breaks_off and not made.ended:
         out += made.fail(BackendError("It broke off."))
     return made, [*out, made.end()]

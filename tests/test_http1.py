@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from backends.wire.http1 import KEPT_S, MOST_UNREAD, BadAnswer, Origin, OversizedAnswer
+from backends.wire.relay import NOWHERE, Relay
+from requests.passing import PassedThrough
 from tests.conftest import Clock
 from tests.turns import eventually
 
@@ -336,7 +338,7 @@ async def test_an_answer_that_nobody_reads_is_not_taken_from_its_socket() -> Non
         answer.close()
 
 
-async def test_a_tap_is_offered_what_arrives_while_its_reader_waits() -> None:
+async def test_a_receiver_is_given_what_arrives_at_once_and_the_end() -> None:
     go = asyncio.Event()
 
     async def slow(request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -347,23 +349,33 @@ async def test_a_tap_is_offered_what_arrives_while_its_reader_waits() -> None:
             await writer.drain()
             await asyncio.sleep(0.02)
 
-    tapped: list[bytes] = []
-
-    def tap(received: bytes) -> bool | None:
-        tapped.append(received)
-        return True if received == b"b" else None
-
     async with serving(slow) as server, origin_of(server) as origin:
         answer = await origin.send("GET", "/v1/x")
         assert await answer.readany() == b"a"
-        answer.tap = tap
+        receiver = Received()
+        answer.deliver_to(receiver)
         go.set()
-        assert [await answer.readany(), await answer.readany(), await answer.readany()] == [b"c", b"d", b""]
-    assert tapped == [b"b", b"c", b"d"]
+        await receiver.end.wait()
+    assert receiver.given == [b"b", b"c", b"d", None]
+
+
+class Received:
+    """Whom an answer is given to; behind its pieces stands what closed it."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+        self.end = asyncio.Event()
+
+    def data(self, received: bytes) -> None:
+        self.given.append(received)
+
+    def closed(self, error: Exception | None) -> None:
+        self.given.append(error)
+        self.end.set()
 
 
 @pytest.mark.parametrize("ends", [False, True], ids=["and more comes", "and the end comes"])
-async def test_a_tap_that_fails_has_its_bytes_offered_to_nobody_again(ends: bool) -> None:
+async def test_a_receiver_that_fails_is_given_nothing_more(ends: bool) -> None:
     go = asyncio.Event()
 
     async def slow(request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -375,20 +387,19 @@ async def test_a_tap_that_fails_has_its_bytes_offered_to_nobody_again(ends: bool
         writer.write(b"0\r\n\r\n" if ends else b"1\r\nc\r\n")
         await writer.drain()
 
+    class Faulty(PassedThrough):
+        def feed(self, received: bytes) -> bytes:
+            given.append(received)
+            if received == b"b":
+                raise RuntimeError("a fault of ours")
+            go.set()
+            return received
+
     given: list[bytes] = []
-
-    def tap(received: bytes) -> bool | None:
-        given.append(received)
-        raise RuntimeError("a fault of ours")
-
     async with serving(slow) as server, origin_of(server) as origin:
         answer = await origin.send("GET", "/v1/x")
-        given.append(await answer.readany())
-        answer.tap = tap
-        go.set()
         with pytest.raises(RuntimeError, match="a fault of ours"):
-            given.append(await answer.readany())
-        answer.close()
+            await Relay(answer, Faulty(), NOWHERE).run()
     assert given == [b"a", b"b"]
 
 

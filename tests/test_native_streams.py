@@ -12,7 +12,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from backends.wire.streams import NativeStream
 from requests.endings import FILTERED, LIMITS, ending_of
 from requests.events import Event
 from requests.responses import output_text
@@ -22,6 +21,7 @@ from tests.stream_grammar import NEVER_NULL, check_stream, fold, parse_sse
 from tests.streams import Json, builder
 from tests.test_json import any_value
 from tests.test_laws import law
+from tests.translated import listed, native_translator
 
 SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}}
 PARTS: dict[str, tuple[Any, ...]] = {
@@ -46,18 +46,13 @@ def stream_of(*parts: Any) -> list[Json]:
 
 def read(events: list[Json], emits: str = "frames", cuts: tuple[int, ...] = ()) -> list[Any]:
     """The events that become of a stream that arrives in reads which end behind these events."""
-    made = builder()
-    made.emits = cast(Any, emits)
-    stream = NativeStream(cast(Any, None))
+    made = builder(emits=emits)
+    translator = native_translator(made)
     out: list[Any] = []
     for start, end in zip((0, *cuts), (*cuts, len(events)), strict=True):
         spelled = [b"data: %b\n\n" % json.dumps(event).encode() for event in events[start:end]]
-        if len(spelled) == 1 and (frame := made.relay_alone(spelled[0])) is not None:
-            out.append(frame)
-            continue
-        pieces, failure = stream._pieces_in(b"".join(spelled))
-        assert failure is None, failure
-        out += [event for piece in pieces for event in made.native(piece)]
+        out += listed(translator.feed(b"".join(spelled)))
+        assert translator.failure is None, translator.failure
     assert made.ended
     return [*out, made.end()]
 
@@ -430,15 +425,13 @@ def test_a_character_that_is_cut_in_two_deltas_is_joined(text: str, in_bytes: bo
         for number, piece in enumerate(pieces)
     ]
     end = {"type": "response.completed", "response": {"id": "x", "status": "completed"}}
-    made = builder()
-    made.emits = "frames"
-    stream = NativeStream(cast(Any, None))
+    made = builder(emits="frames")
+    translator = native_translator(made)
     out: list[Any] = []
     for event in [*opening, *deltas, end]:
         data_ = json.dumps(event, ensure_ascii=not in_bytes).encode(errors="surrogateescape")
-        got, failure = stream._pieces_in(b"data: %b\n\n" % data_)
-        assert failure is None
-        out += [ours for piece in got for ours in made.native(piece)]
+        out += listed(translator.feed(b"data: %b\n\n" % data_))
+        assert translator.failure is None
     assert said(whole([*out, made.end()]))[0] == text
 
 
@@ -483,14 +476,13 @@ def test_the_usage_is_whole(usage: Json) -> None:
 def test_an_event_that_is_named_outside_of_its_data_is_known() -> None:
     """Its data has no type."""
     sent = stream_of("Hello there.")
-    stream = NativeStream(cast(Any, None))
     named = b"".join(
         sse({key: value for key, value in event.items() if key != "type"}, event["type"]) for event in sent
     )
-    pieces, failure = stream._pieces_in(named)
-    assert failure is None
     made = builder()
-    out = [event for piece in pieces for event in made.native(piece)]
+    translator = native_translator(made)
+    out = listed(translator.feed(named))
+    assert translator.failure is None
     assert said(whole([*out, made.end()]))[0] == "Hello there."
 
 

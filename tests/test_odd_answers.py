@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.turns.chat_events import check
-from backends.wire.streams import ChatStream
 from core.errors import BackendError
 from requests.chat import as_plain, decode_chunk, decode_completion
 from requests.endings import ENDINGS
@@ -27,6 +26,7 @@ from tests.stream_grammar import check_stream, fold, parse_sse
 from tests.streams import Json, bare, builder, call, calls, chunk, ends, judged, said, says, thought
 from tests.test_json import any_value
 from tests.test_laws import law
+from tests.translated import alone, chat_translator, listed
 
 BOOK = ToolBook(
     [{"type": "function", "name": name, "parameters": {}} for name in ("get", "get_weather", "read_file")]
@@ -37,21 +37,19 @@ BOOK = ToolBook(
 def read(*chunks: Json, emits: str = "events") -> list[Any]:
     """The events of a stream whose chunks arrive in one read each, as Python's own module would write them."""
     made = fresh(emits)
-    stream = ChatStream(cast(Any, None))
+    translator = chat_translator(made)
     events: list[Any] = made.begin()
     for value in chunks:
-        pieces, failure = stream._pieces_in(b"data: %b\n\n" % json.dumps(value).encode())
-        if failure is not None:
-            raise failure
-        events += made.chunks(pieces)
+        events += listed(translator.feed(b"data: %b\n\n" % json.dumps(value).encode()))
+        if translator.failure is not None:
+            raise translator.failure
     check(made.finish_reason)
     return [*events, *made.finish(), made.end()]
 
 
 def fresh(emits: str = "events") -> ResponseBuilder:
-    made = builder()
+    made = builder(emits=emits)
     made.offer(BOOK)
-    made.emits = cast(Any, emits)
     return made
 
 
@@ -330,13 +328,12 @@ def test_bytes_of_a_character_in_several_chunks_are_joined(size: int) -> None:
     text = "a😀é漢b"
     sent = text.encode()
     cut = [sent[at : at + size] for at in range(0, len(sent), size)]
-    stream = ChatStream(cast(Any, None))
     made = fresh("frames")
+    translator = chat_translator(made)
     events: list[Any] = made.begin()
     for piece in cut:
-        pieces, failure = stream._pieces_in(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % piece)
-        assert failure is None
-        events += made.chunks(pieces)
+        events += listed(translator.feed(b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % piece))
+        assert translator.failure is None
     events += [*made.finish(), made.end()]
     assert output(events) == [said(text)]
     judged(as_events(events))
@@ -350,11 +347,10 @@ def test_half_a_character_in_arguments_is_joined_or_marked() -> None:
 
 
 def test_a_fast_stream_goes_on_fast_behind_half_a_character() -> None:
-    made = fresh("frames")
-    made.begin()
+    translator = chat_translator(fresh("frames"))
     for value in (says("a" + HALF), says(OTHER)):
-        made.chunks(ChatStream(cast(Any, None))._pieces_in(b"data: %b\n\n" % json.dumps(value).encode())[0])
-    assert made.frame_of(b"data: %b\n\n" % json.dumps(says("b")).encode()) is not None
+        translator.feed(b"data: %b\n\n" % json.dumps(value).encode())
+    assert alone(translator, b"data: %b\n\n" % json.dumps(says("b")).encode()) is not None
 
 
 @law

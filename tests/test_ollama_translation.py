@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.errors import BackendError, InvalidRequest, Unsupported
 from requests.chat import decode_chunk, decode_completion
 from requests.chat_params import chat_request
+from requests.emission import EMIT_EVENTS, EMIT_NOTHING
 from requests.events import ResponseBuilder
 from requests.items import check_input, input_items
 from requests.messages import responses_input_to_messages
@@ -224,10 +225,9 @@ class TestRequests:
             as_chat(messages=[USER], options={"num_predict": limit})
         assert as_chat(messages=[USER], options={"num_predict": 5.0})["max_tokens"] == 5
 
-    def test_options_have_the_name_that_the_server_knows(self):
+    def test_options_keep_their_names_for_a_server_to_have_its_own(self):
         asked = ChatAsked(model="m", options={"repeat_penalty": 1.1})
         assert chat_ollama_to_responses(asked)["repeat_penalty"] == 1.1
-        assert chat_ollama_to_responses(asked, {"repeat_penalty": "rp"})["rp"] == 1.1
 
     @pytest.mark.parametrize(
         ("think", "effort"), [(True, "medium"), (False, "none"), ("low", "low"), ("max", "max"), (None, None)]
@@ -292,20 +292,24 @@ class TestRequests:
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def builder() -> ResponseBuilder:
-    return ResponseBuilder(response_resource({}, response_id="resp_1", created_at=0, status="in_progress"))
+def builder(*, in_lines: bool = True) -> ResponseBuilder:
+    resource = response_resource({}, response_id="resp_1", created_at=0, status="in_progress")
+    return ResponseBuilder(resource, EMIT_EVENTS if in_lines else EMIT_NOTHING)
+
+
+def answer_of(*, streams: bool = True, is_chat: bool = True) -> OllamaAnswer:
+    return OllamaAnswer("m", streams=streams, is_chat=is_chat)
 
 
 def answered(chunks: list[bytes], *, is_chat: bool = True, in_lines: bool = True) -> list[Json]:
     """What a client gets of a streamed answer: lines, or the one answer."""
-    building, answer = builder(), OllamaAnswer("m", is_chat=is_chat)
-    lines: list[Json | None] = []
+    building, answer = builder(in_lines=in_lines), answer_of(streams=in_lines, is_chat=is_chat)
+    body = b""
     for data in SSEDecoder().feed(b"".join(chunks)):
-        answer.feed(building.begin() + building.chunk(decode_chunk(data)))
-        lines += [answer.line()] if in_lines else []
-    answer.feed(building.finish())
-    lines += [answer.line()] if in_lines else []
-    return [line for line in lines if line] + [answer.last(building.response)]
+        events = building.begin() + building.chunk(decode_chunk(data))
+        body += answer.encode(events) if in_lines else b""
+    body += answer.encode(building.finish()) + answer.end(building)
+    return [orjson.loads(line) for line in body.splitlines()]
 
 
 def fold(lines: list[Json]) -> Json:
@@ -343,34 +347,34 @@ class TestAnswers:
         assert "prompt_eval_duration" not in last
 
     def test_durations_are_the_servers_own_where_it_gives_them(self):
-        building, answer = builder(), OllamaAnswer("m", is_chat=True)
-        answer.feed(building.begin())
+        building, answer = builder(), answer_of()
+        answer.encode(building.begin())
         timings = {"prompt_n": 1, "prompt_ms": 3046.452, "predicted_n": 8, "predicted_ms": 768.051}
         usage = {"prompt_tokens": 5, "completion_tokens": 8}
         for made_of in ({"delta": {"content": "A"}}, {"delta": {}, "finish_reason": "stop"}):
-            answer.feed(building.chunk(decode_chunk(_body({"choices": [made_of]}))))
-        answer.feed(building.chunk(decode_chunk(_body({"choices": [], "usage": usage, "timings": timings}))))
-        answer.feed(building.finish())
-        last = answer.last(building.response, building.timings)
+            answer.encode(building.chunk(decode_chunk(_body({"choices": [made_of]}))))
+        answer.encode(building.chunk(decode_chunk(_body({"choices": [], "usage": usage, "timings": timings}))))
+        answer.encode(building.finish())
+        last = orjson.loads(answer.end(building))
         assert (last["prompt_eval_duration"], last["eval_duration"]) == (3_046_452_000, 768_051_000)
 
     @pytest.mark.parametrize(
         "timings", [None, [], {}, {"predicted_ms": "1"}, {"predicted_ms": -1}, {"predicted_ms": 1e300}]
     )
     def test_odd_timings_are_left(self, timings):
-        last = OllamaAnswer("m", is_chat=True).last({"usage": {"output_tokens": 24}}, timings)
+        last = answer_of()._last({"usage": {"output_tokens": 24}}, timings)
         assert last["eval_duration"] == last["total_duration"] > 0
 
     def test_durations_by_the_routers_own_clock(self, monkeypatch):
         now_ns = 10**12
         monkeypatch.setattr("time.monotonic_ns", lambda: now_ns)
-        building, answer = builder(), OllamaAnswer("m", is_chat=True)
-        answer.feed(building.begin())
+        building, answer = builder(), answer_of()
+        answer.encode(building.begin())
         now_ns += 2 * 10**9
-        answer.feed(building.chunk(decode_chunk(_body({"choices": [{"delta": {"content": "A"}}]}))))
+        answer.encode(building.chunk(decode_chunk(_body({"choices": [{"delta": {"content": "A"}}]}))))
         now_ns += 3 * 10**9
-        answer.feed(building.finish())
-        last = answer.last({"usage": {"output_tokens": 24}})
+        answer.encode(building.finish())
+        last = answer._last({"usage": {"output_tokens": 24}}, None)
         taken = [last[f"{what}_duration"] // 10**9 for what in ("prompt_eval", "eval", "total")]
         assert taken == [2, 3, 5]
 
@@ -412,9 +416,9 @@ class TestAnswers:
         assert (last["prompt_eval_count"], last["eval_count"]) == (0, 0)
 
     def test_a_request_that_asks_nothing(self):
-        answer = OllamaAnswer("m", is_chat=True)
-        assert answer.loaded(is_unload=False)["done_reason"] == "load"
-        unloaded = answer.loaded(is_unload=True)
+        answer = answer_of()
+        assert orjson.loads(answer.loaded(is_unload=False))["done_reason"] == "load"
+        unloaded = orjson.loads(answer.loaded(is_unload=True))
         assert (unloaded["done"], unloaded["done_reason"], unloaded["message"]["content"]) == (True, "unload", "")
 
 
@@ -551,11 +555,11 @@ def answers(draw: st.DrawFn) -> tuple[list[bytes], Json]:
 @given(answers())
 def test_law_lines_and_the_one_answer_say_the_same_as_the_message(given_answer):
     chunks, message = given_answer
-    building, answer = builder(), OllamaAnswer("m", is_chat=True)
+    building, answer = builder(in_lines=False), answer_of(streams=False)
     body = _body({"choices": [{"message": message, "finish_reason": "stop"}]})
     items = chat_message_to_output_items(decode_completion(body).choices[0].message)
-    answer.feed(building.begin() + building.completion(items, finish_reason="stop", usage=None))
-    whole = fold([answer.last(building.response)])
+    building.completion(items, finish_reason="stop", usage=None)
+    whole = fold([orjson.loads(answer.end(building))])
     assert fold(answered(chunks)) == whole, "a stream in lines"
     assert fold(answered(chunks, in_lines=False)) == whole, "a stream as one answer"
     assert (whole["content"], whole["thinking"]) == (message["content"], message["reasoning_content"])

@@ -311,7 +311,7 @@ class TestBreakingOff:
             await backend.wait_for(lambda b: b.aborts == 1)
             await quiet(running, backend)
 
-    @pytest.mark.logs("an answer that was passed on broke off: backend_disconnected")
+    @pytest.mark.logs("an answer broke off: backend_disconnected")
     @pytest.mark.parametrize("path", DOORS)
     async def test_of_json_breaks_the_connection(self, served, backend, path):
         answers(backend, path, json_answer({"data": ["x" * 1000]}, then=cut()))

@@ -19,6 +19,7 @@ from requests.sse import SSEDecoder
 from tests.streams import Json, builder, call, chunk, ends, says, thinks
 from tests.test_emitting import as_events, bare, end, mixtures
 from tests.test_laws import law, some_text
+from tests.translated import chat_translator, listed
 
 
 def read_of(datas: list[bytes], *, done: bool = False) -> bytes:
@@ -36,11 +37,10 @@ def runs(pieces: list[Any]) -> int:
 
 
 def emitted_by(chunks: list[Any], emits: str, *, tags: bool = False) -> list[Any]:
-    made: ResponseBuilder = builder()
-    made.emits = emits  # type: ignore[assignment]
+    made: ResponseBuilder = builder(emits=emits)
     if tags:
         made.expect_think_tags()
-    return [*made.begin(), *made.chunks(chunks), *end(made, "finished")]
+    return [*made.begin(), *listed(chat_translator(made).take(chunks)), *end(made, "finished")]
 
 
 # How servers write JSON: compactly; with spaces, and nothing but ASCII.
@@ -99,7 +99,9 @@ def test_nearly_all_of_a_burst_is_a_run(say: Callable[[str], Json], encode: Call
     assert read is not None
     assert runs(read.chunks) == 49
     assert runs(decode_read(read_of([encode(say("x"))] * (SHORTEST_RUN + 1))).chunks) == SHORTEST_RUN  # type: ignore[union-attr]
-    frames = [event for event in emitted_by(read.chunks, "frames") if isinstance(event, bytes)]
+    frames = [
+        event for event in chat_translator(builder(emits="frames"))._events_of(read.chunks) if type(event) is bytes
+    ]
     assert [made.count(b"\n\n") for made in frames] == [49], "the run was emitted one by one"
 
 

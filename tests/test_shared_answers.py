@@ -387,10 +387,9 @@ class TestNatively:
 # ── every stream, as another turn's ──────────────────────────────────────────────────────────────────────────────────
 
 
-def shared_with(events: list[Json], *, is_first: bool, emits: Any = "events") -> tuple[list[Any], Json]:
+def shared_with(events: list[Json], *, is_first: bool, emits: str = "events") -> tuple[list[Any], Json]:
     """What a turn makes of the events of another one, each a batch; and its response."""
-    made = builder(metadata={"whose": "mine"})
-    made.emits = emits
+    made = builder(emits=emits, metadata={"whose": "mine"})
     params = SimpleNamespace(include=None)
     theirs = SimpleNamespace(request=SimpleNamespace(params=params), routing=None, headers={"x-nomyo-endpoint": "e"})
     ours = SimpleNamespace(request=SimpleNamespace(params=params), routing=None, headers={}, builder=made)

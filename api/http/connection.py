@@ -126,6 +126,8 @@ class Protocol(HttpToolsProtocol):
 
     # Called when the client closes the connection before its answer is whole.
     on_left: Callable[[], None] | None = None
+    # Called when the client has read most of what it was sent, once.
+    on_drained: Callable[[], None] | None = None
     # The client has begun a body and not gone on.
     has_stalled = False
     # Since when it waits for a request, if none is under way.
@@ -183,6 +185,7 @@ class Protocol(HttpToolsProtocol):
             self._unread = None
         if self.on_left is not None:
             self.on_left()
+        self.on_drained = None
         # The scope has this protocol, and the request that it was last of has both: they would wait for the collector,
         # with the body.
         self.scope = self.cycle = None  # type: ignore[assignment]  # it is as before the first request
@@ -493,6 +496,9 @@ class Protocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """The client has read."""
         super().resume_writing()
+        if (call := self.on_drained) is not None:
+            self.on_drained = None
+            call()
         if self._is_held:
             self._is_held = False
             self._go_on()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from starlette.types import Receive, Scope
 
@@ -72,42 +71,3 @@ async def _take_cancellation(task: asyncio.Task[Any]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
     task.uncancel()
-
-
-T = TypeVar("T")
-
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Closable(Protocol[T_co]):
-    """An async generator, or what can stand for one."""
-
-    def __aiter__(self) -> AsyncIterator[T_co]: ...
-    async def __anext__(self) -> T_co: ...
-    async def aclose(self) -> None: ...
-
-
-class Primed(Generic[T]):
-    """An answer that was begun before its HTTP answer is: one that cannot start is an HTTP error. A generator that
-    never started would run no `finally`, so this is none."""
-
-    def __init__(self, pieces: Closable[T]) -> None:
-        self._pieces = pieces
-        self._first: T | None = None
-
-    async def prime(self) -> None:
-        """Waits for the first piece. Raises what the source raises, and `StopAsyncIteration` if there is none."""
-        self._first = await anext(self._pieces)
-
-    def __aiter__(self) -> Primed[T]:
-        return self
-
-    async def __anext__(self) -> T:
-        if (first := self._first) is not None:
-            self._first = None
-            return first
-        return await anext(self._pieces)
-
-    async def aclose(self) -> None:
-        """Closes the source."""
-        await self._pieces.aclose()

@@ -88,9 +88,15 @@ class Wire:
         self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
         self._end()
 
-    async def drain(self) -> None:
-        """Waits until the client has read most of what was written."""
-        await self._flow.drain()
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Has `call` called once, as soon as the client has read most of what was written."""
+        self._protocol.on_drained = call
+
+    async def flush(self) -> None:
+        """All has been written."""
+
+    def stop(self) -> None:
+        """Nothing is under way."""
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http.protocol import Wire, wire_of
+from api.http.headers import headers_of
+from api.http.leaving import ClientLeft, ClientWatch
+from api.http.origins import share
+from api.http.protocol import wire_of
+from core.errors import APIError
 from core.json import encode_json
+
+log = logging.getLogger("nomyo.requests")
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -50,134 +59,198 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return JSONReply(encode_json(body), status, headers or {})
 
 
-class Express:
-    """A way out for what arrives while an answer streams: in the same turn of the event loop, without waking the task
-    that reads. `write` takes events. `send` takes bytes, and gives False where the client reads too slowly: `close` it
-    then, and its reader opens it again. Both are None while there is no such way: it is closed, the answer has not
-    begun or has ended, or it has no wire."""
+class Pipe(Protocol):
+    """The body of a streamed answer, on its way to the client. Whoever sets `is_silent` finds out whether something was
+    written since."""
 
-    __slots__ = ("send", "write")
+    is_silent: bool
 
-    def __init__(self) -> None:
-        self.write: Callable[[Any], None] | None = None
-        self.send: Callable[[bytes], bool] | None = None
+    def start(self, status: int, headers: RawHeaders) -> None:
+        """Sends the head."""
+        ...
 
-    def close(self) -> None:
-        """Nothing goes this way any more."""
-        self.write = self.send = None
+    def write(self, body: bytes) -> bool:
+        """Sends a piece of the body. False: there is no room for more, until `when_drained` calls."""
+        ...
 
-
-class Outlet:
-    """The body of a streamed answer, on its way to the client by ASGI."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._aside: asyncio.Task[None] | None = None
-        self._is_silent = False
-        self._has_ended = False
-
-    async def start(self, headers: RawHeaders) -> None:
-        """Sends the head, with status 200."""
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    async def write(self, body: bytes) -> None:
-        """Sends a piece of the body; returns when the client reads quickly enough for another."""
-        self._is_silent = False
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def end(self, body: bytes = b"") -> None:
+    def end(self, body: bytes) -> None:
         """Sends the last piece of the body."""
-        self._has_ended = True
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        ...
 
-    async def resume(self) -> None:
-        """Goes on behind what was begun with `write_aside`."""
-        if self._aside is not None:
-            await self._aside
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Has `call` called once, as soon as there is room again."""
+        ...
 
-    def write_aside(self, piece: Callable[[], bytes], headers: RawHeaders | None = None) -> None:
-        """Sends a piece while whoever writes has nothing to write; with `headers` as the first of the answer. It is
-        made when it leaves: pieces are numbered."""
-        if self._aside is None or self._aside.done():
-            self._aside = asyncio.ensure_future(self._write_aside(piece, headers))
-
-    async def _write_aside(self, piece: Callable[[], bytes], headers: RawHeaders | None) -> None:
-        if headers is not None:
-            await self.start(headers)
-        if not self._has_ended:
-            await self.write(piece())
-
-    def was_silent(self) -> bool:
-        """Whether nothing was sent since this was asked last."""
-        was_silent, self._is_silent = self._is_silent, True
-        return was_silent
+    async def flush(self) -> None:
+        """Waits until all has been handed over."""
+        ...
 
     def stop(self) -> None:
-        """The answer has ended, or broken off."""
-        if self._aside is not None:
-            self._aside.cancel()
+        """Nothing more is sent."""
+        ...
 
 
-class WireOutlet(Outlet):
-    """The body of a streamed answer, on its way to the client by the wire. While its writer waits for more, `express`
-    leads here."""
+class ASGIPipe:
+    """The way by ASGI (`Pipe`), where sending must be awaited: a task sends what was written meanwhile."""
 
-    def __init__(self, send: Send, wire: Wire, express: Express, encode: Callable[[Any], bytes]) -> None:
-        super().__init__(send)
-        self._wire = wire
-        self._express = express
-        self._encode = encode
+    def __init__(self, send: Send) -> None:
+        self.is_silent = False
+        self._send = send
+        self._left: deque[Message] = deque()
+        self._size = 0
+        self._task: asyncio.Task[None] | None = None
+        self._on_drained: Callable[[], None] | None = None
+        self._is_broken = False
 
-    async def start(self, headers: RawHeaders) -> None:
-        self._wire.start(200, headers)
-        self._open_express()
+    def start(self, status: int, headers: RawHeaders) -> None:
+        """Sends the head."""
+        self._put({"type": "http.response.start", "status": status, "headers": headers})
 
-    async def write(self, body: bytes) -> None:
-        if not self._wire.write(body):
-            self._express.close()
-            await self._wire.drain()
-            self._open_express()
+    def write(self, body: bytes) -> bool:
+        """Sends a piece of the body. False: much waits to be sent."""
+        self.is_silent = False
+        self._size += len(body)
+        self._put({"type": "http.response.body", "body": body, "more_body": True})
+        return self._size < MOST_UNSENT
 
-    async def end(self, body: bytes = b"") -> None:
-        self._express.close()
-        self._wire.end(body)
+    def end(self, body: bytes) -> None:
+        """Sends the last piece of the body."""
+        self._put({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def resume(self) -> None:
-        self._open_express()
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Has `call` called once, as soon as less waits."""
+        self._on_drained = call
 
-    def write_aside(self, piece: Callable[[], bytes], headers: RawHeaders | None = None) -> None:
-        if headers is not None:
-            self._wire.start(200, headers)
-        self._wire.write(piece())
+    async def flush(self) -> None:
+        """Waits until all has been sent."""
+        if self._task is not None:
+            await self._task
 
-    def was_silent(self) -> bool:
-        was_silent, self._wire.is_silent = self._wire.is_silent, True
-        return was_silent
+    def stop(self) -> None:
+        """Nothing more is sent."""
+        if (task := self._task) is not None and not task.cancel() and not task.cancelled():
+            task.exception()  # It was raised in `flush`, or nobody is left to whom it matters.
 
-    def _open_express(self) -> None:
-        self._express.write, self._express.send = self._write_now, self._wire.write
+    def _put(self, message: Message) -> None:
+        if self._is_broken:
+            return  # Whoever waits in `flush` hears of it.
+        self._left.append(message)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send_all(), name="answer by ASGI")
 
-    def _write_now(self, given: Any) -> None:
-        if not self._wire.write(self._encode(given)):
-            self._express.close()
+    async def _send_all(self) -> None:
+        while self._left:
+            message = self._left.popleft()
+            try:
+                await self._send(message)
+            except BaseException:
+                self._is_broken = True
+                raise
+            self._size -= len(message.get("body", b""))
+            if self._size < MOST_UNSENT and (call := self._on_drained) is not None:
+                self._on_drained = None
+                call()
 
 
-def outlet_of(scope: Scope, send: Send, express: Express | None, encode: Callable[[Any], bytes]) -> Outlet:
-    """The way out of a streamed answer. What comes by the `express`, where there is one, is encoded here."""
-    wire = wire_of(scope)
-    if wire is None:
-        return Outlet(framed_for(scope, send))
-    return WireOutlet(send, wire, express or Express(), encode)
+# What waits to be sent by ASGI, at most and about.
+MOST_UNSENT = 64 * 1024
+
+
+def pipe_of(request: Request) -> Pipe:
+    """The way out for the streamed answer to a request."""
+    scope = request.scope
+    return wire_of(scope) or ASGIPipe(framed_for(scope, request._send))
+
+
+class Sent(Response):
+    """An answer that has left already; `error` is what broke it off."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.raw_headers = []
+        self.background = None
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (error := self._error) is not None:
+            self._error = None
+            raise error
 
 
 class StreamedReply(Response):
-    """An answer whose end is not known yet. Nobody on the way shall keep it."""
+    """An answer whose end is not known yet, which leaves as it is made: `answer` awaits whoever writes here. Nobody on
+    the way shall keep it."""
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        self.raw_headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *raw(headers)]
+    has_begun = False
+    on_begin: Callable[[], object] | None = None
+    # What is written leaves as it is.
+    sends_bytes = True
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._pipe = pipe_of(request)
+
+    async def answer(self, source: Awaitable[None]) -> Response:
+        """The answer, when it has left. Raises what `source` raises, if nothing has begun to leave."""
+        try:
+            async with ClientWatch(self._request.scope, self._request.receive):
+                await source
+                await self._pipe.flush()
+        except ClientLeft:
+            if not self.has_begun:
+                raise
+        except Exception as error:
+            if not self.has_begun:
+                raise
+            if not isinstance(error, APIError):
+                return Sent(error)
+            # The server closes the connection: half a body must not look like a whole one.
+            log.warning("an answer broke off: %s", error.code)
+        finally:
+            self.stop()
+        return Sent()
+
+    def headers_now(self) -> Mapping[str, str]:
+        """The headers of an answer that begins now."""
+        return {}
+
+    def begin(self) -> None:
+        """Sends the head."""
+        if self.on_begin is not None:
+            self.on_begin()
+        self.raw_headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"), *raw(self.headers_now())]
+        scope = self._request.scope
+        if b"origin" in headers_of(scope):
+            share(self, scope, scope["app"].state.config)
+        self._pipe.start(200, self.raw_headers)
+        self.has_begun = True
+        if self.sends_bytes:  # For each token one call less.
+            self.write = self._pipe.write  # type: ignore[method-assign]
+
+    def write(self, body: bytes) -> bool:
+        """Sends a piece of the body. False: there is no room for more, until `when_drained` calls."""
+        if not self.has_begun:
+            self.begin()
+        return self._pipe.write(body)
+
+    def end(self, body: bytes = b"") -> None:
+        """Sends the last piece of the body."""
+        if not self.has_begun:
+            self.begin()
+        self._pipe.end(body)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Has `call` called once, as soon as there is room again."""
+        self._pipe.when_drained(call)
+
+    async def drained(self) -> None:
+        """Waits until there is room again."""
+        drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.when_drained(lambda: None if drained.done() else drained.set_result(None))
+        await drained
+
+    def stop(self) -> None:
+        """It has ended, or broken off."""
+        self._pipe.stop()
 
 
 def framed_for(scope: Scope, send: Send) -> Send:

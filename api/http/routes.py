@@ -20,7 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api.http.bodies import DEPLOYMENT
@@ -60,7 +60,7 @@ class ParameterRoute(APIRoute):
 
     async def respond(self, request: Request) -> Response:
         """The reply of the endpoint. Raises FastAPI's `RequestValidationError` for parameters that cannot be read."""
-        await self._with_parameters(request.scope, request.receive, _send_nothing)
+        await self._with_parameters(request.scope, request.receive, request._send)
         reply: Response = request.scope.pop(REPLY)
         return reply
 
@@ -68,10 +68,6 @@ class ParameterRoute(APIRoute):
 class _Nothing(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pass
-
-
-async def _send_nothing(message: Message) -> None:
-    raise RuntimeError("a route has sent its reply by itself")
 
 
 class Routes(APIRouter):

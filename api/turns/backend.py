@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from api.turns.adapting import Adapting
+from api.turns.turn import Turn
 from backends.files import FileFetcher
 from backends.kinds.kind import Kind
-from backends.wire.streams import BackendStream
+from backends.wire.relay import Out, Relay, pump
+from backends.wire.streams import Stream
 from core.errors import BackendUnreachable
 from core.seals import Sealer
-from requests.open_items import Event
+from requests.translator import Translator
+
+T = TypeVar("T")
 
 
 class Backend(Struct, frozen=True, eq=False):
@@ -33,31 +36,22 @@ class Backend(Struct, frozen=True, eq=False):
     compact: Callable[[dict[str, Any]], Awaitable[dict[str, Any] | None]] | None = None
 
 
-async def reached(ask: Callable[[], AsyncGenerator[list[Event]]]) -> AsyncGenerator[list[Event]]:
-    """The events of another answer within a turn, which no failover sees. A server that is about to close the
-    connection of the answer before is asked once more, if nothing has come."""
-    for is_last in (False, True):
-        has_begun = False
-        try:
-            async with aclosing(ask()) as batches:
-                async for events in batches:
-                    has_begun = True
-                    yield events
-        except BackendUnreachable:
-            if has_begun or is_last:
-                raise
-        else:
-            return
-
-
-def batches_of(answer: Any) -> AsyncGenerator[list[Any]]:
-    """What each network read of a backend's stream held. A stream that is not ours gives its pieces one by one."""
-    return answer.batches() if isinstance(answer, BackendStream) else _one_by_one(answer)
-
-
-async def _one_by_one(answer: Any) -> AsyncGenerator[list[Any]]:
+async def reached(turn: Turn, ask: Callable[[], Awaitable[None]]) -> None:
+    """Another answer within a turn, which no failover sees. A server that is about to close the connection of the
+    answer before is asked once more, if nothing has come."""
+    made = turn.builder.sequence_number
     try:
-        async for piece in answer:
-            yield [piece]
-    finally:
-        await (answer.close() if hasattr(answer, "close") else answer.aclose())
+        await ask()
+    except BackendUnreachable:
+        if turn.builder.sequence_number != made:
+            raise
+        await ask()
+
+
+async def passed(answer: Any, translator: Translator[T], piece: Callable[[Any], T], out: Out) -> None:
+    """Passes a backend's stream on, to its end. One that is not ours (an SDK's) gives its pieces one by one, each as
+    `piece` makes it. Raises what is wrong with it."""
+    if isinstance(answer, Stream):
+        await Relay(answer.answer, translator, out, answer.begins).run()
+    else:
+        await pump(answer, lambda given: translator.take([piece(given)]), translator, out)

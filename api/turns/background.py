@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from api.http.silence import KEEPALIVE_S
 from core.errors import APIError, Interrupted, ServerError
 
 if TYPE_CHECKING:
-    from api.turns.turn import Turn
+    from api.turns.turn import Turn, TurnOut
     from cluster.protocol import EventWriter
     from core.state import AppState
     from requests.open_items import Event
@@ -32,10 +31,10 @@ class Background:
     can join at any moment and from any event on; those of a stream are stored at the end, to be the same for ever."""
 
     def __init__(
-        self, turn: Turn, state: AppState, run: Callable[[], AsyncGenerator[list[Event]]], *, is_again: bool = False
+        self, turn: Turn, state: AppState, run: Callable[[TurnOut], Awaitable[None]], *, is_again: bool = False
     ) -> None:
-        """`run` gives its events. `is_again`: another process has begun it, so that the store knows more than this
-        one."""
+        """`run` writes its events here. `is_again`: another process has begun it, so that the store knows more than
+        this one."""
         turn.describes_itself = True  # Whoever reads its response has seen no headers of it.
         self._turn = turn
         self._db = state.db
@@ -50,6 +49,10 @@ class Background:
         self._heard = 0
         self._ended = False
         self._more = asyncio.Event()
+
+    # Its first event is there before it runs.
+    has_begun = True
+    on_begin: Callable[[], object] | None = None
 
     @property
     def id(self) -> str:
@@ -92,10 +95,20 @@ class Background:
             return
         self._add(self._turn.builder.progress())
         self._db.update_response(self.id, self._turn.builder.response, owner=self.owner)
-        async with aclosing(self._run()) as batches:
-            async for events in batches:
-                self._add(events)
+        await self._run(self)
         await self._end()
+
+    def write(self, events: list[Event]) -> bool:
+        """Keeps events, for whoever follows."""
+        self._add(events)
+        return True
+
+    def end(self, events: list[Event]) -> None:
+        """Keeps the last of them."""
+        self._add(events)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """It is never full."""
 
     async def stop(self, reason: APIError | None) -> None:
         """Ends the turn: as failed with `reason`, or as cancelled. Does nothing to one that has ended."""

@@ -10,8 +10,6 @@ chat_answer ──▶ chat_events       items → messages → chunks → events
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import partial
 
 from msgspec.structs import replace
@@ -23,64 +21,54 @@ from api.turns.chat_request import ChatRequest, apply, prepare_chat, with_files
 from api.turns.compaction import can_shrink, summary_of
 from api.turns.structured_answer import is_verified, structured
 from api.turns.turn import Turn
-from requests.open_items import Event
 from requests.tokens import estimated_tokens
 from requests.tool_choice import NO_TOOLS
 
 log = logging.getLogger("nomyo.responses")
 
 
-def chat_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def chat_answer(backend: Backend, turn: Turn) -> None:
     """The events of the answer. Raises `InvalidRequest` for what the backend cannot be given."""
     request = turn.request
     if request.is_compaction:
-        return _compacted(backend, turn)
+        await _compacted(backend, turn)
+        return
     chat = prepare_chat(backend, request)
-    return _with_files(backend, turn) if chat.wanted else _prepared(backend, turn, chat)
-
-
-async def _with_files(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
-    """The answer to a request that names files by URL."""
-    chat = await with_files(backend, turn.request)
-    turn.note_change("fetched_files")
-    async with aclosing(_prepared(backend, turn, chat)) as batches:
-        async for events in batches:
-            yield events
-
-
-def _prepared(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerator[list[Event]]:
-    request = turn.request
+    if chat.wanted:
+        chat = await with_files(backend, request)
+        turn.note_change("fetched_files")
     apply(backend, turn, chat)
     threshold = request.compact_threshold
     if threshold and can_shrink(request.items) and (tokens := estimated_tokens(chat.params)) > threshold:
         log.info("%s: about %d tokens are more than %d, compacting first", turn.id, tokens, threshold)
-        return _compacted_first(backend, turn)
-    return _translated(backend, turn, chat)
+        await _compacted_first(backend, turn)
+    else:
+        await _translated(backend, turn, chat)
 
 
-def _translated(backend: Backend, turn: Turn, chat: ChatRequest) -> AsyncGenerator[list[Event]]:
+async def _translated(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
     if chat.choice.allowed is not None:
-        turn.express = None  # Another answer may follow.
-        return allowed_answer(
+        await allowed_answer(
             turn, chat, lambda params: _translated(backend, turn, replace(chat, params=params, choice=NO_TOOLS))
         )
-    if "response_format" in chat.params and (backend.kind.structured_outputs != "native" or is_verified(backend, turn)):
-        return structured(backend, turn, chat.params)
-    return chat_events(backend, turn.builder, chat.params, turn.express)
+    elif "response_format" in chat.params and (
+        backend.kind.structured_outputs != "native" or is_verified(backend, turn)
+    ):
+        await structured(backend, turn, chat.params)
+    else:
+        await chat_events(backend, turn, chat.params)
 
 
-async def _compacted(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def _compacted(backend: Backend, turn: Turn) -> None:
     """The summary of the conversation, and nothing else."""
     item, usage = await summary_of(backend, turn.request)
-    yield turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage)
+    turn.emit(turn.builder.begin() + turn.builder.completion([item], finish_reason=None, usage=usage))
 
 
-async def _compacted_first(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def _compacted_first(backend: Backend, turn: Turn) -> None:
     """The summary, and then the answer to what it leaves."""
     item, _ = await summary_of(backend, turn.request)
-    yield turn.builder.begin() + turn.builder.item(item)
+    turn.emit(turn.builder.begin() + turn.builder.item(item))
     chat = await with_files(backend, turn.request, items=[*turn.request.input, item])
     apply(backend, turn, chat)
-    async with aclosing(reached(partial(_translated, backend, turn, chat))) as batches:
-        async for events in batches:
-            yield events
+    await reached(turn, partial(_translated, backend, turn, chat))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
 
-from api.http.replies import Express
-from api.turns.backend import Backend, batches_of
-from backends.wire.streams import BackendStream
+from api.turns.backend import Backend, passed
+from api.turns.turn import Turn
+from backends.wire.errors import ANY_SERVER
+from backends.wire.relay import NOWHERE, Out
+from backends.wire.streams import Stream
 from core.errors import BackendError, BackendRefused
 from core.json import Json
 from requests.chat import as_chunk, as_plain
+from requests.chat_translator import ChatTranslator
 from requests.chat_types import Dumped
+from requests.emission import EMIT_NOTHING
 from requests.endings import USUAL, ending_of
 from requests.events import ResponseBuilder
 from requests.open_items import Event
@@ -24,43 +26,44 @@ from requests.thinking import OPENING, with_thoughts_apart
 log = logging.getLogger("nomyo.responses")
 
 
-async def chat_events(
-    backend: Backend, builder: ResponseBuilder, params: Json, express: Express | None = None
-) -> AsyncGenerator[list[Event]]:
-    """The answer to a chat request, as the events of `builder`; of a changed one, where the backend refused the
-    first."""
+async def chat_events(backend: Backend, turn: Turn, params: Json) -> None:
+    """The answer to a chat request, as the events of a turn; of a changed one, where the backend refused the first."""
+    await _answered(backend, turn.builder, params, turn.out)
+
+
+async def whole_answer(backend: Backend, params: Json) -> ResponseBuilder:
+    """The whole answer to a chat request, its calls by the backend's names. Nobody sees it grow."""
+    resource = response_resource({}, response_id="", created_at=0, status="in_progress")
+    builder = ResponseBuilder(resource, EMIT_NOTHING)
+    await _answered(backend, builder, params, NOWHERE)
+    if not builder.ended:
+        builder.finish()
+    return builder
+
+
+async def _answered(backend: Backend, builder: ResponseBuilder, params: Json, out: Out) -> None:
     adapting = backend.adapting
     if adapting is not None:
         params = await adapting.prepared(params)
     while True:
-        begun = False
+        translator: ChatTranslator | None = None
         try:
             answer = await backend.create(params)
             if hasattr(answer, "choices"):  # whole: not asked to stream, or the backend does not care
-                yield _events_of_whole(backend, builder, answer)
+                if output := builder.emission.encode(_events_of_whole(backend, builder, answer)):
+                    out.write(output)
                 return
             if backend.kind.think_tags != "off":
                 builder.expect_think_tags(are_open=backend.kind.think_tags == "opened")
-            is_ours = isinstance(answer, BackendStream)
-            if is_ours and express is not None:
-                answer.shortcut(express, builder.chunks, builder.frame_of)
-            async with aclosing(batches_of(answer)) as batches:
-                async for chunks in batches:
-                    begun = True
-                    events = builder.begin()
-                    if chunks:
-                        events += builder.chunks(chunks if is_ours else [as_chunk(chunk) for chunk in chunks])
-                    else:
-                        check(builder.finish_reason)
-                        events += builder.close()
-                    if events or builder.emits == "nothing":
-                        yield events
+            errors = answer.errors if isinstance(answer, Stream) else ANY_SERVER
+            translator = ChatTranslator(builder, errors)
+            await passed(answer, translator, as_chunk, out)
             if builder.finish_reason not in USUAL:
                 check(builder.finish_reason)
             return
         except BackendRefused as error:
             # Some servers refuse in a stream: it is a refusal like any other as long as nothing came before it.
-            if begun or adapting is None:
+            if adapting is None or (translator is not None and translator.begun):
                 raise
             params = adapting.changed(params, error)
 
@@ -102,15 +105,3 @@ def _log_unknown(finish_reason: str) -> None:
     log.warning(
         "A backend ended an answer with the reason %r, which nobody knows: it counts as completed", finish_reason
     )
-
-
-async def whole_answer(backend: Backend, params: Json) -> ResponseBuilder:
-    """The whole answer to a chat request, its calls by the backend's names. Nobody sees it grow."""
-    builder = ResponseBuilder(response_resource({}, response_id="", created_at=0, status="in_progress"))
-    builder.emits = "nothing"
-    async with aclosing(chat_events(backend, builder, params)) as batches:
-        async for _ in batches:
-            pass
-    if not builder.ended:
-        builder.finish()
-    return builder

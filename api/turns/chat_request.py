@@ -103,6 +103,9 @@ def prepare_chat(
     if stream is None:
         stream = request.stream or kind.streams_always
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
+    for name, theirs in kind.option_names.items():
+        if name in params:
+            params[theirs] = params.pop(name)
     one_call = request.params.parallel_tool_calls is False
     return ChatRequest(params, book, choice, one_call, ignored, adapted, by_url.wanted if by_url else {})
 

@@ -3,70 +3,48 @@ and its events come back as ours."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from api.turns.backend import Backend, batches_of
+from api.turns.backend import Backend, passed
 from api.turns.history import summary_in
 from api.turns.turn import Turn, TurnRequest, seals_for_us
 from backends.wire.errors import ANY_SERVER
-from backends.wire.streams import BackendStream
-from core.errors import BackendError, BackendRefused
+from backends.wire.streams import Stream
+from core.errors import BackendRefused
 from core.seals import Sealer, is_ours
 from requests.included import SEALED_REASONING
 from requests.messages import summary_text
-from requests.native_events import WHOLE, NativeEvent
-from requests.open_items import Event
+from requests.native_events import NativeEvent
+from requests.native_translator import NativeTranslator
 from requests.tools import Item
 
 # Ours to act on: upstream knows nothing of the first two, and would run the third by itself.
 NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
 
 
-async def native_answer(backend: Backend, turn: Turn) -> AsyncGenerator[list[Event]]:
+async def native_answer(backend: Backend, turn: Turn) -> None:
     """The events of the answer, renamed to our id and numbers. Raises what upstream refused, or that it broke off."""
+    builder = turn.builder
     if any(_is_sealed_here(item) for item in turn.request.input):
         turn.headers["x-nomyo-ignored"] = "input.reasoning"
     params = native_params(turn.request, backend.model, backend.sealer)
     if seals_for_us(turn.request):
-        turn.builder.hides_seals = not turn.feeds
+        builder.hides_seals = not turn.feeds
         params["include"] = [*(turn.request.params.include or ()), SEALED_REASONING]
     if backend.compact is not None and (compaction := await _begun(backend, _compacting(params), backend.compact)):
         turn.window = [item for item in compaction["output"] if isinstance(item, dict)]
         made = [item for item in turn.window if item.get("type") == "compaction"]
-        yield turn.builder.adopt_whole({"output": made, "usage": compaction.get("usage")})
+        turn.emit(builder.adopt_whole({"output": made, "usage": compaction.get("usage")}))
         return
     answer = await _begun(backend, params, backend.create)
     if backend.kind.is_router:
         _pass_on(turn, answer.headers)
     if hasattr(answer, "model_dump"):
-        yield turn.builder.adopt_whole(answer.model_dump())
+        turn.emit(builder.adopt_whole(answer.model_dump()))
         return
-    builder = turn.builder
-    is_ours = isinstance(answer, BackendStream)
-    errors = answer.errors if is_ours else ANY_SERVER
-    if is_ours and turn.express is not None:
-        answer.shortcut(
-            turn.express,
-            lambda batch: [event for piece in batch for event in builder.native(piece)],
-            builder.relay_alone,
-        )
-    async with aclosing(batches_of(answer)) as batches:
-        async for batch in batches:
-            events: list[Any] = []
-            for piece in batch if is_ours else map(_as_native, batch):
-                if piece.type == "error" and isinstance(piece, NativeEvent) and not builder.ended:
-                    if events:
-                        yield events
-                    raise errors.inside(piece.model_dump())
-                events += builder.native(piece)
-            if events:
-                yield events
-    if not builder.ended and isinstance(answer, BackendStream) and answer.is_done and builder.is_between_items:
-        yield builder.adopt({"type": WHOLE})  # Its [DONE] is an end, too.
-    if not builder.ended:
-        raise BackendError("The backend ended its answer in the middle.", code="backend_disconnected")
+    errors = answer.errors if isinstance(answer, Stream) else ANY_SERVER
+    await passed(answer, NativeTranslator(builder, errors), _as_native, turn.out)
 
 
 # What became of a request behind another router.

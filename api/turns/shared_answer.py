@@ -10,19 +10,21 @@ again, together; the one whom it was begun for is given the error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from api.turns.cached import CACHE_ROUTE, cache_key
-from api.turns.turn import Turn, begin_anew, seals_for_us
+from api.turns.turn import Turn, TurnOut, builder_of, seals_for_us
 from backends.fleet.failover import may_go_elsewhere
 from cache import Cache, key_of
 from core.errors import APIError
+from core.flights import Fly
 from core.json import encode_json
+from requests.emission import EMIT_EVENTS
 from requests.hidden import drop, hide
 from requests.included import SEALED_REASONING
 from requests.native_events import LIFECYCLE
@@ -33,7 +35,7 @@ from requests.tools import Item
 if TYPE_CHECKING:
     from core.state import AppState
 
-Run = Callable[["AppState", Turn], AsyncGenerator[list[Event]]]
+Run = Callable[["AppState", Turn, TurnOut], Awaitable[None]]
 
 # Of a response these are each turn's own.
 NOT_SHARED = frozenset({"metadata", "nomyo"})
@@ -46,7 +48,7 @@ class Feeding(Struct, eq=False):
     stored: bool = False
 
 
-async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> AsyncGenerator[list[Event]]:
+async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> None:
     """The events of the one answer, as this turn's, but for the last. `run` is `run_turn`. Raises `APIError` as a
     backend's own answer does."""
     messages = cache_key(turn.request)
@@ -60,18 +62,17 @@ async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> 
             reader = Reader(turn, feeding.turn, is_first=seat.is_first)
             try:
                 async for batch in seat.flight.read():
-                    if events := reader.adopt(batch):
-                        yield events
+                    turn.emit(reader.adopt(batch))
                 reader.take_headers()
                 return
             except APIError as error:
-                is_unseen = not reader.has_given or turn.builder.emits == "nothing"
+                is_unseen = not reader.has_given or not turn.builder.emission.makes_events
                 if not (may_ask_again and is_unseen and _may_ask_again(error, reader)):
                     raise
         may_ask_again = False
         turn.routing = routing
         if reader.has_given:
-            begin_anew(state, turn)
+            turn.builder.restart()
 
 
 def _may_ask_again(error: APIError, reader: Reader) -> bool:
@@ -84,7 +85,7 @@ def _may_ask_again(error: APIError, reader: Reader) -> bool:
 
 def _begin(
     state: AppState, turn: Turn, cache: Cache, messages: list[Any], run: Run
-) -> tuple[Feeding, AsyncGenerator[list[Event]]]:
+) -> tuple[Feeding, Fly[list[Event]]]:
     request = turn.request
     feeding = replace(
         turn,
@@ -94,28 +95,53 @@ def _begin(
             is_remembered=seals_for_us(request),
         ),
         headers={},
-        express=None,
+        passes_on=None,
         row_begun=False,
         feeds=True,
     )
-    begin_anew(state, feeding).emits = "events"
+    feeding.builder = builder_of(
+        state, feeding.request, EMIT_EVENTS, response_id=turn.id, created_at=turn.builder.response["created_at"]
+    )
     source = Feeding(feeding)
-    return source, _fed(state, source, cache, messages, run)
+    return source, partial(_feed, state, source, cache, messages, run)
 
 
-async def _fed(
-    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run
-) -> AsyncGenerator[list[Event]]:
-    """The events of the answer. It is in the cache before the last of them is there: who asks behind that finds it."""
-    turn = feeding.turn
-    async with aclosing(run(state, turn)) as batches:
-        async for events in batches:
-            response = turn.builder.response
-            if response["status"] == "completed" and (feeding.stored or not cache.persistent):
-                if not _asks_for_seals(turn):
-                    response = drop({**response, "output": hide(response["output"])})
-                await cache.set_chat(CACHE_ROUTE, turn.request.model, messages, encode_json(response))
-            yield events
+async def _feed(
+    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, add: Callable[[list[Event]], None]
+) -> None:
+    """Gives the events of the answer. It is in the cache before the last of them is there: who asks behind that finds
+    it."""
+    turn, out = feeding.turn, Fed(add)
+    await run(state, turn, out)
+    response = turn.builder.response
+    if response["status"] == "completed" and (feeding.stored or not cache.persistent):
+        if not _asks_for_seals(turn):
+            response = drop({**response, "output": hide(response["output"])})
+        await cache.set_chat(CACHE_ROUTE, turn.request.model, messages, encode_json(response))
+    add(out.last)
+
+
+class Fed:
+    """Where the turn leaves that feeds a flight. Its errors are raised, for each who reads to get."""
+
+    has_begun = False
+    on_begin: Callable[[], object] | None = None
+
+    def __init__(self, add: Callable[[list[Event]], None]) -> None:
+        self._add = add
+        self.last: list[Event] = []
+
+    def write(self, events: list[Event]) -> bool:
+        """Gives events to all who read."""
+        self._add(events)
+        return True
+
+    def end(self, events: list[Event]) -> None:
+        """Keeps the last of them."""
+        self.last = events
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """It is never full."""
 
 
 class Reader:

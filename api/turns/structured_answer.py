@@ -4,14 +4,12 @@ checked. That of one that can is only checked."""
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
 
 from api.turns.backend import Backend
 from api.turns.chat_events import whole_answer
 from api.turns.turn import Turn
 from core.errors import ModelFailed, Unsupported
 from core.json import Json
-from requests.open_items import Event
 from requests.responses import output_text
 from requests.structured import Checker, format_prompt, repair_prompt
 from requests.tools import Item
@@ -28,7 +26,7 @@ def is_verified(backend: Backend, turn: Turn) -> bool:
     return wants and text is not None and text.format is not None and text.format.get("strict") is True
 
 
-async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerator[list[Event]]:
+async def structured(backend: Backend, turn: Turn, params: Json) -> None:
     """The answer of a backend that cannot hold its model to a JSON format: the format is described to the model, its
     answer is checked, and it gets one try to repair what is wrong. Raises `ModelFailed` if that fails, `Unsupported`
     where the settings refuse."""
@@ -57,7 +55,8 @@ async def structured(backend: Backend, turn: Turn, params: Json) -> AsyncGenerat
         if is_repair:
             raise ModelFailed(f"The model did not answer in the format that was asked for: {problem}")
         params["messages"] = [*params["messages"], *repair_prompt(answer, problem)]
-    yield turn.builder.begin() + turn.builder.whole(output, finish_reason=inner.finish_reason, usage=usage)
+    builder = turn.builder
+    turn.emit(builder.begin() + builder.whole(output, finish_reason=inner.finish_reason, usage=usage))
 
 
 def _is_text(output: list[Item]) -> bool:

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from api.http.replies import Express
 from api.turns.history import resolve_history, resolve_references, stored_items
+from backends.fleet.failover import Attempt
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing, printable
+from backends.wire.relay import NOWHERE, Out, Unread
 from core.errors import InvalidRequest, ServerError
 from core.keys import Principal
 from core.state import AppState
+from requests.emission import EMIT_EVENTS, EMIT_FRAMES, EMIT_NOTHING, EMIT_OBFUSCATED, Emission
 from requests.events import ResponseBuilder
 from requests.included import SEALED_REASONING
 from requests.items import check_input, input_items, type_of
 from requests.kept import given_request, key_of_request
+from requests.open_items import Event
 from requests.params import CreateParams, check_counts, check_request
 from requests.repeats import may_repeat, without_repeats
 from requests.responses import new_id, response_resource
@@ -101,24 +104,55 @@ def seals_for_us(request: TurnRequest) -> bool:
     return can_go_on and SEALED_REASONING not in (request.params.include or ())
 
 
+class TurnOut(Out, Protocol):
+    """Where a turn leaves: an SSE stream, a WebSocket, a background turn that keeps its events, another front door's
+    shape. `has_begun`: something has left, so that an error is an event from then on. `on_begin` is called before the
+    first does."""
+
+    has_begun: bool
+    on_begin: Callable[[], object] | None
+
+    def end(self, output: Any, /) -> None:
+        """Sends the last of it."""
+        ...
+
+
+class NoStream(Unread):
+    """Of a turn whose response alone counts."""
+
+    has_begun = False
+    on_begin: Callable[[], object] | None = None
+
+    def end(self, output: Any, /) -> None:
+        """There is nothing to end."""
+
+
+NO_STREAM = NoStream()
+
+
 class Turn(Struct, eq=False):
-    """What runs for a request. `headers` go out with the answer, `express` is its way past the task that reads a
-    stream; `row_begun`: the store has a row of it; `from_cache`: no backend was asked for it alone; `feeds`: it has no
-    client, other turns are given its events and errors (shared_answer.py); `describes_itself`: no headers show what
-    became of it, so its last response does (`describe`). `compacts`: it was asked for at /compact, and
-    `window` is what a server that has the path itself has answered there."""
+    """What runs for a request. What is made of its answer leaves by `out`, and `headers` before it; `row_begun`: the
+    store has a row of it; `from_cache`: no backend was asked for it alone; `feeds`: it has no client, other turns are
+    given its events and errors (shared_answer.py); `describes_itself`: no headers show what became of it, so its last
+    response does (`describe`). `compacts`: it was asked for at /compact, and `window` is what a server has answered
+    there that has the path itself. `passes_on` passes on the answer of a server that speaks the API of its front door,
+    and notes that in `is_passed_on`: then nothing was made of it here. `asks_chats`: a server of Responses is asked for
+    a chat as well, for only that has a place for all that is asked."""
 
     request: TurnRequest
     builder: ResponseBuilder
     routing: Routing
     headers: dict[str, str] = {}
-    express: Express | None = None
+    out: Out = NOWHERE
     row_begun: bool = False
     from_cache: bool = False
     feeds: bool = False
     describes_itself: bool = False
     compacts: bool = False
     window: list[Item] | None = None
+    passes_on: Callable[[Attempt], Awaitable[None]] | None = None
+    is_passed_on: bool = False
+    asks_chats: bool = False
 
     @property
     def id(self) -> str:
@@ -130,6 +164,11 @@ class Turn(Struct, eq=False):
     def owner(self) -> str:
         """Whom all that is kept of it belongs to."""
         return self.request.principal.owner
+
+    def emit(self, events: list[Event]) -> None:
+        """Sends events, as they are wanted."""
+        if output := self.builder.emission.encode(events):
+            self.out.write(output)
 
     def note_change(self, name: str) -> None:
         """Names to the client what was changed of its request, once."""
@@ -164,10 +203,15 @@ MANY_ITEMS = 1000
 
 
 async def begin_turn(
-    state: AppState, body: Any, principal: Principal, remembered: Mapping[str, list[Item]] = NOTHING_REMEMBERED
+    state: AppState,
+    body: Any,
+    principal: Principal,
+    remembered: Mapping[str, list[Item]] = NOTHING_REMEMBERED,
+    emission: Emission | None = None,
 ) -> Turn:
     """A turn, checked. Its id and times are made here. `remembered` are the conversations that only its socket knows,
-    by the id of their last response. Raises `InvalidRequest`."""
+    by the id of their last response; `emission` is what is made of its events, where that is not by the request. Raises
+    `InvalidRequest`."""
     check_counts(body, max_items=state.config.max_items, max_tools=state.config.max_tools)
     params = check_request(body)
     if isinstance(params.input, list) and len(params.input) > MANY_ITEMS:
@@ -185,7 +229,7 @@ async def begin_turn(
         body, params, model, history, new_items, principal, has_references, places, is_remembered=is_remembered
     )
     check_input(items := request.items, len(history), places)
-    return _turn(state, request, items, new_id("resp"), int(time.time()))
+    return _turn(state, request, items, emission or _emission(request), new_id("resp"), int(time.time()))
 
 
 async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
@@ -208,7 +252,7 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
         _, places = without_repeats(history, input_items(params.input))
     request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
     check_input(items := request.items, len(history), places)
-    return _turn(state, request, items, row["id"], row["created_at"])
+    return _turn(state, request, items, EMIT_EVENTS, row["id"], row["created_at"])
 
 
 def _principal_again(state: AppState, key: str, owner: str) -> Principal:
@@ -220,27 +264,47 @@ def _principal_again(state: AppState, key: str, owner: str) -> Principal:
     return Principal(f"kept {owner}", owner, key=key, models=() if key else None)
 
 
-def begin_anew(state: AppState, turn: Turn) -> ResponseBuilder:
-    """The response of a turn from its start, for another backend: nothing of what the one before has answered has
-    left."""
-    before = turn.builder
-    turn.builder = _turn(state, turn.request, turn.request.items, turn.id, before.response["created_at"]).builder
-    turn.builder.emits = before.emits
-    return turn.builder
+def _emission(request: TurnRequest) -> Emission:
+    """What is made of the events of a request by HTTP. Those of a background turn are kept as they are."""
+    if request.background:
+        return EMIT_EVENTS
+    if not request.stream:
+        return EMIT_NOTHING
+    return EMIT_OBFUSCATED if request.obfuscated else EMIT_FRAMES
 
 
-def _turn(state: AppState, request: TurnRequest, items: list[Item], response_id: str, created_at: int) -> Turn:
-    params = request.params
-    status = "queued" if params.background else "in_progress"
-    resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
-    taken = (item["call_id"] for item in items if item.get("type") in CALLS and item.get("call_id"))
-    asks = SEALED_REASONING in (params.include or ())
-    seal = partial(state.sealer.of(request.principal.owner).seal, purpose="reasoning") if asks else None
+def _turn(
+    state: AppState, request: TurnRequest, items: list[Item], emission: Emission, response_id: str, created_at: int
+) -> Turn:
     return Turn(
         request,
-        ResponseBuilder(resource, taken_call_ids=taken, seal=seal),
-        Routing(principal=request.principal.id, affinity=affinity_of(params, items), models=request.principal.models),
+        builder_of(state, request, emission, response_id=response_id, created_at=created_at, items=items),
+        Routing(
+            principal=request.principal.id,
+            affinity=affinity_of(request.params, items),
+            models=request.principal.models,
+        ),
     )
+
+
+def builder_of(
+    state: AppState,
+    request: TurnRequest,
+    emission: Emission,
+    *,
+    response_id: str,
+    created_at: int,
+    items: list[Item] | None = None,
+) -> ResponseBuilder:
+    """What builds the response to a request. `items` are the whole conversation, where somebody has put it together
+    already."""
+    status = "queued" if request.background else "in_progress"
+    resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
+    given = request.items if items is None else items
+    taken = (item["call_id"] for item in given if item.get("type") in CALLS and item.get("call_id"))
+    asks = SEALED_REASONING in (request.params.include or ())
+    seal = partial(state.sealer.of(request.principal.owner).seal, purpose="reasoning") if asks else None
+    return ResponseBuilder(resource, emission, taken_call_ids=taken, seal=seal)
 
 
 def _model_for_prompts(pool: Pool, principal: Principal) -> str:

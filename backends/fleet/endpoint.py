@@ -8,7 +8,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import aclosing
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,6 +19,7 @@ from backends.kinds import UNKNOWN, discover, kind_of, recognise
 from backends.kinds.kind import Kind
 from backends.kinds.server import Discovery, Memory, ModelFacts
 from backends.wire.client import BackendClient
+from backends.wire.relay import NOWHERE, Relay
 from cluster.protocol import InFlight
 from core.config import BreakerConfig, EndpointConfig, name_of
 from core.errors import (
@@ -32,6 +32,7 @@ from core.errors import (
     TooManyRequests,
 )
 from core.json import encode_json
+from requests.passing import PassedThrough
 
 log = logging.getLogger("nomyo.backends")
 
@@ -264,10 +265,8 @@ class Endpoint:
         return await self.client.get_json(path, LISTING_TIMEOUT_S)
 
     async def _post(self, path: str, params: dict[str, Any]) -> None:
-        answer = await self.client.forward(path, encode_json(params), below_root=True)
-        async with aclosing(answer.pieces()) as pieces:
-            async for _ in pieces:
-                pass
+        stream = await self.client.forward(path, encode_json(params), below_root=True)
+        await Relay(stream.answer, PassedThrough(), NOWHERE).run()
 
     def _become(self, found: Kind) -> None:
         """The kind is known now: the endpoint speaks as that kind does."""

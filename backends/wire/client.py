@@ -1,12 +1,12 @@
 """One thin client an endpoint: the SDK's surface over raw bytes (`backends/http1.py`) and msgspec.
 
-    client.chat.completions.create(**params)   ChatCompletion, or a ChatStream to iterate over
-    client.responses.create(**params)          a dict, or a NativeStream
-    client.forward(path, body)                 an answer as it comes, byte by byte
+    client.chat.completions.create(**params)   ChatCompletion, or a Stream for a Relay
+    client.responses.create(**params)          a dict, or a Stream
+    client.forward(path, body)                 an answer as it comes, byte by byte: a Stream
     client.get_json(path)                      for listing models
 
 The official SDK's client can stand in for it. Foreign errors, and the SDK's, become ours here and in
-`backends/wire/streams.py` (`named`, backends/wire/errors.py).
+`backends/wire/relay.py` (`named`, backends/wire/errors.py).
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from backends.wire.errors import (
     FRONT_DOORS,
     Named,
     ServerErrors,
-    json_or_none,
     of_missing_path,
     raise_named,
 )
 from backends.wire.http1 import MOST_ANSWER, Answer, Origin
-from backends.wire.streams import ChatStream, NativeStream, RawAnswer
+from backends.wire.streams import Stream
 from core.errors import BackendError
 from core.hops import line_of_look, line_of_request
 from core.json import encode_json
-from requests.bounded_json import has_too_many_values, values_in
+from requests.bounded_json import has_too_many_values, json_or_none, values_in
 from requests.chat import DecodeError, decode_completion
 from requests.chat_types import ChatCompletion, Dumped
 from requests.sse import looks_like_sse
@@ -140,28 +139,28 @@ class BackendClient:
             raise BackendError("The backend's count cannot be understood.", code="backend_bad_answer")
         return tokens, "x-nomyo-estimated" in answer.headers
 
-    async def _create_chat(self, **params: Any) -> ChatCompletion | ChatStream:
+    async def _create_chat(self, **params: Any) -> ChatCompletion | Stream:
         answer = await self._post("/chat/completions", params)
         is_stream, begins = _is_stream(answer), b""
         if is_stream is None:
             is_stream, begins = await _form(answer)
         if is_stream:
-            return ChatStream(answer, self._errors, begins)
+            return Stream(answer, self._errors, begins)
         body = await _read(answer, begins)
         try:
             return decode_completion(body)
         except DecodeError:
             if _is_streams(body):
-                return ChatStream(answer, self._errors, body)
+                return Stream(answer, self._errors, body)
             raise self._errors.not_an_answer(body) from None
 
-    async def _create_response(self, **params: Any) -> Dumped | NativeStream:
+    async def _create_response(self, **params: Any) -> Dumped | Stream:
         answer = await self._post("/responses", params)
         is_stream, begins = _is_stream(answer), b""
         if is_stream is None:
             is_stream, begins = await _form(answer)
         if is_stream:
-            return NativeStream(answer, self._errors, begins)
+            return Stream(answer, self._errors, begins)
         body = await _read(answer, begins)
         response = json_or_none(body)
         if isinstance(response, dict) and (isinstance(response.get("output"), list) or _is_response(response)):
@@ -170,7 +169,7 @@ class BackendClient:
                 dumped.headers = answer.headers
             return dumped
         if _is_streams(body):
-            return NativeStream(answer, self._errors, body)
+            return Stream(answer, self._errors, body)
         raise self._errors.not_an_answer(body)
 
     async def _compact(self, **params: Any) -> dict[str, Any] | None:
@@ -183,10 +182,11 @@ class BackendClient:
             return compaction
         raise self._errors.not_an_answer(body)
 
-    async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> RawAnswer:
+    async def forward(self, path: str, body: bytes, *, below_root: bool = False) -> Stream:
         """The answer to POST `path`, below the API's base or the configured URL, as it comes. Raises a
         `BackendError`."""
-        return RawAnswer(await self._send("POST", (self._root_path if below_root else self._base_path) + path, body))
+        target = (self._root_path if below_root else self._base_path) + path
+        return Stream(await self._send("POST", target, body), self._errors)
 
     def _post(self, path: str, params: dict[str, Any]) -> Awaitable[Answer]:
         return self._send("POST", self._base_path + path, encode_json(params))

@@ -28,8 +28,8 @@ from core.errors import (
     TooManyRequests,
 )
 from core.hops import RouterLoop
-from core.json import decode_json, encode_json
-from requests.bounded_json import has_too_many_values
+from core.json import encode_json
+from requests.bounded_json import json_or_none
 from requests.chat import means_error
 
 # What an error of a server's becomes.
@@ -368,13 +368,3 @@ def _with_headers(error: Error, report: Report) -> Error:
 
 # Where nothing is known of the server.
 ANY_SERVER = ServerErrors()
-
-
-def json_or_none(body: bytes) -> Any:
-    """The value that a body holds as JSON, or None, also where it holds far too many."""
-    if has_too_many_values(body):
-        return None
-    try:
-        return decode_json(body)
-    except ValueError:
-        return None

@@ -17,8 +17,8 @@ import socket
 import ssl
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, cast
+from collections.abc import Mapping
+from typing import Any, NoReturn, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import httptools
@@ -34,11 +34,16 @@ MOST_ANSWER = 256 * 1024 * 1024
 MOST_LISTED = 16_000_000
 
 
-# What `readany` gives when the tap has read, and has left something for whoever reads.
-LEFT = b"(left by the tap)"
-# Is given what arrives, before it wakes its reader: True, it has taken it; False, it leaves something; None, it was not
-# for it.
-Tap = Callable[[bytes], bool | None]
+class Receiver(Protocol):
+    """Whom an answer is given to as it comes."""
+
+    def data(self, received: bytes) -> None:
+        """What a network read held of its body."""
+        ...
+
+    def closed(self, error: Exception | None) -> None:
+        """It has ended, or failed."""
+        ...
 
 
 class BadAnswer(Exception):
@@ -257,18 +262,18 @@ class Connection(asyncio.Protocol):
             answer.fail(answer.wrong or BadAnswer(str(error)))
             self.abort()
             return
-        if answer.received == received and not answer.is_whole:  # Nothing of a body: the parser keeps what it is.
-            answer.head_size += len(data)
-            if answer.head_size > MOST_HEAD:
-                answer.fail(OversizedAnswer(HEAD_TOO_LARGE))
-                self.abort()
-                return
         if answer.is_whole:
             self._answer = None
             if answer.keeps_connection and self.is_open:
                 self._origin.kept(self)
             else:
                 self.abort()
+        elif answer.received == received:  # Nothing of a body: the parser keeps what it is.
+            answer.head_size += len(data)
+            if answer.head_size > MOST_HEAD:
+                answer.fail(OversizedAnswer(HEAD_TOO_LARGE))
+                self.abort()
+                return
         answer.wake()
 
     def pause(self) -> None:
@@ -278,6 +283,7 @@ class Connection(asyncio.Protocol):
     def resume(self) -> None:
         """Reads from the socket again."""
         if self.is_open:
+            self.seen = self.loop.time()  # It was not silent: nobody listened.
             self._transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -293,6 +299,11 @@ class Connection(asyncio.Protocol):
         # It has the answer, which has us, who have what could not be sent.
         self._parser = None
 
+    def abort_answer(self, answer: Answer) -> None:
+        """Ends it at once, if this answer is under way."""
+        if self._answer is answer:
+            self.abort()
+
     def abort(self) -> None:
         """Ends it at once, whatever was under way."""
         if self.is_open:
@@ -307,6 +318,8 @@ class Connection(asyncio.Protocol):
         self._timer = None
         if self._answer is None:
             return
+        if self._answer.is_paused:  # It is the client that reads nothing.
+            self.seen = self.loop.time()
         if self._answer.has_body:
             left_s = self.seen + self._origin.read_timeout_s - self.loop.time()
         else:
@@ -332,11 +345,11 @@ HEAD_TOO_LARGE = f"its head has more than {MOST_HEAD // 1024} KB"
 
 
 class Answer:
-    """An answer that is arriving. `headers` are by their names in lower case. A `tap` is offered what arrives while the
-    reader waits for it: to wake a task takes longer than to read a token."""
+    """An answer that is arriving. `headers` are by their names in lower case. It is read by whoever awaits it, or given
+    to a `receiver` as it comes: to wake a task takes longer than to read a token."""
 
     # What most answers leave as it is stands here: to set each for every answer takes longer.
-    tap: Tap | None = None
+    receiver: Receiver | None = None
     is_whole = keeps_connection = False
     # How much of a body has come out, and of it how much its reader has taken.
     received = taken = head_size = status = 0
@@ -345,7 +358,7 @@ class Answer:
     _error: Exception | None = None
     _waiter: asyncio.Future[None] | None = None
     _decompressor: Any = None
-    _has_begun = _is_left = False
+    _has_begun = is_paused = False
 
     def __init__(self, connection: Connection, max_bytes: int = MOST_ANSWER) -> None:
         self._connection = connection
@@ -362,10 +375,7 @@ class Answer:
 
     async def readany(self) -> bytes:
         """What has arrived since, or b"" at its end."""
-        while self._is_left or not self._chunks:
-            if self._is_left:
-                self._is_left = False
-                return LEFT
+        while not self._chunks:
             if self.is_whole and self._error is None:
                 return b""
             await self._more()
@@ -392,11 +402,39 @@ class Answer:
         """Whether all of it has been read."""
         return self.is_whole and not self._chunks
 
-    def close(self) -> None:
-        """Its reader is done. One that has not ended yet is cut: that aborts the server's work."""
-        self.tap = None
+    def deliver_to(self, receiver: Receiver) -> None:
+        """From now on `receiver` is given what arrives, at once, and what is there already."""
+        self.receiver = receiver
+        if self.received - self.taken > MOST_UNREAD:
+            self._connection.resume()
+        self.wake()
+        if self._error is not None:
+            self.fail(self._error)
+
+    def pause(self) -> None:
+        """Its receiver has no room: no more is read from the socket, until `resume`."""
         if not self.is_whole:
-            self._connection.abort()
+            self.is_paused = True
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """There is room again."""
+        if self.is_paused:
+            self.is_paused = False
+            self._connection.resume()
+
+    def close(self, rest_s: float = 0.0) -> None:
+        """Its reader is done. One that has not ended yet is cut: that aborts the server's work. One whose words have
+        ended may end within `rest_s`, and leaves a connection that can be used again."""
+        self.receiver = None
+        if self.is_whole:
+            return
+        if rest_s:
+            self.taken = self.received
+            self.resume()
+            self._connection.loop.call_later(rest_s, self.close)
+        else:
+            self._connection.abort_answer(self)
 
     def _taken(self) -> bytes:
         """What has arrived."""
@@ -422,34 +460,28 @@ class Answer:
     # ── what its connection calls ────────────────────────────────────────────────────────────────────────────────────
 
     def wake(self) -> None:
-        """More has come, or its end: the tap is offered it, else the reader is woken."""
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            if self.received - self.taken > MOST_UNREAD and not self.is_whole:
-                self._connection.pause()
+        """More has come, or its end: the receiver is given it, or the reader woken."""
+        if (receiver := self.receiver) is not None:
+            if chunks := self._chunks:
+                received = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                chunks.clear()
+                receiver.data(received)
+            if self.is_whole:
+                receiver.closed(None)
             return
-        chunks = self._chunks
-        if self.tap is not None and chunks and not self.is_whole:
-            try:
-                taken = self.tap(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-            except Exception as error:
-                # What it was given may have left in part: it is offered to nobody again.
-                self._error, self.tap = error, None
-                chunks.clear()
-                self.taken = self.received
-                taken = None
-            if taken is not None:
-                chunks.clear()
-                self.taken = self.received
-                if taken:
-                    return
-                self._is_left = True
-        waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        elif self.received - self.taken > MOST_UNREAD and not self.is_whole:
+            self._connection.pause()
 
     def fail(self, error: Exception) -> None:
         """Raises `error` in its reader, now or as soon as it reads."""
-        self._error = error
-        self.wake()
+        if self.receiver is not None:
+            self.receiver.closed(error)
+        else:
+            self._error = error
+            self.wake()
 
     def cut(self, error: Exception | None) -> None:
         """The connection ended. That is the end of an answer without a length (RFC 9112, section 6.3), and a failure
