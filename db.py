@@ -212,6 +212,10 @@ class Store(Protocol):
         """How many rows one of `TABLES` has."""
         ...
 
+    async def other_services(self) -> int:
+        """How many other services have the database open, or had it until they were killed just now."""
+        ...
+
 
 def make_store(
     url: str,

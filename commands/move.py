@@ -78,8 +78,7 @@ class Move:
         """The key of the last row that the target has, all of whose rows are a beginning of the source's."""
         last: CopiedRow | None = None
         while there := await self._target.read_rows(table, last):
-            # Equal rows are cut into equal pieces.
-            if there != (await self._source.read_rows(table, last))[: len(there)]:
+            if there != await _read(self._source, table, last, len(there)):
                 raise Refused(
                     f"the target has rows of its own in {table.name}, so another router uses it, or did: "
                     "give an empty database"
@@ -91,7 +90,7 @@ class Move:
         last = self._last[table.name]
         while rows := await self._source.read_rows(table, last):
             await self._target.write_rows(table, rows)
-            if await self._target.read_rows(table, last) != rows:
+            if await _read(self._target, table, last, len(rows)) != rows:
                 raise Failed(f"the target gives other rows of {table.name} than were written: {START_AGAIN}")
             last = self._done(table, rows)
             self.copied += len(rows)
@@ -105,6 +104,15 @@ class Move:
         counts = {await self._source.count_rows(table), await self._target.count_rows(table)}
         if counts != {self.digests[table.name].rows}:
             raise Failed(f"{table.name} was written to while it was moved: {START_AGAIN}")
+
+
+async def _read(store: Store, table: Table, after: CopiedRow | None, count: int) -> list[CopiedRow]:
+    """So many rows behind a key, or all that there are. Each database cuts them into pieces of its own."""
+    found: list[CopiedRow] = []
+    while len(found) < count and (rows := await store.read_rows(table, after)):
+        found += rows
+        after = table.key_of(rows[-1])
+    return found[:count]
 
 
 START_AGAIN = "end whatever uses the two databases, empty the target, and move again"
@@ -126,6 +134,11 @@ async def opened(source: str, target: str) -> AsyncGenerator[tuple[Store, Store]
             store = make_store(url, service=mover)
             await store.open()
             stack.push_async_callback(store.close)
+            if routers := await store.other_services():
+                raise Refused(
+                    f"{shown(url)} is open in {routers} routers: end them first (one that was killed counts for half a "
+                    "minute)"
+                )
             stores.append(store)
         yield stores[0], stores[1]
 

@@ -203,6 +203,9 @@ class PostgresStore(QueuedStore):
     async def count_rows(self, table: Table) -> int:
         return decode_integer((await self._read(f"SELECT count(*) FROM {table.name}"))[0][0] or b"")
 
+    async def other_services(self) -> int:
+        return decode_integer((await self._read(sql.OTHER_SERVICES, self._service, LEASE_S))[0][0] or b"")
+
 
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -118,6 +118,8 @@ GET_DELETIONS = "SELECT value FROM counters WHERE name = 'deletions'"
 NOTIFY = "SELECT pg_notify($1::text, $2::text)"
 SEEN = """INSERT INTO services (name, seen_at) VALUES ($1::text, now())
     ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"""
+OTHER_SERVICES = """SELECT count(*) FROM services
+    WHERE name <> $1::text AND seen_at > now() - make_interval(secs => $2::bigint)"""
 FORGET_SERVICES = "DELETE FROM services WHERE seen_at < now() - interval '1 day' OR name = $1::text"
 
 KEYED = {STORE: 2, UPDATE: 2, FAIL: 2}

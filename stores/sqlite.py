@@ -249,6 +249,9 @@ class SQLiteStore(QueuedStore):
     async def count_rows(self, table: Table) -> int:
         return await self._connector.run_reading(partial(sqlite_copies.count_rows, table))
 
+    async def other_services(self) -> int:
+        return 0  # A file has one (stores/service_lock.py).
+
 
 def _stored(row: sqlite3.Row) -> StoredResponse:
     return {

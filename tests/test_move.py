@@ -83,6 +83,32 @@ async def test_the_same_rows_have_the_same_hash_and_others_another(tmp_path: Pat
     assert fewer["settings"] == first["settings"]
 
 
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+async def test_databases_may_cut_rows_into_pieces_of_their_own(source: str, target: str, tmp_path: Path) -> None:
+    stores = make_store(DATABASES[source](tmp_path / "a").url), make_store(DATABASES[target](tmp_path / "b").url)
+    for number, store in enumerate(stores):
+        await store.open()
+        monkeypatch_pieces(store, number + 2)
+    await fill(stores[0])
+    for _ in range(2):
+        move = Move(*stores, lambda _: None)
+        await move.run()
+        assert await rows_of(stores[1]) == await rows_of(stores[0])
+    assert move.copied == 0
+    for store in stores:
+        await store.close()
+
+
+def monkeypatch_pieces(store: Any, rows: int) -> None:
+    """A store gives so many rows at once."""
+    read = store.read_rows
+
+    async def some(*arguments: Any) -> list[CopiedRow]:
+        return (await read(*arguments))[:rows]
+
+    store.read_rows = some
+
+
 # ── interruptions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -242,6 +268,21 @@ async def test_a_database_in_use_is_refused(used: str, tmp_path: Path) -> None:
     finally:
         await store.close()
     assert f"{used}/deep/router.db is used by another router" in line
+
+
+@pytest.mark.parametrize("used", ["source", "target"])
+async def test_a_postgresql_in_use_is_refused(used: str, tmp_path: Path) -> None:
+    urls = {"source": SQLiteFile(tmp_path / "a").url, "target": SQLiteFile(tmp_path / "b").url}
+    urls[used] = DATABASES["postgres"](tmp_path).url
+    await filled(urls["source"])
+    store = make_store(urls[used], service="a router")
+    await store.open()
+    try:
+        line = assert_one_line(await asyncio.to_thread(nomyo, "move", urls["source"], urls["target"]), 4)
+    finally:
+        await store.close()
+    assert "is open in 1 routers" in line
+    assert (await asyncio.to_thread(nomyo, "move", urls["source"], urls["target"])).returncode == 0
 
 
 async def test_rows_that_are_written_meanwhile_are_noticed(tmp_path: Path) -> None:
