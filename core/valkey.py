@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import sha1
-from typing import Any
+from typing import Any, cast
 
 from core.errors import StartError
 from core.valkey_address import Address
@@ -279,8 +279,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The first thing that happens."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's.
 
     def send(self, args: Sequence[Argument], on_answer: OnAnswer, *, first: Sequence[Argument] = ()) -> None:
         """Sends a command, behind another one (`first`) that nobody answers."""

@@ -207,3 +207,13 @@ async def test_what_is_not_understood_ends_the_connection_and_not_the_process(ca
         async with opened(f"valkey://127.0.0.1:{port}") as connection:
             assert not connection.is_there
     assert "is away" in caplog.text
+
+
+def test_it_runs_on_the_loop_that_the_service_has(valkey: ValkeyServer) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def ask() -> object:
+        async with opened(valkey.url) as connection:
+            return await connection.call("PING")
+
+    assert uvloop.run(ask()) == b"PONG"
