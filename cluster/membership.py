@@ -78,6 +78,10 @@ class Listener(Protocol):
         """The server is away: nothing of the others is known any more."""
         ...
 
+    def joining(self) -> None:
+        """This process joins, once more if it did before: the server may have forgotten who was there."""
+        ...
+
 
 class Membership:
     """That of this process in the service `name`."""
@@ -188,6 +192,7 @@ class Membership:
         if self._joining:
             return
         self._joining = self.is_joined = True
+        self._listener.joining()
         self._ended.clear()  # What has ended is not among what runs.
         self._version = -1
         listener = self._listener

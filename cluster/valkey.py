@@ -63,6 +63,9 @@ class Replicas(Cluster, Listener):
         self._notes: dict[str, str] = {}
         self._dead: dict[str, str] = {}
         self._taken_over: set[str] = set()
+        # Who was there before the server may have forgotten it.
+        self._before: dict[str, str] = {}
+        self._looking_for: asyncio.TimerHandle | None = None
         self._has_dead = asyncio.Event()
         self._has_lost = False
         self.deletions: Deletions
@@ -94,6 +97,8 @@ class Replicas(Cluster, Listener):
         await self.events.valkey.open()
 
     async def close(self) -> None:
+        if self._looking_for is not None:
+            self._looking_for.cancel()
         await self.events.valkey.close()
         await self.membership.close()
         await self._inner.close()
@@ -133,7 +138,7 @@ class Replicas(Cluster, Listener):
         while True:
             await self._has_dead.wait()
             for dead, address in list(self._dead.items()):
-                if await self._holds(address):
+                if await self._holds(address) or dead in self._peers:
                     continue
                 yield
                 self.membership.send(scripts.TAKEN_OVER, dead)
@@ -278,6 +283,23 @@ class Replicas(Cluster, Listener):
         self._dead = {who: address for who, address in dead.items() if who not in self._taken_over}
         if self._dead:
             self._has_dead.set()
+
+    def joining(self) -> None:
+        self._before |= {who: address for who, (_, address) in self._peers.items()} | self._dead
+        if self._before:
+            if self._looking_for is not None:
+                self._looking_for.cancel()
+            # Those who live have joined by then.
+            loop = asyncio.get_running_loop()
+            self._looking_for = loop.call_later(membership.LEASE_S, self._look_for_them)
+
+    def _look_for_them(self) -> None:
+        self._looking_for = None
+        missing = [word for who, at in self._before.items() if who not in self._peers for word in (who, at)]
+        if self.membership.is_joined:
+            self._before.clear()
+            if missing:
+                self.membership.send(scripts.MISSING, *missing)
 
     def lost(self) -> None:
         self.line.lost()

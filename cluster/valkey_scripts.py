@@ -176,6 +176,20 @@ return 0
 """
 )
 
+# id, then processes that were there before the server forgot all, each with its address: those that have not come back
+# are dead.
+MISSING = _script(
+    """
+if not is_known() then return -1 end
+for at = 2, #ARGV, 2 do
+    if not redis.call('ZSCORE', P .. 'alive', ARGV[at]) then
+        redis.call('HSETNX', P .. 'dead', ARGV[at], id .. ' ' .. ARGV[at + 1])
+    end
+end
+return 0
+"""
+)
+
 # id, and those whose work it has taken over.
 TAKEN_OVER = _script(
     """
@@ -385,7 +399,24 @@ return 0
 """
 )
 
-ALL = (JOIN, BEAT, LEAVE, TAKEN_OVER, TAKE, END, WAKE, LINE, NOTE, DELETE, START, STARTED, ANSWERS, DRAW, SETTLE)
+ALL = (
+    JOIN,
+    BEAT,
+    LEAVE,
+    MISSING,
+    TAKEN_OVER,
+    TAKE,
+    END,
+    WAKE,
+    LINE,
+    NOTE,
+    DELETE,
+    START,
+    STARTED,
+    ANSWERS,
+    DRAW,
+    SETTLE,
+)
 
 # The id of a response, for how many ms it is kept, whether there are events of it here, and, but for the last one, a
 # batch: its number, and its events. Gives UNKNOWN where those that were here are gone.
