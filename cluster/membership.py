@@ -84,9 +84,10 @@ class Listener(Protocol):
 
 
 class Membership:
-    """That of this process in the service `name`."""
+    """That of this process in the service `name`, with a lease of `lease_s`."""
 
-    def __init__(self, address: Address, name: str, listener: Listener) -> None:
+    def __init__(self, address: Address, name: str, listener: Listener, lease_s: float = LEASE_S) -> None:
+        self.lease_s = lease_s
         self.id = token_hex(6)
         self.name = name
         self._listener = listener
@@ -200,7 +201,7 @@ class Membership:
         requests = list(listener.own_requests())
         notes = [word for note in listener.own_notes() for word in note]
         serves = 1 if self.serves else 0
-        known: list[Argument] = [int(LEASE_S * 1000), self.number, self.address]
+        known: list[Argument] = [int(self.lease_s * 1000), self.number, self.address]
         known += [listener.deleted(), self._epoch, self.secret, waiting, since_us, serves, len(requests)]
         known += [word for request in requests for word in request]
         self.send(scripts.JOIN, *known, *notes, on_answer=self._joined)
@@ -233,7 +234,7 @@ class Membership:
 
     async def _beat_for_ever(self) -> None:
         while True:
-            every_s = BUSY_BEAT_S if self._listener.is_busy() else LEASE_S / BEATS
+            every_s = BUSY_BEAT_S if self._listener.is_busy() else self.lease_s / BEATS
             with suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await self._due.wait()
@@ -253,7 +254,7 @@ class Membership:
             elif not isinstance(answer, Exception):
                 self._hear_beat(answer, now)
 
-        self.send(scripts.BEAT, int(LEASE_S * 1000), self._version, 1 if sums else 0, on_answer=heard)
+        self.send(scripts.BEAT, int(self.lease_s * 1000), self._version, 1 if sums else 0, on_answer=heard)
 
     def _hear_beat(self, answer: list[Any], sent_at: float) -> None:
         server_us, version, leads, totals, own, dead, *changed = answer
@@ -263,7 +264,7 @@ class Membership:
         if now - sent_at <= self._least_round_trip_s:
             self._least_round_trip_s = now - sent_at
             self._offset_us = server_us - int((sent_at + now) / 2 * 1e6)
-        self._leads_until = sent_at + LEASE_S if leads else 0.0
+        self._leads_until = sent_at + self.lease_s if leads else 0.0
         self._listener.hear_totals(_numbers(totals), _numbers(own))
         if changed:
             lines, notes, peers, deletions, epoch, secret = changed

@@ -53,11 +53,13 @@ class Replicas(Cluster, Listener):
     quotas: ReplicaQuotas
     events: ReplicaEvents
 
-    def __init__(self, config: ClusterConfig, inner: Cluster, events_hours: float = 24.0) -> None:
+    def __init__(
+        self, config: ClusterConfig, inner: Cluster, events_hours: float = 24.0, lease_s: float = membership.LEASE_S
+    ) -> None:
         self._config = config
         self._inner = inner
         self._at = Address.of(config.url, "cluster.url")
-        self.membership = Membership(self._at, config.name, self)
+        self.membership = Membership(self._at, config.name, self, lease_s)
         self._requests: dict[str, ReplicaInFlight] = {}
         self._peers: dict[str, tuple[int, str]] = {}
         self._notes: dict[str, str] = {}
@@ -291,7 +293,7 @@ class Replicas(Cluster, Listener):
                 self._looking_for.cancel()
             # Those who live have joined by then.
             loop = asyncio.get_running_loop()
-            self._looking_for = loop.call_later(membership.LEASE_S, self._look_for_them)
+            self._looking_for = loop.call_later(self.membership.lease_s, self._look_for_them)
 
     def _look_for_them(self) -> None:
         self._looking_for = None

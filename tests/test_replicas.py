@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster.membership import BEATS, LEASE_S
 from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer, free_port
 from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, stall, steps, stream, until
@@ -55,6 +56,10 @@ async def know_each_other(routers: list[Running]) -> None:
         return all(len(router.app.state.cluster._others()) == len(routers) - 1 for router in routers)
 
     await eventually(all_known, "each knows where the others are asked")
+
+
+def test_a_lease_and_a_beat_take_less_than_the_5_s_in_which_slots_are_back() -> None:
+    assert LEASE_S + LEASE_S / BEATS < 5
 
 
 # ── slots ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster import membership
 from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.valkey import Replicas
@@ -104,8 +103,7 @@ LEASE_S = 1.5
 
 def replica(url: str) -> Replicas:
     """A process that shares a Valkey with others."""
-    membership.LEASE_S = LEASE_S
-    return Replicas(ClusterConfig(url=url), Alone())
+    return Replicas(ClusterConfig(url=url), Alone(), lease_s=LEASE_S)
 
 
 class ReplicasService(ProcessService):
