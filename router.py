@@ -23,6 +23,7 @@ from uvicorn.logging import DefaultFormatter
 
 import api.admin.cache
 import api.admin.endpoints
+import api.admin.keys
 import api.admin.metrics
 import api.background
 import api.compact
@@ -81,6 +82,7 @@ DOORS = (
     api.admin.endpoints.routes,
     api.admin.metrics.routes,
     api.admin.cache.routes,
+    api.admin.keys.routes,
 )
 
 

@@ -13,29 +13,27 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from commands import Failed, Refused, json_option, print_json, print_line
 from core.config import Config, load_config
 from core.json import Json
 from core.key_changes import (
     CannotChange,
+    Change,
     NewKey,
+    change_keys,
+    described,
     expiry_from,
     new_key,
     replaced,
     revoked,
     seconds_of,
-    settings_of,
-    state_of,
 )
-from core.key_settings import EVERY_MODEL, KeyConfig, owner_in, wrong_with_key
+from core.key_settings import EVERY_MODEL, KeyConfig, wrong_with_key
 from core.keys import StoredKey
 from db import Store, make_store
 
-T = TypeVar("T")
-# Of a key that is made with no more than a name.
-_DEFAULTS = msgspec.to_builtins(KeyConfig(name=""))
+C = TypeVar("C", bound=Change)
 
 
 @click.group(short_help="Make, list, replace and revoke keys of clients.")
@@ -170,27 +168,12 @@ def revoke(name: str, as_json: bool) -> None:
     at = time.time()
     ended = _changed(load_config(), lambda kept: revoked(kept, name, at))
     if as_json:
-        print_json({"revoked": [described(key, at) for key in ended]})
+        print_json({"revoked": [described(key, at) for key in ended.changed]})
     else:
         print_line(f"'{name}' is revoked: running routers take it no more within 2 s.", fg="green")
 
 
 COMMAND = keys
-
-
-def described(key: StoredKey, at: float) -> Json:
-    """A key as programs read it: its settings, but for those that it does not have, and how it stands."""
-    settings = msgspec.to_builtins(settings_of(key))
-    given = {name: value for name, value in settings.items() if value != _DEFAULTS.get(name) and name != "expires"}
-    return {
-        "name": key.name,
-        "key": f"{key.shown}…",
-        "owner": owner_in(settings_of(key)),
-        "state": state_of(key, at),
-        "created_at": key.created_at,
-        "ends_at": key.ends_at,
-        **{name: value for name, value in given.items() if name not in ("name", "owner")},
-    }
 
 
 # ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -212,22 +195,14 @@ def _with_store(config: Config, act: Callable[[Store], Any]) -> Any:
     return asyncio.run(opened())
 
 
-def _changed(config: Config, change: Callable[[Sequence[StoredKey]], T]) -> T:
+def _changed(config: Config, change: Callable[[Sequence[StoredKey]], C]) -> C:
     """What `change` makes of the keys that there are, put into the database."""
 
-    async def put(store: Store) -> T:
-        while True:
-            kept = await store.list_keys()
-            made = change(kept)
-            changed = made.changed if isinstance(made, NewKey) else made
-            if await store.put_keys(changed, max((key.change for key in kept), default=0)):  # type: ignore[arg-type]
-                return made
-
     try:
-        result: T = _with_store(config, put)
+        made: C = _with_store(config, lambda store: change_keys(store, change))
     except CannotChange as error:
         raise Refused(str(error)) from None
-    return result
+    return made
 
 
 def _when(text: str, at: float) -> str:

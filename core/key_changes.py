@@ -2,20 +2,22 @@
 
 new_key(keys, settings, at) ──▶ NewKey        the one time that a key itself is seen
 replaced(keys, name, …)     ──▶ NewKey        the earlier one ends after a while
-revoked(keys, name, at)     ──▶ [StoredKey]
+revoked(keys, name, at)     ──▶ Revoked
+change_keys(store, change)      puts what `change` makes of the keys that there are
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from secrets import token_urlsafe
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from core.key_settings import KeyConfig, digest_of, expiry, wrong_with_key
+from core.key_settings import KeyConfig, digest_of, expiry, owner_in, wrong_with_key
 from core.keys import StoredKey
 
 PREFIX = "nk-"
@@ -23,10 +25,42 @@ _BYTES = 32  # 256 bits
 _SHOWN = len(PREFIX) + 6
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _settings = msgspec.json.Decoder(KeyConfig)
+DEFAULTS = msgspec.to_builtins(KeyConfig(name=""))
+# Who a key is, and when it ends, stands beside what it may do.
+NOT_GIVEN = frozenset({"name", "key", "sha256", "owner", "expires"})
 
 
 class CannotChange(ValueError):
     """One line about why keys cannot be changed so, and what to do."""
+
+
+class NoSuchKey(CannotChange):
+    """There is no valid key of that name."""
+
+
+class KeyStore(Protocol):
+    """Of `db.Store`: what keys need."""
+
+    async def list_keys(self, after: int = 0) -> list[StoredKey]: ...
+
+    async def put_keys(self, keys: Sequence[StoredKey], after: int) -> bool: ...
+
+
+class Change(Protocol):
+    @property
+    def changed(self) -> Sequence[StoredKey]:
+        """All that is to be put."""
+        ...
+
+
+C = TypeVar("C", bound=Change)
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Keys that end now."""
+
+    changed: tuple[StoredKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +77,16 @@ class NewKey:
         return [*self.others, self.stored]
 
 
+async def change_keys(store: KeyStore, change: Callable[[Sequence[StoredKey]], C]) -> C:
+    """What `change` makes of the keys that there are, put into the store. Where somebody else changes them meanwhile it
+    is asked again. Raises what it raises."""
+    while True:
+        kept = await store.list_keys()
+        made = change(kept)
+        if await store.put_keys(made.changed, max((key.change for key in kept), default=0)):
+            return made
+
+
 def new_key(keys: Iterable[StoredKey], settings: KeyConfig, at: float) -> NewKey:
     """A new key with some settings. Raises `CannotChange` where they are wrong, or there is a valid key of that
     name."""
@@ -57,10 +101,10 @@ def replaced(
     keys: Iterable[StoredKey], name: str, at: float, *, grace_s: float = 0.0, expires: str | None = None
 ) -> NewKey:
     """A new key for a name, in place of the valid ones, which end after `grace_s` seconds. It expires as they did, if
-    `expires` gives nothing else. Raises `CannotChange`."""
+    `expires` gives nothing else. Raises `NoSuchKey`, and `CannotChange`."""
     earlier = _valid(keys, name, at)
     if not earlier:
-        raise CannotChange(_no_key(keys, name))
+        raise NoSuchKey(_no_key(keys, name))
     settings = settings_of(earlier[-1])
     if expires is not None:
         settings = msgspec.structs.replace(settings, expires=expires)
@@ -74,12 +118,12 @@ def replaced(
     return replace(_made(settings, at), others=ending)
 
 
-def revoked(keys: Iterable[StoredKey], name: str, at: float) -> list[StoredKey]:
-    """The valid keys of a name, as they end now. Raises `CannotChange` where there is none."""
+def revoked(keys: Iterable[StoredKey], name: str, at: float) -> Revoked:
+    """The valid keys of a name, as they end now. Raises `NoSuchKey` where there is none."""
     earlier = _valid(keys, name, at)
     if not earlier:
-        raise CannotChange(_no_key(keys, name))
-    return [replace(key, ends_at=at, ended_by="revoked") for key in earlier]
+        raise NoSuchKey(_no_key(keys, name))
+    return Revoked(tuple(replace(key, ends_at=at, ended_by="revoked") for key in earlier))
 
 
 def settings_of(key: StoredKey) -> KeyConfig:
@@ -88,6 +132,25 @@ def settings_of(key: StoredKey) -> KeyConfig:
         return _settings.decode(key.settings)
     except msgspec.MsgspecError as error:
         raise CannotChange(f"name: '{key.name}' has settings that this version does not know: {error}") from None
+
+
+def described(key: StoredKey, at: float) -> dict[str, Any]:
+    """A key as people and programs read it: its settings, but for those that it does not have, and how it stands."""
+    return {
+        "name": key.name,
+        "key": f"{key.shown}…",
+        "owner": owner_in(settings := settings_of(key)),
+        "state": state_of(key, at),
+        "created_at": key.created_at,
+        "ends_at": key.ends_at,
+        **given_in(settings),
+    }
+
+
+def given_in(settings: KeyConfig) -> dict[str, Any]:
+    """What a key may do: its settings, but for those that have their default."""
+    given = msgspec.to_builtins(settings)
+    return {name: value for name, value in given.items() if name not in NOT_GIVEN and value != DEFAULTS[name]}
 
 
 def state_of(key: StoredKey, at: float) -> str:

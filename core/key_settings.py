@@ -43,19 +43,23 @@ class OwnerConfig(LimitsConfig, frozen=True, forbid_unknown_fields=True, kw_only
     name: str
 
 
-class KeyConfig(LimitsConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`keys[]`: one key. `owner`: whose everything is that it makes; empty: its own, of an admin that of all admins."""
+class NamedKey(LimitsConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a key may do. `owner`: whose everything is that it makes; empty: its own, of an admin that of all admins."""
 
     name: str
-    # One of the two.
-    key: str = ""
-    sha256: str = ""
     owner: str = ""
     admin: bool = False
     models: tuple[str, ...] = EVERY_MODEL
     priority: int = 0
     # A day, until whose end (UTC) it is valid, or a time.
     expires: str = ""
+
+
+class KeyConfig(NamedKey, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`keys[]`: one key of the settings, itself or as its SHA-256."""
+
+    key: str = ""
+    sha256: str = ""
 
 
 def check_keys(keys: Sequence[KeyConfig], owners: Sequence[OwnerConfig], api_key: str) -> None:

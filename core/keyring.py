@@ -20,6 +20,7 @@ from hashlib import sha256
 import msgspec
 
 from core.config import Config, ConfigError
+from core.key_changes import KeyStore
 from core.key_settings import KeyConfig, digest_in, digest_of, expiry, limits_of, owner_in
 from core.keys import UNLIMITED, Ending, Limits, Principal, StoredKey
 
@@ -79,6 +80,16 @@ class Keyring:
             self.seen = max(self.seen, key.change)
         if changed:
             self._gather()
+
+    async def take_changes(self, store: KeyStore) -> None:
+        """Takes the keys of the database that have changed since the last time."""
+        if not (changed := await store.list_keys(self.seen)):
+            return
+        self.take_stored(changed)
+        try:
+            self.check_names(self._config)
+        except ConfigError as error:
+            log.error("%s", error)
 
     def find(self, given: bytes) -> Principal | None:
         """Whom a key stands for; None for one that is unknown, revoked or expired."""

@@ -61,7 +61,7 @@ async def keep_keys(state: AppState) -> None:
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         try:
-            await take_keys(state)
+            await state.keys.take_changes(state.db)
         except Exception as error:
             # Those that are known stay.
             if (why := repr(error)) != failure:
@@ -69,18 +69,6 @@ async def keep_keys(state: AppState) -> None:
                 failure = why
         else:
             failure = ""
-
-
-async def take_keys(state: AppState) -> None:
-    """Takes the keys of the database that have changed since the last time."""
-    changed = await state.db.list_keys(state.keys.seen)
-    if not changed:
-        return
-    state.keys.take_stored(changed)
-    try:
-        state.keys.check_names(state.config)
-    except ConfigError as error:
-        log.error("%s", error)
 
 
 async def reload(state: AppState) -> None:

@@ -131,6 +131,22 @@ def _too_many_tools(max_tools: int, param: str) -> InvalidRequest:
 
 # How msgspec words it.
 UNKNOWN_KEY = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+MISSING_KEY = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+
+
+def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
+    """The error of a body that msgspec has refused, which names the parameter."""
+    problem, _, path = str(error).partition(" - at `$.")
+    # msgspec calls a value of an object `[...]`: what holds it is name enough.
+    param = path.rstrip("`").partition("[...]")[0] or None
+    if unknown := UNKNOWN_KEY.fullmatch(problem):
+        named = f"{param}.{unknown[1]}" if param else unknown[1]
+        return InvalidRequest(f"Unknown parameter: '{named}'.", param=named, code="unknown_parameter")
+    if param is None and (missing := MISSING_KEY.fullmatch(problem)):
+        return InvalidRequest(
+            f"Missing required parameter: '{missing[1]}'.", param=missing[1], code="missing_required_parameter"
+        )
+    return InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value")
 
 
 def check_request(body: Any) -> CreateParams:
@@ -140,13 +156,7 @@ def check_request(body: Any) -> CreateParams:
     try:
         params = msgspec.convert(body, CreateParams)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$.")
-        # msgspec calls a value of an object `[...]`: what holds it is name enough.
-        param = path.rstrip("`").partition("[...]")[0] or None
-        if unknown := UNKNOWN_KEY.fullmatch(problem):
-            named = f"{param}.{unknown[1]}"
-            raise InvalidRequest(f"Unknown parameter: '{named}'.", param=named, code="unknown_parameter") from None
-        raise InvalidRequest(f"Invalid value for '{param}': {problem}.", param=param, code="invalid_value") from None
+        raise invalid_field(error) from None
     if params.model is None and not params.prompt:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
     if params.input is None and params.previous_response_id is None and params.prompt is None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from core.keyring import Keyring
 from core.keys import StoredKey
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend
-from tests.keyed import with_secret
+from tests.keyed import key, keyed_router, with_secret
 from tests.test_command import assert_one_line, nomyo
 from tests.turns import URL, assert_error, create, eventually, turn
 
@@ -65,7 +66,7 @@ def test_a_key_is_valid_from_its_making_to_its_end_however_they_change(taken: li
                 ends |= {secret: (name, min(ends[secret][1], now + seconds)) for secret in valid}
                 changed, ends[made.secret] = made.changed, (name, float("inf"))
             elif step == "revoke":
-                changed = revoked(kept.values(), name, now)
+                changed = [*revoked(kept.values(), name, now).changed]
                 assert valid
                 ends |= dict.fromkeys(valid, (name, now))
             else:
@@ -223,6 +224,71 @@ def test_what_cannot_be_is_a_line_that_names_it(configured: dict[str, Any], tmp_
 @pytest.mark.parametrize("command", ["add", "list", "rotate", "revoke"])
 def test_each_command_has_help_with_an_example(command: str) -> None:
     assert f"./nomyo keys {command}" in nomyo("keys", command, "--help").stdout.partition("Example")[2]
+
+
+# ── /api/keys ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def administered(backend: FakeBackend) -> AsyncIterator[Running]:
+    async with keyed_router(backend, key("settled", models=["test*"])) as running:
+        yield running
+
+
+async def test_admins_make_list_replace_and_revoke_keys(administered: Running) -> None:
+    http = administered.http
+    made = (await http.post("/api/keys", json={"name": "ann", "rpm": 5, "models": ["test*"], "expires": "90d"})).json()
+    assert re.fullmatch(r"nk-[\w-]{43}", made["key"])
+    assert (made["owner"], made["state"], made["rpm"]) == ("ann", "valid", 5)
+    assert await answers(administered, made["key"], 200), "at once, where it was made"
+    listed = (await http.get("/api/keys")).json()["keys"]
+    assert made["key"] not in str(listed)
+    assert [(row["name"], row["place"], row.get("rpm")) for row in listed] == [
+        ("ann", "database", 5),
+        ("settled", "settings", None),
+    ]
+    after = (await http.post("/api/keys/ann/rotate", json={"grace": "1h"})).json()
+    assert after["ends_at"] == made["ends_at"]
+    for secret in (made["key"], after["key"]):
+        assert await answers(administered, secret, 200)
+    revoked = (await http.delete("/api/keys/ann")).json()["revoked"]
+    assert [row["state"] for row in revoked] == ["revoked", "revoked"]
+    for secret in (made["key"], after["key"]):
+        assert await answers(administered, secret, 401)
+    assert len((await http.get("/api/keys")).json()["keys"]) == 1
+    assert len((await http.get("/api/keys?all=true")).json()["keys"]) == 3
+
+
+BAD: tuple[tuple[Any, str | None], ...] = (
+    ({}, "name"),
+    ([], None),
+    ({"name": "a b"}, "name"),
+    ({"name": 5}, "name"),
+    ({"name": "settled"}, "name"),
+    ({"name": "there"}, "name"),
+    ({"name": "a", "key": "nk-1"}, "key"),
+    ({"name": "a", "rpm": 0}, "rpm"),
+    ({"name": "a", "rpm": "5"}, "rpm"),
+    ({"name": "a", "models": "x"}, "models"),
+    ({"name": "a", "models": [""]}, "models"),
+    ({"name": "a", "budget": "5"}, "budget"),
+    ({"name": "a", "expires": "soon"}, "expires"),
+    ({"name": "a", "expires": 5}, "expires"),
+    ({"name": "a", "owner": "\n"}, "owner"),
+)
+
+
+async def test_what_cannot_be_is_a_400_that_names_it(administered: Running) -> None:
+    http = administered.http
+    await http.post("/api/keys", json={"name": "there"})
+    for body, param in BAD:
+        assert_error(await http.post("/api/keys", json=body), 400, param=param)
+    for body, param in (({"grace": 5}, "grace"), ({"grace": "x"}, "grace"), ({"name": "x"}, "name"), ([], None)):
+        assert_error(await http.post("/api/keys/there/rotate", json=body), 400, param=param)
+    for name in ("absent", "settled"):
+        assert_error(await http.post(f"/api/keys/{name}/rotate"), 404, param="name")
+        assert_error(await http.delete(f"/api/keys/{name}"), 404, param="name")
+    assert len((await http.get("/api/keys")).json()["keys"]) == 2
 
 
 # ── while a router runs ──────────────────────────────────────────────────────────────────────────────────────────────
