@@ -9,7 +9,7 @@ Everything belongs to an owner, whom each verb is given: another's id is an id t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -166,7 +166,18 @@ class Store(Protocol):
     # ── for the service, over all owners ─────────────────────────────────────────────────────────────────────────────
 
     async def unfinished(self) -> list[UnfinishedResponse]:
-        """The responses that have not ended, in any process, in the order in which they were stored."""
+        """The responses that have not ended, in any process of this service, in the order in which they were stored;
+        and what processes of others have left that are dead."""
+        ...
+
+    async def claim(self, orphans: Sequence[UnfinishedResponse]) -> list[UnfinishedResponse]:
+        """Makes unfinished responses that no process works on this one's: gives those that no other process has claimed
+        since `unfinished` gave them, here. What the process still writes whose they were changes nothing."""
+        ...
+
+    def abandoned(self) -> AsyncIterator[None]:
+        """Gives one each time that processes of other services may have left something unfinished and died. Ends where
+        only one service at a time can have the database."""
         ...
 
     def running_ids(self) -> list[str]:

@@ -144,6 +144,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         await stack.enter_async_context(cluster.answering(app, Protocol))
         orphaned = asyncio.create_task(_inherit(state), name="orphans")
         stack.push_async_callback(_stopped, orphaned)
+        abandoned = asyncio.create_task(_inherit_abandoned(state), name="abandoned")
+        stack.push_async_callback(_stopped, abandoned)
         if config.database.retention_days:
             retention = asyncio.create_task(_keep_retention(state, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
@@ -167,6 +169,12 @@ async def _inherit(state: AppState) -> None:
             await asyncio.sleep(ORPHANS_AGAIN_S)
 
 
+async def _inherit_abandoned(state: AppState) -> None:
+    """The same of what other services have left that share the database, and nobody else does."""
+    async for _ in state.db.abandoned():
+        await _has_inherited(state)
+
+
 async def _has_inherited(state: AppState) -> bool:
     """Whether it could be done."""
     try:
@@ -185,7 +193,7 @@ async def _has_inherited(state: AppState) -> bool:
 
 async def _take_over(state: AppState, orphans: list[UnfinishedResponse]) -> None:
     """Has what only waited run again, and marks the rest as failed."""
-    interrupted = await api.background.run_again(state, orphans)
+    interrupted = await api.background.run_again(state, await state.db.claim(orphans))
     if interrupted and (failed := await state.db.fail_orphans(interrupted)):
         log.warning("%d responses were running when the router stopped: marked as failed", failed)
 

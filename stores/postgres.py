@@ -1,15 +1,15 @@
 """The store in PostgreSQL, which several replicas share.
 
     responses, response_items, response_events, settings    as in SQLite; see `migrations/postgres_0001_responses.py`
-    services                                                who has the database open, and when each was last heard of
+    processes                                               who has the database open, and when each was seen last
 
 One connection writes, a batch of turns in a transaction of few statements (`postgres_sql.py`); others read beside it.
-What a service leaves unfinished when it dies goes to the one that asks first (`unfinished`).
+What a process leaves unfinished when it dies goes to the one that claims it first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
@@ -30,7 +30,7 @@ from stores.postgres_database import LEASE_S, PostgresDatabase
 from stores.postgres_usage import LIST, ROLL_UP, SPENT, counting, spent, usage_row
 from stores.postgres_values import Parameter, decode_integer, decode_text, encode_text
 from stores.queued_store import ChainRow, ChangedRow, NewRow, QueuedStore
-from stores.rows import Event, Item, ItemPage, StoredResponse, UnfinishedResponse, ids_of, response_of
+from stores.rows import UNFINISHED, Event, Item, ItemPage, StoredResponse, UnfinishedResponse, ids_of, response_of
 from stores.warm_chains import Key
 from stores.writing import OUTAGE_S, Outage, Value, Write
 
@@ -47,6 +47,9 @@ class PostgresStore(QueuedStore):
         super().__init__(deletions)
         self._service = service or ""
         self._database = PostgresDatabase(url, settings or DatabaseConfig(), self.deletions, self._service)
+        # Unfinished responses as they were read: whose each was; and those that are this process's by a claim.
+        self._whose: dict[Key, str] = {}
+        self._claimed: set[Key] = set()
 
     async def open(self) -> None:
         await self._database.open()
@@ -64,13 +67,16 @@ class PostgresStore(QueuedStore):
     def _storing(self, row: NewRow) -> Write:
         values = (
             *(*row.key, row.previous, row.conversation, row.model, row.status, row.created_at),
-            *(self._service if row.request is not None or row.status in ("queued", "in_progress") else None,),
+            *(self._database.process if row.status in UNFINISHED else None,),
             *(_ids_of(row.input_items), _ids_of(row.output_items), row.input, row.output, row.response, row.request),
         )
         return sql.STORE, values
 
     def _updating(self, row: ChangedRow) -> Write:
-        return sql.UPDATE, _changed(row, self._service if row.is_own else None)
+        is_own = row.is_own or row.key in self._claimed
+        if row.status not in UNFINISHED:
+            self._claimed.discard(row.key)
+        return sql.UPDATE, _changed(row, self._database.process if is_own else None)
 
     def _failing(self, row: ChangedRow) -> Write:
         return sql.FAIL, _changed(row, None)
@@ -116,10 +122,22 @@ class PostgresStore(QueuedStore):
         return _stored(rows[0]) if rows else None
 
     async def unfinished(self) -> list[UnfinishedResponse]:
-        _, rows = await self._database.read(
-            Statement(sql.CLAIM, (self._service, LEASE_S)), Statement(sql.UNFINISHED_ROWS, (self._service,))
-        )
-        return [{**_stored(row), "request": row[-1]} for row in rows]
+        rows = await self._read(sql.UNFINISHED_ROWS, LEASE_S, self._service)
+        unfinished: list[UnfinishedResponse] = [{**_stored(row), "request": row[-2]} for row in rows]
+        self._whose = {_key(one): _text(row[-1]) for one, row in zip(unfinished, rows, strict=True)}
+        return unfinished
+
+    async def claim(self, orphans: Sequence[UnfinishedResponse]) -> list[UnfinishedResponse]:
+        keys = [key for one in orphans if (key := _key(one)) in self._whose]
+        values = ([owner for owner, _ in keys], [id_ for _, id_ in keys], [self._whose[key] for key in keys])
+        claimed = {
+            (_text(owner), _text(id_)) for owner, id_ in await self._read(sql.CLAIM, self._database.process, *values)
+        }
+        self._claimed |= claimed
+        return [one for one in orphans if _key(one) in claimed]
+
+    def abandoned(self) -> AsyncIterator[None]:
+        return self._database.abandoned()
 
     async def _exists(self, key: Key) -> bool:
         return bool(await self._read(sql.EXISTS, *key))
@@ -240,8 +258,8 @@ def _in_parts(rows: Iterable[tuple[Value, ...]], key: int) -> Iterator[list[tupl
     yield part
 
 
-def _changed(row: ChangedRow, service: str | None) -> tuple[Value, ...]:
-    return (*row.key, row.status, _ids_of(row.output_items), row.output, row.response, service)
+def _changed(row: ChangedRow, process: str | None) -> tuple[Value, ...]:
+    return (*row.key, row.status, _ids_of(row.output_items), row.output, row.response, process)
 
 
 def _ids_of(items: Sequence[Item]) -> str:
@@ -266,6 +284,10 @@ def _stored(row: ResultRow) -> StoredResponse:
         "input": decode_json(given or b""),
         "response": response_of(output, rest),
     }
+
+
+def _key(row: StoredResponse) -> Key:
+    return row["owner"], row["id"]
 
 
 def _text(value: bytes | None) -> str:

@@ -13,7 +13,7 @@ from stores.postgres_values import decode_float, decode_integer, decode_text
 from stores.rows import UNFINISHED
 
 # Tables and columns that no other database has: they follow from the rest, or matter while somebody serves.
-OF_ITS_OWN = frozenset({"nomyo_router", "services", "counters", "service", "input_ids", "output_ids"})
+OF_ITS_OWN = frozenset({"nomyo_router", "processes", "counters", "process", "input_ids", "output_ids"})
 INTEGERS = frozenset(
     {
         *("number", "created_at", "response", "at", "seconds", "requests", "errors", "input_tokens"),
@@ -66,7 +66,7 @@ def writing(table: Table, rows: Sequence[CopiedRow], ids_of: Callable[[Sequence[
         columns.append([ids_of(decode_json(value or b"[]")) for value in given["input"]])  # type: ignore[arg-type]
         columns.append([value and ids_of(decode_json(value)) for value in given["output"]])  # type: ignore[arg-type]
         columns.append(["" if status in UNFINISHED else None for status in given["status"]])
-        names += ["input_ids", "output_ids", "service"]
+        names += ["input_ids", "output_ids", "process"]
         statements.append(Statement(LAST_NUMBER))
     arrays = ", ".join(f"${number}::{_type(table, name)[0]}[]" for number, name in enumerate(names, 1))
     insert = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays})"

@@ -1,9 +1,9 @@
-"""The database behind the store in PostgreSQL, as a service has it open: connections to write and to read, and what it
+"""The database behind the store in PostgreSQL, as a process has it open: connections to write and to read, and what it
 hears of the others that share it.
 
     open ──▶ wait for the server ──▶ migrate ──▶ connections ──▶ seen every few seconds, until close
 
-A service that was not seen for `LEASE_S` is dead, and what it has left unfinished is anybody's.
+A process that was not seen for `LEASE_S` is dead, and what it has left unfinished is anybody's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import AsyncIterator
+from secrets import token_hex
 from urllib.parse import urlsplit
 
 import psycopg
@@ -33,6 +35,8 @@ log = logging.getLogger("nomyo.db")
 # A process that stands still for less is slow, and not dead.
 LEASE_S = 30
 SEEN_EVERY_S = 5.0
+# How often it is looked for what the dead have left.
+LOOK_FOR_ABANDONED_S = 5.0
 # How long a row that somebody else changes is waited for.
 LOCKED_S = 5.0
 # The channel of deletions, and how often it is looked for those that were not heard of.
@@ -50,7 +54,7 @@ HOPELESS = re.compile(
 
 
 class PostgresDatabase:
-    """The database at `url`, with the settings of `database`. `service` has it open; an empty one only looks."""
+    """The database at `url`, with other `settings`. `service` has it open; an empty one runs no turns."""
 
     def __init__(self, url: str, settings: DatabaseConfig, deletions: Deletions, service: str) -> None:
         self.name = name_of(url)
@@ -70,6 +74,7 @@ class PostgresDatabase:
             self._direct_url, self._limits, {DELETIONS: lambda payload: self._deleted.set()}
         )
         self._service = service
+        self.process = token_hex(8) if service else ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -80,16 +85,16 @@ class PostgresDatabase:
         except psycopg.Error as error:
             raise StartError(f"{self.name} cannot be used: {one_line(str(error))} (database.url)") from None
         if self._service:
-            await self._writer.run(Statement(sql.SEEN, (self._service,)))
+            await self._writer.run(Statement(sql.SEEN, (self.process, self._service)))
             self._deleted = asyncio.Event()
             self._listener.open()
             self._tasks = [
-                asyncio.create_task(self._stay_seen(), name="seen by other services"),
-                asyncio.create_task(self._watch_deletions(), name="deletions of other services"),
+                asyncio.create_task(self._stay_seen(), name="seen by other processes"),
+                asyncio.create_task(self._watch_deletions(), name="deletions of other processes"),
             ]
 
     async def close(self) -> None:
-        """What this service has left unfinished is anybody's from now on."""
+        """What this process has left unfinished is anybody's from now on."""
         await self._listener.close()
         for task in self._tasks:
             task.cancel()
@@ -97,7 +102,7 @@ class PostgresDatabase:
         if self._tasks:
             self._tasks = []
             with contextlib.suppress(Outage, psycopg.Error):
-                await self._writer.run(Statement(sql.FORGET_SERVICES, (self._service,)))
+                await self._writer.run(Statement(sql.FORGET, (self.process,)))
         self._writer.close()
         self._readers.close()
 
@@ -110,13 +115,21 @@ class PostgresDatabase:
         return await self._readers.run(*statements)
 
     def announcing_deletions(self, number: int) -> list[Write]:
-        """What the other services hear of a deletion by, as a part of it."""
+        """What the other processes hear of a deletion by, as a part of it."""
         return [(sql.COUNT_DELETIONS, (number,)), (sql.NOTIFY, (DELETIONS, ""))]
 
     def count_deletions(self, number: int) -> None:
         """Counts deletions of this one, which are committed."""
         self._own_deletions += number
         self._deletions.add(number)
+
+    async def abandoned(self) -> AsyncIterator[None]:
+        """Gives one each time that there is something unfinished that no process works on which was seen lately."""
+        while self._service:
+            await asyncio.sleep(LOOK_FOR_ABANDONED_S)
+            with contextlib.suppress(Outage):
+                if (await self.read(Statement(sql.IS_ABANDONED, (LEASE_S,))))[0]:
+                    yield
 
     async def _patiently(self) -> None:
         """Opens it, and waits for a server that is not there (yet)."""
@@ -157,7 +170,7 @@ class PostgresDatabase:
         while True:
             await asyncio.sleep(SEEN_EVERY_S)
             with contextlib.suppress(Outage):
-                await self._readers.run(Statement(sql.SEEN, (self._service,)))
+                await self._readers.run(Statement(sql.SEEN, (self.process, self._service)))
 
 
 def name_of(url: str) -> str:

@@ -8,39 +8,41 @@ from __future__ import annotations
 
 from stores.postgres_usage import COUNT
 
-STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation, model, status, created_at, service,
+STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation, model, status, created_at, process,
         input_ids, output_ids, input, output, response, request)
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[],
         $8::text[], $9::text[], $10::text[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[])
-    ON CONFLICT (owner, id) DO UPDATE SET status = excluded.status, service = excluded.service,
+    ON CONFLICT (owner, id) DO UPDATE SET status = excluded.status, process = excluded.process,
         output_ids = excluded.output_ids, output = excluded.output, response = excluded.response,
         request = excluded.request"""
 # Not an upsert: a response that was deleted while it ran stays deleted. What has ended will not run again, and is
-# nobody's. Whose turn it was given to another service has lost it.
+# nobody's. A process whose turn was given to another one has lost it.
 _UPDATE = """UPDATE responses r SET status = n.status, output_ids = n.output_ids, output = n.output,
         response = n.response,
         request = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.request END,
-        service = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.service END
+        process = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.process END
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::text[])
-        AS n (owner, id, status, output_ids, output, response, service)
+        AS n (owner, id, status, output_ids, output, response, process)
     WHERE r.owner = n.owner AND r.id = n.id"""
-UPDATE = f"{_UPDATE} AND (n.service IS NULL OR r.service = n.service)"
+UPDATE = f"{_UPDATE} AND (n.process IS NULL OR r.process = n.process)"
 # What has ended meanwhile was no orphan.
 FAIL = f"{_UPDATE} AND r.status IN ('queued', 'in_progress')"
 _STORED = """r.owner, r.id, r.previous_response_id, r.conversation, r.model, r.status, r.created_at, r.input, r.output,
     r.response"""
 GET = f"SELECT {_STORED} FROM responses r WHERE owner = $1::text AND id = $2::text"
 EXISTS = "SELECT 1 FROM responses WHERE owner = $1::text AND id = $2::text"
-# Each row is given once: whoever comes second waits for the first, and then it is no longer that service's.
-CLAIM = """WITH dead AS MATERIALIZED (
-        SELECT DISTINCT service FROM responses r
-        WHERE status IN ('queued', 'in_progress') AND service <> $1::text AND NOT EXISTS (
-            SELECT FROM services s WHERE s.name = r.service AND s.seen_at > now() - make_interval(secs => $2::bigint))
-    )
-    UPDATE responses r SET service = $1::text FROM dead
-    WHERE r.status IN ('queued', 'in_progress') AND r.service = dead.service"""
-UNFINISHED_ROWS = f"""SELECT {_STORED}, r.request FROM responses r
-    WHERE status IN ('queued', 'in_progress') AND service = $1::text ORDER BY number"""
+_IS_SEEN = "p.name = r.process AND p.seen_at > now() - make_interval(secs => $1::bigint)"
+# All but what processes of other services work on.
+UNFINISHED_ROWS = f"""SELECT {_STORED}, r.request, r.process FROM responses r
+    WHERE r.status IN ('queued', 'in_progress')
+    AND NOT EXISTS (SELECT FROM processes p WHERE {_IS_SEEN} AND p.service <> $2::text) ORDER BY r.number"""
+IS_ABANDONED = f"""SELECT 1 FROM responses r
+    WHERE r.status IN ('queued', 'in_progress') AND NOT EXISTS (SELECT FROM processes p WHERE {_IS_SEEN}) LIMIT 1"""
+# Each row is given once: whoever comes second waits for the first, and then it is no longer that process's.
+CLAIM = """UPDATE responses r SET process = $1::text
+    FROM unnest($2::text[], $3::text[], $4::text[]) AS n (owner, id, process)
+    WHERE r.owner = n.owner AND r.id = n.id AND r.process = n.process AND r.status IN ('queued', 'in_progress')
+    RETURNING r.owner, r.id"""
 # By the chain itself: youngest first.
 GET_HISTORY = """WITH RECURSIVE chain (depth, previous_response_id, status, input, output) AS (
         SELECT 0, previous_response_id, status, input, output FROM responses WHERE owner = $1::text AND id = $2::text
@@ -116,11 +118,11 @@ GET_SETTING = "SELECT value FROM settings WHERE name = $1::text"
 COUNT_DELETIONS = "UPDATE counters SET value = value + $1::bigint WHERE name = 'deletions'"
 GET_DELETIONS = "SELECT value FROM counters WHERE name = 'deletions'"
 NOTIFY = "SELECT pg_notify($1::text, $2::text)"
-SEEN = """INSERT INTO services (name, seen_at) VALUES ($1::text, now())
+SEEN = """INSERT INTO processes (name, service, seen_at) VALUES ($1::text, $2::text, now())
     ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"""
-OTHER_SERVICES = """SELECT count(*) FROM services
-    WHERE name <> $1::text AND seen_at > now() - make_interval(secs => $2::bigint)"""
-FORGET_SERVICES = "DELETE FROM services WHERE seen_at < now() - interval '1 day' OR name = $1::text"
+OTHER_SERVICES = """SELECT count(DISTINCT service) FROM processes
+    WHERE service <> $1::text AND seen_at > now() - make_interval(secs => $2::bigint)"""
+FORGET = "DELETE FROM processes WHERE seen_at < now() - interval '1 day' OR name = $1::text"
 
 KEYED = {STORE: 2, UPDATE: 2, FAIL: 2}
 # A response is stored before it is updated, so within a batch what is stored may go first; what all replicas add to

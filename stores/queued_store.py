@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -234,6 +234,13 @@ class QueuedStore(ABC):
 
     def running_ids(self) -> list[str]:
         return [response_id for _, response_id in self._running]
+
+    async def claim(self, orphans: Sequence[UnfinishedResponse]) -> list[UnfinishedResponse]:
+        return list(orphans)  # Of the one service that has the database, one process asks.
+
+    async def abandoned(self) -> AsyncIterator[None]:
+        return
+        yield
 
     async def fail_orphaned_responses(self) -> int:
         return await self.fail_orphans(await self.unfinished())

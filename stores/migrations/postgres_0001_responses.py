@@ -1,13 +1,13 @@
 """Version 1: what SQLite's version 4 has, and who has a response that has not ended.
 
     responses         a row a response. `number` is the order in which they were begun; `input_ids` and `output_ids` are
-                      JSON lists with the id of each item or null; `service` has it while it has not ended
+                      JSON lists with the id of each item or null; `process` is whose it is, until it has ended
     response_items    the responses that have an item, by its owner and id: it is the one of the lowest number
     response_events   the events of a background stream
     settings          what all routers on this database share
     usage             what was used, a row for each hour (or day), owner, key, model and endpoint
     api_keys          a row for each key that there ever was, by its SHA-256
-    services          the services that have it open, and when each was last heard of
+    processes         those that have it open, of which service each is, and when it was seen last
     counters          `deletions`: how many there were; `checks`: how often it was looked whether it can be written
 
 JSON is kept as bytes: `text` takes no NUL, and `jsonb` changes what it is given. Texts are compared by their bytes.
@@ -24,7 +24,7 @@ RESPONSES = """CREATE TABLE responses (
     model TEXT NOT NULL,
     status TEXT NOT NULL,
     created_at BIGINT NOT NULL,
-    service TEXT,
+    process TEXT,
     input_ids TEXT NOT NULL,
     output_ids TEXT,
     input BYTEA {compressed} NOT NULL,
@@ -74,7 +74,7 @@ OTHERS = (
         change BIGINT NOT NULL
     )""",
     "CREATE INDEX api_keys_change ON api_keys (change)",
-    "CREATE TABLE services (name TEXT PRIMARY KEY, seen_at TIMESTAMPTZ NOT NULL)",
+    "CREATE TABLE processes (name TEXT PRIMARY KEY, service TEXT NOT NULL, seen_at TIMESTAMPTZ NOT NULL)",
     "CREATE TABLE counters (name TEXT PRIMARY KEY, value BIGINT NOT NULL)",
     "INSERT INTO counters VALUES ('deletions', 0), ('checks', 0)",
     """CREATE INDEX responses_previous ON responses (owner, previous_response_id)

@@ -206,6 +206,7 @@ class PostgresServer:
         return [self._pid, *(child.pid for child in psutil.Process(self._pid).children())]
 
     def _signal_all(self, how: signal.Signals) -> None:
+        os.kill(self._pid, how)  # First: one that is stopped starts no more of them.
         for pid in self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)

@@ -279,7 +279,7 @@ async def test_what_the_url_leaves_open_is_taken_from_the_environment(
 
 def let_die(url: str, service: str) -> None:
     """As after a crash: nobody has heard of it for long."""
-    sql_of(url, f"UPDATE services SET seen_at = now() - interval '1 hour' WHERE name = '{service}'")
+    sql_of(url, f"UPDATE processes SET seen_at = now() - interval '1 hour' WHERE service = '{service}'")
 
 
 async def test_what_a_living_service_works_on_is_left_alone(opened: Opened) -> None:
@@ -296,7 +296,9 @@ async def test_what_a_dead_one_has_left_is_given_to_one_of_the_others(opened: Op
         dead.store_response(f"r{number}", **row("queued"), request=b"sealed")
     await dead.store_response("ended", **row())
     let_die(opened.url, "dead")
-    taken = await asyncio.gather(*(other.unfinished() for other in others))
+    seen = await asyncio.gather(*(other.unfinished() for other in others))
+    assert [len(rows) for rows in seen] == [50] * 4
+    taken = await asyncio.gather(*(other.claim(rows) for other, rows in zip(others, seen, strict=True)))
     ids = [response["id"] for rows in taken for response in rows]
     assert sorted(ids) == sorted(f"r{number}" for number in range(50))
     for rows in taken:
@@ -307,7 +309,10 @@ async def test_what_one_has_left_that_was_stopped_is_anybodys_at_once(opened: Op
     one, two = await opened("one"), await opened("two")
     await one.store_response("r", **row("queued"), request=b"sealed")
     await one.close()
-    assert [response["id"] for response in await two.unfinished()] == ["r"]
+    (left,) = await two.unfinished()
+    assert left["id"] == "r"
+    assert await two.claim([left]) == [left]
+    assert await two.claim([left]) == [], "it is no longer the other's"
 
 
 async def test_one_that_was_given_up_and_goes_on_changes_nothing_any_more(opened: Opened) -> None:
@@ -320,12 +325,44 @@ async def test_one_that_was_given_up_and_goes_on_changes_nothing_any_more(opened
     assert (await other.get_response("r"))["status"] == "failed"
 
 
+async def test_a_turn_that_was_claimed_is_its_new_processs(opened: Opened) -> None:
+    slow, other = await opened("slow"), await opened("other")
+    await slow.store_response("r", **row("queued"), request=b"sealed")
+    let_die(opened.url, "slow")
+    assert len(await other.claim(await other.unfinished())) == 1
+    await slow.update_response("r", {"status": "failed", "output": []})
+    await other.update_response("r", {"status": "in_progress", "output": []})
+    await other.update_response("r", {"status": "completed", "output": []})
+    assert (await other.get_response("r"))["status"] == "completed"
+    await slow.update_response("r", {"status": "failed", "output": []})
+    await other.close()
+
+
+async def test_what_is_abandoned_is_noticed(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores.postgres_database, "LOOK_FOR_ABANDONED_S", 0.01)
+    one, two = await opened("one"), await opened("two")
+    noticed = 0
+
+    async def notice() -> None:
+        nonlocal noticed
+        async for _ in two.abandoned():
+            noticed += 1
+
+    noticing = asyncio.create_task(notice())
+    await one.store_response("r", **row("queued"))
+    await asyncio.sleep(0.1)
+    assert not noticed
+    let_die(opened.url, "one")
+    await eventually(lambda: bool(noticed), "it is noticed")
+    noticing.cancel()
+
+
 async def test_one_that_works_is_seen_again_and_again(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores.postgres_database, "SEEN_EVERY_S", 0.02)
     await opened("one")
     let_die(opened.url, "one")
     await eventually(
-        lambda: bool(sql_of(opened.url, "SELECT 1 FROM services WHERE seen_at > now() - interval '1 minute'")),
+        lambda: bool(sql_of(opened.url, "SELECT 1 FROM processes WHERE seen_at > now() - interval '1 minute'")),
         "it is seen",
     )
 
@@ -399,8 +436,9 @@ INDEXED = {
     "UPDATE": ([""], ["r1"], ["completed"], ["[]"], [b"[]"], [b"{}"], [None]),
     "STORE_ITEM": ([""], ["r1"], ["i1_1"]),
     "DELETE": ([""], ["r1"]),
-    "UNFINISHED_ROWS": ("service",),
-    "CLAIM": ("service", 30),
+    "UNFINISHED_ROWS": (30, "service"),
+    "IS_ABANDONED": (30,),
+    "CLAIM": ("process", [""], ["r1"], ["dead"]),
 }
 
 
