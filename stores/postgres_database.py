@@ -82,7 +82,7 @@ class PostgresDatabase:
         conninfo_of(self._url), conninfo_of(self._direct_url)
         try:
             await self._patiently()
-        except psycopg.Error as error:
+        except (psycopg.Error, Outage) as error:
             raise StartError(f"{self.name} cannot be used: {one_line(str(error))} (database.url)") from None
         if self._service:
             await self._writer.run(Statement(sql.SEEN, (self.process, self._service)))
@@ -139,7 +139,7 @@ class PostgresDatabase:
                 await migrate(self._connected, self.name)
                 await self._writer.run()
                 return
-            except psycopg.OperationalError as error:
+            except (psycopg.OperationalError, Outage) as error:
                 if HOPELESS.search(str(error)) or time.monotonic() > give_up_at:
                     raise
                 log.warning("%s is not there: %s; trying again", self.name, one_line(str(error)))

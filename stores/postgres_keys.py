@@ -13,10 +13,12 @@ COLUMNS = "digest, name, shown, settings, created_at, ends_at, ended_by, change"
 LIST = f"SELECT {COLUMNS} FROM api_keys WHERE change > $1::bigint ORDER BY change, created_at, name"
 # One at a time changes keys: any number that no other lock has.
 LOCK = Statement(f"SELECT pg_advisory_xact_lock({0x6E6F6D796F + 1})")
+_LAST = "(SELECT COALESCE(max(change), 0) FROM api_keys)"
+PUT_NONE = f"SELECT 1 WHERE {_LAST} = $1::bigint"
 PUT = f"""INSERT INTO api_keys ({COLUMNS})
     SELECT n.*, $8::bigint + 1 FROM unnest($1::bytea[], $2::text[], $3::text[], $4::bytea[], $5::bigint[], $6::float8[],
         $7::text[]) AS n
-    WHERE (SELECT COALESCE(max(change), 0) FROM api_keys) = $8::bigint
+    WHERE {_LAST} = $8::bigint
     ON CONFLICT (digest) DO UPDATE SET name = excluded.name, shown = excluded.shown, settings = excluded.settings,
         created_at = excluded.created_at, ends_at = excluded.ends_at, ended_by = excluded.ended_by,
         change = excluded.change
@@ -41,5 +43,7 @@ def stored_key(row: ResultRow) -> StoredKey:
 
 def putting(keys: Sequence[StoredKey], after: int) -> list[Statement]:
     """Puts keys, if the last change of all is `after`: the last statement has a row then."""
+    if not keys:
+        return [LOCK, Statement(PUT_NONE, (after,))]
     rows = [(key.digest, key.name, key.shown, key.settings, key.created_at, key.ends_at, key.ended_by) for key in keys]
     return [LOCK, Statement(PUT, [*zip(*rows, strict=True), after])]

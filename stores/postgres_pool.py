@@ -27,37 +27,53 @@ from stores.writing import Outage
 
 # After an attempt that failed, the next one is made so much later: twice as much each time.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
+# So long nobody hears that a server is away.
+RESTART_S = 1.0
 # How often statements go again that stood in the way of others.
 ATTEMPTS = 5
 
 
 class Reach:
-    """Whether a server takes connections: how the last attempt failed, and when the next one is due. For all pools of
+    """Whether a server takes connections: since when it has not, and when the next attempt is due. For all pools of
     one."""
 
     def __init__(self) -> None:
         self._failure: str | None = None
+        self._failed_at = 0.0
         self._wait_s = FIRST_WAIT_S
         self._due_at = 0.0
         self._attempts = 0
 
-    async def attempt(self, url: str, name: str, limits: StatementLimits) -> PostgresConnection:
-        """A new connection. Raises `Outage`: at once, where the last attempt has failed and none is due."""
-        if self._failure is not None and (self._attempts or time.monotonic() < self._due_at):
-            raise Outage(self._failure)
+    async def connect(self, url: str, name: str, limits: StatementLimits) -> PostgresConnection:
+        """A new connection. A server that has gone away is waited for, for as long as a restart takes; after that it
+        raises `Outage` at once, where no attempt is due."""
+        while True:
+            if self._failure is not None and (self._attempts or time.monotonic() < self._due_at):
+                if time.monotonic() - self._failed_at > RESTART_S:
+                    raise Outage(self._failure)
+                await asyncio.sleep(FIRST_WAIT_S / 4)
+                continue
+            try:
+                return await self._attempt(url, limits)
+            except (psycopg.Error, OSError, ConnectionLost) as error:
+                self._fail(str(outage_of(name, error)))
+
+    async def _attempt(self, url: str, limits: StatementLimits) -> PostgresConnection:
         self._attempts += 1
         try:
             connection = await PostgresConnection.open(url, limits)
-        except (psycopg.Error, OSError, ConnectionLost) as error:
-            outage = outage_of(name, error)
-            self._failure = str(outage)
-            self._due_at = time.monotonic() + self._wait_s
-            self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
-            raise outage from None
         finally:
             self._attempts -= 1
         self._failure, self._wait_s = None, FIRST_WAIT_S
         return connection
+
+    def _fail(self, failure: str) -> None:
+        now = time.monotonic()
+        if self._failure is None:
+            self._failed_at = now
+        self._failure = failure
+        self._due_at = now + self._wait_s
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
 
 class PostgresPool:
@@ -127,7 +143,7 @@ class PostgresPool:
     async def _connected(self) -> PostgresConnection:
         self._connecting += 1
         try:
-            connection = await self._reach.attempt(self._url, self._name, self._limits)
+            connection = await self._reach.connect(self._url, self._name, self._limits)
         finally:
             self._connecting -= 1
             self._wake()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -20,16 +19,18 @@ from db import Store, make_store
 from stores import postgres_sql
 from stores.migrations import NewerDatabase
 from stores.postgres import statements_of
-from tests.engines.postgres import PostgresServer
+from tests.engines.pooler import Pooler
+from tests.engines.postgres import PostgresServer, free_port
 from tests.stores.rows import item, row, said
 from tests.turns import eventually, soon
 
 
 @pytest.fixture
-def url(postgres: PostgresServer) -> Iterator[str]:
+async def url(stack: AsyncExitStack, postgres: PostgresServer) -> str:
+    """An empty database. It is given back when all is closed that a test has on its stack."""
     url = postgres.new_database()
-    yield url
-    postgres.give_back(url)
+    stack.callback(postgres.give_back, url)
+    return url
 
 
 class Opened:
@@ -212,8 +213,6 @@ async def test_a_start_that_fails_is_one_line_without_a_password(
     url: str, words: str, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores.postgres_database, "PATIENCE_S", 0)
-    from tests.engines.postgres import free_port
-
     with pytest.raises(StartError) as raised:
         await make_store(url.format(port=postgres.port, free=free_port())).open()
     line = str(raised.value)
@@ -460,3 +459,43 @@ async def test_no_verb_looks_at_all_rows(opened: Opened) -> None:
         plan = await store._read(f"EXPLAIN {getattr(postgres_sql, name)}", *values)
         lines = [line[0].decode() for line in plan]
         assert not [line for line in lines if "Seq Scan on response" in line], "\n".join([name, *lines])
+
+
+# ── behind a pooler ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+async def test_behind_a_pooler_of_transactions_all_goes_its_way(
+    stack: AsyncExitStack, url: str, postgres: PostgresServer, is_direct: bool
+) -> None:
+    pooler = await stack.enter_async_context(Pooler.before(postgres.port, url.rpartition("/")[2]))
+    pooled = Opened(stack, f"postgresql://postgres@127.0.0.1:{pooler.port}/pooled")
+    settings = {"direct_url": url} if is_direct else {}
+    one, two = [await pooled(service, **settings) for service in ("one", "two")]
+    for number in range(20):
+        after = f"r{number - 1}" if number else None
+        await (one if number % 2 else two).store_response(f"r{number}", **said(f"text {number}", after=after))
+    assert len((await one.get_history("r19")).items) == 40
+    await asyncio.gather(*(store.store_response(f"s{n}", **row()) for n in range(20) for store in (one, two)))
+    assert await one.put_keys([], 0)
+    assert not await one.put_keys([], 1)
+    assert min(pooler.transactions) > 5, "each session had its turn"
+    await one.delete_response("r19")
+
+    async def is_gone() -> bool:
+        return (await two.get_history("r19")).missing == "r19"
+
+    await eventually(is_gone, "it is gone")
+
+
+async def test_behind_a_pooler_a_statement_may_take_no_longer(
+    stack: AsyncExitStack, url: str, postgres: PostgresServer
+) -> None:
+    pooler = await stack.enter_async_context(Pooler.before(postgres.port, url.rpartition("/")[2]))
+    pooled = Opened(stack, f"postgresql://postgres@127.0.0.1:{pooler.port}/pooled")
+    store = await pooled(direct_url=url, timeout_s=0.2)
+    with pytest.raises(ServerError, match="cannot be read") as raised:
+        await store._read("SELECT pg_sleep(60)")
+    assert "statement timeout" in str(raised.value.__cause__)
+    assert (await store._read("SHOW statement_timeout"))[0] == [b"200ms"]
+    assert sql_of(url, "SHOW statement_timeout") == [("0",)]

@@ -1,0 +1,192 @@
+"""The whole router on PostgreSQL: what clients see, also while the server is away, and when other routers share it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import psycopg
+import pytest
+
+import stores.postgres_database
+from tests.conftest import Running, running_router
+from tests.engines.postgres import PostgresServer
+from tests.fake_backend import FakeBackend, chat, stall
+from tests.turns import (
+    URL,
+    assert_error,
+    create,
+    ended,
+    eventually,
+    has_status,
+    open_stream,
+    rejoin,
+    retrieve,
+    text_of,
+    turn,
+)
+
+
+@pytest.fixture
+async def url(stack: AsyncExitStack, postgres: PostgresServer) -> str:
+    """An empty database. It is given back when all is closed that a test has on its stack."""
+    url = postgres.new_database()
+    stack.callback(postgres.give_back, url)
+    return url
+
+
+async def on(stack: AsyncExitStack, backend: FakeBackend, url: str, **settings: Any) -> Running:
+    """A router whose store is at `url`."""
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
+    return await stack.enter_async_context(running_router(endpoints=endpoints, database={"url": url}, **settings))
+
+
+async def test_responses_are_created_continued_read_and_deleted(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    here = await on(stack, backend, url)
+    first = await create(here.http, input="One.")
+    second = await create(here.http, input="Two.", previous_response_id=first["id"])
+    assert [message["content"] for message in backend.requests[-1].json["messages"] if message["role"] == "user"] == [
+        "One.",
+        "Two.",
+    ]
+    assert await retrieve(here.http, second["id"]) == second
+    items = (await here.http.get(f"{URL}/{second['id']}/input_items", params={"order": "asc"})).json()["data"]
+    assert [item["role"] for item in items] == ["user", "assistant", "user"]
+    assert (await here.http.delete(f"{URL}/{first['id']}")).status_code == 200
+    assert_error(await here.http.get(f"{URL}/{first['id']}"), 404)
+    refused = await here.http.post(URL, json=turn(previous_response_id=second["id"]))
+    assert_error(refused, 400, param="previous_response_id")
+
+
+async def test_background_turns_and_their_streams_are_kept(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    here = await on(stack, backend, url)
+    async with open_stream(here.http, background=True) as events:
+        seen = await events.rest()
+    response_id = seen[0]["response"]["id"]
+    assert await rejoin(here.http, response_id) == seen
+    other = await on(stack, backend, url)
+    assert await rejoin(other.http, response_id, 2) == seen[3:]
+    assert (await ended(other.http, (await create(here.http, background=True))["id"]))["status"] == "completed"
+
+
+async def test_any_router_on_the_database_goes_on_from_any_response(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    here, there = await on(stack, backend, url), await on(stack, backend, url)
+    first = await create(here.http, input="One.")
+    second = await create(there.http, input="Two.", previous_response_id=first["id"])
+    third = await create(here.http, input="Three.", previous_response_id=second["id"])
+    assert await retrieve(there.http, third["id"]) == third
+    assert len(backend.requests[-1].json["messages"]) == 5
+    assert (await there.http.delete(f"{URL}/{second['id']}")).status_code == 200
+
+    async def is_missed() -> bool:
+        return (await here.http.post(URL, json=turn(previous_response_id=third["id"]))).status_code == 400
+
+    await eventually(is_missed, "what another router has deleted is in no memory of this one")
+
+
+# ── a server that is away ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+async def test_while_it_is_away_stored_turns_are_refused_and_others_go_on(
+    stack: AsyncExitStack, backend: FakeBackend, own_postgres: PostgresServer, end: str
+) -> None:
+    here = await on(stack, backend, own_postgres.url())
+    before = await create(here.http)
+    getattr(own_postgres, end)()
+    refused = await here.http.post(URL, json=turn())
+    assert_error(refused, 503, code="storage_error")
+    assert refused.headers["retry-after"]
+    assert text_of(await create(here.http, store=False))
+    for answer in (
+        await here.http.get(f"{URL}/{before['id']}"),
+        await here.http.post(URL, json=turn(previous_response_id="resp_unknown")),
+    ):
+        assert_error(answer, 503, code="storage_error")
+        assert answer.headers["retry-after"]
+    health = await here.http.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "storage_error")
+    assert here.in_flight() == 0
+    own_postgres.start()
+
+    async def is_stored() -> bool:
+        return (await here.http.post(URL, json=turn())).status_code == 200
+
+    await eventually(is_stored, "turns are stored again")
+    assert await retrieve(here.http, before["id"]) == before
+
+
+async def test_a_background_turn_outlives_a_server_that_is_killed_in_its_middle(
+    stack: AsyncExitStack, backend: FakeBackend, own_postgres: PostgresServer
+) -> None:
+    backend.default = stall()
+    here = await on(stack, backend, own_postgres.url())
+    running = (await create(here.http, background=True))["id"]
+    await backend.wait_for(lambda b: b.in_flight == 1)
+    await has_status(here.http, running, "in_progress")
+    own_postgres.kill()
+    own_postgres.start()
+    assert (await here.http.post(f"{URL}/{running}/cancel")).json()["status"] == "cancelled"
+    assert (await retrieve(here.http, running))["status"] == "cancelled"
+
+
+async def test_what_was_answered_as_stored_is_there_after_a_crash_of_the_server(
+    stack: AsyncExitStack, backend: FakeBackend, own_postgres: PostgresServer
+) -> None:
+    here = await on(stack, backend, own_postgres.url())
+    answered: list[str] = []
+
+    async def ask() -> None:
+        for _ in range(20):
+            answer = await here.http.post(URL, json=turn())
+            assert answer.status_code in (200, 503), answer.text
+            if answer.status_code == 200:
+                answered.append(answer.json()["id"])
+
+    asking = [asyncio.create_task(ask()) for _ in range(8)]
+    await eventually(lambda: len(answered) > 20, "some are answered")
+    own_postgres.kill()
+    own_postgres.start()
+    await asyncio.gather(*asking)
+
+    async def is_back() -> bool:
+        return (await here.http.get(f"{URL}/{answered[0]}")).status_code == 200
+
+    await eventually(is_back, "it can be read again")
+    for response_id in answered:
+        assert (await retrieve(here.http, response_id))["status"] == "completed"
+
+
+# ── a router that dies ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_a_dead_router_left_is_taken_over_once(
+    stack: AsyncExitStack, backend: FakeBackend, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.postgres_database, "LOOK_FOR_ABANDONED_S", 0.02)
+    backend.default = stall()
+    dead = await on(stack, backend, url, background={"max_concurrent": 1, "drain_s": 0})
+    others = [await on(stack, backend, url) for _ in range(2)]
+    running = (await create(dead.http, background=True))["id"]
+    await backend.wait_for(lambda b: b.in_flight == 1)
+    waiting = [(await create(dead.http, background=True))["id"] for _ in range(4)]
+    await has_status(dead.http, running, "in_progress")
+    backend.default = chat("done")
+    with psycopg.connect(url, autocommit=True) as connection:
+        # As if it had been killed long ago.
+        dead.app.state.db._database._tasks[0].cancel()
+        connection.execute(
+            "UPDATE processes SET seen_at = 'epoch' WHERE name = %s", [dead.app.state.db._database.process]
+        )
+    (failed,) = [await has_status(others[0].http, running, "failed")]
+    assert failed["error"]["code"] == "server_error"
+    for response_id in waiting:
+        assert (await has_status(others[1].http, response_id, "completed"))["status"] == "completed"
+    assert sum(request.method == "POST" for request in backend.requests) == 1 + len(waiting), "each ran once"
