@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo serve test test-all clients servers fuzz fuzz-setup contract bench hold opcodes gateways lint format clean
+.PHONY: help setup demo cluster serve test test-all clients servers fuzz fuzz-setup contract bench hold opcodes gateways lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ setup: $(SYNCED) ## install everything into .venv, as uv.lock says
 
 demo: $(SYNCED) ## a real model behind the router, and a client that talks to it (ONCE=1: do not stay up)
 	@$(VENV_PYTHON) -u -m demo.demo $(if $(ONCE),--once)
+
+cluster: $(SYNCED) ## three replicas, PostgreSQL, Valkey, nginx and a real model (ONCE=1: show what they do, and end)
+	@$(VENV_PYTHON) -u -m demo.cluster $(if $(ONCE),--once)
 
 serve: $(SYNCED) ## the router, as config.yaml says (HOST=127.0.0.1 PORT=12434)
 	@$(VENV_PYTHON) serve.py --host $(HOST) --port $(PORT) $(ARGS)

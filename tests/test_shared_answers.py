@@ -51,14 +51,15 @@ from tests.turns import (
 )
 
 Json = dict[str, Any]
-CACHES = ["memory", "sqlite"]
+CACHES = ["memory", "sqlite", "valkey"]
 
 
 @pytest.fixture(params=CACHES)
 async def router(backend: FakeBackend, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
     """In front of a server that takes one request at a time, with each cache."""
     endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 1}
-    cache = {"backend": request.param, **({"path": f"{tmp_path}/cache.db"} if request.param == "sqlite" else {})}
+    url = request.getfixturevalue("valkey").url if request.param == "valkey" else ""
+    cache = {"backend": request.param, "path": f"{tmp_path}/cache.db", "url": url}
     async with running_router(endpoints=[endpoint], cache=cache) as running:
         yield running
         assert len(running.app.state.flights) == 0
