@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -116,10 +116,17 @@ class Endpoint:
         if allowed is None:
             return self.models
         if (models := self._allowed.get(allowed)) is None:
-            used = {there for name, there in self.models.items() if any(fnmatchcase(name, one) for one in allowed)}
+            used = {there for name, there in self._named() if any(fnmatchcase(name, one) for one in allowed)}
             used |= {there for one in allowed if (there := self.name_of(one))}  # `llama3` is `llama3:latest`.
             models = self._allowed[allowed] = {name: there for name, there in self.models.items() if there in used}
         return models
+
+    def _named(self) -> Iterator[tuple[str, str]]:
+        """Every name of each of its models, and the model."""
+        yield from self.models.items()
+        for there, facts in self.facts.items():
+            yield there, there
+            yield from ((alias, there) for alias in facts.aliases)
 
     def reason(self) -> str:
         """Why it serves nothing, and what can be done about it."""

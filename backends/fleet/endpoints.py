@@ -184,12 +184,12 @@ class Endpoints(dict[str, Endpoint]):
             serving = [
                 (endpoint, name)
                 for endpoint in self.values()
-                if not endpoint.leaving
-                and (name := endpoint.name_of(model))
-                and (allowed is None or name in endpoint.models_of(allowed).values())
+                if not endpoint.leaving and (name := endpoint.name_of(model))
             ]
             if not serving and model.startswith("openai/"):
                 return self.serving(model.removeprefix("openai/"), allowed)
+            if allowed is not None:
+                serving = [slot for slot in serving if slot[1] in slot[0].models_of(allowed).values()]
             if (
                 serving and len(model) <= LONGEST_NAME
             ):  # A name that nobody serves is a client's own text: not to be remembered.
