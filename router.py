@@ -25,6 +25,7 @@ import api.admin.cache
 import api.admin.endpoints
 import api.admin.keys
 import api.admin.metrics
+import api.admin.usage
 import api.background
 import api.compact
 import api.docs
@@ -48,6 +49,7 @@ from cache import make_cache
 from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
+from core.budgets import Budgets
 from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
 from core.extras import need
 from core.files import raise_file_limit
@@ -59,6 +61,7 @@ from core.state import AppState
 from core.stopping import Stopping
 from core.tasks import TaskRunner
 from core.telemetry import Telemetry
+from core.usage import DAY_S, UsageLog
 from db import INTERRUPTED, UnfinishedResponse, make_store
 
 log = logging.getLogger("nomyo")
@@ -67,6 +70,8 @@ turns = logging.getLogger("nomyo.turns")
 MB = 1024 * 1024
 RETENTION_EVERY_S = 3600.0
 ORPHANS_AGAIN_S = 2.0
+# So long what was used is known by the hour.
+HOURS_OF_USAGE_S = 30 * 86_400
 # The front doors: what answers, and what FastAPI describes.
 DOORS = (
     api.responses.routes,
@@ -83,6 +88,7 @@ DOORS = (
     api.admin.metrics.routes,
     api.admin.cache.routes,
     api.admin.keys.routes,
+    api.admin.usage.routes,
 )
 
 
@@ -100,6 +106,8 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.keys = Keyring(config)
     state.flights = Flights()
     state.telemetry = Telemetry()
+    state.usage = UsageLog(state.db)
+    state.budgets = Budgets(state.db, state.usage)
     state.pool = Pool(config, state.cluster, state.telemetry)
     return Application(state, DOORS, lifespan)
 
@@ -117,6 +125,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         async with cluster.starting() as is_first:  # One after the other makes what the database lacks.
             await state.db.open()
             stack.push_async_callback(state.db.close)
+            state.usage.open()
+            stack.push_async_callback(state.usage.close)
             # What is unfinished now is nobody's.
             orphans = await state.db.unfinished() if is_first else []
         state.sealer = Sealer(config.secret_key or await state.db.get_setting("secret_key", token_hex(32)))
@@ -156,6 +166,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
             raise_file_limit()
             reloading = asyncio.create_task(keep_config(state), name="settings")
             stack.push_async_callback(_stopped, reloading)
+        rolling_up = asyncio.create_task(_roll_up_usage(state), name="usage by day")
+        stack.push_async_callback(_stopped, rolling_up)
         yield {CONNECTIONS: Connections(state)}
 
 
@@ -228,6 +240,16 @@ async def _keep_retention(state: AppState, days: float) -> None:
         except Exception:
             log.exception("deleting old responses failed; trying again in an hour")
         await asyncio.sleep(RETENTION_EVERY_S)
+
+
+async def _roll_up_usage(state: AppState) -> None:
+    while True:
+        await asyncio.sleep(RETENTION_EVERY_S)
+        try:
+            if state.cluster.leads:
+                await state.db.roll_up_usage((int(time.time()) - HOURS_OF_USAGE_S) // DAY_S * DAY_S)
+        except Exception:
+            log.exception("usage could not be added up by day; trying again in an hour")
 
 
 async def _stopped(task: asyncio.Task[None]) -> None:

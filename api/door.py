@@ -25,7 +25,8 @@ from requests.emission import EMIT_EVENTS, EMIT_NOTHING
 from requests.events import ResponseBuilder
 from requests.members import with_model
 from requests.open_items import Event
-from requests.passing import PassedThrough, Used
+from requests.passing import PassedThrough
+from requests.usage import Tokens
 
 Asked = TypeVar("Asked")
 
@@ -60,7 +61,7 @@ class Door(NamedTuple, Generic[Asked]):
     encode: Callable[[Asked, str], Encoder]
     error: Callable[[APIError, str], APIError]
     headers: Callable[[Asked], dict[str, str]]
-    used: Callable[[PassedThrough], Used | None]
+    used: Callable[[PassedThrough], Tokens | None]
 
 
 async def answer_at(door: Door[Asked], request: Request, asked: Asked, given: Json, body: bytes) -> Response:
@@ -124,7 +125,7 @@ class PassesOn(NamedTuple):
     turn: Turn
     reply: Encoded
     body: bytes
-    used: Callable[[PassedThrough], Used | None]
+    used: Callable[[PassedThrough], Tokens | None]
 
     async def answer(self, attempt: Attempt) -> None:
         """Passes it on as it comes, to its end."""
@@ -138,9 +139,9 @@ class PassesOn(NamedTuple):
             await Relay(stream.answer, feed, reply).run()
         finally:
             attempt.begun = feed.begun
-            if not feed.begun:  # Somebody else may answer.
+            if feed.begun:
+                used = self.used(feed)
+                turn.passed = used or feed.estimated(self.body, stream.content_type), used is None
+            else:  # Somebody else may answer.
                 reply.passed, reply.content_type = None, reply.usual_type
         turn.is_passed_on = True
-        if used := self.used(feed):
-            model = state.pool.endpoints.counted_name(asked, turn.routing.model)
-            state.telemetry.count_tokens(model, used.prompt_tokens, used.completion_tokens)

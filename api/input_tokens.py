@@ -16,7 +16,8 @@ from api.responses import at_this_door
 from api.turns.backend import Backend
 from api.turns.chat_request import with_files
 from api.turns.native_answer import native_params
-from api.turns.turn import TurnRequest, begin_turn
+from api.turns.tally import is_limited
+from api.turns.turn import TurnRequest, admit_turn, begin_turn, settle_turn
 from backends.fleet.counting import counted
 from backends.fleet.failover import Attempts
 from backends.fleet.pool import keep_usage, look_up_endpoint
@@ -42,7 +43,10 @@ async def count_input_tokens(request: Request) -> Response:
     turn = await begin_turn(
         state, {**asked, "store": False, "stream": False, "background": False}, principal_of(request)
     )
+    if is_limited(turn.request.principal):
+        await admit_turn(state, turn)
     async with ClientWatch(request.scope, request.receive):
+        has_failed = False
         try:
             model = turn.request.model
             async for attempt in Attempts(state.pool, model, turn.routing, choose=look_up_endpoint, release=keep_usage):
@@ -51,8 +55,11 @@ async def count_input_tokens(request: Request) -> Response:
                     tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)
                     attempt.was_asked = not estimated
         except APIError as error:
+            has_failed = True
             raise at_this_door(error, turn.request.model) from None
-    headers = {"x-nomyo-estimated": "true"} if estimated else None
+        finally:
+            settle_turn(state, turn, has_failed=has_failed)
+    headers = {**turn.routing.limits, "x-nomyo-estimated": "true"} if estimated else turn.routing.limits
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 
 

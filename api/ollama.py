@@ -44,7 +44,8 @@ from requests.ollama import (
     omitted_options,
     read_ollama,
 )
-from requests.passing import PassedThrough, Used
+from requests.passing import PassedThrough
+from requests.usage import Tokens
 
 T = TypeVar("T")
 
@@ -160,10 +161,12 @@ def _given(head: OllamaHead, asked: ChatAsked | GenerateAsked) -> Json:
 # ── front doors ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _used(answer: PassedThrough) -> Used | None:
+def _used(answer: PassedThrough) -> Tokens | None:
     """The tokens that an Ollama counts in an answer."""
     input, output = (COUNTS[key].findall(answer.tail) for key in ("prompt_eval_count", "eval_count"))
-    return Used(int(input[-1]) if input else 0, int(output[-1]) if output else 0)
+    if not input and not output:
+        return None
+    return Tokens(int(input[-1]) if input else 0, output=int(output[-1]) if output else 0)
 
 
 COUNTS = {key: re.compile(rb'"%s":\s*(\d{1,12})' % key.encode()) for key in ("prompt_eval_count", "eval_count")}
@@ -195,13 +198,13 @@ class OllamaPassing(Passing):
     """A request on its way through to an Ollama, and its answer."""
 
     def __init__(self, request: Request, head: OllamaHead, body: bytes) -> None:
-        self.principal = principal = principal_of(request)
+        principal = principal_of(request)
         self.routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models)
-        super().__init__(request, head.model, body, self.routing)
+        super().__init__(request, head, body, self.routing)
         self.ignores_nomyo = bool(head.nomyo)
         self._path = request.url.path
         # The tokens of an answer of another server.
-        self.used_elsewhere: Used | None = None
+        self.used_elsewhere: Tokens | None = None
 
     async def passed_on(self) -> Response:
         """The answer. Raises `APIError` in Ollama's words."""
@@ -210,7 +213,7 @@ class OllamaPassing(Passing):
         except APIError as error:
             raise in_ollamas_words(error, self.model) from error
 
-    def used(self) -> Used | None:
+    def used(self) -> Tokens | None:
         return self.used_elsewhere or _used(self._feed)
 
     def error_piece(self, error: APIError) -> bytes | None:
@@ -235,7 +238,7 @@ async def _loaded(passing: OllamaPassing, state: AppState, encoder: OllamaAnswer
         return encoder.loaded(is_unload=False)
 
     passing.otherwise = otherwise
-    passing.used_elsewhere = Used()
+    passing.used_elsewhere = Tokens()
     return await passing.passed_on()
 
 
@@ -257,7 +260,7 @@ async def _embedded(request: Request, shape: Shape) -> Response:
             client = state.pool.endpoints[attempt.endpoint].client
             answer = await client.post_json("/embeddings", embed_ollama_to_openai(asked, attempt.model))
             vectors, tokens = embeddings_openai_to_ollama(answer, len(texts))
-        passing.used_elsewhere = Used(tokens)
+        passing.used_elsewhere = Tokens(tokens)
         took_ns = time.monotonic_ns() - began_ns
         counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": tokens}
         return encode_json({"model": head.model, **shape(vectors, counts)})

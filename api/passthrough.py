@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,16 +23,20 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.replies import StreamedReply
 from api.http.routes import Routes, takes
+from api.turns.tally import admit, settle
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from backends.wire.relay import Relay
 from core.errors import APIError, BackendRefused, InvalidRequest
+from core.keys import UNLIMITED
 from core.schemas import ANYTHING, FLAG, OBJECTS, TEXT, object_of
 from core.state import AppState
 from requests.bounded_json import BOM, LARGE, TooDeep, check_values
 from requests.chat import DecodeError
 from requests.members import with_model, without
-from requests.passing import PassedThrough, Used
+from requests.passing import PassedThrough
+from requests.tokens import body_tokens
+from requests.usage import Tokens
 
 log = logging.getLogger("nomyo.backends")
 
@@ -59,6 +64,8 @@ class Head(msgspec.Struct):
     prompt_cache_key: Any = None
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
     # For this router: no server is given it.
     nomyo: msgspec.Raw = msgspec.Raw()
 
@@ -93,7 +100,7 @@ async def pass_through(request: Request) -> Response:
     path = request.scope["path"].removeprefix("/v1")
     principal = principal_of(request)
     routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models, path=path)
-    passing = Passing(request, head.model, body, routing)
+    passing = Passing(request, head, body, routing)
     passing.ignores_nomyo = bool(head.nomyo)
     try:
         return await passing.answer(passing.run(path))
@@ -130,10 +137,12 @@ class Passing(StreamedReply):
     ignores_nomyo = False
     content_type = "application/json"
 
-    def __init__(self, request: Request, model: str, body: bytes, routing: Routing) -> None:
+    def __init__(self, request: Request, head: Head, body: bytes, routing: Routing) -> None:
         super().__init__(request)
         self._state: AppState = request.app.state
-        self.model = model
+        self.principal = principal_of(request)
+        self.model = head.model
+        self._allowed_tokens = head.max_completion_tokens or head.max_tokens
         self._body = body
         self._routing = routing
         self._feed = PassedThrough()
@@ -163,6 +172,22 @@ class Passing(StreamedReply):
         self.end()
 
     async def _pass_on(self, path: str, *, below_root: bool) -> None:
+        state, principal, routing = self._state, self.principal, self._routing
+        tally = None
+        if principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED:
+            tally = await admit(state, principal, routing, partial(body_tokens, self._body), self._allowed_tokens)
+        has_failed = False
+        try:
+            await self._ask(path, below_root=below_root)
+        except APIError:
+            has_failed = True
+            raise
+        finally:
+            used = self.used()
+            tokens = used or self._feed.estimated(self._body, self.content_type, is_text=routing.path in INPUTS)
+            settle(state, principal, routing, self.model, tokens, tally, has_failed, False, used is None)
+
+    async def _ask(self, path: str, *, below_root: bool) -> None:
         pool = self._state.pool
         async for attempt in Attempts(pool, self.model, self._routing):
             async with attempt:
@@ -178,11 +203,8 @@ class Passing(StreamedReply):
                     await Relay(stream.answer, feed, self).run()
                 finally:
                     attempt.begun = feed.begun
-        if used := self.used():
-            model = pool.endpoints.counted_name(self.model, self._routing.model)
-            pool.telemetry.count_tokens(model, used.prompt_tokens, used.completion_tokens)
 
-    def used(self) -> Used | None:
+    def used(self) -> Tokens | None:
         """The tokens that the answer counts."""
         return self._feed.used()
 

@@ -37,7 +37,8 @@ from api.turns.chat_answer import chat_answer
 from api.turns.ignored import name_ignored
 from api.turns.native_answer import native_answer
 from api.turns.shared_answer import shared_answer
-from api.turns.turn import NO_STREAM, Turn, TurnOut, begin_turn
+from api.turns.tally import is_limited
+from api.turns.turn import NO_STREAM, Turn, TurnOut, admit_turn, begin_turn, settle_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from backends.wire.client import compact_with_retries, create_chat_with_retries, create_response_with_retries
@@ -45,6 +46,7 @@ from backends.wire.relay import NOWHERE
 from cache import get_llm_cache
 from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
+from core.keys import UNLIMITED
 from core.schemas import schema_of
 from core.state import AppState
 from requests.hidden import drop
@@ -70,6 +72,9 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
     if is_stored and turn.request.stream and not turn.row_begun:
         out.on_begin = partial(begin_row, state, turn)
     ending: list[Event] = []
+    principal = turn.request.principal
+    if principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED:
+        await admit_turn(state, turn)
     try:
         if uses_cache and (cached := await _cached(state, turn)):
             turn.emit(replayed(turn, cached))
@@ -78,6 +83,7 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
         else:
             await _ask(state, turn)
             if turn.is_passed_on:
+                settle_turn(state, turn)
                 out.end(b"")
                 return
         if not builder.ended:
@@ -141,13 +147,19 @@ def _describe_answer(turn: Turn) -> None:
 
 
 def _break_off(state: AppState, turn: Turn) -> None:
-    """The client left, or somebody cancelled the turn: no time to wait for the store, but it will know."""
-    if turn.row_begun and not turn.request.background:
+    """The client left, or somebody cancelled the turn: no time to wait for the store, but it will know. A turn in the
+    background is ended by whoever stops it: it may run again."""
+    if turn.request.background:
+        return
+    if turn.builder.started:
         if state.stopping.is_over:
             turn.builder.fail(Interrupted())
         else:
             turn.builder.cancel()
         turn.describe()
+    settle_turn(state, turn)
+    if turn.row_begun:
+        state.usage.flush()
         state.db.update_response(turn.id, turn.builder.response, owner=turn.owner)
 
 
@@ -155,9 +167,11 @@ async def _ended_by(state: AppState, turn: Turn, out: TurnOut, error: APIError) 
     """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
     builder = turn.builder
     if not out.has_begun or not builder.emission.makes_events:
+        settle_turn(state, turn, has_failed=True)
         raise error from error.__cause__
     events = builder.fail(error)
     turn.describe()
+    settle_turn(state, turn, has_failed=True)
     await _record_failure(state, turn)
     return events
 
@@ -243,6 +257,7 @@ async def record(state: AppState, turn: Turn) -> None:
     leaves nothing on a disk, so it fills only a cache that does neither."""
     response = turn.builder.response
     if turn.request.stored:
+        state.usage.flush()  # In the same transaction: whoever sees the turn ended finds it counted.
         if turn.row_begun:
             await state.db.update_response(turn.id, response, owner=turn.owner)
         else:
@@ -254,11 +269,10 @@ async def record(state: AppState, turn: Turn) -> None:
 
 
 def _count(state: AppState, turn: Turn) -> None:
-    """What a backend has counted; and a line of the log, where each request has one."""
-    if (usage := turn.builder.response["usage"]) and not turn.from_cache:
-        model = state.pool.endpoints.counted_name(turn.request.model, turn.routing.model)
-        state.telemetry.count_tokens(model, usage["input_tokens"], usage["output_tokens"])
+    """What was used; and a line of the log, where each request has one."""
+    settle_turn(state, turn)
     if not turns.disabled and not turn.feeds:
+        usage = turn.builder.response["usage"]
         tokens = f"{usage['input_tokens']} + {usage['output_tokens']}" if usage else "no"
         turns.info("%s: %s, %s tokens: %s", turn.id, turn.builder.response["status"], tokens, turn.describe_way())
 
@@ -316,7 +330,7 @@ async def create_response(request: Request) -> Response:
     stream = EventStream(
         request,
         emission=turn.builder.emission,
-        headers=lambda: {} if turn.describes_itself else turn.headers,
+        headers=lambda: turn.routing.limits if turn.describes_itself else turn.headers,
         start_s=state.config.stream_start_s,
         beginning=partial(begin_early, turn),
         still_here=turn.builder.keep_alive,
@@ -325,10 +339,16 @@ async def create_response(request: Request) -> Response:
 
 
 async def _create_in_background(request: Request, state: AppState, turn: Turn) -> Response:
+    if is_limited(turn.request.principal):
+        await admit_turn(state, turn)
     job = Background(turn, state, partial(run_turn, state, turn))
     job.begin()
-    answer = None if turn.request.stream else _answer(turn.builder.response)
-    state.tasks.submit(job)
+    answer = None if turn.request.stream else _answer(turn.builder.response, turn.routing.limits)
+    try:
+        state.tasks.submit(job)
+    except BaseException:
+        settle_turn(state, turn, has_failed=True)
+        raise
     try:
         # Whoever knows the id from our answer shall find the response.
         await begin_row(state, turn)
@@ -337,7 +357,8 @@ async def _create_in_background(request: Request, state: AppState, turn: Turn) -
         raise
     if answer is None:
         obfuscate = turn.request.obfuscated
-        answer = await stream_of(request, job.follow(), obfuscate=obfuscate, still_here=job.still_here)
+        headers = turn.routing.limits
+        answer = await stream_of(request, job.follow(), obfuscate=obfuscate, still_here=job.still_here, headers=headers)
     return answer
 
 

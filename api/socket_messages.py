@@ -60,5 +60,8 @@ def input_behind(items: list[Item], given: Any) -> Any:
 
 
 def error_message(error: APIError) -> Event:
-    """The message of an error that belongs to no response."""
-    return {"type": "error", "status": error.status, "error": error.to_dict()}
+    """The message of an error that belongs to no response; with the headers that its reply would have, as OpenAI's."""
+    message = {"type": "error", "status": error.status, "error": error.to_dict()}
+    if headers := error.headers():
+        message["headers"] = {name.lower(): value for name, value in headers.items()}
+    return message

@@ -22,6 +22,7 @@ import yaml
 from core.errors import ConfigError as ConfigError
 from core.extras import need
 from core.key_settings import UNSENDABLE, KeyConfig, OwnerConfig, check_keys, wrong_with_secret
+from core.usage import PriceConfig
 from core.valkey_address import Address
 from core.yaml import read_yaml
 
@@ -216,6 +217,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: ImagesConfig = ImagesConfig()
     files: FilesConfig = FilesConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
+    # By model.
+    prices: dict[str, PriceConfig] = {}
 
 
 CHOICES = {
@@ -232,6 +235,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "endpoints[].models": ModelsConfig,
     "keys[]": KeyConfig,
     "owners[]": OwnerConfig,
+    "prices[]": PriceConfig,
     "database": DatabaseConfig,
     "cluster": ClusterConfig,
     "cache": CacheConfig,

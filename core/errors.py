@@ -12,6 +12,7 @@
     ├── NotFound            404
     ├── TooLarge            413
     ├── TooManyRequests     429  with Retry-After
+    │   └── LimitReached    429  a limit of a key or an owner; with the headers that name what is left
     ├── ServerError         500  a fault of ours; the cause is in the log
     │   └── Interrupted     503  the router stopped first
     ├── ModelFailed         502  a model's fault, on a backend that is well
@@ -37,6 +38,8 @@ from typing import Any, TypeVar
 
 # About how long a restart takes.
 RESTART_S = 5.0
+# OpenAI's SDKs wait no longer than that when they are asked to.
+LONGEST_RETRY_S = 60.0
 CODES_OF_CODEX = frozenset({"context_length_exceeded", "insufficient_quota"})
 
 
@@ -189,6 +192,28 @@ class TooManyRequests(APIError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class LimitReached(TooManyRequests):
+    """A key or an owner has no more of something. `kind` is what, as OpenAI's errors name it; `headers` what is left.
+    Where it takes longer than clients should wait (`LONGEST_RETRY_S`), they are asked not to try again by
+    themselves."""
+
+    def __init__(
+        self,
+        message: str,
+        kind: str = "requests",
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        retry_after_s: float | None = None,
+        code: str = "rate_limit_exceeded",
+    ) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        self.type = kind
+        if retry_after_s is None or retry_after_s > LONGEST_RETRY_S:
+            self.passed_on_headers = {**headers, "x-should-retry": "false"}
+        else:
+            self.passed_on_headers = {**headers, "retry-after-ms": f"{math.ceil(retry_after_s * 1000)}"}
 
 
 class ServerError(APIError):

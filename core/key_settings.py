@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from core.errors import ConfigError
-from core.keys import Allowance, Limits
+from core.keys import UNLIMITED, Allowance, Limits
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 EVERY_MODEL = ("*",)
@@ -133,8 +133,8 @@ def owner_in(key: KeyConfig) -> str:
 
 
 def limits_of(settings: LimitsConfig) -> Limits:
-    """The limits in some settings, which were checked."""
-    return Limits(
+    """The limits in some settings, which were checked; `UNLIMITED` itself where there are none."""
+    limits = Limits(
         rpm=settings.rpm,
         tpm=settings.tpm,
         concurrent=settings.concurrent,
@@ -142,6 +142,7 @@ def limits_of(settings: LimitsConfig) -> Limits:
         budget=allowances(settings.budget),
         cost=allowances(settings.cost),
     )
+    return UNLIMITED if limits == UNLIMITED else limits
 
 
 def allowances(text: str) -> tuple[Allowance, ...]:

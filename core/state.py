@@ -12,6 +12,7 @@ from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from cache import Cache
 from cluster.protocol import Cluster
+from core.budgets import Budgets
 from core.config import Config
 from core.flights import Flights
 from core.keyring import Keyring
@@ -19,6 +20,7 @@ from core.seals import Sealer
 from core.stopping import Stopping
 from core.tasks import TaskRunner
 from core.telemetry import Telemetry
+from core.usage import UsageLog
 from db import Store
 
 
@@ -36,6 +38,8 @@ class AppState(State):
     # Answers on their way that several requests share.
     flights: Flights[Any, Any]
     telemetry: Telemetry
+    usage: UsageLog
+    budgets: Budgets
     pool: Pool
     # Only while the application runs:
     sealer: Sealer

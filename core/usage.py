@@ -6,11 +6,26 @@ request ends ──add──▶ pending, by hour, owner, key, model, endpoint �
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from operator import add
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from core.errors import ServerError
 
 HOUR_S = 3600
 DAY_S = 86_400
+# What comes of requests that are not stored is written so often; and so long after it could not be.
+FLUSH_S = 1.0
+AGAIN_S = 5.0
+MILLION = 1_000_000
+Amount = Annotated[float, msgspec.Meta(ge=0)]
 # What usage can be listed by.
 By = Literal["owner", "key", "model", "endpoint"]
 
@@ -34,14 +49,8 @@ class Use(NamedTuple):
         return Use(*map(add, self, other))
 
 
-class Where(NamedTuple):
-    """Whose use of what it was, in the hour that began `at` (Unix seconds)."""
-
-    at: int
-    owner: str
-    key: str
-    model: str
-    endpoint: str
+# Whose use of what it was: owner, the hour (of the Unix time), key, model, endpoint.
+Where = tuple[str, int, str, str, str]
 
 
 class UsageRow(NamedTuple):
@@ -58,3 +67,81 @@ class Spent(NamedTuple):
 
     tokens: int = 0
     cost: float = 0.0
+
+
+class PriceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`prices`: what a million tokens of a model cost; without `cached`, tokens of the input that were cached cost as
+    much as the others."""
+
+    input: Amount = 0.0
+    cached: Amount | None = None
+    output: Amount = 0.0
+
+    def cost(self, input: int, cached: int, output: int) -> float:
+        """That of so many tokens. `cached` are a part of the `input`."""
+        of_cached = self.input if self.cached is None else self.cached
+        return ((input - cached) * self.input + cached * of_cached + output * self.output) / MILLION
+
+
+class UsageStore(Protocol):
+    """What of a store usage is written with, and budgets are read from."""
+
+    def count_usage(self, used: Mapping[Where, Use], failed: Callable[[], object] | None = None) -> Awaitable[None]: ...
+    async def spent(self, since: int, *, owner: str, key: str | None = None) -> Spent: ...
+
+
+class UsageLog:
+    """What requests of this process have used, until it is in the `store`: written with the turns that are stored
+    (`flush`), and by itself each second. `open()` inside the running loop, `close()` at its end."""
+
+    def __init__(self, store: UsageStore) -> None:
+        self._store = store
+        self._pending: list[tuple[Where, Use]] = []
+        self._failed_at = -math.inf
+        self._writer: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Writes by itself from now on."""
+        self._writer = asyncio.create_task(self._write(), name="usage writer")
+
+    async def close(self) -> None:
+        """Waits until all of it is written, or has failed."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        if (written := self.flush()) is not None:
+            with contextlib.suppress(ServerError):
+                await written
+
+    def add(self, where: Where, used: Use) -> None:
+        """Counts what a request has used."""
+        self._pending.append((where, used))
+
+    def flush(self) -> Awaitable[None] | None:
+        """Has the store write all of it, together with what is written next. None where there is nothing to be
+        written."""
+        if not self._pending:
+            return None
+        pending, self._pending = self._pending, []
+        used = dict(pending)
+        if len(used) < len(pending):
+            used.clear()
+            for where, more in pending:
+                before = used.get(where)
+                used[where] = more if before is None else before.plus(more)
+        try:
+            return self._store.count_usage(used, failed=partial(self._take_back, used))
+        except ServerError:
+            self._take_back(used)  # Nothing is written any more.
+            return None
+
+    async def _write(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            if time.monotonic() - self._failed_at >= AGAIN_S:
+                self.flush()
+
+    def _take_back(self, used: Mapping[Where, Use]) -> None:
+        """What could not be written is written later."""
+        self._failed_at = time.monotonic()
+        self._pending += used.items()

@@ -8,7 +8,7 @@ details; a count may be a text or a float.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -68,6 +68,43 @@ class ResponsesUsage(msgspec.Struct):
     total_tokens: Count
     input_tokens_details: InputDetails
     output_tokens_details: OutputDetails
+
+
+class Tokens(NamedTuple):
+    """The counts of a request. `cached` are a part of the input, `reasoning` of the output."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+NO_TOKENS = Tokens()
+
+
+def tokens_of(usage: Usage) -> Tokens:
+    """Those of the usage of a response, whose details may be left out."""
+    read, written = usage.get("input_tokens_details"), usage.get("output_tokens_details")
+    return Tokens(
+        usage["input_tokens"],
+        (read.get("cached_tokens") or 0) if read else 0,
+        usage["output_tokens"],
+        (written.get("reasoning_tokens") or 0) if written else 0,
+    )
+
+
+def tokens_of_chat(usage: object) -> Tokens | None:
+    """Those of the usage of a chat completion, or of embeddings, however its server spells it; None for what is no
+    usage."""
+    try:
+        plain = msgspec.convert(usage, OpenAIsUsage)
+    except msgspec.ValidationError:
+        pass
+    else:
+        if not (plain.prompt_tokens_details or plain.completion_tokens_details):
+            return Tokens(plain.prompt_tokens, 0, plain.completion_tokens)
+    counts = usage_chat_to_responses(chat_usage(usage))
+    return tokens_of(counts) if counts else None
 
 
 def usage_chat_to_responses(usage: Usage | None) -> Usage | None:

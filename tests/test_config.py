@@ -468,7 +468,7 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
             is_list = field.name in (
-                *("endpoints", "keys", "owners", "fallback_models", "cors_origins", "allowed_hosts"),
+                *("endpoints", "keys", "owners", "prices", "fallback_models", "cors_origins", "allowed_hosts"),
             )
             if "[]" in section or isinstance(field.default, msgspec.Struct) or is_list:
                 continue

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.turns.shared_answer import Reader
+from backends.fleet.routing import Routing
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
     DONE,
@@ -392,8 +393,10 @@ def shared_with(events: list[Json], *, is_first: bool, emits: str = "events") ->
     """What a turn makes of the events of another one, each a batch; and its response."""
     made = builder(emits=emits, metadata={"whose": "mine"})
     params = SimpleNamespace(include=None)
-    theirs = SimpleNamespace(request=SimpleNamespace(params=params), routing=None, headers={"x-nomyo-endpoint": "e"})
-    ours = SimpleNamespace(request=SimpleNamespace(params=params), routing=None, headers={}, builder=made)
+    theirs = SimpleNamespace(
+        request=SimpleNamespace(params=params), routing=Routing(), headers={"x-nomyo-endpoint": "e"}
+    )
+    ours = SimpleNamespace(request=SimpleNamespace(params=params), routing=Routing(), headers={}, builder=made)
     reader = Reader(ours, theirs, is_first=is_first)  # type: ignore[arg-type]
     given: list[Any] = []
     for event in events:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -72,15 +73,21 @@ class EventStream(StreamedReply, Watched):
         self.write(self._emission.encode(self._still_here()) or KEEPALIVE)  # type: ignore[arg-type]
 
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 CONTENT_TYPE = {"Content-Type": "text/event-stream; charset=utf-8"}
 
 
 async def stream_of(
-    request: Request, batches: AsyncGenerator[list[Json]], *, obfuscate: bool, still_here: Events = nothing
+    request: Request,
+    batches: AsyncGenerator[list[Json]],
+    *,
+    obfuscate: bool,
+    still_here: Events = nothing,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Response:
     """The answer that is the events of `batches`, which are closed here: each batch leaves in one write."""
     emission = EMIT_OBFUSCATED if obfuscate else EMIT_FRAMES
-    stream = EventStream(request, emission=emission, still_here=still_here)
+    stream = EventStream(request, emission=emission, still_here=still_here, headers=lambda: headers)
     return await stream.answer(_written(stream, emission, batches))
 
 

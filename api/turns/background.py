@@ -12,10 +12,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from api.http.silence import KEEPALIVE_S
+from api.turns.turn import Turn, settle_turn
 from core.errors import APIError, Interrupted, ServerError
 
 if TYPE_CHECKING:
-    from api.turns.turn import Turn, TurnOut
+    from api.turns.turn import TurnOut
     from cluster.protocol import EventWriter
     from core.state import AppState
     from requests.open_items import Event
@@ -37,6 +38,7 @@ class Background:
         this one."""
         turn.describes_itself = True  # Whoever reads its response has seen no headers of it.
         self._turn = turn
+        self._state = state
         self._db = state.db
         self._run = run
         self._is_again = is_again
@@ -90,6 +92,7 @@ class Background:
         """Runs the turn to its end, and keeps its events."""
         if self._is_again and not await self._is_wanted():
             self._turn.builder.cancel()
+            self._settle()
             self._add([self._turn.builder.end()])
             self._leave()
             return
@@ -116,6 +119,7 @@ class Background:
         if self._ended:
             return
         if isinstance(reason, Interrupted) and not builder.ended and self._runs_again():
+            self._settle()
             self._leave()
             return
         if not builder.ended:
@@ -124,6 +128,7 @@ class Background:
             else:
                 self._add(builder.fail(reason))
             self._turn.describe()
+            self._settle()
             try:
                 await self._db.update_response(self.id, builder.response, owner=self.owner)
             except ServerError:
@@ -153,6 +158,11 @@ class Background:
         if not (self._ended or self._turn.builder.ended):
             self._add(self._turn.builder.keep_alive())
         return []
+
+    def _settle(self) -> None:
+        """Counts what it has used, where it does not come to its end by itself."""
+        settle_turn(self._state, self._turn)
+        self._state.usage.flush()
 
     async def _is_wanted(self) -> bool:
         """Whether nobody has cancelled or deleted it, while no process knew that it waits."""

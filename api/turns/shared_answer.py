@@ -98,6 +98,8 @@ def _begin(
         passes_on=None,
         row_begun=False,
         feeds=True,
+        tally=None,
+        fed_by=None,
     )
     feeding.builder = builder_of(
         state, feeding.request, EMIT_EVENTS, response_id=turn.id, created_at=turn.builder.response["created_at"]
@@ -156,12 +158,17 @@ class Reader:
         self._ids: dict[str, str] = {}
         # No backend was asked by this turn itself: nothing is counted, or cached, once more.
         turn.from_cache = True
+        if is_first:
+            turn.fed_by = feeding
+        self._limits = turn.routing.limits
         turn.routing = feeding.routing
         turn.builder.hides_seals = not _asks_for_seals(turn)
 
     def take_headers(self) -> None:
         """What became of the request, in the headers of its answer."""
-        self._turn.headers = {**self._turn.headers, **self._feeding.headers}
+        theirs = self._feeding.routing.limits
+        shared = {name: value for name, value in self._feeding.headers.items() if name not in theirs}
+        self._turn.headers = {**self._turn.headers, **shared, **self._limits}
         if not self.is_first:
             self._turn.headers["x-nomyo-cache"] = "shared"
 

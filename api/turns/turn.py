@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from api.turns.history import resolve_history, resolve_references, stored_items
+from api.turns.tally import Tally, admit, give_back, settle
 from backends.fleet.failover import Attempt
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing, printable
@@ -32,7 +33,9 @@ from requests.open_items import Event
 from requests.params import CreateParams, check_counts, check_request
 from requests.repeats import may_repeat, without_repeats
 from requests.responses import new_id, response_resource
+from requests.tokens import answered_tokens, turn_tokens
 from requests.tools import CALLS, Item
+from requests.usage import NO_TOKENS, Tokens, tokens_of
 
 NOTHING_REMEMBERED: Mapping[str, list[Item]] = MappingProxyType({})
 
@@ -136,8 +139,8 @@ class Turn(Struct, eq=False):
     given its events and errors (shared_answer.py); `describes_itself`: no headers show what became of it, so its last
     response does (`describe`). `compacts`: it was asked for at /compact, and `window` is what a server has answered
     there that has the path itself. `passes_on` passes on the answer of a server that speaks the API of its front door,
-    and notes that in `is_passed_on`: then nothing was made of it here. `asks_chats`: a server of Responses is asked for
-    a chat as well, for only that has a place for all that is asked."""
+    and notes that in `is_passed_on`, and the tokens in `passed`: then nothing was made of it here. `asks_chats`: a
+    server of Responses is asked for a chat as well, for only that has a place for all that is asked."""
 
     request: TurnRequest
     builder: ResponseBuilder
@@ -152,7 +155,15 @@ class Turn(Struct, eq=False):
     window: list[Item] | None = None
     passes_on: Callable[[Attempt], Awaitable[None]] | None = None
     is_passed_on: bool = False
+    passed: tuple[Tokens, bool] | None = None
     asks_chats: bool = False
+    # The turn that feeds it, where it is the one that has begun that one.
+    fed_by: Turn | None = None
+    # What it has taken of limits, until `is_settled`: what it has used is counted then, once. `runs_again`: it was
+    # admitted before.
+    tally: Tally | None = None
+    is_settled: bool = False
+    runs_again: bool = False
 
     @property
     def id(self) -> str:
@@ -187,11 +198,68 @@ class Turn(Struct, eq=False):
         `x-nomyo-`."""
         if self.describes_itself and self.headers:
             named: dict[str, Any] = {
-                name.removeprefix("x-nomyo-").replace("-", "_"): value for name, value in self.headers.items()
+                name.removeprefix("x-nomyo-").removeprefix("x-").replace("-", "_"): value
+                for name, value in self.headers.items()
             }
             if waited := named.get("wait_ms"):
                 named["wait_ms"] = int(waited)
             self.builder.response["nomyo"] = named
+
+
+async def admit_turn(state: AppState, turn: Turn) -> None:
+    """Takes what a turn may use of the limits of its principal, which has some: once, and nothing for one that feeds
+    others. Raises `LimitReached`."""
+    request = turn.request
+    if turn.tally is not None or turn.feeds:
+        return
+    turn.tally = await admit(
+        state,
+        request.principal,
+        turn.routing,
+        lambda: turn_tokens(request.body, request.items),
+        request.params.max_output_tokens,
+        in_background=request.background,
+        is_certain=turn.runs_again,
+    )
+    turn.headers = turn.headers | turn.routing.limits
+
+
+def settle_turn(state: AppState, turn: Turn, *, has_failed: bool = False) -> None:
+    """Counts what a turn has used, at its end; once, however often it is called."""
+    if turn.is_settled:
+        return
+    turn.is_settled = True
+    principal, model = turn.request.principal, turn.request.model
+    if (usage := turn.builder.response["usage"]) and not turn.from_cache:
+        tokens, is_estimated = tokens_of(usage), False
+    else:
+        tokens, is_estimated = tokens_used(turn)
+    if turn.fed_by is None:
+        settle(state, principal, turn.routing, model, tokens, turn.tally, has_failed, turn.from_cache, is_estimated)
+    elif turn.tally is not None:
+        # It is that one's use which is counted, by itself.
+        give_back(state, turn.tally, turn.fed_by.routing, model, tokens_used(turn.fed_by)[0])
+
+
+def tokens_used(turn: Turn) -> tuple[Tokens, bool]:
+    """The tokens of a turn that has ended, or is cancelled hereby; and whether that is an estimate by what has come of
+    it, as of what was cut off."""
+    builder, request = turn.builder, turn.request
+    if turn.passed is not None:
+        return turn.passed
+    if turn.from_cache:  # They were counted when it was made.
+        return NO_TOKENS, False
+    if usage := builder.response["usage"]:
+        return tokens_of(usage), False
+    if not builder.started or not turn.routing.endpoint:
+        return NO_TOKENS, False
+    if not builder.ended:
+        builder.cancel()
+    if usage := builder.response["usage"]:
+        return tokens_of(usage), False
+    if not (output := answered_tokens(builder.response["output"])):
+        return NO_TOKENS, False
+    return Tokens(turn_tokens(request.body, request.items), output=output), True
 
 
 ADAPTED = "x-nomyo-adapted"
@@ -252,7 +320,9 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
         _, places = without_repeats(history, input_items(params.input))
     request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
     check_input(items := request.items, len(history), places)
-    return _turn(state, request, items, EMIT_EVENTS, row["id"], row["created_at"])
+    turn = _turn(state, request, items, EMIT_EVENTS, row["id"], row["created_at"])
+    turn.runs_again = True
+    return turn
 
 
 def _principal_again(state: AppState, key: str, owner: str) -> Principal:

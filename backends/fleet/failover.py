@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import NoReturn, Self
@@ -95,6 +96,7 @@ class Attempts:
         else:
             self._pool.abandoned(attempt.endpoint, attempt.model)
         await self._release(self._pool, attempt.endpoint, attempt.model)
+        self._routing.slot_s += time.monotonic() - attempt.began_s
         if attempt.begun or not isinstance(error, APIError) or not may_go_elsewhere(error):
             return False
         if self._plan(attempt.endpoint, error):
@@ -148,12 +150,13 @@ class Attempt:
     """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer.
     `was_asked`: its success counts for the endpoint."""
 
-    __slots__ = ("_attempts", "begun", "endpoint", "model", "was_asked")
+    __slots__ = ("_attempts", "began_s", "begun", "endpoint", "model", "was_asked")
 
     def __init__(self, attempts: Attempts, endpoint: str, model: str) -> None:
         self._attempts = attempts
         self.endpoint = endpoint
         self.model = model
+        self.began_s = time.monotonic()
         self.begun = False
         self.was_asked = True
 

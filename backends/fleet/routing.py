@@ -30,6 +30,10 @@ class Routing(Struct, eq=False):
     attempts: int = 0
     began_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
+    # How long it has held slots.
+    slot_s: float = 0.0
+    # What is left of the limits of whoever asks, as headers.
+    limits: dict[str, str] = {}
     endpoint: str = ""
     model: str = ""
 
@@ -41,12 +45,13 @@ class Routing(Struct, eq=False):
     def headers(self) -> dict[str, str]:
         """What the client reads of it."""
         if not self.endpoint:
-            return {}
-        return {
+            return {**self.limits}
+        headers = {
             "x-nomyo-endpoint": printable(self.endpoint),
             "x-nomyo-model": printable(self.model),
             "x-nomyo-wait-ms": f"{self.waited_s * 1000:.0f}",
         }
+        return headers | self.limits if self.limits else headers
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ import pytest
 
 import stores.copies
 from core.keys import StoredKey
-from core.usage import Use, Where
+from core.usage import Use
 from db import TABLES, CopiedRow, CopyError, Store, Table, make_store
 from tests.stores.databases import DATABASES, Database
 from tests.stores.rows import row, said, said_in, with_id
@@ -36,7 +36,7 @@ async def fill(store: Store) -> None:
     await store.store_events("r0", [{"type": "response.completed", "sequence_number": 0}])
     await store.get_setting("seal_key", "a secret")
     used = Use(1, input_tokens=2, slot_s=0.5, cost=0.25)
-    await store.count_usage({Where(7200 * hour, name, "k", "m", "e"): used for hour, name in enumerate(ODD_IDS)})
+    await store.count_usage({(name, 2 * hour, "k", "m", "e"): used for hour, name in enumerate(ODD_IDS)})
     keys = [StoredKey(bytes([number]) * 32, name, "nk-", b"{}", number) for number, name in enumerate(ODD_IDS)]
     await store.put_keys([*keys, StoredKey(b"\xff" * 32, "ended", "nk-", b"{}", 5, 6.5, "revoked")], 0)
     await store.delete_response("r2")

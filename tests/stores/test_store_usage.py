@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.errors import ServerError
-from core.usage import DAY_S, HOUR_S, By, Spent, Use, Where
+from core.usage import DAY_S, HOUR_S, By, Spent, Use
 from db import Store, make_store
 from stores.writing import Outage
 from tests.stores.databases import shared
@@ -19,7 +19,19 @@ from tests.stores.rows import row
 
 # 2026-11-01, 00:00 UTC.
 START = 1_793_491_200
+HOUR = START // HOUR_S
 BYS: tuple[By, ...] = ("owner", "key", "model", "endpoint")
+
+
+class Where(NamedTuple):
+    """A `core.usage.Where` by the names of its places."""
+
+    owner: str
+    hour: int
+    key: str
+    model: str
+    endpoint: str
+
 
 counts = st.integers(0, 2**40)
 used = st.builds(
@@ -27,8 +39,9 @@ used = st.builds(
 )
 where = st.builds(
     Where,
-    st.integers(0, 70).map(lambda hour: START + hour * HOUR_S),
-    *[st.sampled_from(["", "a", "b"])] * 3,
+    st.sampled_from(["", "a", "b"]),
+    st.integers(0, 70).map(lambda hour: HOUR + hour),
+    *[st.sampled_from(["", "a", "b"])] * 2,
     st.sampled_from(["http://one", "http://two"]),
 )
 batches = st.lists(st.dictionaries(where, used, max_size=6), max_size=5)
@@ -38,7 +51,7 @@ def summed(batches: list[dict[Where, Use]], by: By, step: int, owner: str | None
     sums: dict[tuple[int, str], Use] = defaultdict(Use)
     for batch in batches:
         for at, more in batch.items():
-            name = (at.at // step * step, getattr(at, by))
+            name = (at.hour * HOUR_S // step * step, getattr(at, by))
             sums[name] = sums[name].plus(more)
     return dict(sorted(sums.items()))
 
@@ -75,13 +88,13 @@ async def test_what_is_listed_is_what_was_counted_also_when_it_is_old(
 
 
 async def test_hours_stay_hours_until_they_are_rolled_up(store: Store) -> None:
-    one, two = (Where(START + hour * HOUR_S, "o", "k", "m", "e") for hour in (5, 30))
+    one, two = (Where("o", HOUR + hour, "k", "m", "e") for hour in (5, 30))
     await store.count_usage({one: Use(1, input_tokens=10), two: Use(2, input_tokens=20)})
-    assert [at for at, _ in await listed(store, "key", HOUR_S)] == [one.at, two.at]
+    assert [at for at, _ in await listed(store, "key", HOUR_S)] == [one.hour * HOUR_S, two.hour * HOUR_S]
     await store.roll_up_usage(START + DAY_S)
     assert await listed(store, "key", HOUR_S) == {
         (START, "k"): Use(1, input_tokens=10),
-        (two.at, "k"): Use(2, input_tokens=20),
+        (two.hour * HOUR_S, "k"): Use(2, input_tokens=20),
     }
     late = {one: Use(3, output_tokens=7)}
     await store.count_usage(late)
@@ -92,10 +105,10 @@ async def test_hours_stay_hours_until_they_are_rolled_up(store: Store) -> None:
 async def test_of_one_owner_nothing_of_another_is_listed_or_spent(store: Store) -> None:
     await store.count_usage(
         {
-            Where(START, "one", "key 1", "m", "e"): Use(1, input_tokens=10, output_tokens=5, cost=0.5),
-            Where(START, "one", "key 2", "m", "e"): Use(1, input_tokens=20, cost=0.25),
-            Where(START, "two", "key 3", "m", "e"): Use(1, input_tokens=40),
-            Where(START - HOUR_S, "one", "key 1", "m", "e"): Use(1, input_tokens=80, cost=8),
+            Where("one", HOUR, "key 1", "m", "e"): Use(1, input_tokens=10, output_tokens=5, cost=0.5),
+            Where("one", HOUR, "key 2", "m", "e"): Use(1, input_tokens=20, cost=0.25),
+            Where("two", HOUR, "key 3", "m", "e"): Use(1, input_tokens=40),
+            Where("one", HOUR - 1, "key 1", "m", "e"): Use(1, input_tokens=80, cost=8),
         }
     )
     assert [name for _, name in await listed(store, "key", HOUR_S, owner="one")] == ["key 1", "key 2"]
@@ -107,7 +120,7 @@ async def test_of_one_owner_nothing_of_another_is_listed_or_spent(store: Store) 
 
 
 async def test_only_what_lies_in_the_time_is_listed(store: Store) -> None:
-    hours = {Where(START + hour * HOUR_S, "o", "k", "m", "e"): Use(1) for hour in range(10)}
+    hours = {Where("o", HOUR + hour, "k", "m", "e"): Use(1) for hour in range(10)}
     await store.count_usage(hours)
     rows = await listed(store, "model", HOUR_S, begin=START + 2 * HOUR_S, end=START + 5 * HOUR_S)
     assert [at for at, _ in rows] == [START + hour * HOUR_S for hour in (2, 3, 4)]
@@ -115,7 +128,7 @@ async def test_only_what_lies_in_the_time_is_listed(store: Store) -> None:
 
 async def test_what_is_counted_before_a_turn_is_stored_is_committed_with_it(store: Store, database: Any) -> None:
     commits = await database.commits(store)
-    counted = store.count_usage({Where(START, "", "", "m", "e"): Use(1, input_tokens=3)})
+    counted = store.count_usage({Where("", HOUR, "", "m", "e"): Use(1, input_tokens=3)})
     await store.store_response("resp_1", **row())
     assert counted.done()
     assert len(commits) == 1
@@ -125,7 +138,7 @@ async def test_what_many_turns_used_is_added_up_in_one_commit(store: Store, data
     commits = await database.commits(store)
 
     async def turn(number: int) -> None:
-        store.count_usage({Where(START, "o", f"k{number % 3}", "m", "e"): Use(1, output_tokens=number)})
+        store.count_usage({Where("o", HOUR, f"k{number % 3}", "m", "e"): Use(1, output_tokens=number)})
         await store.store_response(f"resp_{number}", **row())
 
     await asyncio.gather(*map(turn, range(120)))
@@ -142,15 +155,15 @@ async def test_who_counts_hears_of_what_could_not_be_written(store: Any, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(store._queue, "_run", full)
-        written = store.count_usage({Where(START, "", "", "m", "e"): Use(1)}, failed=lambda: failures.append("once"))
+        written = store.count_usage({Where("", HOUR, "", "m", "e"): Use(1)}, failed=lambda: failures.append("once"))
         with pytest.raises(ServerError):
             await written
-    await store.count_usage({Where(START, "", "", "m", "e"): Use(1)}, failed=lambda: failures.append("never"))
+    await store.count_usage({Where("", HOUR, "", "m", "e"): Use(1)}, failed=lambda: failures.append("never"))
     assert failures == ["once"]
 
 
 @shared
 async def test_what_several_processes_count_is_added(store: Store, other: Store) -> None:
-    at = Where(START, "o", "k", "m", "e")
+    at = Where("o", HOUR, "k", "m", "e")
     await asyncio.gather(*(one.count_usage({at: Use(1, slot_s=0.5)}) for one in (store, other) for _ in range(20)))
     assert await listed(other, "key", DAY_S) == {(START, "k"): Use(40, slot_s=20.0)}
