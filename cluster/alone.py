@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from hashlib import blake2b
@@ -12,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from cluster.protocol import Cluster, EventWriter, InFlight, PeerAnswer, Quotas, SharedEvents, SharedLine
+from cluster.protocol import Cluster, EventWriter, InFlight, PeerAnswer, Quotas, SharedEvents, SharedLine, SharedNotes
 from cluster.quotas import CountedQuotas
 from core.deletions import Deletions, OwnDeletions
 
@@ -34,6 +35,7 @@ class Alone(Cluster):
         self.line: SharedLine = OwnLine()
         self.quotas: Quotas = CountedQuotas()
         self.events: SharedEvents = OwnEvents()
+        self.notes: SharedNotes = OwnNotes()
         self._workers = workers
         self._in_flight: dict[str, OwnInFlight] = {}
 
@@ -70,6 +72,19 @@ class Alone(Cluster):
 
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
         return None
+
+
+class OwnNotes(SharedNotes):
+    """Nobody else sets any."""
+
+    def set(self, name: str, text: str) -> None:
+        pass
+
+    def listen(self, on_note: Callable[[str, str], None]) -> None:
+        pass
+
+    def now(self) -> float:
+        return time.monotonic()
 
 
 class OwnEvents(SharedEvents):

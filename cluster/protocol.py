@@ -4,6 +4,7 @@
     line          who waits for a slot elsewhere: whoever has waited longest, in whichever process, goes first
     deletions     what was deleted anywhere is believed in nowhere
     quotas        what keys and owners have taken of their limits, in all processes together
+    notes         small facts: how breakers stand
     events        of background streams, for readers in other processes
     peers         a question to the other processes, over HTTP
     life          who starts, who does what one of all has to do, whose unfinished work is inherited
@@ -17,7 +18,7 @@ each method.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +29,16 @@ from core.deletions import Deletions
 # In the scope of a request that a peer has handed on: its key was checked where it came in, and it is never handed on
 # again.
 FROM_PEER = "nomyo.from_peer"
+
+
+class Warm(NamedTuple):
+    """What a request is about, by `names`, the surest first, and where else it might go: the requests there, with the
+    limit of each. One of these is preferred where it was last, up to a load so much `above` that of the first
+    choice."""
+
+    names: Sequence[str]
+    others: Sequence[tuple[InFlight, int]]
+    above: float
 
 
 class InFlight(Protocol):
@@ -49,6 +60,11 @@ class InFlight(Protocol):
         """Whether a request that was begun is one of at most `limit` in all processes, which no other process has
         counted instead. After a no `total` gives what is right by then. Always yes where `Cluster.is_exact`."""
         ...
+
+    async def confirm_at_warmest(self, limit: int, warm: Warm) -> InFlight | None:
+        """`confirm`, where what the request is about may be known to other processes: it is begun and confirmed there
+        instead, then. Gives where it is; None where there is no slot for it."""
+        return self if await self.confirm(limit) else None
 
     def withdraw(self) -> None:
         """A request that was begun is not sent: it is not confirmed, or nobody knows, because whoever asked was
@@ -147,6 +163,22 @@ class Quotas(Protocol):
         ...
 
 
+class SharedNotes(Protocol):
+    """Small facts that all processes know, by name. The last one to set it is right."""
+
+    def set(self, name: str, text: str) -> None:
+        """Lets the others know. The name has no space in it."""
+        ...
+
+    def listen(self, on_note: Callable[[str, str], None]) -> None:
+        """From now on `on_note` is called with what others set; first with what they have set before."""
+        ...
+
+    def now(self) -> float:
+        """The time, in seconds of a clock that all processes have in common."""
+        ...
+
+
 class EventWriter(Protocol):
     """Where the events of one stream go, besides its own process."""
 
@@ -201,6 +233,7 @@ class Cluster(Protocol):
     line: SharedLine
     quotas: Quotas
     events: SharedEvents
+    notes: SharedNotes
 
     @property
     def service(self) -> str:
@@ -253,6 +286,10 @@ class Cluster(Protocol):
     def exclusive(self) -> AbstractContextManager[None]:
         """For choosing an endpoint and beginning a request there, which takes microseconds and awaits nothing."""
         ...
+
+    def remember(self, names: Iterable[str], running: InFlight) -> None:
+        """What is warm at an endpoint from now on, for the other processes (`InFlight.confirm_at_warmest`)."""
+        return
 
     # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

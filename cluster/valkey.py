@@ -29,7 +29,7 @@ from cluster import membership, peers
 from cluster import valkey_scripts as scripts
 from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
-from cluster.valkey_counts import ReplicaDeletions, ReplicaInFlight, ReplicaLine, short, total_of
+from cluster.valkey_counts import ReplicaDeletions, ReplicaInFlight, ReplicaLine, ReplicaNotes, short, total_of
 from cluster.valkey_events import ReplicaEvents
 from cluster.valkey_quotas import ReplicaQuotas
 from core.config import ClusterConfig
@@ -40,6 +40,8 @@ log = logging.getLogger("nomyo.cluster")
 
 # How often one that starts asks whether it is its turn, and how long a start may hold up others if it dies.
 TURN_S, STARTING_S = 0.02, 30.0
+# How long what is warm somewhere is known: as long as each process knows it by itself.
+WARM_MS = 30 * 60 * 1000
 # How often it is asked whether one whose lease ended has its port still, and how long that may take.
 LOOK_S, CONNECT_S = 0.5, 1.0
 
@@ -52,6 +54,7 @@ class Replicas(Cluster, Listener):
     line: ReplicaLine
     quotas: ReplicaQuotas
     events: ReplicaEvents
+    notes: ReplicaNotes
 
     def __init__(
         self, config: ClusterConfig, inner: Cluster, events_hours: float = 24.0, lease_s: float = membership.LEASE_S
@@ -62,7 +65,6 @@ class Replicas(Cluster, Listener):
         self.membership = Membership(self._at, config.name, self, lease_s)
         self._requests: dict[str, ReplicaInFlight] = {}
         self._peers: dict[str, tuple[int, str]] = {}
-        self._notes: dict[str, str] = {}
         self._dead: dict[str, str] = {}
         self._taken_over: set[str] = set()
         # Who was there before the server may have forgotten it.
@@ -74,6 +76,8 @@ class Replicas(Cluster, Listener):
         self.deletions = self._deletions = ReplicaDeletions(self.membership)
         self.line = ReplicaLine(inner.line, self.membership)
         self.line.on_totals = self._hear_more
+        self.notes = ReplicaNotes(self.membership)
+        self.notes.listen(self._hear_note)
         self.quotas = ReplicaQuotas(inner.quotas, self.membership)
         self.events = ReplicaEvents(self._at, config.name, events_hours)
 
@@ -170,10 +174,10 @@ class Replicas(Cluster, Listener):
         if (found := self._requests.get(name)) is None:
 
             def on_drain(draining: bool) -> None:
-                self.note(f"drain:{name}", "1" if draining else "0")
+                self.notes.set(f"drain:{name}", "1" if draining else "0")
 
             found = ReplicaInFlight(name, self._inner.in_flight(url), self.membership, on_drain)
-            found.hear_of_drain(self._notes.get(f"drain:{name}") == "1")
+            found.hear_of_drain(self.notes.known.get(f"drain:{name}") == "1")
             self._requests[name] = found
             self.membership.look()
         return found
@@ -181,10 +185,9 @@ class Replicas(Cluster, Listener):
     def exclusive(self) -> AbstractContextManager[None]:
         return self._inner.exclusive()
 
-    def note(self, name: str, text: str) -> None:
-        """Lets all processes know of a small fact, for good. Neither name nor text is empty, the name has no space."""
-        self._notes[name] = text
-        self.membership.send(scripts.NOTE, name, text)
+    def remember(self, names: Iterable[str], running: InFlight) -> None:
+        if isinstance(running, ReplicaInFlight):
+            self.membership.send(scripts.REMEMBER, running.name, WARM_MS, *map(short, names))
 
     # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,7 +231,7 @@ class Replicas(Cluster, Listener):
         return self.deletions.value
 
     def own_notes(self) -> Iterable[tuple[str, str]]:
-        return self._notes.items()
+        return self.notes.known.items()
 
     def hear_totals(self, totals: dict[str, int], own: dict[str, int]) -> None:
         freed = False
@@ -244,7 +247,8 @@ class Replicas(Cluster, Listener):
     def hear_all(self, lines: dict[str, str], notes: dict[str, str], peers: dict[str, str], deletions: int) -> None:
         self.line.hear_all(lines)
         for name, text in notes.items():
-            self._hear_note(name, text)
+            self.notes.hear(name, text)
+        self.notes.send_again()
         found = {who: peer.partition(" ") for who, peer in peers.items() if who != self.membership.id}
         self._peers = {who: (int(number), address) for who, (number, _, address) in found.items()}
         self.line.has_others = bool(self._peers)
@@ -267,14 +271,11 @@ class Replicas(Cluster, Listener):
                 self.line.hear(sender, int(waiting), int(since_us))
             case "N":
                 name, _, note = text.partition(" ")
-                self._hear_note(name, note)
+                self.notes.hear(name, note)
             case "D":
                 self._deletions.hear(int(text))
 
     def _hear_note(self, name: str, text: str) -> None:
-        if self._notes.get(name) == text:
-            return
-        self._notes[name] = text
         kind, _, about = name.partition(":")
         if kind == "drain" and (one := self._requests.get(about)):
             one.hear_of_drain(text == "1")

@@ -5,16 +5,17 @@ reads memory alone. While the server is away all of it is what the process, or i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 from cluster import valkey_scripts as scripts
 from cluster.membership import Membership
-from cluster.protocol import InFlight, SharedLine
+from cluster.protocol import InFlight, SharedLine, SharedNotes, Warm
 from core.deletions import Deletions
-from core.valkey import ValkeyError
+from core.valkey import Argument, ValkeyError
 
 # How long a slot is left to another process in which somebody has waited longer: a wake-up takes a tenth of it.
 GIVE_WAY_S = 0.02
@@ -51,16 +52,30 @@ class ReplicaInFlight(InFlight):
         self._inner.begin()
 
     async def confirm(self, limit: int) -> bool:
-        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._ask(limit, answer)
+        return await self._confirm(limit) is not None
+
+    async def confirm_at_warmest(self, limit: int, warm: Warm) -> InFlight | None:
+        others = [(other, most) for other, most in warm.others if isinstance(other, ReplicaInFlight)]
+        places = [word for other, most in others for word in (other.name, most)]
+        asked = (len(others), *places, warm.above, *map(short, warm.names))
+        return await self._confirm(limit, asked, [other for other, _ in others])
+
+    async def _confirm(
+        self, limit: int, asked: Sequence[Argument] = (), others: Sequence[ReplicaInFlight] = ()
+    ) -> ReplicaInFlight | None:
+        answer: asyncio.Future[ReplicaInFlight | None] = asyncio.get_running_loop().create_future()
+        self._ask((limit, *asked), others, answer)
         try:
             return await answer
         except BaseException:
-            if answer.done() and not answer.cancelled() and answer.result():
-                # It came in the moment in which nobody waited for it any more.
-                self.confirmed -= 1
+            if answer.done() and not answer.cancelled() and (taken := answer.result()):
+                # It came in the moment in which nobody waited for it any more: it is begun here, and no more than that.
+                taken.confirmed -= 1
                 self._begun += 1
-                self._membership.ended(self.name)
+                if taken is not self:
+                    taken._inner.end()
+                    self._inner.begin()
+                self._membership.ended(taken.name)
             raise
 
     def withdraw(self) -> None:
@@ -92,33 +107,49 @@ class ReplicaInFlight(InFlight):
         self._elsewhere = max(elsewhere, 0)
         return is_less
 
-    def _ask(self, limit: int, answer: asyncio.Future[bool]) -> None:
-        if not self._membership.send(scripts.TAKE, self.name, limit, on_answer=partial(self._answered, limit, answer)):
-            self._settle(answer)
+    def _ask(
+        self,
+        asked: Sequence[Argument],
+        others: Sequence[ReplicaInFlight],
+        answer: asyncio.Future[ReplicaInFlight | None],
+    ) -> None:
+        heard = partial(self._answered, asked, others, answer)
+        if not self._membership.send(scripts.TAKE, self.name, *asked, on_answer=heard):
+            self._settle(self, answer)
 
-    def _answered(self, limit: int, answer: asyncio.Future[bool], given: Any) -> None:
+    def _answered(
+        self,
+        asked: Sequence[Argument],
+        others: Sequence[ReplicaInFlight],
+        answer: asyncio.Future[ReplicaInFlight | None],
+        given: Any,
+    ) -> None:
         if isinstance(given, Exception):
             # Nobody knows; this process counts for itself until somebody does.
-            self._settle(answer)
+            self._settle(self, answer)
         elif given[0] == scripts.UNKNOWN:
             self._membership.join()
-            self._ask(limit, answer)
+            self._ask(asked, others, answer)
         else:
-            self.hear(given[1])
+            taken = others[given[2] - 1] if given[2] else self
+            taken.hear(given[1])
             if given[0]:
                 if answer.done():
-                    self._membership.ended(self.name)  # Whoever asked has gone.
+                    self._membership.ended(taken.name)  # Whoever asked has gone.
                 else:
-                    self._settle(answer)
+                    self._settle(taken, answer)
             elif not answer.done():
-                answer.set_result(False)
+                answer.set_result(None)
 
-    def _settle(self, answer: asyncio.Future[bool]) -> None:
+    def _settle(self, taken: ReplicaInFlight, answer: asyncio.Future[ReplicaInFlight | None]) -> None:
         """It is one of those that run from now on, not only when whoever asked gets to hear of it."""
         if not answer.done():
             self._begun -= 1
-            self.confirmed += 1
-            answer.set_result(True)
+            taken.confirmed += 1
+            if taken is not self:
+                self._inner.withdraw()
+                taken._inner.begin()
+            answer.set_result(taken)
 
 
 class ReplicaLine(SharedLine):
@@ -269,6 +300,43 @@ class ReplicaDeletions(Deletions):
             if not self._membership.send(scripts.DELETE, deleted, on_answer=answered):
                 self._asked -= deleted
                 self._known += deleted
+
+
+class ReplicaNotes(SharedNotes):
+    """What is known of the notes at the server."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self.known: dict[str, str] = {}
+        # Those that the server was not there for.
+        self._unsent: set[str] = set()
+        self._listeners: list[Callable[[str, str], None]] = []
+
+    def set(self, name: str, text: str) -> None:
+        self.known[name] = text
+        if not self._membership.send(scripts.NOTE, name, text):
+            self._unsent.add(name)
+
+    def listen(self, on_note: Callable[[str, str], None]) -> None:
+        self._listeners.append(on_note)
+        for name, text in list(self.known.items()):
+            on_note(name, text)
+
+    def now(self) -> float:
+        return self._membership.server_us(time.monotonic()) / 1e6
+
+    def hear(self, name: str, text: str) -> None:
+        """Another process has set it."""
+        if name not in self._unsent and self.known.get(name) != text:
+            self.known[name] = text
+            for listener in self._listeners:
+                listener(name, text)
+
+    def send_again(self) -> None:
+        """The server is there again."""
+        unsent, self._unsent = self._unsent, set()
+        for name in unsent:
+            self.set(name, self.known[name])
 
 
 def total_of(requests: Iterable[ReplicaInFlight]) -> Iterable[tuple[str, int]]:

@@ -176,6 +176,14 @@ return 0
 """
 )
 
+# id, an endpoint, for how many ms it is known, and names of what is warm there.
+REMEMBER = _script(
+    """
+for at = 4, #ARGV do redis.call('SET', P .. 'warm:' .. ARGV[at], ARGV[2], 'PX', ARGV[3]) end
+return 0
+"""
+)
+
 # id, then processes that were there before the server forgot all, each with its address: those that have not come back
 # are dead.
 MISSING = _script(
@@ -403,6 +411,7 @@ ALL = (
     JOIN,
     BEAT,
     LEAVE,
+    REMEMBER,
     MISSING,
     TAKEN_OVER,
     TAKE,

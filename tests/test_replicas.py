@@ -13,7 +13,7 @@ import pytest
 from cluster.membership import BEATS, LEASE_S
 from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer, free_port
-from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, stall, steps, stream, until
+from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, http_error, pause, stall, steps, stream, until
 from tests.stream_grammar import check_stream
 from tests.turns import create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve
 
@@ -26,11 +26,11 @@ async def replicas(
 ) -> AsyncIterator[list[Running]]:
     """So many, one after the other, in this process: each on a port of its own."""
     endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", **settings.pop("endpoint", {})}
+    settings.setdefault("endpoints", [endpoint])
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
                 running_router(
-                    endpoints=[endpoint],
                     database={"url": f"sqlite:///{folder}/router.db"},
                     cluster={"url": valkey_url},
                     **settings,
@@ -108,6 +108,60 @@ async def test_whoever_has_waited_longest_goes_first_in_whichever_replica(
         hold.set()
         await asyncio.gather(first, *waiting)
         assert order == ["first", *"abcdef"]
+
+
+async def test_a_conversation_finds_its_warm_server_from_any_replica(
+    backends_: list[FakeBackend], valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"} for backend in backends_]
+    async with replicas(3, backends_[0], tmp_path, valkey.url, endpoints=endpoints) as routers:
+        await know_each_other(routers)
+        for number in range(12):
+            before: dict[str, Any] = {"id": None}
+            servers = []
+            for turn in range(4):
+                met = [len(backend.turns) for backend in backends_]
+                said = f"Turn {turn} of {number}."
+                before = await create(routers[turn % 3].http, input=said, previous_response_id=before["id"])
+                servers += [index for index in (0, 1) if len(backends_[index].turns) != met[index]]
+            assert len(set(servers)) == 1, "it went to a server that does not know it"
+        assert all(len(backend.turns) > 5 for backend in backends_), "others are spread"
+        await eventually(lambda: seen_busy(routers) == [0, 0, 0], "all slots are free")
+
+
+async def test_a_breaker_that_has_opened_is_open_at_all_replicas_and_closes_at_all(
+    backends_: list[FakeBackend], valkey: ValkeyServer, tmp_path: Path, short_waits: None, clock: Any
+) -> None:
+    bad, good = backends_
+    bad.default = http_error(500, "broken")
+    endpoints = [
+        {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": name, "priority": priority}
+        for backend, name, priority in ((bad, "bad", 0), (good, "good", 1))
+    ]
+    breaker = {"failures": 3, "cooldown_s": 50}
+    async with replicas(3, bad, tmp_path, valkey.url, endpoints=endpoints, breaker=breaker) as routers:
+
+        def states(name: str = "bad") -> list[str]:
+            shown = [
+                endpoint.describe()["models"][0]["breaker"]
+                for router in routers
+                for endpoint in router.app.state.pool.endpoints.values()
+                if endpoint.name == name
+            ]
+            return [str(state) for state in shown]
+
+        while states()[0] == "closed":
+            assert (await create(routers[0].http, store=False))["status"] == "completed"
+        await eventually(lambda: states() == ["open"] * 3, "all know")
+        met = len(bad.turns)
+        for router in routers:
+            await create(router.http, store=False)
+        assert len(bad.turns) == met, "nobody else has to find out"
+        bad.default = chat("Well again.")
+        clock.advance(60)
+        await eventually(lambda: states() == ["half_open"] * 3, "it may be tried")
+        await create(routers[1].http, store=False)
+        await eventually(lambda: states() == ["closed"] * 3, "all know that it is well")
 
 
 async def test_without_a_valkey_each_counts_for_itself_and_health_says_so(

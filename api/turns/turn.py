@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -394,8 +395,9 @@ def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
     leading = asked = _leading_text(first)
     if first.get("role") != "user":
         asked = next((_leading_text(item) for item in items if item.get("role") == "user"), leading)
-    begins = hash((params.model, (params.instructions or "")[:LEADING], leading, asked))
-    return [*names, f"begins {begins}"]
+    begins = "\0".join((params.model or "", (params.instructions or "")[:LEADING], leading, asked))
+    # The same in each process.
+    return [*names, f"begins {blake2b(begins.encode(errors='surrogatepass'), digest_size=8).hexdigest()}"]
 
 
 def _leading_text(item: Item) -> str:

@@ -67,6 +67,12 @@ class Breaker:
             return
         self.until = now + max(self._cooldown, asked_s)
 
+    def open_until(self, until: float) -> None:
+        """Another process has found that it fails, and leaves it alone until then. What is tried here goes on."""
+        if self.until is None or self.until < until:
+            self.until = until
+            self.failures = max(self.failures, self._threshold)
+
     def abandoned(self) -> None:
         """It ended and nothing is learnt from it: the client left."""
         self._probing = False

@@ -189,18 +189,32 @@ class Endpoint:
         if breaker := self.breakers.get(model):
             breaker.begin(now)
 
+    def moved_away(self, model: str) -> None:
+        """A request is sent to another endpoint instead, where it is counted."""
+        self.in_flight -= 1
+        self.abandoned(model)
+
+    def moved_here(self, model: str, now: float) -> None:
+        """A request is sent here that was to go elsewhere. It is counted."""
+        self.in_flight += 1
+        if breaker := self.breakers.get(model):
+            breaker.begin(now)
+
     def not_sent(self, model: str) -> None:
         """A request is not sent there after all: it has no slot."""
         self.in_flight -= 1
         self.running.withdraw()
         self.abandoned(model)
 
-    def succeeded(self, model: str, now: float) -> None:
-        """It answered a request."""
+    def succeeded(self, model: str, now: float) -> bool:
+        """It answered a request. Gives whether its breaker had been open until then."""
         self.outcomes["answered"] += 1
         self.loaded.add(model)
-        if breaker := self.breakers.get(model):
-            breaker.success()
+        if (breaker := self.breakers.get(model)) is None:
+            return False
+        was_open = breaker.until is not None
+        breaker.success()
+        return was_open
 
     def failed(self, model: str, error: APIError, now: float) -> None:
         """It failed a request."""

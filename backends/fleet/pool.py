@@ -21,14 +21,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from backends.fleet.choice import CLEARLY_BUSIER
 from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.fleet.line import Effects, Line, Rejection
 from backends.fleet.retry import RetryBudget
 from backends.fleet.routing import Routing
+from backends.fleet.shared_breakers import SharedBreakers
 from backends.fleet.slots import Slot, Slots
 from backends.kinds import KINDS
-from cluster.protocol import Cluster
+from cluster.protocol import Cluster, Warm
 from core.config import Config
 from core.errors import APIError, BackendError, BackendRefused, BackendUnreachable, TooManyRequests, Unsupported
 from core.hops import RouterLoop
@@ -80,6 +82,7 @@ class Pool:
         self.telemetry = telemetry or Telemetry()
         self.endpoints = Endpoints(config, cluster, self._changed)
         self.slots = Slots(self.endpoints, cluster)
+        self._breakers = SharedBreakers(cluster.notes, self.endpoints, self._changed)
         limits = config.queue
         self.line = Line(Wishes(self.slots), cluster.line, most=limits.max, timeout_s=limits.timeout_s)
         self.budget = RetryBudget(config.retry.budget)
@@ -89,6 +92,7 @@ class Pool:
     async def open(self) -> None:
         self._cluster.line.listen(self._woken)
         await self.endpoints.open()
+        self._breakers.open()
 
     async def close(self) -> None:
         self._cluster.line.stop_listening()
@@ -120,7 +124,9 @@ class Pool:
             self.budget.request()
         routing.attempts += 1
         slot = None if self.line.must_be_joined else self.slots.take(model, routing)
-        if slot is None or not (self._cluster.is_exact or await self._is_ours(slot)):
+        if slot is not None and not self._cluster.is_exact:
+            slot = await self._confirmed(slot, model, routing)
+        if slot is None:
             slot = await self._wait(model, routing)
         endpoint, name = slot
         routing.endpoint, routing.model = endpoint.name, name
@@ -158,8 +164,10 @@ class Pool:
             while True:
                 self._set_timer()
                 slot = await self._outcome(wish)
-                if self._cluster.is_exact or await self._is_ours(slot):
+                if self._cluster.is_exact:
                     return slot
+                if (confirmed := await self._confirmed(slot, model, routing)) is not None:
+                    return confirmed
                 wish.outcome = new_outcome()
                 self.line.come_back(place, time.monotonic())
         finally:
@@ -168,18 +176,29 @@ class Pool:
             routing.waited_s += waited_s
             self.telemetry.waited_s += waited_s
 
-    async def _is_ours(self, slot: Slot) -> bool:
-        """Whether a slot that was taken is one of those that there are, over all processes; else it is taken no
-        more."""
+    async def _confirmed(self, slot: Slot, model: str, routing: Routing) -> Slot | None:
+        """A slot that was taken, if it is one of those that there are over all processes; None, and it is taken no
+        more, if not. It may be one of another endpoint, where other processes know that the request finds it warm."""
         endpoint, _ = slot
+        others = self.slots.warm_elsewhere(slot, model, routing)
         try:
-            is_ours = await endpoint.running.confirm(endpoint.max_concurrent)
+            if not others:
+                taken = endpoint.running if await endpoint.running.confirm(endpoint.max_concurrent) else None
+            else:
+                places = [(other.running, other.max_concurrent) for other, _ in others]
+                warm = Warm(routing.affinity, places, CLEARLY_BUSIER)
+                taken = await endpoint.running.confirm_at_warmest(endpoint.max_concurrent, warm)
         except BaseException:
             self._drop(slot)
             raise
-        if not is_ours:
+        if taken is None:
             self.slots.withdraw(slot)
-        return is_ours
+            return None
+        if taken is endpoint.running:
+            return slot
+        moved = next(other for other in others if other[0].running is taken)
+        self.slots.move(slot, moved)
+        return moved
 
     def _drop(self, slot: Slot) -> None:
         """Whoever was to have this slot has gone: it is the next one's."""
@@ -243,7 +262,8 @@ class Pool:
     def succeeded(self, key: str, model: str, routing: Routing) -> None:
         """A request was answered: the endpoint works, and what it was about is warm there."""
         if endpoint := self.endpoints.get(key):
-            endpoint.succeeded(model, time.monotonic())
+            if endpoint.succeeded(model, time.monotonic()):
+                self._breakers.closed(endpoint, model)
             self.remember(routing.affinity, key)
 
     def remember(self, affinity: Iterable[str], key: str) -> None:
@@ -271,6 +291,8 @@ class Pool:
         if (until := endpoint.breaker(model).until) is not None:
             # Who waits may be served when it is let through again.
             asyncio.get_running_loop().call_later(until - now + LEAST_WAIT_S, self._changed)
+            if until > now:
+                self._breakers.opened(endpoint, model, until)
         if isinstance(error, BackendUnreachable | BackendRefused):
             self.endpoints.look_at(endpoint)  # It was there, and had the model, when it was last asked.
 

@@ -73,11 +73,38 @@ class Slots:
         if endpoint.leaving:
             self._endpoints.forget_if_done(endpoint)
 
+    def warm_elsewhere(self, slot: Slot, model: str, routing: Routing) -> list[Slot]:
+        """Where else a request might go, where another process may know that what it is about is warm there."""
+        if not routing.affinity or len(self._endpoints) < 2:
+            return []
+        now = time.monotonic()
+        if self.affinity.get(routing.affinity[0], now) is not None:
+            return []
+        chosen, _ = slot
+        return [
+            (endpoint, name)
+            for endpoint, name in self._endpoints.serving(model, routing.models)
+            if endpoint is not chosen
+            and endpoint.config.priority == chosen.config.priority
+            and _may_take(endpoint, routing)
+            and endpoint.candidate(name, now).is_well
+        ]
+
+    def move(self, slot: Slot, to: Slot) -> None:
+        """What was to be sent to one endpoint goes to another, where the cluster has counted it."""
+        (endpoint, name), (other, other_name) = slot, to
+        endpoint.moved_away(name)
+        other.moved_here(other_name, time.monotonic())
+        if endpoint.leaving:
+            self._endpoints.forget_if_done(endpoint)
+
     def remember(self, affinity: Iterable[str], key: str) -> None:
         """What is warm at an endpoint."""
         now = time.monotonic()
         for name in affinity:
             self.affinity.put(name, key, now)
+        if not self._cluster.is_exact and len(self._endpoints) > 1 and (endpoint := self._endpoints.get(key)):
+            self._cluster.remember(affinity, endpoint.running)
 
     def has_other(self, model: str, routing: Routing, *, must_be_well: bool = True) -> bool:
         """Whether an endpoint that was not tried yet serves the model, and, if it must, is not known to be down."""

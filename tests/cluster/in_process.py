@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from cluster.alone import OwnEvents
+from cluster.alone import OwnEvents, OwnNotes
 from cluster.protocol import FROM_PEER, Cluster, InFlight, PeerAnswer, SharedLine
 from cluster.quotas import AtOnce, CountedQuotas
 from core.deletions import OwnDeletions
@@ -51,6 +51,7 @@ class InProcess(Cluster):
         self.line = InProcessLine(self)
         self.quotas = InProcessQuotas(self)
         self.events = OwnEvents()
+        self.notes = OwnNotes()
         self.number = -1
         self.app: Any = None
         self._succeeds = False
