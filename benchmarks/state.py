@@ -1,12 +1,13 @@
 """What it costs to keep responses, by how many are kept already, and a turn by the length of its history.
 
-    python -m benchmarks.state [--rows 1000000] [--ids random]
+    python -m benchmarks.state [--rows 1000000] [--ids random] [--postgres]
 
-    the store        a turn stored (32 at once), read and deleted, and conversations, in files of several sizes
-    a whole turn     through the router, in front of a mock backend: with its history in memory, and out of the database
+    the store        a turn stored (32 at once), read and deleted, and conversations, in databases of several sizes
+    a whole turn     through the router, before a mock backend: with its history in memory, and out of the database
 
-Files are filled by SQL, in a temporary folder (TMPDIR), with about 5 KB a row. CPU is this process's, of all threads.
-`--ids random` gives the rows the ids of earlier versions, which did not sort by time.
+Databases are filled in a temporary folder (TMPDIR), with about 5 KB a row: files of SQLite, or with `--postgres` those
+of a server out of the wheel of the tests. CPU is this process's, of all threads, and none of a server's. `--ids random`
+gives the rows the ids of earlier versions, which did not sort by time.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import asyncio
 import json
 import os
 import random
-import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -33,10 +34,9 @@ import uvloop
 
 from benchmarks.gateways import free_port
 from benchmarks.running import started
-from db import Store, make_store
+from db import TABLES, CopiedRow, Store, make_store
 from requests.items import input_items
 from requests.responses import new_id, response_resource, whole_item
-from stores.migrations.sqlite import migrate
 
 AT_ONCE = 32
 # Chains to read, and how many of each: (turns, copies).
@@ -80,10 +80,12 @@ class Templates:
         self._input, self._output = orjson.dumps(asked), orjson.dumps(response["output"])
         self._rest = orjson.dumps({**response, "output": None})
 
-    def row(self, id: str, previous: str | None, at: int, asked: str, answered: str) -> tuple[Any, ...]:
+    def row(self, number: int, id: str, previous: str | None, at: int, asked: str, answered: str) -> CopiedRow:
+        """A row as stores take them from each other."""
         given = self._input.replace(b"ASKED", asked.encode())
         output = self._output.replace(b"ANSWERED", answered.encode())
-        return id, previous, "mock", "completed", at, given, output, self._rest.replace(b"RESPONSE", id.encode())
+        rest = self._rest.replace(b"RESPONSE", id.encode())
+        return number, "", id, previous, None, "mock", "completed", at, given, output, rest, None
 
 
 def a_turn(id: str, previous: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -94,36 +96,30 @@ def a_turn(id: str, previous: str | None) -> tuple[list[dict[str, Any]], dict[st
     return input_items(ASKED), {**response, "output": [whole_item(said)]}
 
 
-INSERT = """INSERT INTO responses (id, previous_response_id, model, status, created_at, input, output, response)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-INSERT_ITEM = (
-    "INSERT INTO response_items (item_id, response) SELECT ?, number FROM responses WHERE owner = '' AND id = ?"
-)
-
-
-def fill(path: Path, rows: int, make_id: Callable[[str, int], str]) -> Kept:
-    """A file of `rows` responses, made in the last month, and the chains, each spread over all of it."""
+async def fill(url: str, rows: int, make_id: Callable[[str, int], str]) -> Kept:
+    """Puts `rows` responses into an empty database, made in the last month, and the chains, each spread over all of
+    it."""
     templates = Templates()
     kept = Kept([], {length: [] for length, _ in CHAINS})
     now = int(time.time())
+    numbers = count(1)
 
-    def made() -> Iterator[tuple[tuple[Any, ...], list[tuple[str, str]]]]:
+    def made() -> Iterator[tuple[CopiedRow, list[CopiedRow]]]:
         for id, previous, position in _planned(rows, kept, lambda position: make_id("resp", _at(position, rows, now))):
-            at = _at(position, rows, now)
+            at, number = _at(position, rows, now), next(numbers)
             asked, answered = make_id("msg", at), make_id("msg", at)
-            yield templates.row(id, previous, at, asked, answered), [(asked, id), (answered, id)]
+            yield (
+                templates.row(number, id, previous, at, asked, answered),
+                [("", asked, number), ("", answered, number)],
+            )
 
-    file = sqlite3.connect(path, isolation_level=None)
-    file.row_factory = sqlite3.Row
-    migrate(file)
-    for statement in ("PRAGMA journal_mode = OFF", "PRAGMA synchronous = OFF", "PRAGMA cache_size = -1000000"):
-        file.execute(statement)
-    file.execute("BEGIN")
+    responses, items = (table for table in TABLES if table.name in ("responses", "response_items"))
+    store = make_store(url)
+    await store.open()
     for some in _chunks(made(), 1000):
-        file.executemany(INSERT, [row for row, _ in some])
-        file.executemany(INSERT_ITEM, [item for _, items in some for item in items])
-    file.execute("COMMIT")
-    file.close()
+        await store.write_rows(responses, [row for row, _ in some])
+        await store.write_rows(items, [item for _, of_row in some for item in of_row])
+    await store.close()
     return kept
 
 
@@ -161,7 +157,8 @@ def _chunks(given: Iterable[Any], size: int) -> Iterator[list[Any]]:
         if len(chunk) == size:
             yield chunk
             chunk = []
-    yield chunk
+    if chunk:
+        yield chunk
 
 
 # ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,10 +214,10 @@ async def read_history(store: Store, id: str) -> None:
     await store.get_history(id)
 
 
-async def measure_store(path: Path, kept: Kept, make_id: Callable[[str, int], str]) -> dict[str, Cost]:
-    """Every operation on a file that `fill` has made."""
+async def measure_store(url: str, kept: Kept, make_id: Callable[[str, int], str]) -> dict[str, Cost]:
+    """Every operation on a database that `fill` has filled."""
     chance = random.Random(1)
-    store = make_store(f"sqlite:///{path}")
+    store = make_store(url)
     await store.open()
     costs: dict[str, Cost] = {}
 
@@ -239,6 +236,8 @@ async def measure_store(path: Path, kept: Kept, make_id: Callable[[str, int], st
         costs[f"history of {length} turns, read"] = await cost_of(partial(read_history, store, id) for id in again)
         await cost_of(partial(store.get_history, id) for id in ends)
         costs[f"history of {length} turns, warm"] = await cost_of(partial(store.get_history, id) for id in ends * 100)
+        pages = [partial(store.list_input_items, id) for id in again]
+        costs[f"items of {length} turns, a page"] = await cost_of(pages)
     leaves = chance.sample(kept.ids, k=300)
     costs["delete"] = await cost_of(partial(store.delete_response, id) for id in leaves)
     await store.close()
@@ -248,11 +247,11 @@ async def measure_store(path: Path, kept: Kept, make_id: Callable[[str, int], st
 # ── whole turns ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def measure_turns(backend: int, folder: Path) -> dict[int, dict[str, Cost]]:
-    """A turn that is not stored, from its request to its answer, by the items before it."""
+async def measure_turns(backend: int, folder: Path, url: str) -> dict[int, dict[str, Cost]]:
+    """A turn, from its request to its answer, by the items before it: `warm` and `read` ones are not stored."""
     settings = {
         "endpoints": [{"url": f"http://127.0.0.1:{backend}/v1", "kind": "openai-chat", "max_concurrent": 64}],
-        "database": {"url": f"sqlite:///{folder}/router.db"},
+        "database": {"url": url},
     }
     (folder / "config.yaml").write_text(json.dumps(settings))
     os.environ["ROUTER_CONFIG"] = str(folder / "config.yaml")
@@ -273,10 +272,17 @@ async def measure_turns(backend: int, folder: Path) -> dict[int, dict[str, Cost]
                 await ask()
 
             await cost_of([ask] * 10)
+            stored = partial(_ask, app, {"model": "mock", "input": "Say hello.", "previous_response_id": last})
             costs[items] = {
                 "warm": await cost_of([ask] * REQUESTS),
                 "read": await cost_of([ask_cold] * REQUESTS),
             }
+            if not items:
+                costs[items] |= {
+                    "stored": await cost_of([stored] * REQUESTS),
+                    "16 at once": await cost_of([ask] * 10 * REQUESTS, at_once=16),
+                    "16 at once, stored": await cost_of([stored] * 10 * REQUESTS, at_once=16),
+                }
     return costs
 
 
@@ -329,10 +335,11 @@ def show_turns(costs: dict[int, dict[str, Cost]]) -> None:
     print(f"| | {' | '.join(f'{items} items' for items in costs)} |")
     print(f"|---{'|---' * len(costs)}|")
     bare = costs[0]["warm"].cpu_us
-    for how in ("warm", "read"):
+    for how in costs[0]:
         cells = [
             f"{c[how].cpu_us:.0f}, {c[how].wall_us:.0f}" + (f" ({(c[how].cpu_us - bare) / items:.1f})" if items else "")
             for items, c in costs.items()
+            if how in c
         ]
         print(f"| {how} | {' | '.join(cells)} |")
 
@@ -341,23 +348,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=1_000_000, help="in the largest file")
     parser.add_argument("--ids", choices=("timed", "random"), default="timed")
+    parser.add_argument("--postgres", action="store_true", help="in PostgreSQL")
     given = parser.parse_args()
     make_id = timed_id if given.ids == "timed" else random_id
+    new_database = in_postgres if given.postgres else in_sqlite
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nomyo-state-")))
         backend = free_port()
         stack.enter_context(started([sys.executable, "-m", "benchmarks.mock_backend", str(backend)], folder))
-        show_turns(uvloop.run(measure_turns(backend, folder)))
+        url = stack.enter_context(new_database()).url
+        show_turns(uvloop.run(measure_turns(backend, folder, url)))
     costs: dict[int, dict[str, Cost]] = {}
     for rows in sorted({rows for rows in (1000, 100_000, given.rows) if rows <= given.rows}):
-        with tempfile.TemporaryDirectory(prefix="nomyo-state-") as name:
-            path = Path(name) / "router.db"
+        with new_database() as database:
             began = time.perf_counter()
-            kept = fill(path, rows, make_id)
-            took, size = time.perf_counter() - began, path.stat().st_size / 1e6
-            print(f"{rows:,} rows: {size:.0f} MB, filled in {took:.1f} s", file=sys.stderr)
-            costs[rows] = uvloop.run(measure_store(path, kept, make_id))
+            kept = uvloop.run(fill(database.url, rows, make_id))
+            database.settle()
+            print(f"{rows:,} rows: filled in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+            costs[rows] = uvloop.run(measure_store(database.url, kept, make_id))
     show_store(costs)
+
+
+@dataclass(frozen=True)
+class Database:
+    """An empty one, and what is done when it was filled."""
+
+    url: str
+    settle: Callable[[], object]
+
+
+@contextmanager
+def in_sqlite() -> Iterator[Database]:
+    """A file."""
+    with tempfile.TemporaryDirectory(prefix="nomyo-state-") as folder:
+        yield Database(f"sqlite:///{folder}/router.db", lambda: None)
+
+
+@contextmanager
+def in_postgres() -> Iterator[Database]:
+    """A server as it comes, but that it does not wait for the disk either (SQLite's `synchronous = NORMAL`)."""
+    from tests.engines.postgres import PostgresServer
+
+    with PostgresServer.started(fsync="on", full_page_writes="on", synchronous_commit="off") as server:
+        yield Database(server.url(), lambda: server.run("VACUUM ANALYZE"))
 
 
 if __name__ == "__main__":

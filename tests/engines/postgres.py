@@ -168,7 +168,7 @@ class PostgresServer:
         import psycopg  # The extra `postgres`: most tests go without.
 
         with psycopg.connect(self.url(database), autocommit=True) as connection:
-            cursor = connection.execute(sql)  # type: ignore[call-overload]
+            cursor = connection.execute(sql.encode())
             return cursor.fetchall() if cursor.description else []
 
     def _is_ready(self) -> bool:
@@ -201,7 +201,7 @@ class PostgresServer:
 
     def _processes(self) -> list[int]:
         """The server, and the processes of its connections and in its background."""
-        import psutil  # Comes with the wheel.
+        import psutil  # type: ignore[import-untyped]  # Comes with the wheel.
 
         return [self._pid, *(child.pid for child in psutil.Process(self._pid).children())]
 
