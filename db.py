@@ -184,6 +184,16 @@ class Store(Protocol):
         """The responses that this process has begun and not ended."""
         ...
 
+    async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:
+        """Asks whichever process works on a response to cancel it. Gives whether it may be one that only the database
+        leads to: there are none where one service at a time has it."""
+        ...
+
+    def unwanted(self) -> AsyncIterator[tuple[str, str]]:
+        """Owner and id of responses of this process that others have asked to cancel, within a second; perhaps more
+        than once. Ends where nobody can."""
+        ...
+
     async def fail_orphaned_responses(self) -> int:
         """Marks as failed what was running when the service stopped. For its start, before anything runs. Gives their
         number."""

@@ -156,6 +156,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         stack.push_async_callback(_stopped, orphaned)
         abandoned = asyncio.create_task(_inherit_abandoned(state), name="abandoned")
         stack.push_async_callback(_stopped, abandoned)
+        unwanted = asyncio.create_task(_cancel_unwanted(state), name="unwanted")
+        stack.push_async_callback(_stopped, unwanted)
         if config.database.retention_days:
             retention = asyncio.create_task(_keep_retention(state, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
@@ -185,6 +187,13 @@ async def _inherit_abandoned(state: AppState) -> None:
     """The same of what other services have left that share the database, and nobody else does."""
     async for _ in state.db.abandoned():
         await _has_inherited(state)
+
+
+async def _cancel_unwanted(state: AppState) -> None:
+    """Cancels what other processes were asked to that runs here."""
+    async for owner, response_id in state.db.unwanted():
+        if (job := state.tasks.get(response_id)) is not None and job.owner == owner:
+            await state.tasks.cancel(response_id)
 
 
 async def _has_inherited(state: AppState) -> bool:

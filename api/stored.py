@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -95,6 +97,8 @@ async def cancel_response(request: Request, response_id: str) -> Response:
                 return answer
             if is_from_peer(request):
                 raise _not_found(response_id)
+            if await state.db.ask_to_cancel(response_id, owner=owner):
+                row = await _ended_elsewhere(state, response_id, owner)
             if row["status"] == "queued":
                 # It waits in no process: the one that would run it again sees that nobody wants it any more.
                 await state.db.update_response(response_id, {**row["response"], "status": "cancelled"}, owner=owner)
@@ -134,6 +138,8 @@ async def list_input_items(
     )
 
 
+# How long a process may take to cancel what another one was asked to, and how often it is looked.
+CANCEL_S, CANCEL_LOOK_S = 2.0, 0.02
 # Proxies take no longer ones.
 LONGEST_HEADER = 1000
 
@@ -167,6 +173,18 @@ async def _cancelled(state: AppState, response_id: str, owner: str) -> bool:
     """Stops a background response that runs here. False if none of that owner's does."""
     job = state.tasks.get(response_id)
     return job is not None and job.owner == owner and await state.tasks.cancel(response_id)
+
+
+async def _ended_elsewhere(state: AppState, response_id: str, owner: str) -> Mapping[str, Any]:
+    """The row of a response that another process was asked to cancel, when it has ended, or that process takes longer
+    than a client would wait."""
+    row = await _row(state, response_id, owner)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CANCEL_S):
+            while row["status"] in ("queued", "in_progress"):
+                await asyncio.sleep(CANCEL_LOOK_S)
+                row = await _row(state, response_id, owner)
+    return row
 
 
 def _not_found(response_id: str) -> NotFound:

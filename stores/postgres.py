@@ -9,6 +9,7 @@ What a process leaves unfinished when it dies goes to the one that claims it fir
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -26,7 +27,7 @@ from stores import postgres_copies, postgres_keys
 from stores import postgres_sql as sql
 from stores.copies import CopiedRow, CopyError, Table
 from stores.postgres_connection import ResultRow, Statement, one_line
-from stores.postgres_database import LEASE_S, PostgresDatabase
+from stores.postgres_database import LEASE_S, UNWANTED, PostgresDatabase
 from stores.postgres_usage import LIST, ROLL_UP, SPENT, counting, spent, usage_row
 from stores.postgres_values import Parameter, decode_integer, decode_text, encode_text
 from stores.queued_store import ChainRow, ChangedRow, NewRow, QueuedStore
@@ -61,8 +62,16 @@ class PostgresStore(QueuedStore):
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _commit(self, writes: list[Write]) -> None:
-        await self._database.write(*statements_of(writes))
+    async def _commit(self, writes: list[Write]) -> Sequence[Write]:
+        statements = list(statements_of(writes))
+        results = await self._database.write(*statements)
+        late = {
+            (_text(owner), _text(id_))
+            for statement, rows in zip(statements, results, strict=True)
+            if statement.sql is sql.UPDATE
+            for owner, id_ in rows
+        }
+        return [write for write in writes if late and write[0] is sql.UPDATE and write[1][:2] in late]
 
     def _storing(self, row: NewRow) -> Write:
         values = (
@@ -112,17 +121,14 @@ class PostgresStore(QueuedStore):
         try:
             return (await self._database.read(Statement(statement, values)))[0]
         except Outage as error:
-            failure = ServerError(
-                "What was stored cannot be read for now.", code="storage_error", status=503, retry_after_s=OUTAGE_S
-            )
-            raise failure from error
+            raise unreadable() from error
 
     async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None:
         rows = await self._read(sql.GET, owner, response_id)
         return _stored(rows[0]) if rows else None
 
     async def unfinished(self) -> list[UnfinishedResponse]:
-        rows = await self._read(sql.UNFINISHED_ROWS, LEASE_S, self._service)
+        rows = await self._read(sql.UNFINISHED_ROWS, self._database.lease_s(), self._service)
         unfinished: list[UnfinishedResponse] = [{**_stored(row), "request": row[-2]} for row in rows]
         self._whose = {_key(one): _text(row[-1]) for one, row in zip(unfinished, rows, strict=True)}
         return unfinished
@@ -138,6 +144,22 @@ class PostgresStore(QueuedStore):
 
     def abandoned(self) -> AsyncIterator[None]:
         return self._database.abandoned()
+
+    async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:
+        try:
+            rows, _ = await self._database.read(
+                Statement(sql.ASK_TO_CANCEL, (owner, response_id)), Statement(sql.NOTIFY, (UNWANTED, ""))
+            )
+        except Outage as error:
+            raise unreadable() from error
+        return bool(rows)
+
+    async def unwanted(self) -> AsyncIterator[tuple[str, str]]:
+        while self._service:
+            await self._database.wait_for_unwanted()
+            with contextlib.suppress(Outage):
+                for owner, id_ in (await self._database.read(Statement(sql.UNWANTED, (self._database.process,))))[0]:
+                    yield _text(owner), _text(id_)
 
     async def _exists(self, key: Key) -> bool:
         return bool(await self._read(sql.EXISTS, *key))
@@ -266,6 +288,12 @@ def _ids_of(items: Sequence[Item]) -> str:
     """A JSON list with the id of each item, or null where it has none (`rows.ids_of`)."""
     ids = [ids_of([item]) for item in items]
     return encode_json([encode_text(id_[0]).decode() if id_ else None for id_ in ids]).decode()
+
+
+def unreadable() -> ServerError:
+    """The error of a read while the database is away."""
+    words = "What was stored cannot be read for now."
+    return ServerError(words, code="storage_error", status=503, retry_after_s=OUTAGE_S)
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

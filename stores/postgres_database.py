@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncIterator
@@ -34,14 +35,18 @@ log = logging.getLogger("nomyo.db")
 
 # A process that stands still for less is slow, and not dead.
 LEASE_S = 30
+FOR_EVER_S = 10**9
 SEEN_EVERY_S = 5.0
 # How often it is looked for what the dead have left.
 LOOK_FOR_ABANDONED_S = 5.0
 # How long a row that somebody else changes is waited for.
 LOCKED_S = 5.0
-# The channel of deletions, and how often it is looked for those that were not heard of.
+# The channels of deletions and cancellations, and how often it is looked for those that were not heard of.
 DELETIONS = "nomyo_deletions"
+UNWANTED = "nomyo_unwanted"
 LOOK_EVERY_S = 1.0
+# After a longer gap nobody may have been seen.
+GAP_S = 3 * SEEN_EVERY_S
 # How long a start waits for a server that is not there.
 PATIENCE_S = 30.0
 ATTEMPT_EVERY_S = 1.0
@@ -70,9 +75,12 @@ class PostgresDatabase:
         self._foreign_deletions: int | None = None
         self._own_deletions = 0
         self._deleted = asyncio.Event()
-        self._listener = PostgresListener(
-            self._direct_url, self._limits, {DELETIONS: lambda payload: self._deleted.set()}
-        )
+        self._unwanted = asyncio.Event()
+        channels = {DELETIONS: lambda _: self._deleted.set(), UNWANTED: lambda _: self._unwanted.set()}
+        self._listener = PostgresListener(self._direct_url, self._limits, channels)
+        # When it began to be seen without a gap.
+        self._steady_since = math.inf
+        self._seen_at = -math.inf
         self._service = service
         self.process = token_hex(8) if service else ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -85,8 +93,8 @@ class PostgresDatabase:
         except (psycopg.Error, Outage) as error:
             raise StartError(f"{self.name} cannot be used: {one_line(str(error))} (database.url)") from None
         if self._service:
-            await self._writer.run(Statement(sql.SEEN, (self.process, self._service)))
-            self._deleted = asyncio.Event()
+            await self._be_seen()
+            self._deleted, self._unwanted = asyncio.Event(), asyncio.Event()
             self._listener.open()
             self._tasks = [
                 asyncio.create_task(self._stay_seen(), name="seen by other processes"),
@@ -106,9 +114,9 @@ class PostgresDatabase:
         self._writer.close()
         self._readers.close()
 
-    async def write(self, *statements: Statement) -> None:
-        """All of them in one transaction. Raises `Outage` where the database is away, and `psycopg.Error`."""
-        await self._writer.run(*statements)
+    async def write(self, *statements: Statement) -> list[list[ResultRow]]:
+        """The rows of each, in one transaction. Raises `Outage` where the database is away, and `psycopg.Error`."""
+        return await self._writer.run(*statements)
 
     async def read(self, *statements: Statement) -> list[list[ResultRow]]:
         """The rows of each, in one transaction. Raises as `write` does."""
@@ -128,8 +136,21 @@ class PostgresDatabase:
         while self._service:
             await asyncio.sleep(LOOK_FOR_ABANDONED_S)
             with contextlib.suppress(Outage):
-                if (await self.read(Statement(sql.IS_ABANDONED, (LEASE_S,))))[0]:
+                if (await self.read(Statement(sql.IS_ABANDONED, (self.lease_s(),))))[0]:
                     yield
+
+    def lease_s(self) -> int:
+        """How long others may not have been seen, and are alive nevertheless. While the database was away it was
+        nobody: then each gets the time to be seen again."""
+        is_steady = time.monotonic() - self._steady_since >= LEASE_S
+        return LEASE_S if is_steady else FOR_EVER_S
+
+    async def wait_for_unwanted(self) -> None:
+        """Waits until something may be cancelled: no longer than a second."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await self._unwanted.wait()
+        self._unwanted.clear()
 
     async def _patiently(self) -> None:
         """Opens it, and waits for a server that is not there (yet)."""
@@ -170,7 +191,14 @@ class PostgresDatabase:
         while True:
             await asyncio.sleep(SEEN_EVERY_S)
             with contextlib.suppress(Outage):
-                await self._readers.run(Statement(sql.SEEN, (self.process, self._service)))
+                await self._be_seen()
+
+    async def _be_seen(self) -> None:
+        await self._readers.run(Statement(sql.SEEN, (self.process, self._service)))
+        now = time.monotonic()
+        if now - self._seen_at > GAP_S:
+            self._steady_since = now
+        self._seen_at = now
 
 
 def name_of(url: str) -> str:

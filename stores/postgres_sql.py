@@ -16,21 +16,29 @@ STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation,
         output_ids = excluded.output_ids, output = excluded.output, response = excluded.response,
         request = excluded.request"""
 # Not an upsert: a response that was deleted while it ran stays deleted. What has ended will not run again, and is
-# nobody's. A process whose turn was given to another one has lost it.
-_UPDATE = """UPDATE responses r SET status = n.status, output_ids = n.output_ids, output = n.output,
-        response = n.response,
-        request = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.request END,
-        process = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.process END
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::text[])
-        AS n (owner, id, status, output_ids, output, response, process)
-    WHERE r.owner = n.owner AND r.id = n.id"""
-UPDATE = f"{_UPDATE} AND (n.process IS NULL OR r.process = n.process)"
+# nobody's. What a process writes of a turn that was given to another one changes nothing; that is what the rows are.
+_CHANGED = """WITH n AS MATERIALIZED (
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::text[])
+            AS n (owner, id, status, output_ids, output, response, process)
+    ), changed AS (
+        UPDATE responses r SET status = n.status, output_ids = n.output_ids, output = n.output,
+            response = n.response,
+            request = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.request END,
+            process = CASE WHEN n.status IN ('queued', 'in_progress') THEN r.process END
+        FROM n WHERE r.owner = n.owner AND r.id = n.id AND {condition}
+        RETURNING r.owner, r.id
+    )"""
+UPDATE = f"""{_CHANGED.format(condition="(n.process IS NULL OR r.process = n.process)")}
+    SELECT n.owner, n.id FROM n WHERE n.process IS NOT NULL AND (n.owner, n.id) NOT IN (SELECT * FROM changed)
+    AND EXISTS (SELECT FROM responses r WHERE r.owner = n.owner AND r.id = n.id)"""
 # What has ended meanwhile was no orphan.
-FAIL = f"{_UPDATE} AND r.status IN ('queued', 'in_progress')"
+FAIL = f"""{_CHANGED.format(condition="r.status IN ('queued', 'in_progress')")}
+    SELECT FROM changed WHERE false"""
 _STORED = """r.owner, r.id, r.previous_response_id, r.conversation, r.model, r.status, r.created_at, r.input, r.output,
     r.response"""
 GET = f"SELECT {_STORED} FROM responses r WHERE owner = $1::text AND id = $2::text"
 EXISTS = "SELECT 1 FROM responses WHERE owner = $1::text AND id = $2::text"
+# One that has left is there no longer, one that was killed is not seen any more.
 _IS_SEEN = "p.name = r.process AND p.seen_at > now() - make_interval(secs => $1::bigint)"
 # All but what processes of other services work on.
 UNFINISHED_ROWS = f"""SELECT {_STORED}, r.request, r.process FROM responses r
@@ -118,6 +126,11 @@ GET_SETTING = "SELECT value FROM settings WHERE name = $1::text"
 COUNT_DELETIONS = "UPDATE counters SET value = value + $1::bigint WHERE name = 'deletions'"
 GET_DELETIONS = "SELECT value FROM counters WHERE name = 'deletions'"
 NOTIFY = "SELECT pg_notify($1::text, $2::text)"
+# To be cancelled, by whichever process works on it.
+ASK_TO_CANCEL = """UPDATE responses SET is_unwanted = true
+    WHERE owner = $1::text AND id = $2::text AND status IN ('queued', 'in_progress') RETURNING 1"""
+UNWANTED = """SELECT owner, id FROM responses
+    WHERE status IN ('queued', 'in_progress') AND process = $1::text AND is_unwanted"""
 SEEN = """INSERT INTO processes (name, service, seen_at) VALUES ($1::text, $2::text, now())
     ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"""
 OTHER_SERVICES = """SELECT count(DISTINCT service) FROM processes

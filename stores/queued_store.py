@@ -100,8 +100,8 @@ class QueuedStore(ABC):
     # ── what a database adds ─────────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
-    async def _commit(self, writes: list[Write]) -> None:
-        """Commits a batch, or raises and changes nothing."""
+    async def _commit(self, writes: list[Write]) -> Sequence[Write]:
+        """Commits a batch, or raises and changes nothing. Gives the writes that came too late."""
 
     @abstractmethod
     def _storing(self, row: NewRow) -> Write:
@@ -239,6 +239,13 @@ class QueuedStore(ABC):
         return list(orphans)  # Of the one service that has the database, one process asks.
 
     async def abandoned(self) -> AsyncIterator[None]:
+        return
+        yield
+
+    async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:
+        return False
+
+    async def unwanted(self) -> AsyncIterator[tuple[str, str]]:
         return
         yield
 

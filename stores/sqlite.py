@@ -126,11 +126,12 @@ class SQLiteStore(QueuedStore):
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _commit(self, writes: list[Write]) -> None:
+    async def _commit(self, writes: list[Write]) -> Sequence[Write]:
         """With the writes of the same SQL together, where they do not stand in each other's way."""
         if all(sql in RANKS for sql, _ in writes):
             writes.sort(key=lambda write: RANKS[write[0]])
         await self._connector.write(writes)
+        return ()
 
     def _storing(self, row: NewRow) -> Write:
         values = (

@@ -26,6 +26,10 @@ class Outage(Exception):
     """Nothing can be written to the database for now: one line about what is wrong, and what to do."""
 
 
+class TooLate(Exception):
+    """What was to be changed is another process's by now."""
+
+
 class Written:
     """Queued writes, which are committed together or not at all; `then` is called behind the commit. Awaiting it waits
     for that, and raises `ServerError` if it failed; `failed` is called then. Whoever stops waiting does not stop the
@@ -71,9 +75,10 @@ class Written:
 
 class WriteQueue:
     """Runs what is written, a batch at a time: `run` commits a list of writes in one transaction, or raises and has
-    changed nothing. `open()` inside the running loop, `close()` at its end: what is queued is written first."""
+    changed nothing; it gives those of them that came too late, and did nothing. `open()` inside the running loop,
+    `close()` at its end: what is queued is written first."""
 
-    def __init__(self, run: Callable[[list[Write]], Awaitable[None]]) -> None:
+    def __init__(self, run: Callable[[list[Write]], Awaitable[Sequence[Write]]]) -> None:
         self._run = run
         self._queue: list[Written] = []
         self._queued = asyncio.Event()
@@ -117,7 +122,7 @@ class WriteQueue:
 
     async def _wrote(self, batch: list[Written]) -> bool:
         try:
-            await self._run([write for written in batch for write in written.writes])
+            late = await self._run([write for written in batch for write in written.writes])
         except Outage as error:
             if self.outage is None:
                 log.error("nothing can be stored: %s", error)
@@ -134,7 +139,8 @@ class WriteQueue:
             log.warning("responses are stored again")
             self.outage = None
         for written in batch:
-            written.end(None)
+            is_late = late and any(write is one for write in written.writes for one in late)
+            written.end(not_stored(TooLate("another process has taken it over")) if is_late else None)
         return True
 
 

@@ -167,6 +167,24 @@ async def test_what_was_answered_as_stored_is_there_after_a_crash_of_the_server(
 # ── a router that dies ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+async def test_any_router_cancels_what_runs_at_another(
+    stack: AsyncExitStack, backend: FakeBackend, url: str, status: str
+) -> None:
+    backend.default = stall()
+    here = await on(stack, backend, url, background={"max_concurrent": 1, "drain_s": 0})
+    there = await on(stack, backend, url)
+    running = [(await create(here.http, background=True))["id"] for _ in range(2)][status == "queued"]
+    await has_status(here.http, running, status)
+    await backend.wait_for(lambda b: b.in_flight == 1)
+    assert (await there.http.post(f"{URL}/{running}/cancel")).json()["status"] == "cancelled"
+    assert (await retrieve(here.http, running))["status"] == "cancelled"
+    assert here.app.state.tasks.get(running) is None
+    if status == "in_progress":
+        assert "aborted" not in [request.outcome for request in backend.requests if request.method == "GET"]
+        await eventually(lambda: here.app.state.tasks.ids() != [running], "the next one runs")
+
+
 async def test_what_a_dead_router_left_is_taken_over_once(
     stack: AsyncExitStack, backend: FakeBackend, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +192,8 @@ async def test_what_a_dead_router_left_is_taken_over_once(
     backend.default = stall()
     dead = await on(stack, backend, url, background={"max_concurrent": 1, "drain_s": 0})
     others = [await on(stack, backend, url) for _ in range(2)]
+    for other in others:
+        other.app.state.db._database._steady_since -= 60  # As if they had been there for long.
     running = (await create(dead.http, background=True))["id"]
     await backend.wait_for(lambda b: b.in_flight == 1)
     waiting = [(await create(dead.http, background=True))["id"] for _ in range(4)]

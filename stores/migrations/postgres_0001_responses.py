@@ -1,7 +1,8 @@
 """Version 1: what SQLite's version 4 has, and who has a response that has not ended.
 
     responses         a row a response. `number` is the order in which they were begun; `input_ids` and `output_ids` are
-                      JSON lists with the id of each item or null; `process` is whose it is, until it has ended
+                      JSON lists with the id of each item or null; `process` is whose it is, until it has ended, and
+                      `is_unwanted` that it is to be cancelled
     response_items    the responses that have an item, by its owner and id: it is the one of the lowest number
     response_events   the events of a background stream
     settings          what all routers on this database share
@@ -25,6 +26,7 @@ RESPONSES = """CREATE TABLE responses (
     status TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     process TEXT,
+    is_unwanted BOOLEAN NOT NULL DEFAULT false,
     input_ids TEXT NOT NULL,
     output_ids TEXT,
     input BYTEA {compressed} NOT NULL,

@@ -42,6 +42,7 @@ class Opened:
     async def __call__(self, service: str | None = None, **settings: Any) -> Any:
         store = make_store(self.url, service=service, settings=DatabaseConfig(**settings))
         await store.open()
+        store._database._steady_since -= 60  # As if it had been there for long.
         self._stack.push_async_callback(store.close)
         return store
 
@@ -320,8 +321,32 @@ async def test_one_that_was_given_up_and_goes_on_changes_nothing_any_more(opened
     await slow.store_response("r", **row("in_progress"))
     let_die(opened.url, "slow")
     assert await other.fail_orphaned_responses() == 1
-    await slow.update_response("r", {"status": "completed", "output": []})
+    refused = slow.update_response("r", {"status": "completed", "output": []})
+    others = [slow.store_response(f"r{number}", **row()) for number in range(3)]
+    with pytest.raises(ServerError):  # Else whoever waits for it would take it for stored.
+        await refused
+    await asyncio.gather(*others)
     assert (await other.get_response("r"))["status"] == "failed"
+
+
+async def test_what_is_deleted_while_it_runs_is_no_turn_of_anothers(opened: Opened) -> None:
+    one, other = await opened("one"), await opened("other")
+    await one.store_response("r", **row("in_progress"))
+    assert await other.delete_response("r")
+    await one.update_response("r", {"status": "completed", "output": []})
+    assert await one.get_response("r") is None
+
+
+async def test_nobody_is_taken_for_dead_because_the_database_was_away(opened: Opened) -> None:
+    """Whoever is back first finds that nobody was seen lately."""
+    one, two = await opened("one"), await opened("two")
+    await one.store_response("r", **row("in_progress"))
+    two._database._seen_at -= 60
+    await two._database._be_seen()
+    let_die(opened.url, "one")
+    assert await two.unfinished() == []
+    two._database._steady_since -= 60
+    assert len(await two.unfinished()) == 1
 
 
 async def test_a_turn_that_was_claimed_is_its_new_processs(opened: Opened) -> None:
@@ -329,12 +354,28 @@ async def test_a_turn_that_was_claimed_is_its_new_processs(opened: Opened) -> No
     await slow.store_response("r", **row("queued"), request=b"sealed")
     let_die(opened.url, "slow")
     assert len(await other.claim(await other.unfinished())) == 1
-    await slow.update_response("r", {"status": "failed", "output": []})
+    with pytest.raises(ServerError):
+        await slow.update_response("r", {"status": "failed", "output": []})
     await other.update_response("r", {"status": "in_progress", "output": []})
     await other.update_response("r", {"status": "completed", "output": []})
     assert (await other.get_response("r"))["status"] == "completed"
-    await slow.update_response("r", {"status": "failed", "output": []})
-    await other.close()
+
+
+@pytest.mark.parametrize("hears", [True, False])
+async def test_a_process_learns_what_others_were_asked_to_cancel(
+    opened: Opened, hears: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.postgres_database, "LOOK_EVERY_S", 3600 if hears else 0.02)
+    if not hears:
+        monkeypatch.setattr(stores.postgres_listener.PostgresListener, "open", lambda self: None)
+    one, two = await opened("one"), await opened("two")
+    await one.store_response("r", **row("in_progress"), owner="ann")
+    await one.store_response("ended", **row(), owner="ann")
+    assert not await two.ask_to_cancel("ended", owner="ann")
+    assert not await two.ask_to_cancel("r", owner="bob")
+    assert await two.ask_to_cancel("r", owner="ann")
+    async with soon():
+        assert await anext(one.unwanted()) == ("ann", "r")
 
 
 async def test_what_is_abandoned_is_noticed(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
