@@ -21,8 +21,8 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.routes import Routes, takes
 from api.passthrough import PASSED_ON, Head, Passing
+from api.turns.tally import routing_of
 from backends.fleet.failover import Attempt
-from backends.fleet.routing import Routing
 from backends.fleet.unloading import unload
 from core.errors import APIError, InvalidRequest, NotFound
 from core.json import Json, decode_json, encode_json
@@ -198,8 +198,7 @@ class OllamaPassing(Passing):
     """A request on its way through to an Ollama, and its answer."""
 
     def __init__(self, request: Request, head: OllamaHead, body: bytes) -> None:
-        principal = principal_of(request)
-        self.routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models)
+        self.routing = routing_of(principal_of(request), head.affinity())
         super().__init__(request, head, body, self.routing)
         self.ignores_nomyo = bool(head.nomyo)
         self._path = request.url.path

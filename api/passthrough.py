@@ -23,7 +23,7 @@ from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.replies import StreamedReply
 from api.http.routes import Routes, takes
-from api.turns.tally import admit, settle
+from api.turns.tally import admit, routing_of, settle
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from backends.wire.relay import Relay
@@ -99,7 +99,7 @@ async def pass_through(request: Request) -> Response:
         body = without(body, "nomyo")
     path = request.scope["path"].removeprefix("/v1")
     principal = principal_of(request)
-    routing = Routing(principal=principal.id, affinity=head.affinity(), models=principal.models, path=path)
+    routing = routing_of(principal, head.affinity(), path)
     passing = Passing(request, head, body, routing)
     passing.ignores_nomyo = bool(head.nomyo)
     try:

@@ -78,7 +78,7 @@ class InFlight(Protocol):
 
 class SharedLine(Protocol):
     """Who waits for a slot, over all processes: how many, since when. Times are those of `time.monotonic`, which
-    processes on one machine have in common."""
+    processes on one machine have in common; a priority is added to them, so they may be negative, or far from now."""
 
     # How long, in seconds, a slot that came free is left to whoever has waited longer in another process. 0 where there
     # is no other one: then everybody who waits hears of a free slot at once.

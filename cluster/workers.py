@@ -331,7 +331,7 @@ class WorkersLine(SharedLine):
 
     def is_first(self) -> bool:
         mine = self._since[self._number]
-        return not any(0 < since < mine or (since and not mine) for since in self._since)
+        return not any(since and (not mine or since < mine) for since in self._since)
 
     def wake(self) -> None:
         assert self._wake_up is not None

@@ -50,7 +50,7 @@ class NamedKey(LimitsConfig, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     owner: str = ""
     admin: bool = False
     models: tuple[str, ...] = EVERY_MODEL
-    priority: int = 0
+    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
     # A day, until whose end (UTC) it is valid, or a time.
     expires: str = ""
 

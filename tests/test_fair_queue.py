@@ -18,10 +18,11 @@ class Entry:
 
     principal: str
     model: str
+    priority: int = 0
 
 
-def push(queue: FairQueue[Entry], principal: str, model: str) -> Entry:
-    entry = Entry(principal, model)
+def push(queue: FairQueue[Entry], principal: str, model: str, priority: int = 0) -> Entry:
+    entry = Entry(principal, model, priority)
     queue.push(entry)
     return entry
 
@@ -109,6 +110,21 @@ def test_it_knows_how_many_wait() -> None:
     assert (len(queue), queue.counts(), list(queue)) == (0, {}, [])
 
 
+def test_lower_priorities_come_first_and_in_each_of_them_the_principals_in_turn() -> None:
+    queue: FairQueue[Entry] = FairQueue()
+    for name, priority in (("a1", 5), ("b1", 0), ("c1", -2), ("b2", 0), ("d1", 0), ("a2", 5), ("c2", -2)):
+        push(queue, name[0], name[1], priority)
+    assert served(queue) == ["c1", "c2", "b1", "d1", "b2", "a1", "a2"]
+
+
+def test_who_comes_back_is_the_first_of_its_priority() -> None:
+    queue: FairQueue[Entry] = FairQueue()
+    push(queue, "a", "1", 1)
+    push(queue, "b", "1", 0)
+    queue.push(Entry("c", "1", 1), first=True)
+    assert served(queue) == ["b1", "c1", "a1"]
+
+
 # ── the laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 WAITING = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")), max_size=30)
@@ -116,16 +132,17 @@ WAITING = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")), ma
 STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12")) | st.sampled_from("12"), max_size=60)
 
 
-@given(WAITING)
-def test_a_position_says_when_it_is_its_turn(waiting: list[tuple[str, str]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("12"), st.integers(-2, 2)), max_size=30))
+def test_a_position_says_when_it_is_its_turn(waiting: list[tuple[str, str, int]]) -> None:
     queue: FairQueue[Entry] = FairQueue()
-    entries = [push(queue, principal, model) for principal, model in waiting]
+    entries = [push(queue, *one) for one in waiting]
     positions = {entry: queue.position(entry) for entry in entries}
     order: list[Entry] = []
     while len(queue):
         order.append(first := next(iter(queue)))
         queue.remove(first, served=True)
     assert positions == {entry: place for place, entry in enumerate(order)}
+    assert [entry.priority for entry in order] == sorted(entry.priority for entry in entries)
 
 
 @given(STEPS)

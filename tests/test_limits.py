@@ -311,3 +311,26 @@ class TestClients:
                     assert event["error"]["code"] == "rate_limit_exceeded"
                     assert int(event["headers"]["retry-after"]) >= 1
                     assert event["headers"]["x-ratelimit-limit-requests"] == "1"
+
+
+async def test_a_lower_priority_waits_for_a_slot_before_the_others(backend: FakeBackend) -> None:
+    goes_on = asyncio.Event()
+    backend.default = steps(until(goes_on), chat("Hello."))
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 1}
+    keys = [key("late", priority=5), key("usual"), key("first", priority=-5)]
+    async with keyed_router(backend, *keys, endpoints=[endpoint]) as running, AsyncExitStack() as stack:
+        clients = {one["name"]: await stack.enter_async_context(as_key(running, one["name"])) for one in keys}
+        ended_as: list[str] = []
+
+        async def ask(name: str) -> None:
+            await create(clients[name])
+            ended_as.append(name)
+
+        tasks = [asyncio.create_task(ask("late"))]
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        for waiting, name in enumerate(["late", "late", "usual", "first", "usual", "first"], 1):
+            tasks.append(asyncio.create_task(ask(name)))
+            await eventually(lambda waiting=waiting: len(running.app.state.pool.line) == waiting, "it waits")
+        goes_on.set()
+        await asyncio.gather(*tasks)
+        assert ended_as == ["late", "first", "first", "usual", "usual", "late", "late"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.fleet.line import Effects, Line, Place, Rejection
+from backends.fleet.line import PRIORITY_S, Effects, Line, Place, Rejection
 from cluster.alone import OwnLine
 from cluster.protocol import SharedLine
 
@@ -258,6 +258,23 @@ class TestAmongOthers:
         assert (world.served, others.wakes) == (["a1"], 1), "there may be another slot, for the next one elsewhere"
         shared.woken(3.0)
         assert others.wakes == 1, "there was none"
+
+    def test_a_lower_priority_goes_before_whoever_has_waited_longer_here_or_elsewhere(
+        self, shared: Line[Wish, str], world: World, others: Between
+    ) -> None:
+        for name, at, priority in (("a1", 1.0, 1), ("b1", 2.0, 0), ("c1", 3.0, -1)):
+            wish = Wish(name, "m")
+            wish.place = shared.arrive(name[0], wish, "m", at, priority)
+        others.all[1] = (1, 0.5)
+        world.free["m"] = 1
+        shared.given_back(4.0)
+        assert world.served == ["c1"], "none elsewhere has its priority"
+        world.free["m"] = 1
+        shared.given_back(4.0)
+        assert world.served == ["c1"], "of the same priority one elsewhere has waited longer"
+        others.all[1] = (1, 0.5 + PRIORITY_S)
+        shared.given_back(4.0)
+        assert world.served == ["c1", "b1"]
 
     def test_who_comes_in_joins_those_who_wait_anywhere(self, shared: Line[Wish, str], others: Between) -> None:
         assert not shared.must_be_joined

@@ -67,6 +67,14 @@ class Tally(Struct, eq=False):
     tokens: int
 
 
+def routing_of(principal: Principal, affinity: Sequence[str], path: str = "") -> Routing:
+    """The way of a request of somebody through the fleet: what of it may be warm somewhere, and its front door, where
+    that is not every endpoint's."""
+    return Routing(
+        principal=principal.id, priority=principal.priority, models=principal.models, affinity=affinity, path=path
+    )
+
+
 def is_limited(principal: Principal) -> bool:
     """Whether anything bounds what it may use."""
     return principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED

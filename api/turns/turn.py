@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from api.turns.history import resolve_history, resolve_references, stored_items
-from api.turns.tally import Tally, admit, give_back, settle
+from api.turns.tally import Tally, admit, give_back, routing_of, settle
 from backends.fleet.failover import Attempt
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing, printable
@@ -350,11 +350,7 @@ def _turn(
     return Turn(
         request,
         builder_of(state, request, emission, response_id=response_id, created_at=created_at, items=items),
-        Routing(
-            principal=request.principal.id,
-            affinity=affinity_of(request.params, items),
-            models=request.principal.models,
-        ),
+        routing_of(request.principal, affinity_of(request.params, items)),
     )
 
 

@@ -10,7 +10,8 @@ have in common.
        └─ is full ─────────────────────────▶ reject
 
 Where other processes serve the same endpoints, their lines and this one are one (`SharedLine`): whoever has waited
-longest goes first, in whichever process, and a slot that he does not take is anybody's after `give_way_s`.
+longest goes first, of those of the lowest priority, in whichever process, and a slot that he does not take is anybody's
+after `give_way_s`.
 """
 
 from __future__ import annotations
@@ -68,11 +69,14 @@ class Place(Generic[Wish]):
     alike: Hashable | None
     since: float
     deadline: float
+    # A lower one comes first, whoever waits longer.
+    priority: int = 0
     # It stands behind the end of a full line, and only until its deadline.
     is_over: bool = False
 
 
 by_deadline = attrgetter("deadline")
+PRIORITY_S = 1e6
 
 
 class Line(Generic[Wish, Slot]):
@@ -124,9 +128,9 @@ class Line(Generic[Wish, Slot]):
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def arrive(self, principal: str, wish: Wish, alike: Hashable | None, now: float) -> Place[Wish]:
+    def arrive(self, principal: str, wish: Wish, alike: Hashable | None, now: float, priority: int = 0) -> Place[Wish]:
         """Somebody waits from now on. He may be handed a slot, or rejected, at once."""
-        place = Place(principal, wish, alike, now, now + self.timeout_s)
+        place = Place(principal, wish, alike, now, now + self.timeout_s, priority)
         if len(self._queue) + self._shared.elsewhere() < self.most:
             self._join(place, now)
         elif self._shared.give_way_s:
@@ -230,4 +234,6 @@ class Line(Generic[Wish, Slot]):
     def _announce(self) -> None:
         """Lets the other processes know who waits here."""
         first = next(iter(self._queue), None)
-        self._shared.announce(len(self._queue), first.since if first else 0.0)
+        # Between the processes a priority is so much time that nobody waits it.
+        since_s = first.since + first.priority * PRIORITY_S if first else 0.0
+        self._shared.announce(len(self._queue), since_s)

@@ -157,7 +157,7 @@ class Pool:
         # One that was tried elsewhere is served by fewer endpoints than others of its model, and so may one that a key
         # asks for which may not use all models.
         alike = None if routing.tried or routing.unfit else (model, routing.models, routing.path)
-        place = self.line.arrive(routing.principal, wish, alike, began)
+        place = self.line.arrive(routing.principal, wish, alike, began, routing.priority)
         if self.line.waits(place):
             self.telemetry.counts["queued"] += 1
         try:

@@ -14,10 +14,12 @@ MOST_OF_NAME = 100
 
 
 class Routing(Struct, eq=False):
-    """`principal` is whose place in the line it takes, `affinity` names what may be warm somewhere (a conversation, a
-    prefix), the surest first."""
+    """`principal` is whose place in the line it takes, before those of a higher `priority`; `affinity` names what may
+    be warm somewhere (a conversation, a prefix), the surest first. `models` are patterns of those that it may go to;
+    None: all."""
 
     principal: str = ""
+    priority: int = 0
     affinity: Sequence[str] = ()
     # Patterns of those models that whoever asks may use; None: all.
     models: tuple[str, ...] | None = None

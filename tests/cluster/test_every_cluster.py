@@ -306,8 +306,9 @@ class TestProcesses:
                         else:
                             end(cluster, url, n)
                     case 1:
-                        # Times differ, as those of a clock do.
-                        waiting[who] = (n, round(dice.random() * 100, 6)) if dice.random() < 0.7 else (0, 0.0)
+                        # Times differ, as those of a clock do, and a priority is a long time.
+                        since_s = round(dice.random() * 100 + dice.choice((-1e6, 0, 0, 1e6)), 6)
+                        waiting[who] = (n, since_s) if dice.random() < 0.7 else (0, 0.0)
                         call = f"announce{waiting[who]!r}"
                         await (
                             other.run(f"cluster.line.{call}")
