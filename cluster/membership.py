@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from secrets import token_hex
 from typing import Any, Protocol
 
@@ -58,8 +59,12 @@ class Listener(Protocol):
         """The notes that are known."""
         ...
 
-    def hear_totals(self, totals: dict[str, int], own: dict[str, int]) -> None:
-        """The requests at each endpoint, of all processes and of this one, as the server has them."""
+    def endpoints(self) -> list[str]:
+        """The server's names of the endpoints."""
+        ...
+
+    def hear_totals(self, totals: dict[str, tuple[int, int]]) -> None:
+        """The requests at endpoints, of all processes and of this one, as the server has them."""
         ...
 
     def hear_all(self, lines: dict[str, str], notes: dict[str, str], peers: dict[str, str], deletions: int) -> None:
@@ -116,7 +121,7 @@ class Membership:
         self._leads_until = 0.0
         self._offset_us = 0
         self._least_round_trip_s = 1.0
-        self._summed_at = 0.0
+        self._summed_at = self._beaten_at = 0.0
         self._ended: Counter[str] = Counter()
         self._flush: asyncio.Handle | None = None
         self._due = asyncio.Event()
@@ -211,11 +216,18 @@ class Membership:
         self._joining = False
         if isinstance(answer, Exception):
             if isinstance(answer, ValkeyError):
-                log.error("Valkey does not take this process: %s", answer)
+                # It is full, or a copy that nobody may write to.
+                log.error("Valkey does not take this process, which counts for itself: %s", answer)
+                self._lost()
+                asyncio.get_running_loop().call_later(self.lease_s, self._join_again)
             return
         self.number, is_empty = answer
         self.was_empty = bool(is_empty)
         self.joined_at = time.monotonic()
+
+    def _join_again(self) -> None:
+        if self.valkey.is_there and not self.is_joined:
+            self.join()
 
     def answers_at(self, address: str) -> None:
         """From now on this process answers its peers there."""
@@ -238,12 +250,31 @@ class Membership:
             with suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await self._due.wait()
-            self._due.clear()
             if self.is_joined:
-                self._beat()
+                if self._due.is_set() or time.monotonic() - self._beaten_at >= self.lease_s / BEATS:
+                    self._beat()
+                else:
+                    self.look_at_requests()
+            self._due.clear()
+
+    def look_at_requests(self) -> None:
+        """Asks for the requests at all endpoints."""
+        if names := self._listener.endpoints():
+            self.send(scripts.LOOK, *names, on_answer=partial(self._hear_requests, names))
+
+    def _hear_requests(self, names: list[str], answer: Any) -> None:
+        if answer == scripts.UNKNOWN:
+            self.join()
+        elif not isinstance(answer, Exception):
+            totals, own = answer
+            counted = zip(totals, own, strict=True)
+            counts = {
+                name: (int(total or 0), int(mine or 0)) for name, (total, mine) in zip(names, counted, strict=True)
+            }
+            self._listener.hear_totals(counts)
 
     def _beat(self) -> None:
-        now = time.monotonic()
+        now = self._beaten_at = time.monotonic()
         sums = now - self._summed_at > SUM_S and self.leads
         if sums:
             self._summed_at = now
@@ -255,9 +286,10 @@ class Membership:
                 self._hear_beat(answer, now)
 
         self.send(scripts.BEAT, int(self.lease_s * 1000), self._version, 1 if sums else 0, on_answer=heard)
+        self.look_at_requests()
 
     def _hear_beat(self, answer: list[Any], sent_at: float) -> None:
-        server_us, version, leads, totals, own, dead, *changed = answer
+        server_us, version, leads, dead, *changed = answer
         now = time.monotonic()
         # The quickest answer knows the time best; the clocks may drift apart.
         self._least_round_trip_s *= 1.01
@@ -265,7 +297,6 @@ class Membership:
             self._least_round_trip_s = now - sent_at
             self._offset_us = server_us - int((sent_at + now) / 2 * 1e6)
         self._leads_until = sent_at + self.lease_s if leads else 0.0
-        self._listener.hear_totals(_numbers(totals), _numbers(own))
         if changed:
             lines, notes, peers, deletions, epoch, secret = changed
             self._version, self._epoch, self.secret = version, epoch.decode(), secret.decode() or self.secret
@@ -300,7 +331,3 @@ class Membership:
 
 def _texts(flat: list[bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def _numbers(flat: list[bytes]) -> dict[str, int]:
-    return {name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)}

@@ -75,7 +75,6 @@ class Replicas(Cluster, Listener):
         self.deletions: Deletions
         self.deletions = self._deletions = ReplicaDeletions(self.membership)
         self.line = ReplicaLine(inner.line, self.membership)
-        self.line.on_totals = self._hear_more
         self.notes = ReplicaNotes(self.membership)
         self.notes.listen(self._hear_note)
         self.quotas = ReplicaQuotas(inner.quotas, self.membership)
@@ -198,8 +197,10 @@ class Replicas(Cluster, Listener):
         listen_at = "" if host else own
         async with peers.answering_at(app, http, listen_at, port, lambda: self.membership.secret) as port:
             self.membership.answers_at(f"{f'[{own}]' if ':' in own else own or socket.gethostname()}:{port}")
-            yield
-        self.membership.answers_at("")
+            try:
+                yield
+            finally:
+                self.membership.answers_at("")
 
     def _advertised(self) -> tuple[str, int]:
         """Host and port of `cluster.advertise`; the workers of a machine have ports one behind the other."""
@@ -233,16 +234,15 @@ class Replicas(Cluster, Listener):
     def own_notes(self) -> Iterable[tuple[str, str]]:
         return self.notes.known.items()
 
-    def hear_totals(self, totals: dict[str, int], own: dict[str, int]) -> None:
+    def endpoints(self) -> list[str]:
+        return list(self._requests)
+
+    def hear_totals(self, totals: dict[str, tuple[int, int]]) -> None:
         freed = False
-        for name, one in self._requests.items():
-            freed |= one.hear(totals.get(name, 0) - own.get(name, 0))
+        for name, (total, own) in totals.items():
+            freed |= self._requests[name].hear(total - own)
         if freed:
             self.line.woken()
-
-    def _hear_more(self, totals: list[bytes]) -> None:
-        counted = {name.decode(): int(count) for name, count in zip(totals[::2], totals[1::2], strict=True)}
-        self.hear_totals(counted, {name: one.confirmed for name, one in self._requests.items()})
 
     def hear_all(self, lines: dict[str, str], notes: dict[str, str], peers: dict[str, str], deletions: int) -> None:
         self.line.hear_all(lines)

@@ -163,8 +163,6 @@ class ReplicaLine(SharedLine):
         self._others: dict[str, tuple[int, int]] = {}
         self._on_wake: Callable[[], None] | None = None
         self._announcing: asyncio.Handle | None = None
-        # The answer to an announcement has the requests of all.
-        self.on_totals: Callable[[list[bytes]], None] = lambda totals: None
         # Whether there are other processes.
         self.has_others = False
 
@@ -246,13 +244,10 @@ class ReplicaLine(SharedLine):
 
     def _send(self) -> None:
         self._announcing = None
-        self._membership.send(scripts.LINE, *self.own(), on_answer=self._announced)
-
-    def _announced(self, answer: Any) -> None:
-        if isinstance(answer, list):
-            self.on_totals(answer)
-        elif answer == scripts.UNKNOWN:
-            self._membership.join()
+        self._membership.send(scripts.LINE, *self.own())
+        if self._waiting:
+            # A slot may have come free before anybody knew that somebody waits here.
+            self._membership.look_at_requests()
 
 
 class ReplicaDeletions(Deletions):

@@ -34,13 +34,19 @@ local function clock() local t = redis.call('TIME') return t[1] * 1000000 + t[2]
 local function publish(text) redis.call('PUBLISH', P .. 'news', text) end
 local function is_known() return redis.call('ZSCORE', P .. 'alive', id) end
 local function next_version() return redis.call('HINCRBY', P .. 'state', 'version', 1) end
+-- What is 0 is not there: there may be many names over time.
+local function subtract(hash, name, amount)
+    local left = redis.call('HINCRBY', hash, name, -amount)
+    if left <= 0 then redis.call('HDEL', hash, name) end
+    return left
+end
 local function forget(who)
     redis.call('SREM', P .. 'serving', who)
     local own = redis.call('HGETALL', P .. 'own:' .. who)
     local freed = false
     for at = 1, #own, 2 do
         if tonumber(own[at + 1]) > 0 then freed = true end
-        redis.call('HINCRBY', P .. 'total', own[at], -tonumber(own[at + 1]))
+        subtract(P .. 'total', own[at], tonumber(own[at + 1]))
     end
     redis.call('DEL', P .. 'own:' .. who)
     redis.call('HDEL', P .. 'line', who)
@@ -93,8 +99,8 @@ return {number, is_empty}
 )
 
 # id, lease in ms, the version that it knows, whether to add up all requests anew. Gives UNKNOWN; or the time in µs, the
-# version, whether it leads, the requests of all and its own, whose work it inherits, each with its address; and, where
-# the version is another one, the lines, notes, peers, deletions, epoch and secret.
+# version, whether it leads, whose work it inherits, each with its address; and, where the version is another one, the
+# lines, notes, peers, deletions, epoch and secret.
 BEAT = _script(
     """
 if not is_known() then return -1 end
@@ -148,8 +154,7 @@ if leads == 1 and ARGV[4] == '1' then
 end
 local state = P .. 'state'
 local version = tonumber(redis.call('HGET', state, 'version') or '0')
-local total, own = redis.call('HGETALL', P .. 'total'), redis.call('HGETALL', P .. 'own:' .. id)
-local answer = {now, version, leads, total, own, inherited}
+local answer = {now, version, leads, inherited}
 if version ~= tonumber(ARGV[3]) then
     table.insert(answer, redis.call('HGETALL', P .. 'line'))
     table.insert(answer, redis.call('HGETALL', P .. 'notes'))
@@ -159,6 +164,15 @@ if version ~= tonumber(ARGV[3]) then
     table.insert(answer, redis.call('HGET', state, 'secret') or '')
 end
 return answer
+"""
+)
+
+# id, and endpoints. Gives UNKNOWN; or the requests there, of all processes and of this one.
+LOOK = _script(
+    """
+if not is_known() then return -1 end
+local names = {unpack(ARGV, 2)}
+return {redis.call('HMGET', P .. 'total', unpack(names)), redis.call('HMGET', P .. 'own:' .. id, unpack(names))}
 """
 )
 
@@ -254,8 +268,8 @@ local own, text = P .. 'own:' .. id, 'W ' .. id
 for at = 2, #ARGV, 2 do
     local had = tonumber(redis.call('HGET', own, ARGV[at]) or '0')
     local ended = math.min(had, tonumber(ARGV[at + 1]))
-    redis.call('HINCRBY', own, ARGV[at], -ended)
-    text = text .. ' ' .. ARGV[at] .. ' ' .. redis.call('HINCRBY', P .. 'total', ARGV[at], -ended)
+    subtract(own, ARGV[at], ended)
+    text = text .. ' ' .. ARGV[at] .. ' ' .. subtract(P .. 'total', ARGV[at], ended)
 end
 local waiting = redis.call('HLEN', P .. 'line')
 if waiting > 1 or (waiting == 1 and redis.call('HEXISTS', P .. 'line', id) == 0) then publish(text) end
@@ -271,17 +285,17 @@ return 0
 """
 )
 
-# id, how many wait in it, and since when, in µs. Gives the requests of all.
+# id, how many wait in it, and since when, in µs.
 LINE = _script(
     """
 if not is_known() then return -1 end
 if tonumber(ARGV[2]) > 0 then
     redis.call('HSET', P .. 'line', id, ARGV[2] .. ' ' .. ARGV[3])
 elseif redis.call('HDEL', P .. 'line', id) == 0 then
-    return {}
+    return 0
 end
 publish('L ' .. id .. ' ' .. next_version() .. ' ' .. ARGV[2] .. ' ' .. ARGV[3])
-return redis.call('HGETALL', P .. 'total')
+return 0
 """
 )
 
@@ -410,6 +424,7 @@ return 0
 ALL = (
     JOIN,
     BEAT,
+    LOOK,
     LEAVE,
     REMEMBER,
     MISSING,

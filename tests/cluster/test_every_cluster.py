@@ -292,7 +292,7 @@ class TestProcesses:
         deletions = cluster.deletions.value
         async with service.other() as other:
             # Each step takes as long as others need to hear of it.
-            for _ in range(150 if cluster.is_exact else 40):
+            for _ in range(150 if cluster.is_exact else 25):
                 who, url, n = dice.randrange(2), dice.choice((HERE, THERE)), dice.randrange(1, 4)
                 match dice.randrange(3):
                     case 0:
