@@ -198,7 +198,8 @@ class OllamaPassing(Passing):
     """A request on its way through to an Ollama, and its answer."""
 
     def __init__(self, request: Request, head: OllamaHead, body: bytes) -> None:
-        self.routing = routing_of(principal_of(request), head.affinity())
+        principal = principal_of(request)
+        self.routing = routing_of(principal, head.affinity(principal.owner))
         super().__init__(request, head, body, self.routing)
         self.ignores_nomyo = bool(head.nomyo)
         self._path = request.url.path

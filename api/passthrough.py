@@ -69,11 +69,12 @@ class Head(msgspec.Struct):
     # For this router: no server is given it.
     nomyo: msgspec.Raw = msgspec.Raw()
 
-    def affinity(self) -> list[str]:
-        """What of the request may be warm at an endpoint, the surest first."""
+    def affinity(self, owner: str) -> list[str]:
+        """What of the request may be warm at an endpoint, the surest first; the words of its client are the owner's."""
         leading = memoryview(self.messages or self.prompt)[:LEADING_BYTES]
         hashed = f"{self.model}:{hashlib.blake2b(leading, digest_size=8).hexdigest()}" if leading else ""
-        return [name for name in (self.prompt_cache_key, hashed) if name and isinstance(name, str)]
+        key = self.prompt_cache_key
+        return [name for name in (f"{owner} {key}" if key and isinstance(key, str) else "", hashed) if name]
 
 
 # What only goes on may hold so much more: the tokens of texts to embed.
@@ -99,7 +100,7 @@ async def pass_through(request: Request) -> Response:
         body = without(body, "nomyo")
     path = request.scope["path"].removeprefix("/v1")
     principal = principal_of(request)
-    routing = routing_of(principal, head.affinity(), path)
+    routing = routing_of(principal, head.affinity(principal.owner), path)
     passing = Passing(request, head, body, routing)
     passing.ignores_nomyo = bool(head.nomyo)
     try:

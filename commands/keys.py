@@ -185,7 +185,7 @@ def _with_store(config: Config, act: Callable[[Store], Any]) -> Any:
         raise Failed("database.url is sqlite://: a database in memory has no keys that last; use keys of the settings")
 
     async def opened() -> Any:
-        store = make_store(config.database.url)
+        store = make_store(config.database.url, settings=config.database)
         await store.open()
         try:
             return await act(store)

@@ -209,7 +209,7 @@ class TestAffinity:
         async with running_router(endpoints=named(backends_, {"priority": -1}, {})) as running:
             for _ in range(2):
                 await create(running.http, prompt_cache_key="k")
-            assert running.app.state.pool.slots.affinity.get("k", time.monotonic()) == f"{backends_[1].url}/v1"
+            assert running.app.state.pool.slots.affinity.get(" k", time.monotonic()) == f"{backends_[1].url}/v1"
 
 
 class TestModels:

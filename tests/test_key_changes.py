@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 from hypothesis import given
@@ -18,11 +19,12 @@ from hypothesis import strategies as st
 
 import router
 from core import keyring as keyring_module
-from core.config import ConfigError, parse_config
+from core.config import ConfigError, load_config, parse_config
 from core.key_changes import CannotChange, expiry_from, new_key, replaced, revoked, settings_of, state_of
 from core.key_settings import KeyConfig
 from core.keyring import Keyring
 from core.keys import StoredKey
+from core.reloading import reload
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend
 from tests.keyed import key, keyed_router, with_secret
@@ -294,7 +296,13 @@ async def test_what_cannot_be_is_a_400_that_names_it(administered: Running) -> N
 # ── while a router runs ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_changes_reaches_routers_that_run(configured: dict[str, Any], backend: FakeBackend) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+async def test_what_changes_reaches_routers_that_run(
+    database: str, request: pytest.FixtureRequest, configured: dict[str, Any], tmp_path: Path, backend: FakeBackend
+) -> None:
+    if database == "postgres":
+        configured["database"] = {"url": request.getfixturevalue("postgres").new_database()}
+        write(configured, tmp_path)
     settings = configured | {"endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]}
     async with running_router(**settings) as running:
         await create(running.http)
@@ -311,6 +319,35 @@ async def test_what_changes_reaches_routers_that_run(configured: dict[str, Any],
     async with running_router(**settings) as running:
         assert await answers(running, after, 401)
         assert await answers(running, "none", 401)
+
+
+async def test_keys_of_the_settings_come_and_go_while_it_runs(
+    configured: dict[str, Any], tmp_path: Path, backend: FakeBackend
+) -> None:
+    settings = configured | {"endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]}
+    kept = keys("add", "kept")
+    write(settings, tmp_path)
+    app = router.create_app(load_config(tmp_path / "config.yaml"), tmp_path / "config.yaml")
+    async with app.router.lifespan_context(app):
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://router")
+
+        async def status(secret: str) -> int:
+            return (await http.post(URL, json=turn(), headers={"x-api-key": secret})).status_code
+
+        write(settings | {"keys": [{"name": "ann", "key": "nk-1", "models": ["test*"]}]}, tmp_path)
+        await reload(app.state)
+        assert (await status("nk-1"), await status(kept), await status("nk-2")) == (200, 200, 401)
+        write(settings | {"keys": [{"name": "ann", "key": "nk-2", "models": []}]}, tmp_path)
+        await reload(app.state)
+        assert (await status("nk-1"), await status("nk-2")) == (401, 400)
+        write(settings | {"keys": [{"name": "kept", "key": "nk-1"}]}, tmp_path)
+        await reload(app.state)
+        assert "'kept' is a key of the database too" in app.state.config_error
+        assert (await status("nk-1"), await status("nk-2")) == (401, 400), "the settings stay as they were"
+        write(settings, tmp_path)
+        await reload(app.state)
+        assert (await status("nk-2"), await status(kept)) == (401, 200)
+        await http.aclose()
 
 
 async def answers(running: Running, secret: str, status: int) -> bool:

@@ -125,6 +125,31 @@ class TestOwners:
             assert (await keyed.http.post(URL, json=turn(input=[*older]))).status_code == 200
 
 
+@pytest.mark.parametrize("path", [URL, "/v1/chat/completions"])
+async def test_where_something_is_warm_shows_to_its_owner_alone(path: str, backends_: list[FakeBackend]) -> None:
+    """By whichever name: an id, or the key of a cache. Chance alone leads to the same endpoint, not twenty times."""
+    endpoints = [{"url": f"{one.url}/v1", "kind": "openai-chat"} for one in backends_]
+    async with (
+        keyed_router(backends_[0], "ann", "eve", endpoints=endpoints) as running,
+        as_key(running, "ann") as ann,
+        as_key(running, "eve") as eve,
+    ):
+
+        async def place(http: httpx2.AsyncClient, text: str, name: str) -> tuple[str, str]:
+            asked = {"input": text} if path == URL else {"messages": [{"role": "user", "content": text}]}
+            answer = await http.post(path, json={"model": "test-model", "prompt_cache_key": name, **asked})
+            return answer.headers["x-nomyo-endpoint"], answer.json()["id"]
+
+        for names_id in (False, True):
+            same = 0
+            for number in range(20):
+                there, id = await place(ann, f"ann's {number}", f"key {number}")
+                name = id if names_id else f"key {number}"
+                same += (await place(eve, f"eve's {number} {name}", name))[0] == there
+                assert (await place(ann, f"ann's again {number}", f"key {number}"))[0] == there
+            assert same < 20
+
+
 ADMINS = (
     ("GET", "/api/endpoints"),
     ("POST", "/api/endpoints/{name}/drain"),

@@ -350,7 +350,7 @@ def _turn(
     return Turn(
         request,
         builder_of(state, request, emission, response_id=response_id, created_at=created_at, items=items),
-        routing_of(request.principal, affinity_of(request.params, items)),
+        routing_of(request.principal, affinity_of(request.params, items, request.principal.owner)),
     )
 
 
@@ -383,10 +383,13 @@ def _model_for_prompts(pool: Pool, principal: Principal) -> str:
     raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
 
 
-def affinity_of(params: CreateParams, items: list[Item]) -> list[str]:
+def affinity_of(params: CreateParams, items: list[Item], owner: str = "") -> list[str]:
     """What of a request may be warm at an endpoint, the surest first: the words of its client, the turn before it, and
     how it begins."""
-    names = [name for name in (params.prompt_cache_key, params.previous_response_id) if name]
+    # An owner's words are its own: whoever names another's id learns nothing of where that is warm.
+    names = [f"{owner} {key}"] if (key := params.prompt_cache_key) else []
+    if before := params.previous_response_id:
+        names.append(before)
     first = items[0] if items else NO_ITEM
     leading = asked = _leading_text(first)
     if first.get("role") != "user":
