@@ -66,6 +66,8 @@ class Replicas(Cluster, Listener):
         self._requests: dict[str, ReplicaInFlight] = {}
         self._peers: dict[str, tuple[int, str]] = {}
         self._dead: dict[str, str] = {}
+        # Of these the ones that still hold their port.
+        self._slow: dict[str, str] = {}
         self._taken_over: set[str] = set()
         # Who was there before the server may have forgotten it.
         self._before: dict[str, str] = {}
@@ -142,8 +144,11 @@ class Replicas(Cluster, Listener):
         """Whose port is still held is slow, and not dead: what he runs is his."""
         while True:
             await self._has_dead.wait()
-            for dead, address in list(self._dead.items()):
-                if await self._holds(address) or dead in self._peers:
+            gone = list(self._dead.items())
+            # All are looked at first: a slow one must be asked what it runs before a dead one is inherited from.
+            self._slow = {dead: address for dead, address in gone if await self._holds(address)}
+            for dead, _ in gone:
+                if dead in self._slow or dead in self._peers:
                     continue
                 yield
                 self.membership.send(scripts.TAKEN_OVER, dead)
@@ -209,7 +214,10 @@ class Replicas(Cluster, Listener):
 
     def _others(self) -> list[peers.Peer]:
         known = sorted((number, address) for number, address in self._peers.values() if address)
-        return [peers.Peer(f"peer {address}", None, address, self.membership.secret) for _, address in known]
+        addresses = [address for _, address in known]
+        # They do not answer, and that is what whoever asks must know.
+        addresses += [address for who, address in self._slow.items() if who in self._dead and who not in self._peers]
+        return [peers.Peer(f"peer {address}", None, address, self.membership.secret) for address in addresses]
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
         return await peers.ask(self._others(), method, path, headers)

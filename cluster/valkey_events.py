@@ -105,7 +105,8 @@ class StreamWriter(EventWriter):
         if len(self._events) - self._sent >= MOST_EVENTS:
             self._write()
         elif self._due is None:
-            self._due = asyncio.get_running_loop().call_later(BATCH_S, self._write)
+            # The first at once: who knows the id of a stream shall find it there, and not only at its maker.
+            self._due = asyncio.get_running_loop().call_later(BATCH_S if self._sent else 0.0, self._write)
 
     def close(self, *, is_stored: bool) -> None:
         self._is_closed, self._is_stored = True, is_stored

@@ -178,6 +178,28 @@ async def test_a_replica_that_stands_still_for_20_s_loses_its_slots_and_no_turn(
     await eventually(are_free, "no slot is lost")
 
 
+async def test_who_takes_over_from_the_dead_leaves_alone_what_a_slow_one_runs(
+    backend: FakeBackend, fleet: Fleet, stack: AsyncExitStack
+) -> None:
+    goes_on = asyncio.Event()
+    dead, slow, heir = [await fleet.start(stack) for _ in range(3)]
+    backend.default = halting(goes_on, "Hello")
+    of_dead, of_slow = [[await create(at.http, background=True) for _ in range(2)] for at in (dead, slow)]
+    await backend.wait_for(lambda b: b.in_flight == 4)
+    slow.send(signal.SIGSTOP)
+    await dead.die()
+    for _ in range(20):  # A lease is 3 s, and its heir asks twice.
+        await asyncio.sleep(0.5)
+        states = [(await retrieve(heir.http, one["id"]))["status"] for one in of_slow]
+        assert states == ["in_progress"] * 2, "it is only slow"
+    slow.send(signal.SIGCONT)
+    goes_on.set()
+    for response in of_slow:
+        assert (await ended(heir.http, response["id"]))["status"] == "completed"
+    for response in of_dead:
+        assert (await ended(heir.http, response["id"]))["status"] == "failed"
+
+
 async def test_turns_go_on_while_the_valkey_is_restarted_emptied_and_stopped(
     backend: FakeBackend, fleet: Fleet, stack: AsyncExitStack, own_valkey: ValkeyServer
 ) -> None:

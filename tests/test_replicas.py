@@ -288,6 +288,26 @@ async def test_a_background_stream_is_followed_live_at_any_replica_by_any_number
             assert await rejoin(router.http, response_id) == seen[0]
 
 
+async def test_who_knows_the_id_of_a_stream_finds_it_where_it_outlives_its_maker(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as that is: what a peer hands on ends with that peer."""
+    # What comes behind the first event waits to be written with others.
+    monkeypatch.setattr("cluster.valkey_events.BATCH_S", 3600.0)
+    backend.default = steps(stall())
+    async with replicas(2, backend, tmp_path, valkey.url) as (a, b):
+        await know_each_other([a, b])
+        asked: list[Any] = []
+        monkeypatch.setattr(b.app.state.cluster, "find", lambda *given: asked.append(given))
+        for _ in range(5):
+            async with open_stream(a.http, background=True) as events:
+                response_id = (await events.until("response.created"))["response"]["id"]
+                async with follow(b.http, response_id) as reader:
+                    assert await reader.next() == events.seen[0]
+            await a.http.post(f"/v1/responses/{response_id}/cancel")
+        assert asked == [], "a peer was asked"
+
+
 async def test_a_stream_of_many_events_comes_whole_from_any_number_on(
     backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
 ) -> None:
