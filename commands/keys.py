@@ -6,6 +6,7 @@ add, rotate ──▶ core.key_changes ──▶ Store.put_keys        the key i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +29,9 @@ from core.key_changes import (
     replaced,
     revoked,
     seconds_of,
+    settings_of,
 )
-from core.key_settings import EVERY_MODEL, KeyConfig, wrong_with_key
+from core.key_settings import EVERY_MODEL, KeyConfig, owner_in, wrong_with_key
 from core.keys import StoredKey
 from db import Store, make_store
 
@@ -93,8 +95,16 @@ def add(name: str, as_json: bool, models: tuple[str, ...], expires: str, **setti
     wanted = KeyConfig(name=name, models=patterns or EVERY_MODEL, expires=_when(expires, at), **settings)
     if wrong := wrong_with_key(wanted):
         raise click.UsageError(wrong)
-    made = _changed(config, lambda kept: new_key(kept, wanted, at))
+    before: list[StoredKey] = []
+
+    def change(kept: Sequence[StoredKey]) -> NewKey:
+        before[:] = kept
+        return new_key(kept, wanted, at)
+
+    made = _changed(config, change)
     _print_new(made, as_json)
+    with contextlib.suppress(CannotChange):  # Of another key: that is not this one's matter.
+        _warn(config, before, made.stored, at)
 
 
 @keys.command(name="list", short_help="Show the keys, and what each may do.")
@@ -109,11 +119,8 @@ def list_keys(shows_all: bool, as_json: bool) -> None:
     """
     at = time.time()
     kept = _with_store(load_config(), lambda store: store.list_keys())
-    rows = [
-        described(key, at)
-        for key in sorted(kept, key=lambda key: (key.created_at, key.change))
-        if shows_all or key.ends_at is None or key.ends_at > at
-    ]
+    shown = [key for key in kept if shows_all or key.ends_at is None or key.ends_at > at]
+    rows = [described(key, at) for key in sorted(shown, key=lambda key: (key.created_at, key.change))]
     if as_json:
         print_json({"keys": rows})
     elif rows:
@@ -231,13 +238,29 @@ def _print_new(made: NewKey, as_json: bool) -> None:
         click.secho(line, fg="green", file=sys.stderr)
 
 
+def _warn(config: Config, before: Sequence[StoredKey], made: StoredKey, at: float) -> None:
+    """What whoever makes a key may not have thought of."""
+    settings = settings_of(made)
+    owner = owner_in(settings)
+    if owner and any(owner_in(settings_of(key)) == owner for key in before if key.ends_at and key.ends_at <= at):
+        click.secho(f"What earlier keys of '{owner}' have stored is this one's too.", fg="yellow", err=True)
+    is_there = [key.admin for key in config.keys]
+    is_there += [settings_of(key).admin for key in before if key.ends_at is None or key.ends_at > at]
+    if not (settings.admin or config.api_key or any(is_there)):
+        click.secho(
+            "There is no admin's key: the fleet, the cache and the metrics are out of reach (keys add NAME --admin).",
+            fg="yellow",
+            err=True,
+        )
+
+
 def _print_table(rows: Sequence[Json]) -> None:
     shown = [("NAME", "KEY", "OWNER", "STATE", "MADE", "ENDS", "")]
     shown += [
         (
             row["name"],
             row["key"],
-            row["owner"] or "(admins)",
+            {"": "(admins)", None: "?"}.get(row["owner"], row["owner"]),
             row["state"],
             _day(row["created_at"]),
             _day(row["ends_at"]),

@@ -135,15 +135,21 @@ def settings_of(key: StoredKey) -> KeyConfig:
 
 
 def described(key: StoredKey, at: float) -> dict[str, Any]:
-    """A key as people and programs read it: its settings, but for those that it does not have, and how it stands."""
+    """A key as people and programs read it: its settings, but for those that it does not have, and how it stands. One
+    whose settings are not understood has the state `unknown`."""
+    try:
+        settings = settings_of(key)
+        state, owner, given = state_of(key, at), owner_in(settings), given_in(settings)
+    except CannotChange:
+        state, owner, given = "unknown", None, {}
     return {
         "name": key.name,
         "key": f"{key.shown}…",
-        "owner": owner_in(settings := settings_of(key)),
-        "state": state_of(key, at),
+        "owner": owner,
+        "state": state,
         "created_at": key.created_at,
         "ends_at": key.ends_at,
-        **given_in(settings),
+        **given,
     }
 
 

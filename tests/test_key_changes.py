@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import router
 from core import keyring as keyring_module
 from core.config import ConfigError, load_config, parse_config
-from core.key_changes import CannotChange, expiry_from, new_key, replaced, revoked, settings_of, state_of
+from core.key_changes import CannotChange, described, expiry_from, new_key, replaced, revoked, settings_of, state_of
 from core.key_settings import KeyConfig
 from core.keyring import Keyring
 from core.keys import StoredKey
@@ -107,6 +107,11 @@ def test_what_a_later_version_has_of_a_key_is_not_taken_for_less(caplog: pytest.
     assert process.find(made.secret.encode()) is None
     assert process.asks_for_keys
     assert "'ann'" in caplog.text
+    later = replace(made.stored, settings=b'{"name": "ann", "may_only": "sleep"}')
+    assert described(later, 6)["state"] == "unknown"
+    with pytest.raises(CannotChange, match="does not know"):
+        replaced([later], "ann", 6)
+    assert revoked([later], "ann", 6).changed, "whatever it is, it can be ended"
 
 
 @pytest.mark.parametrize(
@@ -181,6 +186,16 @@ def test_a_key_is_printed_alone_and_once(configured: dict[str, Any]) -> None:
     made = json.loads(keys("add", "root", "--admin", "--json"))
     assert (made["owner"], made["admin"]) == ("", True)
     assert re.fullmatch(r"nk-[\w-]{43}", made["key"])
+
+
+def test_whoever_makes_a_key_hears_what_it_may_not_have_thought_of(configured: dict[str, Any]) -> None:
+    assert "no admin's key" in nomyo("keys", "add", "ann").stderr
+    keys("revoke", "ann")
+    assert "no admin's key" not in nomyo("keys", "add", "root", "--admin").stderr
+    again = nomyo("keys", "add", "ann").stderr
+    assert "earlier keys of 'ann'" in again
+    assert "no admin's key" not in again
+    assert "earlier keys" not in nomyo("keys", "add", "bob").stderr
 
 
 def test_keys_are_listed_for_people_too(configured: dict[str, Any]) -> None:
@@ -259,6 +274,12 @@ async def test_admins_make_list_replace_and_revoke_keys(administered: Running) -
         assert await answers(administered, secret, 401)
     assert len((await http.get("/api/keys")).json()["keys"]) == 1
     assert len((await http.get("/api/keys?all=true")).json()["keys"]) == 3
+
+
+async def test_the_first_key_is_not_made_by_whoever_finds_an_open_router(served: Running) -> None:
+    assert_error(await served.http.post("/api/keys", json={"name": "ann"}), 403, code="no_keys")
+    assert (await served.http.get("/api/keys")).json() == {"keys": []}
+    await create(served.http)
 
 
 BAD: tuple[tuple[Any, str | None], ...] = (

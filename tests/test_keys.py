@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from api.peers import as_peer
 from core.config import parse_config
 from core.keyring import Keyring
 from core.keys import StoredKey
@@ -80,6 +81,16 @@ class TestWhoIsLetIn:
             keyring.log_refusal(b"nk-1")
         assert [record.getMessage() for record in caplog.records] == ["the key 'ann' was refused: it was revoked"]
         assert keyring.asks_for_keys, "whoever revokes the last key does not let everybody in"
+
+    async def test_nobody_outside_asks_as_a_peer(self, keyed: Running) -> None:
+        peer = as_peer(keyed.app.state, "ann")
+        async with as_key(keyed, "ann") as ann, as_key(keyed, "bob") as bob:
+            response = await create(ann)
+            async with httpx2.AsyncClient(base_url=keyed.url, headers=peer, verify=False) as http:
+                assert_error(await http.get(f"{URL}/{response['id']}"), 401, code="invalid_api_key")
+            headers = {name: value for name, value in peer.items() if name != "authorization"}
+            assert headers
+            assert_error(await bob.get(f"{URL}/{response['id']}", headers=headers), 404)
 
     async def test_keys_alone_close_a_router_too(self, backend: FakeBackend) -> None:
         endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api.http.bodies import read_body
 from api.http.replies import json_response
 from api.http.routes import Routes, takes
-from core.errors import InvalidRequest, NotFound
+from core.errors import Forbidden, InvalidRequest, NotFound
 from core.json import Json
 from core.key_changes import (
     CannotChange,
@@ -65,6 +65,11 @@ async def add_key(request: Request) -> Response:
     be so much from now on (`90d`). Answers how it stands, and under `key` the key, this once. 400 for wrong settings,
     or a name that there is."""
     state: AppState = request.app.state
+    if not state.keys.asks_for_keys:
+        raise Forbidden(
+            "This router asks for no key yet. The first one closes it for all others: ./nomyo keys add makes it.",
+            code="no_keys",
+        )
     body, at = await _object(request), time.time()
     try:
         wanted = msgspec.convert(body, NamedKey)
