@@ -260,7 +260,7 @@ def _print_table(rows: Sequence[Json]) -> None:
         (
             row["name"],
             row["key"],
-            {"": "(admins)", None: "?"}.get(row["owner"], row["owner"]),
+            "?" if row["owner"] is None else row["owner"] or "(admins)",
             row["state"],
             _day(row["created_at"]),
             _day(row["ends_at"]),
