@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from core.config import parse_config
 from core.errors import ConfigError, StartError
@@ -217,3 +224,68 @@ def test_it_runs_on_the_loop_that_the_service_has(valkey: ValkeyServer) -> None:
             return await connection.call("PING")
 
     assert uvloop.run(ask()) == b"PONG"
+
+
+# ── TLS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def certificate_in(folder: Path) -> tuple[Path, Path]:
+    """A certificate of localhost that nobody has signed but itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate, private
+
+
+@asynccontextmanager
+async def over_tls(valkey: ValkeyServer, folder: Path) -> AsyncIterator[tuple[int, Path]]:
+    """A port where the server is behind TLS, and the certificate that it has."""
+    certificate, key = certificate_in(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
+        await asyncio.gather(pass_on(reader, inner_writer), pass_on(inner_reader, writer))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context) as server:
+        yield server.sockets[0].getsockname()[1], certificate
+
+
+@pytest.mark.parametrize("scheme", ["valkeys", "rediss"])
+async def test_a_server_is_asked_over_tls_and_only_with_a_certificate_that_is_trusted(
+    valkey: ValkeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    async with over_tls(valkey, tmp_path) as (port, certificate):
+        url = f"{scheme}://localhost:{port}"
+        with pytest.raises(StartError, match=rf"cluster\.url: no TLS with localhost:{port}: .*VERIFY"):
+            await Valkey(of(url), "cluster.url").open()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        async with opened(url) as connection:
+            large = b"x" * 1_000_000
+            await connection.call("SET", "mine", large)
+            assert await connection.call("GET", "mine") == large
