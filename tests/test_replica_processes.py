@@ -21,7 +21,7 @@ from tests.engines.postgres import PostgresServer
 from tests.engines.valkey import ValkeyServer, free_port
 from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, steps, stream, until
 from tests.stream_grammar import check_stream
-from tests.turns import URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, turn
+from tests.turns import URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, text_of, turn
 
 pytestmark = pytest.mark.heavy
 
@@ -315,3 +315,27 @@ async def test_workers_and_replicas_mix(backend: FakeBackend, fleet: Fleet, stac
         assert (await retrieve(replicas[1].http, response["id"]))["status"] == "in_progress"
     answer = await replicas[1].http.post(f"{URL}/{response['id']}/cancel")
     assert answer.json()["status"] == "cancelled"
+
+
+async def test_a_stream_whose_replica_was_killed_runs_again_elsewhere_behind_what_was_read_of_it(
+    backend: FakeBackend, fleet: Fleet, stack: AsyncExitStack
+) -> None:
+    settings = yaml.safe_load(fleet.file.read_text())
+    settings["background"]["rerun"] = True
+    fleet.file.write_text(yaml.safe_dump(settings))
+    a, b, c = [await fleet.start(stack) for _ in range(3)]
+    backend.script(halting(asyncio.Event(), "Half", " an"), chat("A whole answer."))
+    async with open_stream(a.http, background=True) as events:
+        response_id = (await events.until("response.created"))["response"]["id"]
+        await events.until("response.output_text.delta")
+        async with follow(b.http, response_id) as reader:
+            await reader.until("response.output_text.delta")
+            await a.die()
+            seen = await reader.rest()
+    assert [event["sequence_number"] for event in seen] == list(range(len(seen))), "none is missing, none comes twice"
+    assert seen[-1]["type"] == "response.completed"
+    assert text_of(seen[-1]["response"]) == "A whole answer."
+    for replica in (b, c):
+        assert await rejoin(replica.http, response_id) == seen
+        assert await rejoin(replica.http, response_id, 4) == seen[5:]
+    assert len(backend.turns) == 2
