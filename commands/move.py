@@ -22,6 +22,7 @@ import msgspec
 
 from commands import Failed, Refused, Stopped, json_option, print_json, print_line
 from core.errors import StartError
+from core.extras import need
 from db import TABLES, CopiedRow, CopyError, Store, Table, has_database, make_store
 
 
@@ -124,6 +125,9 @@ async def opened(source: str, target: str) -> AsyncGenerator[tuple[Store, Store]
     or is in use."""
     if source == target:
         raise Refused("the source is the target")
+    for url in (source, target):
+        if url.startswith("postgres"):
+            need("postgres", setting=shown(url))
     found, _ = has_database(source), has_database(target)
     if not found:
         raise StartError(f"{shown(source)}: there is no such database to move")

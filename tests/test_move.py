@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from commands import Refused
-from commands.move import Move, shown
+from commands.move import Move, move_store, shown
+from core.errors import StartError
+from core.extras import EXTRAS
 from db import TABLES, CopiedRow, CopyError, Store, make_store
 from stores.service_lock import ServiceLock
 from tests.stores.databases import DATABASES, SHARED, SQLiteFile
@@ -53,7 +55,8 @@ async def rows_at(url: str) -> dict[str, list[CopiedRow]]:
     return rows
 
 
-@pytest.mark.parametrize(("source", "target"), PAIRS)
+# As processes; every other pair is moved in this one, below.
+@pytest.mark.parametrize(("source", "target"), [("sqlite-file", "postgres"), ("postgres", "sqlite-file")])
 async def test_a_store_is_moved_whole_and_stays_where_it_was(source: str, target: str, tmp_path: Path) -> None:
     here, there = DATABASES[source](tmp_path / "a").url, DATABASES[target](tmp_path / "b").url
     rows = await filled(here)
@@ -270,12 +273,10 @@ async def test_a_database_in_use_is_refused(used: str, tmp_path: Path) -> None:
     assert f"{used}/deep/router.db is used by another router" in line
 
 
-@pytest.mark.parametrize("used", ["source", "target"])
-async def test_a_postgresql_in_use_is_refused(used: str, tmp_path: Path) -> None:
-    urls = {"source": SQLiteFile(tmp_path / "a").url, "target": SQLiteFile(tmp_path / "b").url}
-    urls[used] = DATABASES["postgres"](tmp_path).url
+async def test_a_postgresql_in_use_is_refused(tmp_path: Path) -> None:
+    urls = {"source": SQLiteFile(tmp_path / "a").url, "target": DATABASES["postgres"](tmp_path).url}
     await filled(urls["source"])
-    store = make_store(urls[used], service="a router")
+    store = make_store(urls["target"], service="a router")
     await store.open()
     try:
         line = assert_one_line(await asyncio.to_thread(nomyo, "move", urls["source"], urls["target"]), 4)
@@ -334,6 +335,14 @@ async def test_a_bar_is_drawn_on_a_terminal_alone(tmp_path: Path) -> None:
     await filled(here)
     assert "Moving" in on_terminal("move", here, SQLiteFile(tmp_path / "b").url)
     assert "Moving" not in on_terminal("move", here, SQLiteFile(tmp_path / "c").url, "--json")
+
+
+async def test_a_driver_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = SQLiteFile(tmp_path).url
+    await filled(url)
+    monkeypatch.setitem(EXTRAS, "postgres", ("no_such_package",))
+    with pytest.raises(StartError, match=r"no_such_package.*uv sync"):
+        await move_store(url, "postgresql://host/name", lambda _: lambda _: None)
 
 
 def test_no_password_is_printed() -> None:
