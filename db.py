@@ -50,6 +50,8 @@ class Store(Protocol):
 
     deletions: Deletions
     """Shared with whoever shares the database."""
+    moves_turns: bool
+    """Whether other processes may take turns that wait in this one (`take_waiting`)."""
 
     async def open(self) -> None:
         """Inside the running loop. Makes what the database lacks. Raises `core.errors.StartError` where it cannot be
@@ -74,13 +76,15 @@ class Store(Protocol):
         response: Response | None = None,
         conversation: str | None = None,
         request: bytes | None = None,
+        may_move: bool = False,
         owner: str = "",
     ) -> Written:
         """Stores a new response, made at `created_at` (Unix seconds): `input_messages` are the input items of its own
         turn, `response` is the object, if there is one yet, `conversation` the id of the conversation that it is a turn
         of. `request` is what it takes to run a turn again that waits in the background, opaque to the store, and kept
-        until the turn has ended. The items of a response can be found by their ids when it has ended. Storing one again
-        changes where it stands, and nothing else."""
+        until the turn has ended; `may_move`: another process may take it while it waits (`take_waiting`). The items of
+        a response can be found by their ids when it has ended. Storing one again changes where it stands, and nothing
+        else."""
         ...
 
     def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
@@ -182,6 +186,16 @@ class Store(Protocol):
 
     def running_ids(self) -> list[str]:
         """The responses that this process has begun and not ended."""
+        ...
+
+    def room_wanted(self) -> AsyncIterator[None]:
+        """Gives one each time that turns may wait in other processes for which there may be room here, every second.
+        Ends where one service at a time can have the database."""
+        ...
+
+    async def take_waiting(self, most: int) -> list[UnfinishedResponse]:
+        """Turns that wait in other processes for more than a second and may move, those that wait longest: they are
+        this one's from now on. Whoever had them is refused what it stores of them (`core.errors.TakenOver`)."""
         ...
 
     async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:

@@ -158,6 +158,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         stack.push_async_callback(_stopped, abandoned)
         unwanted = asyncio.create_task(_cancel_unwanted(state), name="unwanted")
         stack.push_async_callback(_stopped, unwanted)
+        taking = asyncio.create_task(_take_waiting(state), name="waiting elsewhere")
+        stack.push_async_callback(_stopped, taking)
         if config.database.retention_days:
             retention = asyncio.create_task(_keep_retention(state, config.database.retention_days), name="retention")
             stack.push_async_callback(_stopped, retention)
@@ -194,6 +196,17 @@ async def _cancel_unwanted(state: AppState) -> None:
     async for owner, response_id in state.db.unwanted():
         if (job := state.tasks.get(response_id)) is not None and job.owner == owner:
             await state.tasks.cancel(response_id)
+
+
+async def _take_waiting(state: AppState) -> None:
+    """Runs what waits in other processes, while there is room here."""
+    async for _ in state.db.room_wanted():
+        if room := state.tasks.room():
+            try:
+                for row in await state.db.take_waiting(room):
+                    await api.background.run_here(state, row)
+            except Exception:
+                log.exception("what waits in other processes could not be taken: trying again")
 
 
 async def _has_inherited(state: AppState) -> bool:

@@ -26,7 +26,7 @@ async def run_again(state: AppState, rows: Iterable[Row]) -> list[Row]:
     again = 0
     for row in rows:
         if _runs_again(state, row):
-            again += await _is_queued_again(state, row)
+            again += await run_here(state, row)
         else:
             others.append(row)
     if again:
@@ -38,8 +38,9 @@ def _runs_again(state: AppState, row: Mapping[str, Any]) -> bool:
     return row["request"] is not None and (row["status"] == "queued" or state.config.background.rerun)
 
 
-async def _is_queued_again(state: AppState, row: Mapping[str, Any]) -> bool:
-    """Whether it could be. If not, the response holds the reason."""
+async def run_here(state: AppState, row: Mapping[str, Any]) -> bool:
+    """Queues a response here that another process has begun. Gives whether it could be; if not, the response holds the
+    reason."""
     try:
         turn = await begin_turn_again(state, row)
         turn.row_begun = True

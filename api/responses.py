@@ -247,6 +247,7 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         response=response,
         # Whoever is not here any more when it is its turn must be able to run it.
         request=kept_request(turn.request.body, seal, turn.request.principal.key) if turn.request.background else None,
+        may_move=turn.request.background and not turn.request.stream,
         owner=turn.owner,
     )
     return written

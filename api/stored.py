@@ -76,6 +76,8 @@ async def delete_response(request: Request, response_id: str) -> Response:
     if not await _cancelled(state, response_id, owner):
         row = await state.db.get_response(response_id, owner=owner)
         if row is not None and row["status"] in ("queued", "in_progress"):
+            if await state.db.ask_to_cancel(response_id, owner=owner):
+                await _ended_elsewhere(state, response_id, owner)
             await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", as_peer(state, owner))
     if not await state.db.delete_response(response_id, owner=owner):
         raise _not_found(response_id)
@@ -91,17 +93,19 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     row = await _row(state, response_id, owner)
     if not row["response"]["background"]:
         raise InvalidRequest("Cannot cancel a synchronous response: only those in the background.", param="response_id")
+    if row["status"] in ("queued", "in_progress") and await _cancelled(state, response_id, owner):
+        row = await _row(state, response_id, owner)
     if row["status"] in ("queued", "in_progress"):
-        if not await _cancelled(state, response_id, owner):
-            if answer := await answer_of_peer(request):
-                return answer
-            if is_from_peer(request):
-                raise _not_found(response_id)
-            if await state.db.ask_to_cancel(response_id, owner=owner):
-                row = await _ended_elsewhere(state, response_id, owner)
-            if row["status"] == "queued":
-                # It waits in no process: the one that would run it again sees that nobody wants it any more.
-                await state.db.update_response(response_id, {**row["response"], "status": "cancelled"}, owner=owner)
+        # Not here, or no longer.
+        if answer := await answer_of_peer(request):
+            return answer
+        if is_from_peer(request):
+            raise _not_found(response_id)
+        if await state.db.ask_to_cancel(response_id, owner=owner):
+            row = await _ended_elsewhere(state, response_id, owner)
+        if row["status"] == "queued":
+            # It waits in no process: the one that would run it again sees that nobody wants it any more.
+            await state.db.update_response(response_id, {**row["response"], "status": "cancelled"}, owner=owner)
         row = await _row(state, response_id, owner)
     return json_response(with_output_text(row["response"]))
 

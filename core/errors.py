@@ -14,7 +14,8 @@
     ├── TooManyRequests     429  with Retry-After
     │   └── LimitReached    429  a limit of a key or an owner; with the headers that name what is left
     ├── ServerError         500  a fault of ours; the cause is in the log
-    │   └── Interrupted     503  the router stopped first
+    │   ├── Interrupted     503  the router stopped first
+    │   └── TakenOver            another process works on it by now
     ├── ModelFailed         502  a model's fault, on a backend that is well
     └── BackendError        502  a backend's fault, in words of ours
         ├── BackendUnreachable   no connection, or it broke before the first byte of an answer
@@ -218,6 +219,15 @@ class LimitReached(TooManyRequests):
 
 class ServerError(APIError):
     code = "internal_error"
+
+
+class TakenOver(ServerError):
+    """Another process works on it by now: what this one would have stored was not."""
+
+    code = "storage_error"
+
+    def __init__(self) -> None:
+        super().__init__("Another process of the router has taken this response over.")
 
 
 class Interrupted(ServerError):

@@ -59,6 +59,10 @@ class TaskRunner(Generic[J]):
         """Those of the jobs that wait or run."""
         return list(self._entries)
 
+    def room(self) -> int:
+        """How many more would run at once."""
+        return 0 if self._draining else max(0, self._max_concurrent - len(self._entries))
+
     def submit(self, job: J, *, is_accepted: bool = False) -> None:
         """Queues a job; it takes its first step when the caller next awaits something. Raises `TooManyRequests` when no
         more may wait; one that was accepted before (`is_accepted`) may wait whatever there is."""

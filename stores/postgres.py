@@ -9,6 +9,7 @@ What a process leaves unfinished when it dies goes to the one that claims it fir
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -35,6 +36,8 @@ from stores.rows import UNFINISHED, Event, Item, ItemPage, StoredResponse, Unfin
 from stores.warm_chains import Key
 from stores.writing import OUTAGE_S, Outage, Value, Write
 
+# How often it is looked for turns that wait elsewhere.
+LOOK_FOR_WAITING_S = 1.0
 # Of the values of one statement. PostgreSQL takes a GB.
 STATEMENT_BYTES = 64 * 1024 * 1024
 
@@ -47,6 +50,7 @@ class PostgresStore(QueuedStore):
     ) -> None:
         super().__init__(deletions)
         self._service = service or ""
+        self.moves_turns = bool(service)
         self._database = PostgresDatabase(url, settings or DatabaseConfig(), self.deletions, self._service)
         # Unfinished responses as they were read: whose each was; and those that are this process's by a claim.
         self._whose: dict[Key, str] = {}
@@ -76,7 +80,7 @@ class PostgresStore(QueuedStore):
     def _storing(self, row: NewRow) -> Write:
         values = (
             *(*row.key, row.previous, row.conversation, row.model, row.status, row.created_at),
-            *(self._database.process if row.status in UNFINISHED else None,),
+            *(self._database.process if row.status in UNFINISHED else None, int(row.may_move)),
             *(_ids_of(row.input_items), _ids_of(row.output_items), row.input, row.output, row.response, row.request),
         )
         return sql.STORE, values
@@ -144,6 +148,17 @@ class PostgresStore(QueuedStore):
 
     def abandoned(self) -> AsyncIterator[None]:
         return self._database.abandoned()
+
+    async def room_wanted(self) -> AsyncIterator[None]:
+        while self._service:
+            await asyncio.sleep(LOOK_FOR_WAITING_S)
+            yield
+
+    async def take_waiting(self, most: int) -> list[UnfinishedResponse]:
+        rows = await self._read(sql.TAKE_WAITING, self._database.process, most)
+        taken: list[UnfinishedResponse] = [{**_stored(row), "request": row[-2]} for row in rows]
+        self._claimed.update(map(_key, taken))
+        return taken
 
     async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:
         try:

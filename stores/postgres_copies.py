@@ -13,7 +13,12 @@ from stores.postgres_values import decode_float, decode_integer, decode_text
 from stores.rows import UNFINISHED
 
 # Tables and columns that no other database has: they follow from the rest, or matter while somebody serves.
-OF_ITS_OWN = frozenset({"nomyo_router", "processes", "counters", "process", "is_unwanted", "input_ids", "output_ids"})
+OF_ITS_OWN = frozenset(
+    {
+        *("nomyo_router", "processes", "counters"),
+        *("process", "is_unwanted", "waits_since", "input_ids", "output_ids"),
+    }
+)
 INTEGERS = frozenset(
     {
         *("number", "created_at", "response", "at", "seconds", "requests", "errors", "input_tokens"),

@@ -13,8 +13,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
@@ -42,8 +42,7 @@ CHECK_EVERY_S = 1.0
 CHECK_S = 2.0
 
 
-@dataclass(slots=True)
-class NewRow:
+class NewRow(NamedTuple):
     """A response as it is stored first; `input`, `output` and `response` are JSON, the last without the output."""
 
     key: Key
@@ -56,12 +55,12 @@ class NewRow:
     output: bytes | None
     response: bytes | None
     request: bytes | None
+    may_move: bool
     input_items: Sequence[Item]
     output_items: Sequence[Item]
 
 
-@dataclass(slots=True)
-class ChangedRow:
+class ChangedRow(NamedTuple):
     """How a response stands now. `is_own`: this process has begun it, and nobody else ends it."""
 
     key: Key
@@ -72,8 +71,7 @@ class ChangedRow:
     is_own: bool
 
 
-@dataclass(slots=True)
-class ChainRow:
+class ChainRow(NamedTuple):
     """A response of a conversation."""
 
     previous: str | None
@@ -84,6 +82,8 @@ class ChainRow:
 
 class QueuedStore(ABC):
     """The verbs of `db.Store` that are the same in every SQL."""
+
+    moves_turns = False
 
     def __init__(self, deletions: Deletions | None) -> None:
         self.deletions: Deletions = deletions if deletions is not None else OwnDeletions()
@@ -179,23 +179,25 @@ class QueuedStore(ABC):
         response: Response | None = None,
         conversation: str | None = None,
         request: bytes | None = None,
+        may_move: bool = False,
         owner: str = "",
     ) -> Written:
         given, (output, rest) = encode_json(input_messages), output_and_rest(response)
         key, previous = (owner, response_id), (owner, previous_response_id) if previous_response_id else None
         begun = Begun(key, previous, given, ids_of(input_messages), self.deletions.value)
         is_running = status in UNFINISHED
+        kept, items = request if is_running else None, _output_of(response)
+        # fmt: off
         row = NewRow(
-            *(key, previous_response_id, conversation, model, status, created_at, given, output, rest),
-            request=request if is_running else None,
-            input_items=input_messages,
-            output_items=_output_of(response),
+            key, previous_response_id, conversation, model, status, created_at, given, output, rest, kept, may_move,
+            input_messages, items,
         )
+        # fmt: on
         if response is None or is_running:
             self._running[key] = begun
             return self._queue.write(self._storing(row), then=begun.commit)
         begun.commit()
-        return self._end(begun, self._storing(row), row.output_items, output)
+        return self._end(begun, self._storing(row), items, output)
 
     def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
         key, status = (owner, response_id), response["status"]
@@ -241,6 +243,13 @@ class QueuedStore(ABC):
     async def abandoned(self) -> AsyncIterator[None]:
         return
         yield
+
+    async def room_wanted(self) -> AsyncIterator[None]:
+        return
+        yield
+
+    async def take_waiting(self, most: int) -> list[UnfinishedResponse]:
+        return []
 
     async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:
         return False

@@ -134,11 +134,7 @@ class SQLiteStore(QueuedStore):
         return ()
 
     def _storing(self, row: NewRow) -> Write:
-        values = (
-            *(*row.key, row.previous, row.conversation, row.model, row.status, row.created_at),
-            *(row.input, row.output, row.response, row.request),
-        )
-        return STORE, values
+        return STORE, (*row.key, *row[1:10])  # From the one before it to the request.
 
     def _updating(self, row: ChangedRow) -> Write:
         return UPDATE, (row.status, row.output, row.response, row.status, *row.key)

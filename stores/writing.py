@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
-from core.errors import ServerError
+from core.errors import ServerError, TakenOver
 
 log = logging.getLogger("nomyo.db")
 
@@ -24,10 +24,6 @@ Write = tuple[str, tuple[Value, ...]]
 
 class Outage(Exception):
     """Nothing can be written to the database for now: one line about what is wrong, and what to do."""
-
-
-class TooLate(Exception):
-    """What was to be changed is another process's by now."""
 
 
 class Written:
@@ -140,7 +136,7 @@ class WriteQueue:
             self.outage = None
         for written in batch:
             is_late = late and any(write is one for write in written.writes for one in late)
-            written.end(not_stored(TooLate("another process has taken it over")) if is_late else None)
+            written.end(TakenOver() if is_late else None)
         return True
 
 

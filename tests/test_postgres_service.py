@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 import stores.postgres_database
+from cluster.alone import Alone
 from tests.conftest import Running, running_router
 from tests.engines.postgres import PostgresServer
 from tests.fake_backend import FakeBackend, chat, stall
@@ -23,6 +24,7 @@ from tests.turns import (
     open_stream,
     rejoin,
     retrieve,
+    stream,
     text_of,
     turn,
 )
@@ -34,6 +36,12 @@ async def url(stack: AsyncExitStack, postgres: PostgresServer) -> str:
     url = postgres.new_database()
     stack.callback(postgres.give_back, url)
     return url
+
+
+@pytest.fixture(autouse=True)
+def _each_router_is_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on machines of their own: here they run in one process."""
+    monkeypatch.setattr(Alone, "service", property(lambda alone: f"service {id(alone)}"))
 
 
 async def on(stack: AsyncExitStack, backend: FakeBackend, url: str, **settings: Any) -> Running:
@@ -183,6 +191,46 @@ async def test_any_router_cancels_what_runs_at_another(
     if status == "in_progress":
         assert "aborted" not in [request.outcome for request in backend.requests if request.method == "GET"]
         await eventually(lambda: here.app.state.tasks.ids() != [running], "the next one runs")
+
+
+async def test_what_waits_at_one_router_runs_at_another_that_has_room(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    backend.default = stall()
+    full = await on(stack, backend, url, background={"max_concurrent": 1, "drain_s": 0})
+    running = (await create(full.http, background=True))["id"]
+    await backend.wait_for(lambda b: b.in_flight == 1)
+    streamed = asyncio.create_task(stream(full.http, background=True))
+    await eventually(lambda: len(full.app.state.tasks.ids()) == 2, "the stream waits where it is read")
+    waiting = [(await create(full.http, background=True, input=f"{number}"))["id"] for number in range(6)]
+    backend.default = chat("done")
+    other = await on(stack, backend, url, background={"max_concurrent": 2, "drain_s": 0})
+    for response_id in waiting:
+        assert text_of(await has_status(full.http, response_id, "completed")) == "done"
+    assert (await retrieve(full.http, running))["status"] == "in_progress"
+    assert not streamed.done()
+    assert other.app.state.tasks.ids() == []
+    assert (await full.http.post(f"{URL}/{running}/cancel")).json()["status"] == "cancelled"
+    assert (await streamed)[-1]["type"] == "response.completed"
+    await eventually(lambda: full.app.state.tasks.ids() == [], "the first one has nothing left to do")
+    posts = [request.json["messages"][-1]["content"] for request in backend.requests if request.method == "POST"]
+    assert sorted(posts) == sorted([turn()["input"]] * 2 + [f"{number}" for number in range(6)]), "each ran once"
+    for response_id in waiting:
+        assert (await retrieve(full.http, response_id))["status"] == "completed"
+
+
+async def test_a_turn_that_another_router_has_taken_is_cancelled_there(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    backend.default = stall()
+    full = await on(stack, backend, url, background={"max_concurrent": 1, "drain_s": 0})
+    await create(full.http, background=True)
+    taken = (await create(full.http, background=True))["id"]
+    other = await on(stack, backend, url, background={"drain_s": 0})
+    await has_status(full.http, taken, "in_progress")
+    assert other.app.state.tasks.ids() == [taken]
+    assert (await full.http.post(f"{URL}/{taken}/cancel")).json()["status"] == "cancelled"
+    assert other.app.state.tasks.ids() == []
 
 
 async def test_what_a_dead_router_left_is_taken_over_once(

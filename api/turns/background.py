@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from api.http.silence import KEEPALIVE_S
 from api.turns.turn import Turn, settle_turn
-from core.errors import APIError, Interrupted, ServerError
+from core.errors import APIError, Interrupted, ServerError, TakenOver
 
 if TYPE_CHECKING:
     from api.turns.turn import TurnOut
@@ -42,6 +42,8 @@ class Background:
         self._db = state.db
         self._run = run
         self._is_again = is_again
+        # Whoever reads a stream here has it from here.
+        self._may_move = state.db.moves_turns and not turn.request.stream
         self._reruns = state.config.background.rerun
         self._events: list[Event] = []
         self._shared = state.cluster.events
@@ -96,8 +98,18 @@ class Background:
             self._add([self._turn.builder.end()])
             self._leave()
             return
-        self._add(self._turn.builder.progress())
-        self._db.update_response(self.id, self._turn.builder.response, owner=self.owner)
+        progress = self._turn.builder.progress()
+        begun = self._db.update_response(self.id, self._turn.builder.response, owner=self.owner)
+        if self._may_move:
+            try:
+                await begun
+            except TakenOver:
+                self._settle()
+                self._leave()
+                return
+            except ServerError:
+                pass  # It is refused when it ends, if it is not mended until then.
+        self._add(progress)
         await self._run(self)
         await self._end()
 
