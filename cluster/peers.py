@@ -32,6 +32,8 @@ log = logging.getLogger("nomyo.cluster")
 PATIENCE_S = 2.0
 # Or in this time, where it may have to stop something first.
 FINDING_PATIENCE_S = 10.0
+# The next one is asked as well then.
+NEXT_S = 0.25
 
 
 # The header that the secret is in.
@@ -141,17 +143,40 @@ async def _json_of(peer: Peer, method: str, path: str, headers: Mapping[str, str
 
 
 async def find(asked: Iterable[Peer], method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
-    """The answer of the first peer that has one other than 404."""
-    for peer in asked:
-        try:
-            async with asyncio.timeout(FINDING_PATIENCE_S):
-                answer = await AnswerByHTTP.of(peer, method, path, headers)
-        except OSError as error:  # also the timeout
-            log.warning("%s does not answer: %r", peer.name, error)
-            continue
-        if answer.status != 404:
-            return answer
-        await answer.aclose()
+    """The answer of the first peer that has one other than 404. They are asked one after the other; but one that is
+    slow to answer holds up the next one for a moment only."""
+    waiting = list(asked)
+    asking: set[asyncio.Task[AnswerByHTTP | None]] = set()
+    try:
+        while waiting or asking:
+            if waiting:
+                asking.add(asyncio.create_task(_answer_of(waiting.pop(0), method, path, headers)))
+            patience_s = NEXT_S if waiting else None
+            done, asking = await asyncio.wait(asking, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                if (answer := one.result()) is not None:
+                    asking |= done - {one}
+                    return answer
+        return None
+    finally:
+        for one in asking:
+            one.cancel()
+        for late in await asyncio.gather(*asking, return_exceptions=True):
+            if isinstance(late, AnswerByHTTP):
+                await late.aclose()
+
+
+async def _answer_of(peer: Peer, method: str, path: str, headers: Mapping[str, str]) -> AnswerByHTTP | None:
+    """None for one that does not answer, or with 404."""
+    try:
+        async with asyncio.timeout(FINDING_PATIENCE_S):
+            answer = await AnswerByHTTP.of(peer, method, path, headers)
+    except OSError as error:  # also the timeout
+        log.warning("%s does not answer: %r", peer.name, error)
+        return None
+    if answer.status != 404:
+        return answer
+    await answer.aclose()
     return None
 
 

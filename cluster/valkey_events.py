@@ -44,12 +44,8 @@ class ReplicaEvents(SharedEvents):
         self._prefix = f"{{{name}}}:events:"
         self.name = name
         self.keep_ms = int(hours * 3600 * 1000)
-        self.valkey = Valkey(
-            address,
-            "cluster.url",
-            scripts=(scripts.APPEND,),
-            meanwhile="streams of other processes are read at those",
-        )
+        # What is wrong with the server is in the log by the other connection.
+        self.valkey = Valkey(address, "cluster.url", scripts=(scripts.APPEND,))
         self._news: dict[str, set[asyncio.Event]] = {}
 
     def writer(self, response_id: str, events: list[Event]) -> EventWriter | None:

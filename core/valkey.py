@@ -61,7 +61,8 @@ class ValkeyError(Exception):
 class Valkey:
     """A connection that is kept up from `open` to `close`. `on_open` is called each time that it is made: what it sends
     goes first. `on_lost` when it is lost. The `scripts` are there from the beginning, so that none of them has to be
-    sent again behind what was sent after it. `meanwhile`: what the log has behind the reason while it is away."""
+    sent again behind what was sent after it. `meanwhile`: what happens while it is away, for the log; without it the
+    log has nothing of that."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Valkey:
         scripts: Sequence[Script] = (),
         on_open: Callable[[], None] | None = None,
         on_lost: Callable[[], None] | None = None,
-        meanwhile: str = "trying again",
+        meanwhile: str = "",
     ) -> None:
         self.address = address
         self._setting = setting
@@ -221,7 +222,7 @@ class Valkey:
         except ssl.SSLError as error:
             raise StartError(f"{self._setting}: no TLS with {address}: {error.reason or error}") from None
         self._link = link
-        if self.problem and self.problem != "not asked yet":
+        if self._meanwhile and self.problem and self.problem != "not asked yet":
             log.warning("Valkey at %s is there again", address)
         self.problem = ""
         if self._on_open is not None:
@@ -254,7 +255,7 @@ class Valkey:
     def _is_away(self, why: Exception) -> None:
         """Once, until it is there again."""
         problem = str(why) or type(why).__name__
-        if not self.problem or self.problem == "not asked yet":
+        if self._meanwhile and (not self.problem or self.problem == "not asked yet"):
             log.warning("Valkey at %s is away: %s; %s", self.address, problem, self._meanwhile)
         self.problem = problem
 

@@ -177,7 +177,10 @@ async def test_it_comes_back_by_itself_when_the_server_does(
     made: list[bool] = []
     lost: list[bool] = []
     async with opened(
-        own_valkey.url, on_open=lambda: made.append(True), on_lost=lambda: lost.append(True)
+        own_valkey.url,
+        on_open=lambda: made.append(True),
+        on_lost=lambda: lost.append(True),
+        meanwhile="each for itself",
     ) as connection:
         for times in (1, 2):
             own_valkey.kill()
@@ -211,7 +214,7 @@ async def test_what_is_not_understood_ends_the_connection_and_not_the_process(ca
 
     async with await asyncio.start_server(odd, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with opened(f"valkey://127.0.0.1:{port}") as connection:
+        async with opened(f"valkey://127.0.0.1:{port}", meanwhile="each for itself") as connection:
             assert not connection.is_there
     assert "is away" in caplog.text
 

@@ -120,3 +120,28 @@ async def test_a_connection_is_closed_with_its_answer_also_where_nothing_was_rea
         await anext(found.pieces())
         await found.aclose()
         await eventually(lambda: closed == 2, "the connection is closed")
+
+
+async def test_one_that_is_slow_holds_up_the_others_for_a_moment_only(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stands still, as a process does that was stopped; and whoever is asked next has the answer."""
+    monkeypatch.setattr(peers, "NEXT_S", 0.01)
+    left = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        left.set()
+        writer.close()
+
+    async def has_it(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await at_once(reader, writer)
+
+    async with peer(path, slow), peer(path.with_name("worker-2.sock"), has_it):
+        found = await peers.find([Peer.at(path), Peer.at(path.with_name("worker-2.sock"))], "GET", "/", {})
+        assert found is not None
+        assert [piece async for piece in found.pieces()] == [b"{}"]
+        await found.aclose()
+        await asyncio.wait_for(left.wait(), SOON_S)
+    assert not caplog.records, "it may still come"
