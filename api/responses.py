@@ -4,6 +4,7 @@ stream.
     begin_turn ──▶ run_turn ──▶ out: EventStream | NO_STREAM | Background | SocketTurn | another door's
                       ↑
          replayed (cache) | shared_answer | chat_answer | native_answer       api/turns/
+                            tool_rounds: one of these after the other, while the model calls tools that we run
 
 What a turn may do to the world is six names, which tests swap here, so they are looked up here: `choose_endpoint`,
 `decrement_usage`, `is_ext_openai_endpoint`, `_make_openai_client`, `get_llm_cache`, `create_chat_with_retries`.
@@ -36,8 +37,10 @@ from api.turns.cached import CACHE_ROUTE, cache_key, replayed
 from api.turns.chat_answer import chat_answer
 from api.turns.ignored import name_ignored
 from api.turns.native_answer import native_answer
+from api.turns.router_tools import router_tools_of
 from api.turns.shared_answer import shared_answer
 from api.turns.tally import is_limited
+from api.turns.tool_rounds import tool_rounds
 from api.turns.turn import NO_STREAM, Turn, TurnOut, admit_turn, begin_turn, settle_turn
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_usage, is_ext_openai_endpoint
@@ -80,6 +83,8 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
             turn.emit(replayed(turn, cached))
         elif uses_cache and (cache := get_llm_cache(state)) is not None and not turn.compacts:
             await shared_answer(state, turn, cache, run_turn)
+        elif turn.request.params.tools and (ours := router_tools_of(state, turn)) is not None:
+            await tool_rounds(state, turn, ours, partial(_ask, state, turn))
         else:
             await _ask(state, turn)
             if turn.is_passed_on:

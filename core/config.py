@@ -168,6 +168,15 @@ class FilesConfig(ImagesConfig, frozen=True, forbid_unknown_fields=True):
     """`files`: those that requests name by URL, and the router fetches for chat backends."""
 
 
+class ToolsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`tools`: those that the router runs. `max_rounds`: so often a model is asked again, with what its tools have
+    answered; `concurrency`: calls of one turn at once; `timeout_s`: for each."""
+
+    max_rounds: Count = 20
+    concurrency: Count = 4
+    timeout_s: Positive = 60.0
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
@@ -216,6 +225,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adapt: AdaptConfig = AdaptConfig()
     images: ImagesConfig = ImagesConfig()
     files: FilesConfig = FilesConfig()
+    tools: ToolsConfig = ToolsConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
     # By model.
     prices: dict[str, PriceConfig] = {}
@@ -246,6 +256,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "adapt": AdaptConfig,
     "images": ImagesConfig,
     "files": FilesConfig,
+    "tools": ToolsConfig,
 }
 
 

@@ -33,9 +33,9 @@ from requests.native import NO_FLOWS, Flows, NativeItems
 from requests.native_events import LIFECYCLE
 from requests.native_shapes import ending, whole_output, whole_response
 from requests.open_items import (
+    GROWING_CALLS,
     MOST_ITEMS,
     NO_ARGUMENTS,
-    STREAMED_CALLS,
     Event,
     OpenCall,
     OpenText,
@@ -44,11 +44,12 @@ from requests.open_items import (
     too_many_items,
 )
 from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_responses, whole_item
+from requests.router_tools import ASKED_FOR, ROUTER_CALLS
 from requests.thinking import ThinkSplitter
 from requests.thoughts import texts_in, thought_in
 from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, is_cut_off, object_of
 from requests.usage import summed_usage
-from requests.whole_items import item_events
+from requests.whole_items import end_of_run, item_events
 
 TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
 # What a backend that speaks Responses does not decide.
@@ -58,6 +59,8 @@ OURS = (
     *SET_AT_THE_END,
 )
 values_of_ours = itemgetter(*OURS)
+# What of an answer is for the client, or the router, to act on.
+ANSWERS = CALLS | {ASKED_FOR}
 
 # The kind of an item, and of its part. Clients that ask for a summary of the reasoning show nothing else of it.
 THOUGHT = ("reasoning", "reasoning_text")
@@ -90,6 +93,9 @@ class ResponseBuilder:
     _taken_call_ids: set[str] | None = None
     # As it was before a backend's own response was taken over.
     _resource: dict[str, Any] | None = None
+    # How many items were there before the answer that comes now; and the calls that wait for their tools to run.
+    _before = 0
+    _handed: dict[int, Item] | None = None
 
     def __init__(
         self,
@@ -132,8 +138,9 @@ class ResponseBuilder:
     def is_mute(self) -> bool:
         """Whether the client has got neither words nor a call of an answer that is closed, because its calls were
         suppressed."""
-        items = (item for item in self._output if item is not None)
-        return bool(self.suppressed) and not any(item["type"] in CALLS or has_words(item) for item in items)
+        if not self.suppressed or self._handed:
+            return False
+        return not any(item["type"] in ANSWERS or has_words(item) for item in self.answered_items())
 
     @property
     def chat_usage(self) -> dict[str, Any] | None:
@@ -152,8 +159,8 @@ class ResponseBuilder:
 
     @property
     def has_output(self) -> bool:
-        """Whether an item has begun: what came before is true of any backend."""
-        return bool(self._output)
+        """Whether an item of the answer that comes now has begun: what came before is true of any backend."""
+        return len(self._output) > self._before
 
     @property
     def ended(self) -> bool:
@@ -234,9 +241,20 @@ class ResponseBuilder:
     def restart(self) -> None:
         """Another backend answers, and nobody has got anything of what this one made but that the response began."""
         self.begin_again()
-        self._output, self.text, self.timings, self.hides_seals = [], None, None, False
+        del self._output[self._before :]
+        self.text, self.timings, self.hides_seals = None, None, False
         self._native, self.flows = None, NO_FLOWS
         self.response = self._resource or self.response
+
+    def begin_round(self) -> None:
+        """Another answer follows one whose calls have run: what there is stays, whoever gives it."""
+        self.begin_again()
+        self._before = len(self._output)
+
+    @property
+    def whole_items(self) -> list[Item]:
+        """Those that have ended."""
+        return [item for item in self._output if item is not None]
 
     def add_usage(self, earlier: dict[str, Any] | None) -> None:
         """Counts the tokens of an answer before this one too."""
@@ -274,6 +292,8 @@ class ResponseBuilder:
         for part in parts:
             if part is not None and part.output_index >= 0:
                 self._output[part.output_index] = part.partial()
+        for output_index, item in (self._handed or {}).items():
+            self._output[output_index] = {**item, "status": "incomplete"}
         if self._native is not None:
             self._native.stop(self)
         self.response["output"] = self._kept([item for item in self._output if item is not None])
@@ -345,7 +365,7 @@ class ResponseBuilder:
         self._grow_by(events, rest, None)
 
     def _rest(self, text: str, kind: str) -> str:
-        items = [item for item in self._output if item is not None]
+        items = self.answered_items()
         if self.text is not None:
             items.append(self.text.item("in_progress"))
         parts = [
@@ -423,10 +443,13 @@ class ResponseBuilder:
                 if not name or not self._tool_calls.permits(name):
                     continue
                 call = book.call_of(name)
-                if call.type not in STREAMED_CALLS and object_of(call, item["arguments"]) is None:
+                if call.type not in GROWING_CALLS and object_of(call, item["arguments"]) is None:
                     continue
                 whole = {"call_id": item["call_id"], "arguments": item["arguments"], "status": status}
                 item = call_item(call, id=new_id(ID_PREFIXES[call.type]), **whole)
+                if call.type in ROUTER_CALLS and not cut:
+                    events += self.begin_call({**item, "arguments": item["arguments"] or NO_ARGUMENTS})
+                    continue
             events += self.item(self._whole_thought(item) if item["type"] == "reasoning" else item, status)
         return events
 
@@ -450,6 +473,38 @@ class ResponseBuilder:
             return [*events, self.done(output_index, item)]
         self._output[output_index] = item
         return events
+
+    # ── what the router runs ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin_call(self, item: Item) -> list[Event]:
+        """The events of a call that is about to run."""
+        return self.begin_work({**item, "status": "in_progress"})
+
+    def begin_work(self, item: Item) -> list[Event]:
+        """The events of an item that the router works at, until `end_work`."""
+        output_index = self.add()
+        self.hand_over(output_index, item)
+        return item_events(self, item, output_index, is_running=True) if self.emission.makes_events else []
+
+    def hand_over(self, output_index: int, item: Item) -> None:
+        """The item waits for what the router does, and is not whole."""
+        if self._handed is None:
+            self._handed = {}
+        self._handed[output_index] = item
+
+    def take_handed(self) -> dict[int, Item]:
+        """The calls that wait for their tools to run, by their output index. They wait until `end_work`."""
+        return dict(self._handed or {})
+
+    def end_work(self, output_index: int, item: Item) -> list[Event]:
+        """The events of the end of what the router did, whose `item` is whole."""
+        assert self._handed is not None
+        del self._handed[output_index]
+        if not self.emission.makes_events:
+            self.keep(output_index, item)
+            return []
+        where = {"item_id": item["id"], "output_index": output_index}
+        return [*end_of_run(self, where, item), self.done(output_index, item)]
 
     # ── native events ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -509,6 +564,10 @@ class ResponseBuilder:
             self.flows = self._native.flows
         return self._native
 
+    def answered_items(self) -> list[Item]:
+        """The whole items of the answer that comes now."""
+        return [item for item in self._output[self._before :] if item is not None]
+
     # ── what the items are made with ─────────────────────────────────────────────────────────────────────────────────
 
     def number(self) -> int:
@@ -557,7 +616,7 @@ def replay(builder: ResponseBuilder, response: dict[str, Any]) -> list[Event]:
     events = builder.begin()
     stopped = response["status"] in ("failed", "cancelled")
     for item in response["output"]:
-        was_open = stopped and item["type"] in STREAMED_CALLS and item["status"] == "incomplete"
+        was_open = stopped and item["type"] in GROWING_CALLS and item.get("status") == "incomplete"
         events += builder.item(item, closes=not was_open)
     builder.take_end(response)
     return [*events, builder.error(response["error"])] if response.get("error") else events

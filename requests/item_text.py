@@ -7,7 +7,7 @@ import base64
 import re
 from typing import Any
 
-from core.json import Json, encode_json
+from core.json import Json, decode_json, encode_json
 from requests.tools import Item
 
 # The type of the data, its parameters, and the data: up to what ends a URL in a text, or over lines as base64 is often
@@ -32,6 +32,32 @@ def item_as_text(item: Item, *, shows_pictures: bool) -> tuple[str, list[str]]:
         if key not in LEFT_OUT and value not in (None, "", [])
     }
     return f"[{item['type']}: {encode_json(shown).decode()}]", text.pictures
+
+
+def output_as_text(item: Item, *, shows_pictures: bool) -> tuple[str, list[str]]:
+    """What came of a call that the router has run, as a text, and the URLs of the pictures in it: its output, or its
+    error."""
+    text = _Text(shows_pictures)
+    if error := item.get("error"):
+        shown = error.get("content", error.get("message")) if isinstance(error, dict) else error
+        failed = text.value(shown, "content", item)
+        return f"The tool failed: {failed if isinstance(failed, str) else encode_json(failed).decode()}", text.pictures
+    output = item.get("output")
+    if isinstance(output, str) and (parts := _parts_in(output)) is not None:
+        output = parts
+    value = text.value("" if output is None else output, "output", item)
+    return value if isinstance(value, str) else encode_json(value).decode(), text.pictures
+
+
+def _parts_in(output: str) -> list[Any] | None:
+    """The parts of an output that is more than text, as servers of MCP have them."""
+    if not output.startswith('[{"type":"'):
+        return None
+    try:
+        parts = decode_json(output)
+    except ValueError:
+        return None
+    return parts if all(isinstance(part, dict) for part in parts) else None
 
 
 class _Text:

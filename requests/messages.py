@@ -20,9 +20,10 @@ from core.json import encode_json
 from requests.bounded_json import mend
 from requests.compatibility import IGNORED, ITEMS, RUN_HERE, chat_names
 from requests.content import EVERY_PART, Content, Files
-from requests.item_text import item_as_text
+from requests.item_text import item_as_text, output_as_text
 from requests.pairs import OpenCalls, needs_output
-from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Item, ToolBook, call_id_of, call_of_item, output_of
+from requests.router_tools import ASKED_FOR, ROUTER_CALLS
+from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Call, Item, ToolBook, call_id_of, call_of_item, output_of
 
 Message = dict[str, Any]
 
@@ -142,6 +143,9 @@ class _Conversation:
         self._numbers: dict[str, int] = {}
         # The searches that have an output, once somebody asks.
         self._searched: set[str | None] | None = None
+        # What was answered to those who asked whether a tool may run, and what has run then, once somebody asks.
+        self._approvals: dict[str, Item] | None = None
+        self._approved: set[str] = set()
 
     def messages(self) -> list[Message]:
         self._flush_reasoning()
@@ -180,6 +184,13 @@ class _Conversation:
                 self.message("user", _agent_text(item.get("content") or ""))
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
+            case _ if kind in ROUTER_CALLS and _names_a_tool(item):
+                self._run_call(item, *output_as_text(item, shows_pictures=self._content.carries_images))
+            case _ if kind == ASKED_FOR and _names_a_tool(item) and (answer := self._approval(item["id"])):
+                if item["id"] not in self._approved:  # Else its call follows, with what came of it.
+                    self._run_call(item, _without_approval(answer))
+            case "mcp_approval_response" if item.get("approval_request_id") in self._asked:
+                pass
             case _ if kind in IGNORED_ITEMS:
                 self._ignored.add(f"input.{kind}")
             case _ if kind not in SILENT:
@@ -235,6 +246,34 @@ class _Conversation:
         }
         node.message.setdefault("tool_calls", []).append(call)
         self._open.add(item, (node, call_id))
+
+    def _run_call(self, item: Item, output: str, pictures: Sequence[str] = ()) -> None:
+        """A call that the router has run, or would have: the model reads it as any other, with its output."""
+        node = self._open_assistant() or self._new_assistant()
+        call_id = self._free_call_id(item["id"])
+        name = self._book.name_of(Call("mcp_call", item["name"], item["server_label"]))
+        function = {"name": name, "arguments": whole_arguments(item.get("arguments"))}
+        node.message.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
+        text = f"{output}\n{ATTACHED}" if pictures else output
+        node.tools.append({"role": "tool", "tool_call_id": call_id, "content": text})
+        node.shown += [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+
+    @property
+    def _asked(self) -> set[str]:
+        """The ids of what has asked whether a tool may run."""
+        return {item["id"] for item in self._items if item.get("type") == ASKED_FOR and _names_a_tool(item)}
+
+    def _approval(self, request_id: str) -> Item | None:
+        """What was answered to whoever asked whether a tool may run."""
+        if self._approvals is None:
+            self._approvals = {}
+            for item in self._items:
+                named = item.get("approval_request_id")
+                if item.get("type") == "mcp_approval_response" and isinstance(named, str):
+                    self._approvals[named] = item
+                elif item.get("type") in ROUTER_CALLS and isinstance(named, str):
+                    self._approved.add(named)
+        return self._approvals.get(request_id)
 
     def _free_call_id(self, call_id: str) -> str:
         """The id of a call, if no other has it; else one that is made of it, the same in every turn."""
@@ -300,6 +339,18 @@ class _Conversation:
 def summary_text(summary: str | None) -> str:
     """What a model reads of a compaction: its summary, if we could open it."""
     return f"{SUMMARY}\n\n{summary or UNREADABLE}"
+
+
+def _names_a_tool(item: Item) -> bool:
+    """Whether an item is a call of a tool of a server, as it should be."""
+    return all(isinstance(item.get(key), str) and item[key] for key in ("id", "name", "server_label"))
+
+
+def _without_approval(answer: Item) -> str:
+    if answer.get("approve") is True:
+        return "(The tool was approved of, and was not there to run.)"
+    reason = answer.get("reason")
+    return f"(The user did not let this tool run{f': {reason}' if isinstance(reason, str) and reason else '.'})"
 
 
 def _agent_text(content: str | list[dict[str, Any]]) -> str:

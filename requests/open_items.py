@@ -14,6 +14,7 @@ from requests.deltas import DeltaFrames
 from requests.emission import Emission
 from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
+from requests.router_tools import ROUTER_CALLS
 from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, object_of
 from requests.whole_json import WholeJSON
 
@@ -36,6 +37,8 @@ STREAMED_CALLS = {
     "function_call": ("response.function_call_arguments", "arguments"),
     "custom_tool_call": ("response.custom_tool_call_input", "input"),
 }
+# The same, with those that the router runs.
+GROWING_CALLS = STREAMED_CALLS | {"mcp_call": ("response.mcp_call_arguments", "arguments")}
 
 
 # For calls that come without any: clients parse what they get, and some read the deltas alone.
@@ -64,6 +67,7 @@ class Ladder(Protocol):
     def done(self, output_index: int, item: Item) -> Event: ...
     def free_call_id(self, call_id: str | None) -> str: ...
     def close_text(self) -> list[Event]: ...
+    def hand_over(self, output_index: int, item: Item) -> None: ...
 
 
 class OpenText:
@@ -254,7 +258,7 @@ class OpenCall:
         its arguments are."""
         if self.muted or self.call is None:
             return False
-        return self.call.type in STREAMED_CALLS or object_of(self.call, self.arguments) is not None
+        return self.call.type in GROWING_CALLS or object_of(self.call, self.arguments) is not None
 
     @property
     def arguments(self) -> str:
@@ -299,7 +303,7 @@ class OpenCall:
 
     def start(self, ladder: Ladder) -> list[Event]:
         """It is its turn: the client sees it, as far as it has come."""
-        if self.output_index >= 0 or self.call is None or self.call.type not in STREAMED_CALLS:
+        if self.output_index >= 0 or self.call is None or self.call.type not in GROWING_CALLS:
             return []
         return self._open(ladder)
 
@@ -355,16 +359,19 @@ class OpenCall:
         if self.output_index < 0:
             events += self._open(ladder)
         self.settle(ladder, events)
-        if not self._fragments and status == "completed" and call.type == "function_call":
+        if not self._fragments and status == "completed" and call.type in ("function_call", "mcp_call"):
             self._fragments = [NO_ARGUMENTS]
             events += self._delta(ladder, NO_ARGUMENTS)
         item = self.item(status)
-        if call.type in STREAMED_CALLS:
-            name, key = STREAMED_CALLS[call.type]
+        if call.type in GROWING_CALLS:
+            name, key = GROWING_CALLS[call.type]
             if call.type == "custom_tool_call" and (rest := item[key].removeprefix(self._emitted)):
                 events.append(ladder.event(f"{name}.delta", **self._where, delta=rest))
             named = {"name": call.name} if call.type == "function_call" else {}
             events.append(ladder.event(f"{name}.done", **self._where, **named, **{key: item[key]}))
+        if call.type in ROUTER_CALLS and status == "completed":
+            ladder.hand_over(self.output_index, self.item("in_progress"))
+            return events
         return [*events, ladder.done(self.output_index, item)]
 
     def partial(self) -> Item:
@@ -396,16 +403,18 @@ class OpenCall:
         self._where = {"item_id": self.id, "output_index": self.output_index}
         item = skeleton(self.item("in_progress"))
         events = [ladder.event("response.output_item.added", output_index=self.output_index, item=item)]
+        if (run := ROUTER_CALLS.get(item["type"])) is not None:
+            events.append(ladder.event(f"{run}.in_progress", **self._where))
         if self._fragments:
             events += self._delta(ladder, "".join(self._fragments))
         return events
 
     def _delta(self, ladder: Ladder, arguments: str) -> list[Event]:
         kind = self._known().type
-        if kind not in STREAMED_CALLS:
+        if kind not in GROWING_CALLS:
             return []
         delta = self._more_text(arguments) if kind == "custom_tool_call" else arguments
-        return [ladder.event(f"{STREAMED_CALLS[kind][0]}.delta", **self._where, delta=delta)] if delta else []
+        return [ladder.event(f"{GROWING_CALLS[kind][0]}.delta", **self._where, delta=delta)] if delta else []
 
     def _more_text(self, arguments: str) -> str:
         """What the client of a custom tool has not got of its text yet. A patch is held back while it may be wrapped in
@@ -435,8 +444,12 @@ def skeleton(item: Item) -> Item:
         begun["status"] = "in_progress"
     if item["type"] == "message":
         begun["content"] = []
-    elif item["type"] in STREAMED_CALLS:
-        begun[STREAMED_CALLS[item["type"]][1]] = ""
+    elif item["type"] in GROWING_CALLS:
+        begun[GROWING_CALLS[item["type"]][1]] = ""
+        if item["type"] in ROUTER_CALLS:
+            begun |= {"output": None, "error": None}
+    elif item["type"] == "mcp_list_tools":
+        begun |= {"tools": [], "error": None}
     elif item["type"] == "reasoning":
         begun = {"type": "reasoning", "id": item["id"], "summary": []}
     return begun

@@ -68,6 +68,10 @@ def tool_choice_responses_to_chat(choice: Any, book: ToolBook, by_name: bool = T
         raise Unsupported(
             f"The backend cannot be made to use '{choice['type']}'.", param="tool_choice", code="unsupported_tool"
         )
+    if len(names) > 1:  # Any tool of a server.
+        return ToolChoice(
+            "required", [tool for tool in book.chat if tool["function"]["name"] in names], frozenset(names)
+        )
     return _one_tool(names[0], book, by_name)
 
 

@@ -22,6 +22,7 @@ from core.json import decode_json, whole_text
 from requests.bounded_json import check_bounds
 from requests.compatibility import ITEMS, TOOLS
 from requests.patches import operation_in, patch_in, unwrapped
+from requests.router_tools import ASKED_FOR, ROUTER_CALLS, RouterTool, RouterTools, call_of_router
 
 Tool = dict[str, Any]
 Item = dict[str, Any]
@@ -107,10 +108,16 @@ class ToolBook:
             self._add(tool, None)
 
     @classmethod
-    def of(cls, tools: list[Tool] | None, items: Iterable[Item]) -> ToolBook:
-        """The tools of a request, and those that its items bring along."""
+    def of(cls, tools: list[Tool] | None, items: Iterable[Item], ours: RouterTools | None = None) -> ToolBook:
+        """The tools of a request, and those that its items bring along; and `ours`, which the router runs, under names
+        that the client has left."""
         brought = [tool for item in items if item.get("type") in BRINGS_TOOLS for tool in item.get("tools") or []]
-        return cls([*(tools or []), *brought]) if tools or brought else NO_BOOK
+        if ours is None:
+            return cls([*(tools or []), *brought]) if tools or brought else NO_BOOK
+        book = cls(tool for tool in [*(tools or []), *brought] if not ours.stand_for(tool))
+        for tool in ours.tools:
+            book._add_ours(tool, is_hidden=ours.are_hidden)
+        return book
 
     def wire_name(self, name: str) -> str:
         """The offered name that a backend means: some leave marks of their model's format before or behind it."""
@@ -139,6 +146,14 @@ class ToolBook:
     def names_of(self, choice: Tool) -> list[str]:
         """The backend's names of what an entry of a tool choice means: a tool, or all of a namespace."""
         kind, name = choice.get("type"), _name_of(choice)
+        if kind == "mcp":
+            return [
+                wire
+                for call, wire in self._names.items()
+                if call.type in ROUTER_CALLS
+                and call.namespace == choice.get("server_label")
+                and name in (None, call.name)
+            ]
         if kind == "namespace":
             return self._of_namespaces.get(name, []) if isinstance(name, str) else []
         call_type = "custom_tool_call" if kind == "custom" else f"{kind}_call"
@@ -150,7 +165,8 @@ class ToolBook:
         """The backend's names of the tools of each namespace."""
         names: dict[str | None, list[str]] = {}
         for call, wire in self._names.items():
-            names.setdefault(call.namespace, []).append(wire)
+            if call.type not in ROUTER_CALLS and call.type != ASKED_FOR:
+                names.setdefault(call.namespace, []).append(wire)
         return names
 
     def names_in(self, tools: Iterable[Tool]) -> list[str]:
@@ -179,6 +195,16 @@ class ToolBook:
         else:
             name = tool.get("name") or tool.get("server_label") or (place if kind in TYPED_TOOLS else None)
             self.omitted.append(f"{kind}:{name}" if name else str(kind))
+
+    def _add_ours(self, tool: RouterTool, *, is_hidden: bool) -> None:
+        run = Call("mcp_call", tool.name, tool.label)
+        if run in self._names:
+            return
+        call = Call(ASKED_FOR, tool.name, tool.label) if tool.needs_approval else run
+        self._offer(call, tool.description, tool.parameters)
+        self._names[run] = self._names[call]  # By that one the model has called it in earlier turns.
+        if is_hidden:
+            self.chat.pop()
 
     def _add_namespace(self, tool: Tool) -> None:
         """The tools of a namespace. Its description stands before the first: a chat server knows no groups."""
@@ -378,6 +404,9 @@ def call_id_of(item: Item) -> str | None:
 
 def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str) -> Item:
     """A backend's call, as the item that the client expects."""
+    if call.type in ROUTER_CALLS or call.type == ASKED_FOR:
+        label = call.namespace or ""
+        return call_of_router(call.type, id=id, label=label, name=call.name, arguments=arguments, status=status)
     item: Item = {"type": call.type, "id": id, "call_id": call_id, "status": status}
     if call.type == "function_call":
         item |= {"name": call.name, "arguments": arguments}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from core.json import Json
-from requests.open_items import STREAMED_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton
+from requests.open_items import GROWING_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton
+from requests.router_tools import ROUTER_CALLS
 from requests.tools import Item
 
 
-def item_events(ladder: Ladder, item: Item, output_index: int, *, closes: bool = True) -> list[Event]:
-    """All events of one item; without those of its end, if it never closed."""
+def item_events(
+    ladder: Ladder, item: Item, output_index: int, *, closes: bool = True, is_running: bool = False
+) -> list[Event]:
+    """All events of one item; without those of its end, if it never closed, or `is_running` here."""
     events = [ladder.event("response.output_item.added", output_index=output_index, item=skeleton(item))]
     where = {"item_id": item["id"], "output_index": output_index}
-    if item["type"] in STREAMED_CALLS:
+    run = ROUTER_CALLS.get(item["type"])
+    if run is not None or item["type"] == LIST:
+        events.append(ladder.event(f"{run or LIST_EVENTS}.in_progress", **where))
+    if item["type"] in GROWING_CALLS:
         events += _arguments(ladder, where, item, closes)
     if item["type"] == "compaction":
         events.append(ladder.event("response.compaction.compacting", **where))
@@ -19,11 +25,24 @@ def item_events(ladder: Ladder, item: Item, output_index: int, *, closes: bool =
         events += summary_events(ladder, {**where, "summary_index": index}, part)
     for index, part in enumerate(item.get("content") or ()):
         events += part_events(ladder, {**where, "content_index": index}, part)
+    if closes and not is_running and (run is not None or item["type"] == LIST):
+        events += end_of_run(ladder, where, item)
     return events
 
 
+LIST, LIST_EVENTS = "mcp_list_tools", "response.mcp_list_tools"
+
+
+def end_of_run(ladder: Ladder, where: Json, item: Item) -> list[Event]:
+    """How something ended that the router has run; nothing for what was cut off."""
+    if item.get("status") == "incomplete":
+        return []
+    name = ROUTER_CALLS.get(item["type"], LIST_EVENTS)
+    return [ladder.event(f"{name}.{'failed' if item.get('error') else 'completed'}", **where)]
+
+
 def _arguments(ladder: Ladder, where: Json, item: Item, closes: bool) -> list[Event]:
-    name, key = STREAMED_CALLS[item["type"]]
+    name, key = GROWING_CALLS[item["type"]]
     named = {"name": item["name"]} if item["type"] == "function_call" else {}
     delta = [ladder.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
     return [*delta, ladder.event(f"{name}.done", **where, **named, **{key: item[key]})] if closes else delta

@@ -147,7 +147,7 @@ def fold(events: list[Json]) -> Json:
                 items[index]["content"][event["content_index"]]["text"] += event["delta"]
             case "reasoning_summary_text.delta":
                 items[index]["summary"][event["summary_index"]]["text"] += event["delta"]
-            case "function_call_arguments.delta":
+            case "function_call_arguments.delta" | "mcp_call_arguments.delta":
                 items[index]["arguments"] += event["delta"]
             case "custom_tool_call_input.delta":
                 items[index]["input"] += event["delta"]

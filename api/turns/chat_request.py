@@ -82,7 +82,7 @@ def prepare_chat(
             earlier = sum(id(item) in kept for item in history)
             left = [place for place, item in enumerate(given) if id(item) in kept]
             places = [places[place] for place in left] if places else left
-    book = ToolBook.of(body.get("tools"), () if BRINGS_TOOLS.isdisjoint(types) else items)
+    book = ToolBook.of(body.get("tools"), () if BRINGS_TOOLS.isdisjoint(types) else items, request.router_tools)
     demanded = request.params.tool_choice
     choice = tool_choice_responses_to_chat(demanded, book, kind.chooses_by_name) if offers_tools else NO_TOOLS
     ignored = ignored_in(body) | book.ignored | unread

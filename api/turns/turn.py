@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from hashlib import blake2b
 from types import MappingProxyType
@@ -34,6 +34,7 @@ from requests.open_items import Event
 from requests.params import CreateParams, check_counts, check_request
 from requests.repeats import may_repeat, without_repeats
 from requests.responses import new_id, response_resource
+from requests.router_tools import RouterTools
 from requests.tokens import answered_tokens, turn_tokens
 from requests.tools import CALLS, Item
 from requests.usage import NO_TOKENS, Tokens, tokens_of
@@ -57,6 +58,8 @@ class TurnRequest(Struct, frozen=True):
     has_references: bool = False
     places: list[int] | None = None
     is_remembered: bool = False
+    # Those that the router runs in this turn.
+    router_tools: RouterTools | None = None
 
     @property
     def items(self) -> list[Item]:
@@ -190,6 +193,10 @@ class Turn(Struct, eq=False):
         elif name not in before.split(", ") and len(before) < MOST_CHANGES:
             self.headers[ADAPTED] = f"{before}, {name}"
 
+    def note_failed_tools(self, names: Iterable[str]) -> None:
+        """Names to the client the tools that could not be had, or run."""
+        self.headers[FAILED_TOOLS] = ", ".join(printable(name)[:LONGEST_CHANGE] for name in names)[:MOST_CHANGES]
+
     def describe_way(self) -> str:
         """Its model, where it went and how long ago it came, for the log."""
         return self.routing.describe(self.request.model)
@@ -263,7 +270,7 @@ def tokens_used(turn: Turn) -> tuple[Tokens, bool]:
     return Tokens(turn_tokens(request.body, request.items), output=output), True
 
 
-ADAPTED = "x-nomyo-adapted"
+ADAPTED, FAILED_TOOLS = "x-nomyo-adapted", "x-nomyo-failed-tools"
 # A name of a client's own is as long as it likes, and headers are not.
 LONGEST_CHANGE = 200
 MOST_CHANGES = 1500

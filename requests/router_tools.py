@@ -1,0 +1,93 @@
+"""Tools that the router runs: what a model is offered of them, and the items that their calls are.
+
+mcp_call   begins as the model calls it, waits while the tool runs (`Ladder.hand_over`), ends with its output or error
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from core.json import Json
+
+# The calls that the router runs, and the name of their events.
+ROUTER_CALLS = {"mcp_call": "response.mcp_call"}
+# Those that wait for somebody to approve of them.
+ASKED_FOR = "mcp_approval_request"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTool:
+    """A tool that the router runs: `label` is that of its server, `parameters` a JSON schema. A call that
+    `needs_approval` is asked for, and run in a later turn."""
+
+    label: str
+    name: str
+    description: str | None = None
+    parameters: Json | None = None
+    needs_approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTools:
+    """Those of a turn. `labels` are the servers of the request that they are of. Once they `are_hidden`, the model is
+    shown none of them any more, and calls of them are known for what they are."""
+
+    tools: tuple[RouterTool, ...]
+    labels: frozenset[str]
+    are_hidden: bool = False
+
+    def stand_for(self, tool: Json) -> bool:
+        """Whether a tool of the request is among these."""
+        return tool.get("type") == "mcp" and tool.get("server_label") in self.labels
+
+    def hidden(self) -> RouterTools:
+        """The same, where no more calls are run."""
+        return replace(self, are_hidden=True)
+
+
+def call_of_router(kind: str, *, id: str, label: str, name: str, arguments: str, status: str) -> Json:
+    """A call of a tool, as it begins."""
+    item = {"type": kind, "id": id, "server_label": label, "name": name, "arguments": arguments}
+    if kind == ASKED_FOR:
+        return item
+    return item | {"status": status, "output": None, "error": None, "approval_request_id": None}
+
+
+def with_output(call: Json, output: str) -> Json:
+    """A call whose tool has answered."""
+    return {**call, "status": "completed", "output": output}
+
+
+def with_error(call: Json, error: Json) -> Json:
+    """A call that has failed: `error` is a protocol error, one of HTTP, or what the tool itself had to report."""
+    return {**call, "status": "failed", "error": error}
+
+
+def protocol_error(message: str, code: int = -32603) -> Json:
+    """The error of a call that did not come to run, or has not ended in time. `code` is one of JSON-RPC."""
+    return {"type": "mcp_protocol_error", "code": code, "message": message}
+
+
+def http_error(code: int, message: str) -> Json:
+    """The error of a server that cannot be reached, or answers with this status."""
+    return {"type": "http_error", "code": code, "message": message}
+
+
+def waiting_approvals(items: Iterable[Json]) -> list[Json]:
+    """The calls that were approved of and have not run, each as the item that asked for it."""
+    asked: dict[str, Json] = {}
+    for item in items:
+        kind = item.get("type")
+        if kind == ASKED_FOR:
+            asked[item["id"]] = {**item, "is_approved": False}
+        elif kind == "mcp_approval_response" and (request := _named(item, asked)) is not None:
+            request["is_approved"] = item.get("approve") is True
+        elif kind == "mcp_call":
+            asked.pop(item.get("approval_request_id") or "", None)
+    return [request for request in asked.values() if request.pop("is_approved")]
+
+
+def _named(item: Json, asked: dict[str, Json]) -> Json | None:
+    named = item.get("approval_request_id")
+    return asked.get(named) if isinstance(named, str) else None
