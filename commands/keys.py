@@ -118,7 +118,7 @@ def list_keys(shows_all: bool, as_json: bool) -> None:
       ./nomyo keys list --json
     """
     at = time.time()
-    kept = _with_store(load_config(), lambda store: store.list_keys())
+    kept = with_store(load_config(), lambda store: store.list_keys())
     shown = [key for key in kept if shows_all or key.ends_at is None or key.ends_at > at]
     rows = [described(key, at) for key in sorted(shown, key=lambda key: (key.created_at, key.change))]
     if as_json:
@@ -186,10 +186,10 @@ COMMAND = keys
 # ── the database ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _with_store(config: Config, act: Callable[[Store], Any]) -> Any:
+def with_store(config: Config, act: Callable[[Store], Any]) -> Any:
     """What `act` gives of the store of the settings, opened beside whoever runs on it."""
     if config.database.url == "sqlite://":
-        raise Failed("database.url is sqlite://: a database in memory has no keys that last; use keys of the settings")
+        raise Failed("database.url is sqlite://: a database in memory keeps nothing that a command could see or change")
 
     async def opened() -> Any:
         store = make_store(config.database.url, settings=config.database)
@@ -206,7 +206,7 @@ def _changed(config: Config, change: Callable[[Sequence[StoredKey]], C]) -> C:
     """What `change` makes of the keys that there are, put into the database."""
 
     try:
-        made: C = _with_store(config, lambda store: change_keys(store, change))
+        made: C = with_store(config, lambda store: change_keys(store, change))
     except CannotChange as error:
         raise Refused(str(error)) from None
     return made

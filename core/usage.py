@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from operator import add
 from typing import Annotated, Literal, NamedTuple, Protocol
@@ -67,6 +68,26 @@ class Spent(NamedTuple):
 
     tokens: int = 0
     cost: float = 0.0
+
+
+# The last time that a calendar has.
+LATEST = 253_402_300_799
+
+
+def time_of(text: str) -> int:
+    """A day, a time (in UTC where it names no zone) or Unix seconds, as Unix seconds. Raises `ValueError`, whose text
+    is why not."""
+    try:
+        if text.isascii() and text.isdigit() and len(text) > 8:
+            seconds = int(text)
+        else:
+            given = datetime.fromisoformat(text)
+            seconds = int((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        seconds = -1
+    if not 0 <= seconds <= LATEST:
+        raise ValueError(f"'{text}' is no day or time, as 2027-01-31 or 2027-01-31T12:00:00Z is")
+    return seconds
 
 
 class PriceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

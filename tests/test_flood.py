@@ -13,7 +13,7 @@ import pytest
 from backends.fleet.line import Line, Place, Rejection
 from cluster.alone import OwnLine
 
-SLOTS, TAKES_S, UNTIL_S = 8, 1.0, 1000.0
+SLOTS, TAKES_S, UNTIL_S = 8, 1.0, 600.0
 OTHERS = 49
 
 
@@ -104,9 +104,9 @@ def p99(sorted_waits: list[float]) -> float:
     return sorted_waits[int(len(sorted_waits) * 0.99)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 # With 49 that ask, of 8 slots: two thirds, all, and more than there are.
-@pytest.mark.parametrize("pause_s", [8.0, 5.0, 3.0, 1.0])
+@pytest.mark.parametrize("pause_s", [8.0, 5.0, 2.0])
 def test_who_floods_with_1000_requests_does_not_double_the_wait_of_the_others(pause_s: float, seed: int) -> None:
     calm, _ = waits(pause_s, 0, seed)
     flooded, served = waits(pause_s, 1000, seed)

@@ -16,15 +16,13 @@ from api.http.replies import json_response
 from api.http.routes import Routes
 from core.errors import InvalidRequest
 from core.state import AppState
-from core.usage import DAY_S, HOUR_S, By, UsageRow, Use
+from core.usage import DAY_S, HOUR_S, By, UsageRow, Use, time_of
 
 routes = Routes(tags=["usage"])
 
 STEPS = {"hour": HOUR_S, "day": DAY_S}
 # Where no beginning is given: today and the days before.
 DAYS = 7
-# The last time that a calendar has.
-LATEST = 253_402_300_799
 
 
 @routes.get("/api/usage")
@@ -84,20 +82,9 @@ def _as_csv(by: By, rows: list[UsageRow]) -> str:
 
 
 def _time(text: str, param: str) -> int:
-    """Unix seconds, of Unix seconds, a day or a time. Raises `InvalidRequest`."""
+    """Unix seconds, of a parameter. Raises `InvalidRequest`."""
     try:
-        if text.isascii() and text.isdigit() and len(text) > 8:
-            seconds = int(text)
-        else:
-            # A plus in an address is a space.
-            given = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-            seconds = int((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, OverflowError):
-        seconds = -1
-    if not 0 <= seconds <= LATEST:
-        raise InvalidRequest(
-            f"Invalid value for '{param}': it is no day or time, as 2027-01-31 or 2027-01-31T12:00:00Z is.",
-            param=param,
-            code="invalid_value",
-        )
-    return seconds
+        # A plus in an address is a space.
+        return time_of(text.replace(" ", "+") if "T" in text else text)
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid value for '{param}': {error}.", param=param, code="invalid_value") from None
