@@ -88,7 +88,7 @@ bench: $(SYNCED) ## what the router costs, beside others (`make gateways`) and a
 opcodes: $(SYNCED) ## the same in opcodes, which no busy machine changes (BASE=COMMIT ARGS="--top 10")
 	@$(VENV_PYTHON) -m benchmarks.opcodes $(if $(BASE),--base $(BASE)) $(ARGS)
 
-hold: $(SYNCED) ## whether it holds: 340 kills, failures, slow clients, a queue of 5,000 (ARGS="--only kills --kills 20")
+hold: $(SYNCED) ## whether it holds: 540 kills, failures, slow clients, a queue of 5,000 (ARGS="--only kills --kills 20")
 	@$(VENV_PYTHON) -m benchmarks.hold $(ARGS)
 
 # Pinned, so that figures can be compared. OGX needs Python 3.12 or newer; LiteLLM asks for a certifi that not every registry has
