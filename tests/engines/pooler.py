@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from struct import pack, unpack
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 # What is of no session, and whatever else is refused, in PgBouncer's words.
@@ -40,8 +48,9 @@ class Session:
 class Pooler:
     """`port` is where clients come to; `transactions` counts those of each session."""
 
-    def __init__(self, sessions: list[Session], port: int) -> None:
-        self.port = port
+    def __init__(self, sessions: list[Session], tls: ssl.SSLContext | None) -> None:
+        self.port = 0
+        self._tls = tls
         self.transactions = [0] * len(sessions)
         self._sessions = sessions
         self._free = deque(enumerate(sessions))
@@ -50,10 +59,12 @@ class Pooler:
 
     @classmethod
     @asynccontextmanager
-    async def before(cls, port: int, database: str, sessions: int = 3) -> AsyncIterator[Pooler]:
-        """One before a database of the server at `port`."""
+    async def before(
+        cls, port: int, database: str, sessions: int = 3, tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Pooler]:
+        """One before a database of the server at `port`. With `tls` clients come by it, or not at all."""
         begun = [await Session.begun(port, database) for _ in range(sessions)]
-        pooler = cls(begun, 0)
+        pooler = cls(begun, tls)
         server = await asyncio.start_server(pooler._serve, "127.0.0.1", 0)
         pooler.port = server.sockets[0].getsockname()[1]
         try:
@@ -88,7 +99,12 @@ class Pooler:
             (code,) = unpack("!i", body[:4])
             if code not in (SSL_REQUEST, GSS_REQUEST):
                 break
-            writer.write(b"N")
+            is_tls = code == SSL_REQUEST and self._tls is not None
+            writer.write(b"S" if is_tls else b"N")
+            if is_tls:
+                await writer.start_tls(self._tls)
+        if self._tls is not None and writer.get_extra_info("ssl_object") is None:
+            return False
         if code == CANCEL_REQUEST:
             return False
         words = body[4:].split(b"\0")
@@ -129,3 +145,26 @@ async def read_message(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readexactly(5)
     (length,) = unpack("!i", head[1:])
     return head + await reader.readexactly(length - 4)
+
+
+def certificate_for(host: str, folder: Path) -> Path:
+    """A certificate for a name, which signs itself, with its key behind it in the same file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = folder / f"{host}.pem"
+    file.write_bytes(certificate.public_bytes(Encoding.PEM) + secret)
+    return file

@@ -140,6 +140,10 @@ class PostgresServer:
         """They go on."""
         self._signal_all(signal.SIGCONT)
 
+    def ask_for_passwords(self) -> None:
+        """From its next start on it takes those alone who have one. (Of TLS this build knows nothing.)"""
+        (self.data / "pg_hba.conf").write_text("host all all all scram-sha-256\n")
+
     def log(self) -> str:
         """What the server has logged."""
         return (self.folder / "log").read_text(errors="replace")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,7 +21,7 @@ from db import Store, make_store
 from stores import postgres_sql
 from stores.migrations import NewerDatabase
 from stores.postgres import statements_of
-from tests.engines.pooler import Pooler
+from tests.engines.pooler import Pooler, certificate_for
 from tests.engines.postgres import PostgresServer, free_port
 from tests.stores.rows import item, row, said
 from tests.turns import eventually, soon
@@ -274,6 +276,41 @@ async def test_what_the_url_leaves_open_is_taken_from_the_environment(
     assert sql_of(url, "SELECT id FROM responses") == [("r",)]
 
 
+async def test_it_goes_with_a_password(
+    own_postgres: PostgresServer, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_postgres.run("CREATE ROLE me LOGIN PASSWORD 'a secret/@:?'")
+    own_postgres.run("CREATE DATABASE router OWNER me")
+    own_postgres.ask_for_passwords()
+    own_postgres.restart()
+    at = f"127.0.0.1:{own_postgres.port}/router"
+    for wrong, words in (("me", "password"), ("me:wrong", "password authentication failed")):
+        with pytest.raises(StartError, match=words):
+            await make_store(f"postgresql://{wrong}@{at}").open()
+    await (await Opened(stack, f"postgresql://me:a%20secret%2F%40%3A%3F@{at}")()).store_response("r", **row())
+    monkeypatch.setenv("PGPASSWORD", "a secret/@:?")
+    assert await (await Opened(stack, f"postgresql://me@{at}")()).get_response("r") is not None
+
+
+async def test_it_goes_by_tls(
+    postgres: PostgresServer, url: str, stack: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.postgres_database, "PATIENCE_S", 0)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate := certificate_for("localhost", tmp_path))
+    before = Pooler.before(postgres.port, url.rpartition("/")[2], tls=context)
+    at = f"postgresql://postgres@localhost:{(await stack.enter_async_context(before)).port}/pooled"
+    for options, words in (("disable", "closed"), ("verify-full&sslrootcert=system", "certificate")):
+        with pytest.raises(StartError, match=words):
+            await make_store(f"{at}?sslmode={options}").open()
+    for options in ("require", f"verify-full&sslrootcert={certificate}"):
+        store = await Opened(stack, f"{at}?sslmode={options}")()
+        large = item("x" * 3_000_000)
+        await store.store_response(options, **row() | {"input_messages": [large]})
+        store.deletions.add(1)
+        assert (await store.get_history(options)).items == [large]
+
+
 # ── several services ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -479,6 +516,9 @@ INDEXED = {
     "UNFINISHED_ROWS": (30, "service"),
     "IS_ABANDONED": (30,),
     "CLAIM": ("process", [""], ["r1"], ["dead"]),
+    "TAKE_WAITING": ("process", 4),
+    "ASK_TO_CANCEL": ("", "r1"),
+    "UNWANTED": ("process",),
 }
 
 
