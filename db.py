@@ -15,15 +15,27 @@ from typing import Literal, Protocol
 
 from core.config import DatabaseConfig
 from core.deletions import Deletions
+from core.json import Json
 from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
 from stores.copies import TABLES, CopiedRow, CopyError, Table
-from stores.rows import INTERRUPTED, Event, History, Item, ItemPage, Response, StoredResponse, UnfinishedResponse
+from stores.rows import (
+    INTERRUPTED,
+    Conversation,
+    Event,
+    History,
+    Item,
+    ItemPage,
+    Response,
+    StoredResponse,
+    UnfinishedResponse,
+)
 from stores.writing import Written
 
 __all__ = [
     "INTERRUPTED",
     "TABLES",
+    "Conversation",
     "CopiedRow",
     "CopyError",
     "Deletions",
@@ -77,18 +89,29 @@ class Store(Protocol):
         conversation: str | None = None,
         request: bytes | None = None,
         may_move: bool = False,
+        appended: Sequence[Item] = (),
         owner: str = "",
     ) -> Written:
         """Stores a new response, made at `created_at` (Unix seconds): `input_messages` are the input items of its own
         turn, `response` is the object, if there is one yet, `conversation` the id of the conversation that it is a turn
         of. `request` is what it takes to run a turn again that waits in the background, opaque to the store, and kept
-        until the turn has ended; `may_move`: another process may take it while it waits (`take_waiting`). The items of
-        a response can be found by their ids when it has ended. Storing one again changes where it stands, and nothing
-        else."""
+        until the turn has ended; `may_move`: another process may take it while it waits (`take_waiting`). `appended`
+        are the items that the conversation gets with it, as `update_response` adds them. The items of a response can be
+        found by their ids when it has ended. Storing one again changes where it stands, and nothing else."""
         ...
 
-    def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
-        """The response has come further. Does nothing if it was deleted meanwhile."""
+    def update_response(
+        self,
+        response_id: str,
+        response: Response,
+        *,
+        conversation: str | None = None,
+        appended: Sequence[Item] = (),
+        owner: str = "",
+    ) -> Written:
+        """The response has come further. Does nothing if it was deleted meanwhile. One that ends well may bring items
+        to its conversation: all of `appended` in the same transaction, one behind the other, behind all that are there;
+        to one that was deleted meanwhile none."""
         ...
 
     async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None:
@@ -102,8 +125,55 @@ class Store(Protocol):
 
     # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def store_conversation(
+        self, conversation_id: str, *, created_at: int, metadata: Json, items: Sequence[Item] = (), owner: str = ""
+    ) -> Written:
+        """Stores a new conversation, made at `created_at` (Unix seconds), that begins with `items`."""
+        ...
+
+    async def get_conversation(self, conversation_id: str, *, owner: str = "") -> Conversation | None:
+        """A conversation without its items, or None where there is none of that owner."""
+        ...
+
+    async def update_conversation(self, conversation_id: str, metadata: Json, *, owner: str = "") -> bool:
+        """Gives a conversation other metadata. Gives whether there was such a one."""
+        ...
+
+    async def delete_conversation(self, conversation_id: str, *, owner: str = "") -> bool:
+        """Deletes a conversation with its items; responses that are turns of it stay. Gives whether there was such a
+        one."""
+        ...
+
+    async def append_items(self, conversation_id: str, items: Sequence[Item], *, owner: str = "") -> list[Item] | None:
+        """Adds items to the end of a conversation, and gives them as they are in it: one of which the id was taken, or
+        that has none, with one of its own. None: there is no such conversation."""
+        ...
+
+    async def list_conversation_items(
+        self,
+        conversation_id: str,
+        *,
+        after: str | None = None,
+        limit: int | None = 20,
+        order: Literal["asc", "desc"] = "desc",
+        owner: str = "",
+    ) -> ItemPage | None:
+        """A page of the items of a conversation, oldest first or last, or with `limit` None all of them. It begins
+        behind the item `after`. Each has an id that no other of them has. None: there is no such conversation."""
+        ...
+
+    async def get_conversation_items(
+        self, conversation_id: str, item_ids: list[str], *, owner: str = ""
+    ) -> dict[str, Item]:
+        """Items of a conversation, by their ids; those that are not there are left out."""
+        ...
+
+    async def delete_conversation_item(self, conversation_id: str, item_id: str, *, owner: str = "") -> bool:
+        """Deletes an item of a conversation. Gives whether there was such a one."""
+        ...
+
     async def get_history(self, response_id: str, *, owner: str = "") -> History:
-        """The conversation up to a response, from memory if it is there. Nobody may change its items."""
+        """The chain of responses up to one of them, from memory if it is there. Nobody may change its items."""
         ...
 
     async def list_input_items(
@@ -218,8 +288,8 @@ class Store(Protocol):
         ...
 
     async def delete_older_than(self, created_at: int) -> int:
-        """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on. Gives their
-        number."""
+        """Deletes responses made before `created_at` (Unix seconds) that no younger one builds on, and conversations
+        that were made, and got their last items, before. Gives the number of responses."""
         ...
 
     async def outage(self) -> str | None:

@@ -63,6 +63,13 @@ TABLES = (
         ("digest", "name", "shown", "settings", "created_at", "ends_at", "ended_by", "change"),
         frozenset({"digest", "settings"}),
     ),
+    Table(
+        "conversations",
+        ("number",),
+        ("number", "owner", "id", "created_at", "used_at", "metadata"),
+        frozenset({"metadata"}),
+    ),
+    Table("conversation_items", ("number",), ("number", "conversation_number", "id", "item"), frozenset({"item"})),
     Table("response_items", ("owner", "item_id", "response"), ("owner", "item_id", "response")),
     Table("response_events", ("response",), ("response", "events"), frozenset({"events"})),
     Table(

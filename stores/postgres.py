@@ -1,6 +1,7 @@
 """The store in PostgreSQL, which several replicas share.
 
     responses, response_items, response_events, settings    as in SQLite; see `migrations/postgres_0001_responses.py`
+    conversations, conversation_items                       see `migrations/postgres_0002_conversations.py`
     processes                                               who has the database open, and when each was seen last
 
 One connection writes, a batch of turns in a transaction of few statements (`postgres_sql.py`); others read beside it.
@@ -24,15 +25,27 @@ from core.errors import ServerError
 from core.json import decode_json, encode_json
 from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
+from stores import postgres_conversations as conversations
 from stores import postgres_copies, postgres_keys
 from stores import postgres_sql as sql
 from stores.copies import CopiedRow, CopyError, Table
+from stores.kept_conversations import NewItem
 from stores.postgres_connection import ResultRow, Statement, one_line
 from stores.postgres_database import LEASE_S, UNWANTED, PostgresDatabase
 from stores.postgres_usage import LIST, ROLL_UP, SPENT, counting, spent, usage_row
 from stores.postgres_values import Parameter, decode_integer, decode_text, encode_text
 from stores.queued_store import ChainRow, ChangedRow, NewRow, QueuedStore
-from stores.rows import UNFINISHED, Event, Item, ItemPage, StoredResponse, UnfinishedResponse, ids_of, response_of
+from stores.rows import (
+    UNFINISHED,
+    Conversation,
+    Event,
+    Item,
+    ItemPage,
+    StoredResponse,
+    UnfinishedResponse,
+    ids_of,
+    response_of,
+)
 from stores.warm_chains import Key
 from stores.writing import OUTAGE_S, Outage, Value, Write
 
@@ -112,6 +125,28 @@ class PostgresStore(QueuedStore):
     def _storing_events(self, key: Key, events: bytes) -> Write:
         return sql.STORE_EVENTS, (*key, events)
 
+    def _storing_conversation(self, conversation: Conversation, at: int) -> Write:
+        return conversations.storing(conversation, at)
+
+    def _changing_conversation(self, key: Key, metadata: bytes) -> Write:
+        return conversations.CHANGE, (*key, metadata)
+
+    def _using_conversation(self, key: Key, at: int) -> Write:
+        return conversations.USE, (*key, at)
+
+    def _appending(self, item: NewItem) -> Write:
+        is_own = item.response in self._running or item.response in self._claimed
+        return conversations.appending(item, self._database.process if is_own else None)
+
+    def _deleting_conversation(self, key: Key) -> list[Write]:
+        return [(conversations.DELETE, key)]
+
+    def _deleting_item(self, key: Key, item_id: str) -> Write:
+        return conversations.DELETE_ITEM, (*key, item_id)
+
+    def _deleting_unused(self, at: int) -> list[Write]:
+        return [(conversations.DELETE_UNUSED, (at,))]
+
     def _counting(self, where: Where, used: Use) -> Write:
         return counting(where, used)
 
@@ -185,8 +220,8 @@ class PostgresStore(QueuedStore):
     async def _read_chain(self, key: Key) -> list[ChainRow]:
         rows = await self._read(sql.GET_HISTORY, *key)
         return [
-            ChainRow(_optional(previous), _text(status), given or b"", output)
-            for previous, status, given, output in rows
+            ChainRow(_optional(previous), _text(status), given or b"", output, _optional(conversation))
+            for previous, status, given, output, conversation in rows
         ]
 
     async def _read_items(self, item_ids: list[str], owner: str) -> list[tuple[list[str], bytes, bytes | None]]:
@@ -223,6 +258,32 @@ class PostgresStore(QueuedStore):
     async def get_setting(self, name: str, default: str) -> str:
         await self._queue.write((sql.STORE_SETTING, (name, default)))
         return _text((await self._read(sql.GET_SETTING, name))[0][0])
+
+    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_conversation(self, conversation_id: str, *, owner: str = "") -> Conversation | None:
+        rows = await self._read(conversations.GET, owner, conversation_id)
+        return conversations.conversation_of(rows[0]) if rows else None
+
+    async def list_conversation_items(
+        self,
+        conversation_id: str,
+        *,
+        after: str | None = None,
+        limit: int | None = 20,
+        order: Literal["asc", "desc"] = "desc",
+        owner: str = "",
+    ) -> ItemPage | None:
+        at_most = None if limit is None else limit + 1
+        rows = await self._read(conversations.LIST[order], owner, conversation_id, after, at_most)
+        return conversations.page_of(rows, limit)
+
+    async def get_conversation_items(
+        self, conversation_id: str, item_ids: list[str], *, owner: str = ""
+    ) -> dict[str, Item]:
+        rows = await self._read(conversations.GET_ITEMS, owner, conversation_id, item_ids)
+        items = [conversations.item_of(id_, item) for id_, item in rows]
+        return {item["id"]: item for item in items}
 
     # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
 

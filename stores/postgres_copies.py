@@ -21,14 +21,25 @@ OF_ITS_OWN = frozenset(
 )
 INTEGERS = frozenset(
     {
-        *("number", "created_at", "response", "at", "seconds", "requests", "errors", "input_tokens"),
+        *(
+            "number",
+            "created_at",
+            "used_at",
+            "conversation_number",
+            "response",
+            "at",
+            "seconds",
+            "requests",
+            "errors",
+            "input_tokens",
+        ),
         *("cached_tokens", "output_tokens", "reasoning_tokens", "cache_hits", "change"),
     }
 )
 FLOATS = frozenset({"slot_s", "cost", "ends_at"})
 AT_MOST = 5000
-LAST_NUMBER = """SELECT setval(pg_get_serial_sequence('responses', 'number'), max(number))
-    FROM responses HAVING max(number) IS NOT NULL"""
+LAST_NUMBER = """SELECT setval(pg_get_serial_sequence('{table}', 'number'), max(number))
+    FROM {table} HAVING max(number) IS NOT NULL"""
 
 
 def reading(table: Table, after: CopiedRow | None) -> Statement:
@@ -72,7 +83,8 @@ def writing(table: Table, rows: Sequence[CopiedRow], ids_of: Callable[[Sequence[
         columns.append([value and ids_of(decode_json(value)) for value in given["output"]])  # type: ignore[arg-type]
         columns.append(["" if status in UNFINISHED else None for status in given["status"]])
         names += ["input_ids", "output_ids", "process"]
-        statements.append(Statement(LAST_NUMBER))
+    if "number" in table.columns:
+        statements.append(Statement(LAST_NUMBER.format(table=table.name)))
     arrays = ", ".join(f"${number}::{_type(table, name)[0]}[]" for number, name in enumerate(names, 1))
     insert = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT * FROM unnest({arrays})"
     return [Statement(insert, columns), *statements]

@@ -6,6 +6,8 @@ meet a key twice, it is in `KEYED`, with how many columns are the key.
 
 from __future__ import annotations
 
+from stores.postgres_conversations import APPEND, USE
+from stores.postgres_conversations import STORE as STORE_CONVERSATION
 from stores.postgres_usage import COUNT
 
 STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation, model, status, created_at, process,
@@ -56,13 +58,14 @@ CLAIM = """UPDATE responses r SET process = $1::text
     WHERE r.owner = n.owner AND r.id = n.id AND r.process = n.process AND r.status IN ('queued', 'in_progress')
     RETURNING r.owner, r.id"""
 # By the chain itself: youngest first.
-GET_HISTORY = """WITH RECURSIVE chain (depth, previous_response_id, status, input, output) AS (
-        SELECT 0, previous_response_id, status, input, output FROM responses WHERE owner = $1::text AND id = $2::text
+GET_HISTORY = """WITH RECURSIVE chain (depth, previous_response_id, status, input, output, conversation) AS (
+        SELECT 0, previous_response_id, status, input, output, conversation
+        FROM responses WHERE owner = $1::text AND id = $2::text
         UNION ALL
-        SELECT depth + 1, r.previous_response_id, r.status, r.input, r.output
+        SELECT depth + 1, r.previous_response_id, r.status, r.input, r.output, r.conversation
         FROM chain JOIN responses r ON r.owner = $1::text AND r.id = chain.previous_response_id
     )
-    SELECT previous_response_id, status, input, output FROM chain ORDER BY depth"""
+    SELECT previous_response_id, status, input, output, conversation FROM chain ORDER BY depth"""
 # The ids of a row lead to what the index has of it.
 _ITEMS_OF = """SELECT r.owner, item.id AS item_id, r.number
     FROM {rows} r CROSS JOIN LATERAL (
@@ -153,7 +156,7 @@ FORGET = "DELETE FROM processes WHERE seen_at < now() - interval '1 day' OR name
 KEYED = {STORE: 2, UPDATE: 2, FAIL: 2}
 # A response is stored before it is updated, so within a batch what is stored may go first; what all replicas add to
 # comes last, so that they wait for each other as short as can be.
-RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2, COUNT: 3}
+RANKS = {STORE: 0, STORE_CONVERSATION: 1, USE: 2, APPEND: 3, UPDATE: 4, STORE_ITEM: 5, COUNT: 6}
 
 
 # A page of what a response was made from, without any more of it leaving the database:

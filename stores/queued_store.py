@@ -20,6 +20,7 @@ from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
 from core.json import encode_json
 from core.usage import Use, Where
+from stores.kept_conversations import KeptConversations
 from stores.rows import (
     UNFINISHED,
     Event,
@@ -78,9 +79,10 @@ class ChainRow(NamedTuple):
     status: str
     input: bytes
     output: bytes | None
+    conversation: str | None
 
 
-class QueuedStore(ABC):
+class QueuedStore(KeptConversations, ABC):
     """The verbs of `db.Store` that are the same in every SQL."""
 
     moves_turns = False
@@ -165,6 +167,10 @@ class QueuedStore(ABC):
     async def _exists(self, key: Key) -> bool:
         """Whether there is such a response."""
 
+    @abstractmethod
+    def _deleting_unused(self, at: int) -> list[Write]:
+        """Deletes conversations that got their last items before."""
+
     # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def store_response(
@@ -180,11 +186,12 @@ class QueuedStore(ABC):
         conversation: str | None = None,
         request: bytes | None = None,
         may_move: bool = False,
+        appended: Sequence[Item] = (),
         owner: str = "",
     ) -> Written:
         given, (output, rest) = encode_json(input_messages), output_and_rest(response)
         key, previous = (owner, response_id), (owner, previous_response_id) if previous_response_id else None
-        begun = Begun(key, previous, given, ids_of(input_messages), self.deletions.value)
+        begun = Begun(key, previous, given, ids_of(input_messages), self.deletions.value, conversation)
         is_running = status in UNFINISHED
         kept, items = request if is_running else None, _output_of(response)
         # fmt: off
@@ -197,26 +204,46 @@ class QueuedStore(ABC):
             self._running[key] = begun
             return self._queue.write(self._storing(row), then=begun.commit)
         begun.commit()
-        return self._end(begun, self._storing(row), items, output)
+        before = self._appended(key, conversation, appended, is_begun=False) if appended else ()
+        return self._end(begun, self._storing(row), items, output, before)
 
-    def update_response(self, response_id: str, response: Response, *, owner: str = "") -> Written:
+    def update_response(
+        self,
+        response_id: str,
+        response: Response,
+        *,
+        conversation: str | None = None,
+        appended: Sequence[Item] = (),
+        owner: str = "",
+    ) -> Written:
         key, status = (owner, response_id), response["status"]
         output, rest = output_and_rest(response)
         begun = self._running.get(key)
         row = ChangedRow(key, status, output, rest, _output_of(response), is_own=begun is not None)
         if status in UNFINISHED:
             return self._queue.write(self._updating(row))
+        # Before it has ended for the database: until then it is seen whose it is.
+        before = self._appended(key, conversation, appended, is_begun=True) if appended else ()
         if begun is None:
             # Not begun here, or ended already: its items may be others now.
             drop = partial(self._warm.drop, key)
-            return self._queue.write(self._unindexing_row(key), self._updating(row), self._indexing_row(key), then=drop)
+            index = (self._unindexing_row(key), self._indexing_row(key))
+            return self._queue.write(*before, index[0], self._updating(row), index[1], then=drop)
         del self._running[key]
-        return self._end(begun, self._updating(row), row.output_items, output)
+        return self._end(begun, self._updating(row), row.output_items, output, before)
 
-    def _end(self, begun: Begun, write: Write, output_items: Sequence[Item], output: bytes | None) -> Written:
-        """Writes how a response has ended. `output` is the JSON of its output."""
+    def _end(
+        self,
+        begun: Begun,
+        write: Write,
+        output_items: Sequence[Item],
+        output: bytes | None,
+        before: Sequence[Write] = (),
+    ) -> Written:
+        """Writes how a response has ended, behind what is to be written `before`. `output` is the JSON of its
+        output."""
         items = [self._indexing(begun.key, item_id) for item_id in begun.item_ids + ids_of(output_items)]
-        return self._queue.write(write, *items, then=partial(self._warm.end, begun, output))
+        return self._queue.write(*before, write, *items, then=partial(self._warm.end, begun, output))
 
     async def delete_response(self, response_id: str, *, owner: str = "") -> bool:
         if not await self._exists((owner, response_id)):
@@ -276,6 +303,7 @@ class QueuedStore(ABC):
         while expired := await self._read_expired(created_at):
             await self._delete(expired)
             deleted += len(expired)
+        await self._queue.write(*self._deleting_unused(created_at))
         return deleted
 
     def store_events(self, response_id: str, events: list[Event], *, owner: str = "") -> Written:
@@ -297,9 +325,10 @@ class QueuedStore(ABC):
         turns = [turn_of(row.input, row.output) for row in reversed(rows)]
         status = rows[0].status
         missing, unfinished = rows[-1].previous, status if status in UNFINISHED else None
-        if not missing and not unfinished:
+        conversation = rows[-1].conversation
+        if not (missing or unfinished or conversation):
             self._warm.put(key, turns, as_of)
-        return History(items_of(turns), missing, unfinished)
+        return History(items_of(turns), missing, unfinished, conversation)
 
     async def get_items(self, item_ids: list[str], *, owner: str = "") -> dict[str, Item]:
         found: dict[str, Item] = {}

@@ -44,14 +44,25 @@ class UnfinishedResponse(StoredResponse):
     request: bytes | None
 
 
+class Conversation(TypedDict):
+    """A conversation that a client has made, without its items."""
+
+    id: str
+    owner: str
+    created_at: int
+    metadata: Json
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """The items of a response and of all before it, oldest first. `missing` is the id of the one that is not there,
-    `unfinished` the status of a response that has not ended."""
+    `unfinished` the status of a response that has not ended, `conversation` the id of the conversation that the first
+    of them is a turn of: what that had before is not among the items."""
 
     items: list[Item]
     missing: str | None = None
     unfinished: str | None = None
+    conversation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
     responses         a row a response: the items of its own turn, its output, and the rest of the response object
     response_items    the responses that have an item, for clients that send a reference to it
+    conversations     those that clients have made, and conversation_items (sqlite_conversations.py)
     response_events   the events of a background stream, kept for clients that join later
     settings          what all routers on this database share
     usage             what was used, by the hour (sqlite_usage.py)
@@ -24,12 +25,16 @@ from core.deletions import Deletions
 from core.json import decode_json, encode_json
 from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow, Use, Where
+from stores import sqlite_conversations as conversations
 from stores import sqlite_copies, sqlite_keys
 from stores.copies import CopiedRow, CopyError, Table
+from stores.kept_conversations import NewItem
 from stores.migrations.sqlite import migrate
 from stores.queued_store import ChainRow, ChangedRow, NewRow, QueuedStore
 from stores.rows import (
+    Conversation,
     Event,
+    Item,
     ItemPage,
     StoredResponse,
     UnfinishedResponse,
@@ -57,10 +62,10 @@ GET = f"SELECT {STORED} FROM responses WHERE owner = ? AND id = ?"
 EXISTS = "SELECT 1 FROM responses WHERE owner = ? AND id = ?"
 UNFINISHED_ROWS = f"SELECT {STORED}, request FROM responses WHERE status IN ('queued', 'in_progress') ORDER BY number"
 # Youngest first: a chain has one row at a time to go on from.
-GET_HISTORY = """WITH RECURSIVE chain (previous_response_id, status, input, output) AS (
-        SELECT previous_response_id, status, input, output FROM responses WHERE owner = ? AND id = ?
+GET_HISTORY = """WITH RECURSIVE chain (previous_response_id, status, input, output, conversation) AS (
+        SELECT previous_response_id, status, input, output, conversation FROM responses WHERE owner = ? AND id = ?
         UNION ALL
-        SELECT r.previous_response_id, r.status, r.input, r.output
+        SELECT r.previous_response_id, r.status, r.input, r.output, r.conversation
         FROM chain JOIN responses r ON r.owner = ? AND r.id = chain.previous_response_id
     )
     SELECT * FROM chain"""
@@ -106,7 +111,15 @@ GET_EXPIRED = """SELECT owner, id FROM responses r
     LIMIT 500"""
 
 # A response is stored before it is updated, so within a batch what is stored may go first.
-RANKS = {STORE: 0, UPDATE: 1, STORE_ITEM: 2, COUNT: 3}
+RANKS = {
+    STORE: 0,
+    conversations.STORE: 1,
+    conversations.USE: 2,
+    conversations.APPEND: 3,
+    UPDATE: 4,
+    STORE_ITEM: 5,
+    COUNT: 6,
+}
 
 
 class SQLiteStore(QueuedStore):
@@ -157,6 +170,27 @@ class SQLiteStore(QueuedStore):
     def _storing_events(self, key: Key, events: bytes) -> Write:
         return STORE_EVENTS, (events, *key)
 
+    def _storing_conversation(self, conversation: Conversation, at: int) -> Write:
+        return conversations.storing(conversation, at)
+
+    def _changing_conversation(self, key: Key, metadata: bytes) -> Write:
+        return conversations.CHANGE, (metadata, *key)
+
+    def _using_conversation(self, key: Key, at: int) -> Write:
+        return conversations.USE, (at, *key)
+
+    def _appending(self, item: NewItem) -> Write:
+        return conversations.appending(item)
+
+    def _deleting_conversation(self, key: Key) -> list[Write]:
+        return conversations.deleting(key)
+
+    def _deleting_item(self, key: Key, item_id: str) -> Write:
+        return conversations.DELETE_ITEM, (*key, item_id)
+
+    def _deleting_unused(self, at: int) -> list[Write]:
+        return [(sql, (at,)) for sql in (conversations.DELETE_UNUSED_ITEMS, conversations.DELETE_UNUSED)]
+
     def _counting(self, where: Where, used: Use) -> Write:
         return counting(where, used)
 
@@ -204,6 +238,33 @@ class SQLiteStore(QueuedStore):
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
         rows = await self._connector.read(GET_EVENTS, owner, response_id)
         return decode_json(rows[0]["events"]) if rows else None
+
+    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_conversation(self, conversation_id: str, *, owner: str = "") -> Conversation | None:
+        read = self._connector.read_each
+        rows = await read(conversations.conversation_of, conversations.GET, owner, conversation_id)
+        return rows[0] if rows else None
+
+    async def list_conversation_items(
+        self,
+        conversation_id: str,
+        *,
+        after: str | None = None,
+        limit: int | None = 20,
+        order: Literal["asc", "desc"] = "desc",
+        owner: str = "",
+    ) -> ItemPage | None:
+        at_most = conversations.EVERYTHING if limit is None else limit + 1
+        values = {"owner": owner, "id": conversation_id, "after": after, "limit": at_most}
+        return conversations.page_of(await self._connector.read(conversations.LIST[order], **values), limit)
+
+    async def get_conversation_items(
+        self, conversation_id: str, item_ids: list[str], *, owner: str = ""
+    ) -> dict[str, Item]:
+        ids = encode_json(item_ids).decode()
+        rows = await self._connector.read(conversations.GET_ITEMS, owner, conversation_id, ids)
+        return {row["id"]: conversations.item_of(row) for row in rows}
 
     # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
 

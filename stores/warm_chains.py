@@ -28,6 +28,8 @@ class Begun:
     input: bytes
     item_ids: list[str]
     deletions: int
+    # What a conversation had before it is no chain of responses.
+    conversation: str | None = None
     is_committed: bool = False
 
     def commit(self) -> None:
@@ -70,7 +72,7 @@ class WarmChains:
 
     def end(self, begun: Begun, output: bytes | None) -> None:
         """A response was stored as ended: its conversation takes the place of the one that it goes on from."""
-        if not begun.is_committed or begun.deletions != self.deletions.value:
+        if not begun.is_committed or begun.conversation or begun.deletions != self.deletions.value:
             return
         turns = self.drop(begun.previous) if begun.previous else []
         if turns is not None:

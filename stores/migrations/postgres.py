@@ -1,6 +1,6 @@
 """Brings a PostgreSQL database to the newest version, one replica at a time.
 
-    nomyo_router: the number of the last step; there is no such table ──postgres_0001_responses──▶ 1
+    nomyo_router: the number of the last step; there is no such table ──postgres_0001_responses──▶ 1 ──▶ …
 
 Each step is a transaction, and whoever has the lock takes it. A change of the tables is a new file here and a line in
 `MIGRATIONS`; what has been released is never edited.
@@ -15,11 +15,11 @@ from typing import Any
 import psycopg
 
 from core.errors import StartError
-from stores.migrations import NewerDatabase, postgres_0001_responses
+from stores.migrations import NewerDatabase, postgres_0001_responses, postgres_0002_conversations
 
 log = logging.getLogger("nomyo.db")
 
-MIGRATIONS = (postgres_0001_responses.statements,)
+MIGRATIONS = (postgres_0001_responses.statements, postgres_0002_conversations.statements)
 # Of the lock that whoever takes a step holds: any number that nobody else has.
 LOCK = 0x6E6F6D796F
 # A step may have much to write anew, and who waits for it waits as long.

@@ -17,6 +17,7 @@ from stores.migrations import (
     sqlite_0002_owners,
     sqlite_0003_usage,
     sqlite_0004_keys,
+    sqlite_0005_conversations,
 )
 from stores.sqlite_connection import BUSY_S, transaction
 
@@ -27,6 +28,7 @@ MIGRATIONS = (
     sqlite_0002_owners.migrate,
     sqlite_0003_usage.migrate,
     sqlite_0004_keys.migrate,
+    sqlite_0005_conversations.migrate,
 )
 # Another process may be bringing a large file along.
 PATIENCE_S = 3600.0

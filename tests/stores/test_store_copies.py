@@ -33,6 +33,9 @@ async def fill(store: Store) -> None:
         await store.store_response(f"r{number}", owner=name if number % 2 else "", **turn)
     await store.store_response("waiting", **row("queued"), request=b"\x00\xff\xfe sealed", conversation="conv_1")
     await store.store_response("bare", **{**row(), "response": None, "previous_response_id": None})
+    for number, name in enumerate(ODD_IDS):
+        items = [with_id(name), with_id("other \0 id")]
+        store.store_conversation(f"conv_{number}", created_at=5, metadata={"a": "\0"}, items=items, owner=name)
     await store.store_events("r0", [{"type": "response.completed", "sequence_number": 0}])
     await store.get_setting("seal_key", "a secret")
     used = Use(1, input_tokens=2, slot_s=0.5, cost=0.25)
@@ -78,10 +81,15 @@ async def test_a_store_that_was_given_all_rows_of_another_is_as_that_one(
     assert await said_in(copy, "r1", owner="B") == await said_in(store, "r1", owner="B") != []
     assert await copy.get_events("r0") == await store.get_events("r0") != []
     assert await copy.get_items(ODD_IDS) == await store.get_items(ODD_IDS) != {}
+    pages = [await one.list_conversation_items("conv_1", owner="B") for one in (copy, store)]
+    assert pages[0] == pages[1]
+    assert len(pages[0].items) == 2
     assert await copy.unfinished() == await store.unfinished() != []
     # What comes next has a number of its own, behind those that came along.
     await copy.store_response("next", **said("more", after="r0"))
     assert (await all_rows(copy, BY_NAME["responses"]))[:-1] == await all_rows(store, BY_NAME["responses"])
+    await copy.store_conversation("next", created_at=6, metadata={}, items=[with_id("a")])
+    assert (await all_rows(copy, BY_NAME["conversations"]))[:-1] == await all_rows(store, BY_NAME["conversations"])
     assert (await said_in(copy, "next"))[-2:] == ["more", "answer to more"]
     await copy.close()
 
