@@ -15,11 +15,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import orjson
-
 from cluster import valkey_scripts as scripts
 from cluster.protocol import EventWriter, SharedEvents
-from core.json import encode_json
+from core.json import decode_json, encode_json
 from core.valkey import Argument, Valkey, ValkeyError
 from core.valkey_address import Address
 
@@ -60,7 +58,7 @@ class ReplicaEvents(SharedEvents):
                 return None
         except (ConnectionError, ValkeyError):
             return None
-        events = [event for _, (_, batch) in batches for event in orjson.loads(batch)]
+        events = [event for _, (_, batch) in batches for event in decode_json(batch)]
         return [event for event in events if event["sequence_number"] > after]
 
     @contextmanager

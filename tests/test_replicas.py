@@ -250,6 +250,9 @@ async def test_an_endpoint_is_drained_for_all_also_for_one_that_comes_later(
         assert await states(a, b) == {"draining"}
         async with replicas(1, backend, tmp_path, valkey.url, endpoint={"name": "one"}) as (c,):
             assert await states(c) == {"draining"}
+            valkey.empty()
+            await eventually(lambda: valkey.run("HLEN", "{nomyo}:peers") == 3, "all have joined again")
+            assert list(valkey.run("HVALS", "{nomyo}:notes")) == [b"1"], "and what they know is there again"
             assert (await c.http.post("/api/endpoints/one/enable")).status_code == 200
 
             async def all_up() -> bool:
@@ -349,6 +352,47 @@ async def test_a_stream_that_the_server_has_lost_is_written_again(
             goes_on.set()
             mine, theirs = await events.rest(), await reader.rest()
         check_stream(theirs)
+        assert theirs == mine
+
+
+async def test_a_reader_gets_the_rest_from_the_store_where_the_valkey_has_gone(
+    backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    goes_on = asyncio.Event()
+    backend.default = halting(goes_on, "Hello", " world")
+    async with (
+        replicas(2, backend, tmp_path, own_valkey.url) as (a, b),
+        open_stream(a.http, background=True) as events,
+    ):
+        response_id = (await events.until("response.created"))["response"]["id"]
+        await events.until("response.output_text.delta")
+        await has_shared(own_valkey, response_id)
+        async with follow(b.http, response_id) as reader:
+            await reader.until("response.output_text.delta")
+            own_valkey.kill()
+            goes_on.set()
+            mine, theirs = await events.rest(), await reader.rest()
+        assert theirs == mine
+        assert await rejoin(b.http, response_id) == mine
+
+
+async def test_without_the_valkey_a_reader_is_led_to_the_replica_that_makes_the_stream(
+    backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    goes_on = asyncio.Event()
+    backend.default = halting(goes_on, "Hello", " world")
+    async with replicas(2, backend, tmp_path, own_valkey.url) as (a, b):
+        await know_each_other([a, b])
+        own_valkey.kill()
+        await eventually(lambda: a.app.state.cluster.is_apart and b.app.state.cluster.is_apart, "it is away")
+        async with open_stream(a.http, background=True) as events:
+            response_id = (await events.until("response.created"))["response"]["id"]
+            await events.until("response.output_text.delta")
+            async with follow(b.http, response_id) as reader:
+                await reader.until("response.output_text.delta")
+                goes_on.set()
+                mine, theirs = await events.rest(), await reader.rest()
+        check_stream(mine)
         assert theirs == mine
 
 

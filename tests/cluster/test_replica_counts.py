@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, suppress
 
 import pytest
 
+from cluster.protocol import Quota
 from cluster.valkey import Replicas
 from cluster.valkey_counts import short
 from tests.cluster.services import replica
@@ -109,3 +110,25 @@ async def test_a_limit_is_kept_by_many_that_ask_at_once_in_several_processes(val
             *(take(cluster, URLS[0], each) for cluster, each in zip(clusters, running, strict=True) for _ in range(50))
         )
         assert sum(each[URLS[0]] for each in running) == LIMIT
+
+
+async def test_quotas_are_each_process_s_own_while_the_server_is_away_and_all_s_again_after(
+    own_valkey: ValkeyServer,
+) -> None:
+    quota, at_once = Quota("a key, tokens", 100, 3600.0), Quota("a key, at once", 2, 0.0)
+    async with AsyncExitStack() as stack:
+        clusters = [replica(own_valkey.url) for _ in range(2)]
+        for cluster in clusters:
+            await cluster.open()
+            stack.push_async_callback(cluster.close)
+        before = await clusters[0].quotas.take([(quota, 60), (at_once, 2)])
+        assert (await clusters[1].quotas.take([(quota, 60)])).refused == quota
+        own_valkey.kill()
+        meanwhile = await clusters[1].quotas.take([(quota, 60), (at_once, 1)])
+        assert meanwhile.refused is None, "nobody waits for it"
+        own_valkey.start()
+        await eventually(lambda: not any(cluster.is_apart for cluster in clusters), "it is back")
+        assert (await clusters[1].quotas.take([(at_once, 1)])).refused == at_once, "what runs is counted again"
+        clusters[1].quotas.settle(meanwhile, [60, 0])
+        clusters[0].quotas.settle(before, [60, 0])
+        assert (await clusters[0].quotas.take([(at_once, 2)])).refused is None
