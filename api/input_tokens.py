@@ -45,20 +45,21 @@ async def count_input_tokens(request: Request) -> Response:
     )
     if is_limited(turn.request.principal):
         await admit_turn(state, turn)
-    async with ClientWatch(request.scope, request.receive):
-        has_failed = False
-        try:
+    has_failed = False
+    try:
+        async with ClientWatch(request.scope, request.receive):
             model = turn.request.model
             async for attempt in Attempts(state.pool, model, turn.routing, choose=look_up_endpoint, release=keep_usage):
                 async with attempt:
                     endpoint = state.pool.endpoints[attempt.endpoint]
                     tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)
                     attempt.was_asked = not estimated
-        except APIError as error:
-            has_failed = True
-            raise at_this_door(error, turn.request.model) from None
-        finally:
-            settle_turn(state, turn, has_failed=has_failed)
+    except APIError as error:
+        has_failed = True
+        raise at_this_door(error, turn.request.model) from None
+    finally:
+        turn.routing.slot_s = 0.0  # It has taken none.
+        settle_turn(state, turn, has_failed=has_failed)
     headers = {**turn.routing.limits, "x-nomyo-estimated": "true"} if estimated else turn.routing.limits
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 

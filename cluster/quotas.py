@@ -16,20 +16,30 @@ NO_OTHERS: AbstractContextManager[None] = nullcontext()
 
 
 class AtOnce:
-    """How many there are at the same time, in this process: there is no other."""
+    """How many there are at the same time, in this process: there is no other. It has what a `SlidingCounter` has, for
+    which time does nothing."""
 
     __slots__ = ("_own",)
 
     def __init__(self) -> None:
         self._own = 0
 
-    def total(self) -> int:
+    def count(self, now: float) -> float:
         """Those of all processes."""
         return self._own
 
-    def add(self, amount: int) -> None:
+    def add_here(self, amount: int) -> int:
         """So many more of this process; fewer, where it is negative."""
         self._own += amount
+        return 0
+
+    def wait_s(self, amount: int, limit: int, now: float) -> float:
+        """Nobody knows."""
+        return 0.0
+
+    def reset_here_s(self, now: float) -> float:
+        """Nobody knows."""
+        return 0.0
 
 
 class CountedQuotas(Quotas):
@@ -52,24 +62,18 @@ class CountedQuotas(Quotas):
         return NO_OTHERS
 
     async def take(self, draws: Sequence[Draw]) -> Taken:
-        counters = [self._counter(quota) for quota, _ in draws]
+        known = self._counters
+        counters = [known.get(quota.name) or self._new(quota) for quota, _ in draws]
         now = time.monotonic()
         with self.exclusive():
-            for (quota, amount), counter in zip(draws, counters, strict=True):
-                if amount and _count(counter, now) + amount > quota.limit:
-                    left = [_left(quota, counter, now) for (quota, _), counter in zip(draws, counters, strict=True)]
-                    wait_s = 0.0 if isinstance(counter, AtOnce) else counter.wait_s(amount, quota.limit, now)
-                    return Taken(draws, left, refused=quota, wait_s=wait_s)
-            buckets: list[int] = []
-            left = []
-            for (quota, amount), counter in zip(draws, counters, strict=True):
-                if isinstance(counter, AtOnce):
-                    counter.add(amount)
-                    buckets.append(0)
-                else:
-                    buckets.append(counter.add(amount, now))
-                left.append(_left(quota, counter, now))
-        return Taken(draws, left, buckets)
+            counts = [counter.count(now) for counter in counters]
+            for (quota, amount), counter, count in zip(draws, counters, counts, strict=True):
+                if count + amount > quota.limit and amount:
+                    wait_s = counter.wait_s(amount, quota.limit, now)
+                    return Taken(draws, _left(draws, counters, counts, now), refused=quota, wait_s=wait_s)
+            buckets = [counter.add_here(amount) for (_, amount), counter in zip(draws, counters, strict=True)]
+            after = [count + amount for (_, amount), count in zip(draws, counts, strict=True)]
+            return Taken(draws, _left(draws, counters, after, now), buckets)
 
     def settle(self, taken: Taken, used: Sequence[int]) -> None:
         now = time.monotonic()
@@ -82,27 +86,26 @@ class CountedQuotas(Quotas):
             return
         with self.exclusive():
             for quota, more, bucket in changes:
-                counter = self._counter(quota)
+                counter = self._counters.get(quota.name) or self._new(quota)
                 if isinstance(counter, AtOnce):
-                    counter.add(more)
+                    counter.add_here(more)
                 elif more > 0:
                     counter.add(more, now)
                 else:
                     counter.give_back(-more, bucket, now)
 
-    def _counter(self, quota: Quota) -> AtOnce | SlidingCounter:
-        counter = self._counters.get(quota.name)
-        if counter is None:
-            made = self.sliding(quota.name, quota.period_s) if quota.period_s else self.at_once(quota.name)
-            counter = self._counters[quota.name] = made
+    def _new(self, quota: Quota) -> AtOnce | SlidingCounter:
+        """The counter of a quota that was not met here before."""
+        made = self.sliding(quota.name, quota.period_s) if quota.period_s else self.at_once(quota.name)
+        counter = self._counters[quota.name] = made
         return counter
 
 
-def _count(counter: AtOnce | SlidingCounter, now: float) -> float:
-    return counter.total() if isinstance(counter, AtOnce) else counter.count(now)
-
-
-def _left(quota: Quota, counter: AtOnce | SlidingCounter, now: float) -> Left:
-    if isinstance(counter, AtOnce):
-        return Left(max(quota.limit - counter.total(), 0), 0.0)
-    return Left(max(int(quota.limit - counter.count(now)), 0), counter.reset_s(now))
+def _left(
+    draws: Sequence[Draw], counters: Sequence[AtOnce | SlidingCounter], counts: Sequence[float], now: float
+) -> list[Left]:
+    """What is left where so much is counted now."""
+    return [
+        Left(max(int(quota.limit - count), 0), counter.reset_here_s(now))
+        for (quota, _), counter, count in zip(draws, counters, counts, strict=True)
+    ]

@@ -285,11 +285,12 @@ class SharedAtOnce(AtOnce):
         self._all = cells
         self._mine = mine
 
-    def total(self) -> int:
+    def count(self, now: float) -> float:
         return sum(self._all)
 
-    def add(self, amount: int) -> None:
+    def add_here(self, amount: int) -> int:
         self._all[self._mine] += amount
+        return 0
 
 
 class WorkersLine(SharedLine):

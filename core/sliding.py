@@ -53,6 +53,10 @@ class SlidingCounter:
     def add(self, amount: int, now: float) -> int:
         """Counts what was taken, whatever the limit. Gives the number of the bucket that it is in."""
         self._turn(now)
+        return self.add_here(amount)
+
+    def add_here(self, amount: int) -> int:
+        """The same behind `count`, at the same time."""
         self._cells[CURRENT] += amount
         return self._cells[BUCKET]
 
@@ -82,6 +86,10 @@ class SlidingCounter:
     def reset_s(self, now: float) -> float:
         """How long until nothing counts any more, if nobody takes anything."""
         self._turn(now)
+        return self.reset_here_s(now)
+
+    def reset_here_s(self, now: float) -> float:
+        """The same behind `count`, at the same time."""
         cells = self._cells
         buckets = 2 if cells[CURRENT] else 1 if cells[PREVIOUS] else 0
         return max((cells[BUCKET] + buckets) * self._period_s - now, 0.0) if buckets else 0.0

@@ -9,6 +9,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,6 +206,34 @@ class TestAtOnce:
                 await ended(ann, one["id"])
             for _ in range(3):
                 assert (await create(ann, background=True))["status"] == "queued"
+
+    async def test_those_that_were_admitted_run_after_a_restart_whatever_the_limits_are_then(
+        self, backend: FakeBackend, tmp_path: Any
+    ) -> None:
+        settings = {
+            "database": {"url": f"sqlite:///{tmp_path}/router.db"},
+            "background": {"max_concurrent": 1, "drain_s": 0},
+        }
+        backend.default = stall()
+        async with keyed_router(backend, "ann", **settings) as running, as_key(running, "ann") as ann:
+            begun = [await create(ann, background=True) for _ in range(4)]
+            await backend.wait_for(lambda b: b.in_flight == 1)
+        goes_on = asyncio.Event()
+        backend.default = steps(until(goes_on), chat("Hello."))
+        limits = key("ann", background=2, rpm=10, budget="5/day")
+        async with keyed_router(backend, limits, **settings) as running, as_key(running, "ann") as ann:
+            await backend.wait_for(lambda b: b.in_flight == 1)
+            goes_on.set()
+            statuses = [(await ended(ann, one["id"]))["status"] for one in begun]
+            assert statuses == ["failed", "completed", "completed", "completed"]
+            assert (await used_of(ann)) == (4, 21, 9), "the one that was interrupted had run"
+            assert_error(await ann.post(URL, json=turn(background=True)), 429, code="insufficient_quota")
+
+
+async def used_of(http: httpx2.AsyncClient) -> tuple[int, int, int]:
+    """The requests and the tokens of a key that has used one model."""
+    (row,) = (await http.get("/api/usage")).json()["data"]
+    return row["requests"], row["input_tokens"], row["output_tokens"]
 
 
 class TestBudgets:

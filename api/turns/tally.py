@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -165,9 +164,24 @@ def _cost(state: AppState, model: str, there: str, tokens: Tokens) -> float:
     return price.cost(tokens.input, tokens.cached, tokens.output) if price is not None else 0.0
 
 
-@lru_cache(maxsize=4096)
 def plan_of(principal: Principal) -> Plan:
     """What bounds a principal: the limits of its key, and those that all keys of its owner have together."""
+    # By the object, of which there is one a key: to hash all that it holds costs more than the rest.
+    known = _plans.get(id(principal))
+    if known is not None and known[0] is principal:
+        return known[1]
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    plan = _new_plan(principal)
+    _plans[id(principal)] = principal, plan
+    return plan
+
+
+MOST_PLANS = 4096
+_plans: dict[int, tuple[Principal, Plan]] = {}
+
+
+def _new_plan(principal: Principal) -> Plan:
     each = (
         (principal.limits, f"key {principal.key}", f"the key '{principal.key}'", principal.key),
         (principal.owner_limits, f"owner {principal.owner}", f"the owner '{principal.owner}'", None),
@@ -279,18 +293,19 @@ WHAT = {
 def _headers(bounds: Sequence[Bound], left: Sequence[Left]) -> dict[str, str]:
     """What is left of requests and tokens a minute: of the key or of its owner, whichever has less."""
     headers: dict[str, str] = {}
-    for kind in ("requests", "tokens"):
-        of_kind = [
-            (one.amount, one.reset_s, bound.quota.limit)
-            for bound, one in zip(bounds, left, strict=True)
-            if bound.of == kind
-        ]
-        if of_kind:
-            amount, reset_s, limit = min(of_kind)
-            headers[f"x-ratelimit-limit-{kind}"] = str(limit)
-            headers[f"x-ratelimit-remaining-{kind}"] = str(amount)
-            headers[f"x-ratelimit-reset-{kind}"] = duration(reset_s)
+    tightest: dict[str, tuple[int, float, int]] = {}
+    for bound, (amount, reset_s) in zip(bounds, left, strict=True):
+        if (of := bound.of) in HEADERS and (of not in tightest or amount < tightest[of][0]):
+            tightest[of] = amount, reset_s, bound.quota.limit
+    for of, (amount, reset_s, limit) in tightest.items():
+        of_limit, of_left, of_reset = HEADERS[of]
+        headers[of_limit], headers[of_left], headers[of_reset] = str(limit), str(amount), duration(reset_s)
     return headers
+
+
+HEADERS = {
+    of: tuple(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset")) for of in ("requests", "tokens")
+}
 
 
 def duration(seconds: float) -> str:

@@ -272,12 +272,13 @@ class InProcessAtOnce(AtOnce):
         self._member = member
         self._all = member.shared.at_once.setdefault(name, Counter())
 
-    def total(self) -> int:
+    def count(self, now: float) -> float:
         return self._all.total()
 
-    def add(self, amount: int) -> None:
+    def add_here(self, amount: int) -> int:
         self._all[self._member.number] += amount
         assert self._all[self._member.number] >= 0, "it was given back twice"
+        return 0
 
 
 class InProcessLine(SharedLine):
