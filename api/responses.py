@@ -71,13 +71,13 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
     nobody reads one, it is raised."""
     builder = turn.builder
     is_stored, uses_cache = turn.request.stored, turn.request.uses_cache
-    turn.out = out
-    if is_stored and turn.request.stream and not turn.row_begun:
-        out.on_begin = partial(begin_row, state, turn)
     ending: list[Event] = []
     principal = turn.request.principal
     if principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED:
         await admit_turn(state, turn)
+    turn.out = out
+    if is_stored and turn.request.stream and not turn.row_begun:
+        out.on_begin = partial(begin_row, state, turn)
     try:
         if uses_cache and (cached := await _cached(state, turn)):
             turn.emit(replayed(turn, cached))

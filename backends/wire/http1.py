@@ -413,7 +413,7 @@ class Answer:
 
     def pause(self) -> None:
         """Its receiver has no room: no more is read from the socket, until `resume`."""
-        if not self.is_whole:
+        if not self.is_whole and not self.is_paused:
             self.is_paused = True
             self._connection.pause()
 
