@@ -195,18 +195,26 @@ async def _cancel_unwanted(state: AppState) -> None:
     """Cancels what other processes were asked to that runs here."""
     async for owner, response_id in state.db.unwanted():
         if (job := state.tasks.get(response_id)) is not None and job.owner == owner:
-            await state.tasks.cancel(response_id)
+            try:
+                await state.tasks.cancel(response_id)
+            except Exception:
+                log.exception("%s could not be cancelled: trying again", response_id)
 
 
 async def _take_waiting(state: AppState) -> None:
     """Runs what waits in other processes, while there is room here."""
+    has_left = False
     async for _ in state.db.room_wanted():
-        if room := state.tasks.room():
+        if has_left:
+            # What was taken is this one's now, and nobody else looks for it.
+            has_left = not await _has_inherited(state)
+        elif room := state.tasks.room():
             try:
                 for row in await state.db.take_waiting(room):
                     await api.background.run_here(state, row)
             except Exception:
-                log.exception("what waits in other processes could not be taken: trying again")
+                has_left = True
+                log.exception("what waits in other processes could not be run: trying again")
 
 
 async def _has_inherited(state: AppState) -> bool:

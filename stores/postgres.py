@@ -11,7 +11,6 @@ What a process leaves unfinished when it dies goes to the one that claims it fir
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -105,6 +104,7 @@ class PostgresStore(QueuedStore):
         return sql.UPDATE, _changed(row, self._database.process if is_own else None)
 
     def _failing(self, row: ChangedRow) -> Write:
+        self._claimed.discard(row.key)
         return sql.FAIL, _changed(row, None)
 
     def _indexing(self, key: Key, item_id: str) -> Write:
@@ -190,7 +190,7 @@ class PostgresStore(QueuedStore):
             yield
 
     async def take_waiting(self, most: int) -> list[UnfinishedResponse]:
-        rows = await self._read(sql.TAKE_WAITING, self._database.process, most)
+        rows = await self._database.look(Statement(sql.TAKE_WAITING, (self._database.process, most)))
         taken: list[UnfinishedResponse] = [{**_stored(row), "request": row[-2]} for row in rows]
         self._claimed.update(map(_key, taken))
         return taken
@@ -207,9 +207,8 @@ class PostgresStore(QueuedStore):
     async def unwanted(self) -> AsyncIterator[tuple[str, str]]:
         while self._service:
             await self._database.wait_for_unwanted()
-            with contextlib.suppress(Outage):
-                for owner, id_ in (await self._database.read(Statement(sql.UNWANTED, (self._database.process,))))[0]:
-                    yield _text(owner), _text(id_)
+            for owner, id_ in await self._database.look(Statement(sql.UNWANTED, (self._database.process,))):
+                yield _text(owner), _text(id_)
 
     async def _exists(self, key: Key) -> bool:
         return bool(await self._read(sql.EXISTS, *key))

@@ -66,10 +66,12 @@ class PostgresDatabase:
         self._url = url
         self._direct_url = settings.direct_url or url
         self._limits = StatementLimits(settings.timeout_s, min(settings.timeout_s / 2, LOCKED_S))
-        # One writes, so that no reader keeps it waiting.
+        # One writes and one keeps house, so that no reader keeps them waiting; and one listens.
+        readers = settings.max_connections - (3 if service else 1)
         reach = Reach()
         self._writer = PostgresPool(url, self.name, 1, self._limits, reach)
-        self._readers = PostgresPool(url, self.name, max(1, settings.max_connections - 1), self._limits, reach)
+        self._keeper = PostgresPool(url, self.name, 1, self._limits, reach)
+        self._readers = PostgresPool(url, self.name, max(1, readers), self._limits, reach)
         self._deletions = deletions
         # How many were counted in the database: by others, when it was looked last, and by this one.
         self._foreign_deletions: int | None = None
@@ -110,9 +112,9 @@ class PostgresDatabase:
         if self._tasks:
             self._tasks = []
             with contextlib.suppress(Outage, psycopg.Error):
-                await self._writer.run(Statement(sql.FORGET, (self.process,)))
-        self._writer.close()
-        self._readers.close()
+                await self._keeper.run(Statement(sql.FORGET, (self.process,)))
+        for pool in (self._writer, self._keeper, self._readers):
+            pool.close()
 
     async def write(self, *statements: Statement) -> list[list[ResultRow]]:
         """The rows of each, in one transaction. Raises `Outage` where the database is away, and `psycopg.Error`."""
@@ -135,9 +137,18 @@ class PostgresDatabase:
         """Gives one each time that there is something unfinished that no process works on which was seen lately."""
         while self._service:
             await asyncio.sleep(LOOK_FOR_ABANDONED_S)
-            with contextlib.suppress(Outage):
-                if (await self.read(Statement(sql.IS_ABANDONED, (self.lease_s(),))))[0]:
-                    yield
+            if await self.look(Statement(sql.IS_ABANDONED, (self.lease_s(),))):
+                yield
+
+    async def look(self, statement: Statement) -> list[ResultRow]:
+        """The rows of what is looked at again and again; none where that fails, which ends no looking."""
+        try:
+            return (await self._keeper.run(statement))[0]
+        except Outage:
+            pass  # Whoever writes or reads hears of it.
+        except Exception:
+            log.exception("%s could not be looked at: trying again", self.name)
+        return []
 
     def lease_s(self) -> int:
         """How long others may not have been seen, and are alive nevertheless. While the database was away it was
@@ -176,8 +187,7 @@ class PostgresDatabase:
         second, for a pooler passes nothing on."""
         while True:
             self._deleted.clear()
-            with contextlib.suppress(Outage):
-                ((value,),) = (await self.read(Statement(sql.GET_DELETIONS)))[0]
+            for (value,) in await self.look(Statement(sql.GET_DELETIONS)):
                 foreign = decode_integer(value or b"") - self._own_deletions
                 if foreign != self._foreign_deletions:
                     # Which were this one's own may not be known yet: better once too often.
@@ -190,11 +200,11 @@ class PostgresDatabase:
     async def _stay_seen(self) -> None:
         while True:
             await asyncio.sleep(SEEN_EVERY_S)
-            with contextlib.suppress(Outage):
-                await self._be_seen()
+            await self._be_seen()
 
     async def _be_seen(self) -> None:
-        await self._readers.run(Statement(sql.SEEN, (self.process, self._service)))
+        if not await self.look(Statement(sql.SEEN, (self.process, self._service))):
+            return
         now = time.monotonic()
         if now - self._seen_at > GAP_S:
             self._steady_since = now

@@ -148,7 +148,7 @@ ASK_TO_CANCEL = """UPDATE responses SET is_unwanted = true
 UNWANTED = """SELECT owner, id FROM responses
     WHERE status IN ('queued', 'in_progress') AND process = $1::text AND is_unwanted"""
 SEEN = """INSERT INTO processes (name, service, seen_at) VALUES ($1::text, $2::text, now())
-    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at"""
+    ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at RETURNING 1"""
 OTHER_SERVICES = """SELECT count(DISTINCT service) FROM processes
     WHERE service <> $1::text AND seen_at > now() - make_interval(secs => $2::bigint)"""
 FORGET = "DELETE FROM processes WHERE seen_at < now() - interval '1 day' OR name = $1::text"

@@ -492,6 +492,35 @@ async def test_no_more_connections_are_made_than_may_be(opened: Opened) -> None:
     assert number <= 3
 
 
+async def test_whoever_reads_keeps_nobody_from_being_seen(opened: Opened) -> None:
+    store = await opened("one", max_connections=4)
+    reading = [asyncio.create_task(store._read("SELECT pg_sleep(60)")) for _ in range(3)]
+    await asyncio.sleep(0)
+    let_die(opened.url, "one")
+    async with soon():
+        await store._database._be_seen()
+        await store.store_response("r", **row())
+    assert sql_of(opened.url, "SELECT 1 FROM processes WHERE seen_at > now() - interval '1 minute'")
+    for task in reading:
+        task.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
+
+
+async def test_a_look_that_fails_ends_no_looking(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stores.postgres_database, "LOOK_EVERY_S", 0.02)
+    one, two = await opened("one"), await opened("two")
+    await one.store_response("r", **row("in_progress"))
+    sql_of(opened.url, "ALTER TABLE responses RENAME TO away; ALTER TABLE counters RENAME TO gone")
+    wanted = asyncio.create_task(anext(one.unwanted()))
+    await eventually(lambda: caplog.text.count("could not be looked at") > 4, "it fails")
+    sql_of(opened.url, "ALTER TABLE away RENAME TO responses; ALTER TABLE gone RENAME TO counters")
+    assert await two.ask_to_cancel("r")
+    async with soon():
+        assert await wanted == ("", "r")
+
+
 async def test_who_stops_waiting_for_a_read_takes_nothing_from_others(opened: Opened) -> None:
     store = await opened(max_connections=2)
     await store.store_response("r", **row())
