@@ -19,6 +19,7 @@ from functools import partial
 from secrets import token_hex
 from typing import Any, Protocol
 
+from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from core.valkey import Argument, OnAnswer, Script, Valkey, ValkeyError
 from core.valkey_address import Address
@@ -99,7 +100,7 @@ class Membership:
         self.valkey = Valkey(
             address,
             "cluster.url",
-            scripts=scripts.ALL,
+            scripts=(*scripts.ALL, *counting.ALL),
             on_open=self.join,
             on_lost=self._lost,
             meanwhile="each process counts for itself until it is back",
@@ -191,7 +192,7 @@ class Membership:
     def _send_ended(self) -> None:
         ended = [word for one in self._ended.items() for word in one]
         self._ended.clear()
-        self.valkey.start(scripts.END, (self.name, self.id, *ended))
+        self.valkey.start(counting.END, (self.name, self.id, *ended))
 
     def join(self) -> None:
         """Lets the server know of this process and all that it has running, unless that is on its way."""

@@ -1,7 +1,7 @@
 """Replicas of one service on any machines (`cluster.url` in the settings): what they share lies in a Valkey or a Redis.
 
     membership      a lease for each process, renewed; what is dead is found out by whoever lives     membership.py
-    scripts         what is counted is counted at the server, in one step                             valkey_scripts.py
+    scripts         what happens at the server, in one step           valkey_scripts.py (lives), valkey_counting.py
     counts          what this process knows of it, to be looked at without a wait                     valkey_counts.py
     quotas          limits of keys and owners                                                         valkey_quotas.py
     events          of background streams                                                             valkey_events.py
@@ -26,6 +26,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from cluster import membership, peers
+from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
@@ -191,7 +192,7 @@ class Replicas(Cluster, Listener):
 
     def remember(self, names: Iterable[str], running: InFlight) -> None:
         if isinstance(running, ReplicaInFlight):
-            self.membership.send(scripts.REMEMBER, running.name, WARM_MS, *map(short, names))
+            self.membership.send(counting.REMEMBER, running.name, WARM_MS, *map(short, names))
 
     # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

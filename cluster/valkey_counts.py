@@ -11,6 +11,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Membership
 from cluster.protocol import InFlight, SharedLine, SharedNotes, Warm
@@ -114,7 +115,7 @@ class ReplicaInFlight(InFlight):
         answer: asyncio.Future[ReplicaInFlight | None],
     ) -> None:
         heard = partial(self._answered, asked, others, answer)
-        if not self._membership.send(scripts.TAKE, self.name, *asked, on_answer=heard):
+        if not self._membership.send(counting.TAKE, self.name, *asked, on_answer=heard):
             self._settle(self, answer)
 
     def _answered(
@@ -205,7 +206,7 @@ class ReplicaLine(SharedLine):
         if not self._membership.is_joined:
             self._inner.wake()
         elif self._others and not self._membership.has_ended:
-            self._membership.send(scripts.WAKE)
+            self._membership.send(counting.WAKE)
 
     def listen(self, on_wake: Callable[[], None]) -> None:
         self._inner.listen(on_wake)
@@ -244,7 +245,7 @@ class ReplicaLine(SharedLine):
 
     def _send(self) -> None:
         self._announcing = None
-        self._membership.send(scripts.LINE, *self.own())
+        self._membership.send(counting.LINE, *self.own())
         if self._waiting:
             # A slot may have come free before anybody knew that somebody waits here.
             self._membership.look_at_requests()

@@ -18,7 +18,7 @@ from typing import Any
 from cluster import valkey_scripts as scripts
 from cluster.protocol import EventWriter, SharedEvents
 from core.json import decode_json, encode_json
-from core.valkey import Argument, Valkey, ValkeyError
+from core.valkey import Argument, Script, Valkey, ValkeyError
 from core.valkey_address import Address
 
 Event = dict[str, Any]
@@ -35,6 +35,24 @@ STORED_MS = 10 * 60 * 1000
 READ_BATCHES = 64
 
 
+# The id of a response, for how many ms it is kept, whether there are events of it here, and, but for the last one, a
+# batch: its number, and its events. Gives UNKNOWN where those that were here are gone.
+APPEND = Script(
+    """
+local key = '{' .. KEYS[1] .. '}:events:' .. ARGV[1]
+if ARGV[3] == '1' and redis.call('EXISTS', key) == 0 then return -1 end
+if #ARGV > 3 then
+    -- One that is here already has a number that is not above the last one's.
+    local added = redis.pcall('XADD', key, ARGV[4] .. '-0', 'events', ARGV[5])
+    if added.err and not string.find(added.err, 'equal or smaller') then return added end
+end
+redis.call('PEXPIRE', key, ARGV[2])
+redis.call('PUBLISH', key, '')
+return 0
+"""
+)
+
+
 class ReplicaEvents(SharedEvents):
     """Those of the service `name`, on a connection of their own: they are many, and nobody's slot waits behind them."""
 
@@ -43,7 +61,7 @@ class ReplicaEvents(SharedEvents):
         self.name = name
         self.keep_ms = int(hours * 3600 * 1000)
         # What is wrong with the server is in the log by the other connection.
-        self.valkey = Valkey(address, "cluster.url", scripts=(scripts.APPEND,))
+        self.valkey = Valkey(address, "cluster.url", scripts=(APPEND,))
         self._news: dict[str, set[asyncio.Event]] = {}
 
     def writer(self, response_id: str, events: list[Event]) -> EventWriter | None:
@@ -121,7 +139,7 @@ class StreamWriter(EventWriter):
         """Sends the events up to one. False, and later again, where it cannot be."""
         keep_ms = STORED_MS if self._is_stored else self._log.keep_ms
         args = (self._log.name, self._id, keep_ms, 1 if self._sent else 0, *batch)
-        if not self._log.valkey.start(scripts.APPEND, args, partial(self._written, until)):
+        if not self._log.valkey.start(APPEND, args, partial(self._written, until)):
             self._again()
             return False
         self._batches += 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Membership
 from cluster.protocol import Draw, Left, Quota, Quotas, Taken
@@ -71,7 +72,7 @@ class ReplicaQuotas(Quotas):
             else:
                 self.ended(quota, amount - used_of_it)
         if changed:
-            self._membership.send(scripts.SETTLE, *changed)
+            self._membership.send(counting.SETTLE, *changed)
 
     def begun(self, draws: Sequence[Draw]) -> None:
         """The server has counted what is wanted."""
@@ -118,7 +119,7 @@ class Drawing:
             else:
                 answer.set_result(given)
 
-        if not membership.send(scripts.DRAW, *asked, on_answer=heard):
+        if not membership.send(counting.DRAW, *asked, on_answer=heard):
             raise ConnectionError("Valkey is away")
         return await answer
 
