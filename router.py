@@ -45,6 +45,7 @@ from backends.files import FileFetcher
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from backends.kinds import KINDS
+from backends.mcp.servers import McpServers
 from cache import make_cache
 from cluster.alone import Alone
 from cluster.protocol import Cluster
@@ -109,6 +110,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.usage = UsageLog(state.db)
     state.budgets = Budgets(state.db, state.usage)
     state.pool = Pool(config, state.cluster, state.telemetry)
+    state.mcp = McpServers(config.mcp)
     return Application(state, DOORS, lifespan)
 
 
@@ -141,6 +143,7 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         stack.push_async_callback(state.images.close)
         state.files = _fetcher(FileFetcher, config.files)
         stack.push_async_callback(state.files.close)
+        stack.push_async_callback(state.mcp.close)
         await state.pool.open()
         stack.push_async_callback(state.pool.close)
         # Made here, not in create_app: a runner that has drained takes nothing more.

@@ -83,7 +83,7 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
             turn.emit(replayed(turn, cached))
         elif uses_cache and (cache := get_llm_cache(state)) is not None and not turn.compacts:
             await shared_answer(state, turn, cache, run_turn)
-        elif turn.request.params.tools and (ours := router_tools_of(state, turn)) is not None:
+        elif (turn.request.params.tools or state.mcp.has_always) and (ours := router_tools_of(state, turn)) is not None:
             await tool_rounds(state, turn, ours, partial(_ask, state, turn))
         else:
             await _ask(state, turn)

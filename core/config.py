@@ -177,6 +177,30 @@ class ToolsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Positive = 60.0
 
 
+class McpServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mcp.servers.NAME`: a server of MCP at a URL, or a program that is started for each turn that calls it. `owners`:
+    whose turns may use it (None: all); `require_approval`: whether somebody approves of each call; `always`: it is
+    offered to every turn."""
+
+    url: str = ""
+    transport: Literal["http", "sse"] = "http"
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    owners: tuple[str, ...] | None = None
+    require_approval: Literal["always", "never"] = "never"
+    always: bool = False
+
+
+class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mcp`: servers of MCP, by their names; whether clients may name others, and whether those may be at addresses
+    that are not public (None: where no key is asked for)."""
+
+    servers: dict[str, McpServerConfig] = {}
+    client_servers: Literal["allow", "deny"] | None = None
+    allow_private: bool | None = None
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
@@ -226,6 +250,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: ImagesConfig = ImagesConfig()
     files: FilesConfig = FilesConfig()
     tools: ToolsConfig = ToolsConfig()
+    mcp: McpConfig = McpConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
     # By model.
     prices: dict[str, PriceConfig] = {}
@@ -238,6 +263,9 @@ CHOICES = {
     "structured_outputs": get_args(StructuredOutputs),
     "think_tags": get_args(ThinkTags),
     "hosted_tools": get_args(HostedTools),
+    "client_servers": ("allow", "deny"),
+    "require_approval": ("always", "never"),
+    "transport": ("http", "sse"),
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "": Config,
@@ -257,6 +285,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "images": ImagesConfig,
     "files": FilesConfig,
     "tools": ToolsConfig,
+    "mcp": McpConfig,
+    "mcp.servers[]": McpServerConfig,
 }
 
 
@@ -359,6 +389,7 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
+    _check_mcp(config.mcp)
     _check_database(config.database)
     _check_cluster(config.cluster)
     if config.cache.backend == "valkey" and not config.cache.url:
@@ -372,6 +403,20 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
         if path.startswith("~"):  # It would be a folder of that name, where the router was started.
             raise ConfigError(f"{key}: ~ stands for no folder here; write ${{HOME}}, or the whole path")
     return config
+
+
+def _check_mcp(mcp: McpConfig) -> None:
+    """Raises `ConfigError`."""
+    for name, server in mcp.servers.items():
+        need("tools", setting="mcp.servers")
+        if bool(server.url) == bool(server.command):
+            raise ConfigError(f"mcp.servers.{name}: has a url or a command, one of them")
+        if server.url and (wrong := _wrong_with_url(server.url)):
+            raise ConfigError(f"mcp.servers.{name}.url: {wrong}")
+        if wrong := _wrong_with_headers(server.headers):
+            raise ConfigError(f"mcp.servers.{name}.headers: {wrong}")
+    if mcp.client_servers == "allow":
+        need("tools", setting="mcp.client_servers")
 
 
 def _check_cluster(cluster: ClusterConfig) -> None:

@@ -10,6 +10,7 @@ from starlette.datastructures import State
 from backends.files import FileFetcher
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
+from backends.mcp.servers import McpServers
 from cache import Cache
 from cluster.protocol import Cluster
 from core.budgets import Budgets
@@ -41,6 +42,7 @@ class AppState(State):
     usage: UsageLog
     budgets: Budgets
     pool: Pool
+    mcp: McpServers
     # Only while the application runs:
     sealer: Sealer
     images: ImageFetcher

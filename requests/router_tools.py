@@ -54,6 +54,11 @@ def call_of_router(kind: str, *, id: str, label: str, name: str, arguments: str,
     return item | {"status": status, "output": None, "error": None, "approval_request_id": None}
 
 
+def list_of_tools(id: str, label: str) -> Json:
+    """The item of the tools of a server, before it has listed them."""
+    return {"type": "mcp_list_tools", "id": id, "server_label": label, "tools": [], "error": None}
+
+
 def with_output(call: Json, output: str) -> Json:
     """A call whose tool has answered."""
     return {**call, "status": "completed", "output": output}

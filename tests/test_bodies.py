@@ -449,7 +449,7 @@ def placed(asked: Json, where: str, deep: bytes) -> bytes:
     places: dict[str, Json] = {
         "unknown": {"x_unknown": "deep"},
         "tool": {"tools": [tool]},
-        "hosted tool": {"tools": [{"type": "mcp", "server_label": "s", "server_url": "https://s", "headers": "deep"}]},
+        "hosted tool": {"tools": [{"type": "file_search", "vector_store_ids": [], "filters": "deep"}]},
         "chat tool": {"tools": [chat_tool]},
         "schema": {"text": {"format": format}},
         "format": {"format": {"a": "deep"}},

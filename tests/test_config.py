@@ -464,11 +464,12 @@ def test_the_environment_overrides_the_file(environ: dict[str, str], holds: Any,
 
 
 def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> None:
-    values = {str: "sqlite://", int: "3", float: "1", bool: "False"}
+    values = {str: "sqlite://", int: "3", float: "1", bool: "False", type(None): "False"}
     for section, fields in SECTIONS.items():
         for field in msgspec.structs.fields(fields):
             is_list = field.name in (
                 *("endpoints", "keys", "owners", "prices", "fallback_models", "cors_origins", "allowed_hosts"),
+                "servers",
             )
             if "[]" in section or isinstance(field.default, msgspec.Struct) or is_list:
                 continue

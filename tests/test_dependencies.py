@@ -58,6 +58,7 @@ EVERYTHING = distributions([*PROJECT["dependencies"], *chain(*PROJECT["optional-
 # Where packages of extras are imported: in functions, or in modules that are imported where they are asked for.
 OF_EXTRAS = {
     "core/valkey.py": {"hiredis"},
+    "backends/mcp/session.py": {"mcp"},
     **{str(file.relative_to(ROOT)): {"psycopg"} for file in (ROOT / "stores").rglob("postgres*.py")},
 }
 

@@ -19,6 +19,8 @@ from tests.turns import URL, assert_error, create
 pytestmark = pytest.mark.usefixtures("strict_backend")
 
 Json = dict[str, Any]
+# A server of OpenAI's own; one that a client names by its URL is asked here (tests/test_mcp.py).
+CONNECTOR: Json = {"type": "mcp", "server_label": "docs", "connector_id": "connector_gmail"}
 
 
 @pytest.fixture
@@ -434,7 +436,7 @@ async def test_namespaces_whose_names_would_meet_keep_their_tools_apart(served: 
 
 
 async def test_hosted_tools_are_left_out_echoed_and_named(served: Running, backend: FakeBackend) -> None:
-    tools = [{"type": "web_search"}, function("f"), {"type": "mcp", "server_label": "docs", "server_url": "http://x"}]
+    tools = [{"type": "web_search"}, function("f"), CONNECTOR]
     for stream_it in (False, True):
         answer = await served.http.post(URL, json={"model": MODEL, "input": "Hi", "tools": tools, "stream": stream_it})
         assert answer.headers["x-nomyo-omitted-tools"] == "web_search, mcp:docs"
@@ -552,7 +554,7 @@ async def test_a_tool_of_any_kind_can_be_demanded(
 async def test_a_tool_that_the_backend_cannot_use_cannot_be_demanded(
     choice: Json, served: Running, backend: FakeBackend
 ) -> None:
-    tools = [{"type": "web_search"}, {"type": "mcp", "server_label": "d", "server_url": "http://x"}, WEATHER_TOOL]
+    tools = [{"type": "web_search"}, CONNECTOR | {"server_label": "d"}, WEATHER_TOOL]
     for stream_it in (False, True):
         body = {"model": MODEL, "input": "Hi", "tools": tools, "tool_choice": choice, "stream": stream_it}
         assert_error(await served.http.post(URL, json=body), 400, type="invalid_request_error", param="tool_choice")
@@ -624,7 +626,7 @@ async def test_arguments_that_are_no_json_never_make_a_whole_call_of_a_kind_that
 HOSTED: dict[str, tuple[list[Json], str]] = {
     "one": ([{"type": "web_search"}], "web_search"),
     "among others": ([function("f"), {"type": "web_search"}], "web_search"),
-    "several": ([{"type": "mcp", "server_label": "docs", "server_url": "http://x"}, {"type": "computer"}], "mcp:docs"),
+    "several": ([CONNECTOR, {"type": "computer"}], "mcp:docs"),
 }
 
 

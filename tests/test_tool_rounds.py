@@ -36,7 +36,7 @@ class OwnTools:
         self.release = asyncio.Event()
         self.opened = self.closed = 0
 
-    async def list(self, turn: Turn) -> RouterTools:
+    async def offered(self, turn: Turn) -> RouterTools:
         self.opened += 1
         tools = [RouterTool("t", name, f"It is {name}.", {"type": "object"}, name == "ask") for name in NAMES]
         return RouterTools(tuple(tools), frozenset({"t"}))

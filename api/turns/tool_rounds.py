@@ -41,9 +41,10 @@ TIMED_OUT = -32001
 class TurnTools(Protocol):
     """The tools of one turn that the router runs. `failed` are the names of those that could not be had or run."""
 
-    failed: Mapping[str, None]
+    @property
+    def failed(self) -> Mapping[str, None]: ...
 
-    def list(self, turn: Turn) -> Awaitable[RouterTools]:
+    def offered(self, turn: Turn) -> Awaitable[RouterTools]:
         """What the model is offered; its items are emitted where the conversation has none of them."""
         ...
 
@@ -63,7 +64,7 @@ async def tool_rounds(state: AppState, turn: Turn, tools: TurnTools, ask: Callab
     runner = _Runner(turn, tools, limits, asked.params.max_tool_calls)
     try:
         approved = _approved(asked)
-        offered = await tools.list(turn)
+        offered = await tools.offered(turn)
         if approved:
             begin_early(turn)
             for call in approved:

@@ -88,13 +88,14 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         timeout_s: float | None,
         allow_private: bool = False,
         resolve: Resolve | None = None,
+        max_connections: int = 32,
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._names = SystemNames()
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
-            max_connections=32,
+            max_connections=max_connections,
             max_keepalive_connections=8,
             keepalive_expiry=15.0,
             network_backend=GuardedNetwork(resolve or self._names.resolve, allow_private=allow_private),
@@ -169,6 +170,26 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
     def _deadline(self) -> float | None:
         return None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
+
+
+def over(transport: httpx2.AsyncBaseTransport, headers: Mapping[str, str]) -> httpx2.AsyncClient:
+    """A client with headers of its own over connections that others share, and that stay open when it is closed. It
+    follows no redirect, and has no limit of time."""
+    return httpx2.AsyncClient(
+        transport=_Shared(transport),
+        headers={"User-Agent": "nomyo-router", "Accept-Encoding": "gzip, deflate", **headers},
+        timeout=None,
+        max_redirects=0,
+        trust_env=False,
+    )
+
+
+class _Shared(httpx2.AsyncBaseTransport):
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._transport.handle_async_request(request)
 
 
 def check_url(url: httpx2.URL) -> None:

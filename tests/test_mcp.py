@@ -1,0 +1,328 @@
+"""Servers of MCP, real ones, that a turn uses: what the model is offered, what is run, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from requests.mcp_tools import mcp_entry
+from tests.conftest import Running, running_router
+from tests.fake_backend import FakeBackend, call, chat
+from tests.mcp_server import Served, mcp_server
+from tests.sdk import EVENT_CLASSES
+from tests.stream_grammar import check_stream, fold
+from tests.turns import URL, assert_error, create, eventually, open_stream, retrieve, stream, text_of
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+async def weather() -> AsyncIterator[Served]:
+    async with mcp_server() as served:
+        yield served
+
+
+@asynccontextmanager
+async def router(backend: FakeBackend, **settings: Any) -> AsyncIterator[Running]:
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], **settings) as running:
+        yield running
+        await eventually(lambda: running.app.state.mcp.sessions == 0, "no session is open")
+        assert running.in_flight() == 0
+
+
+def by_url(server: Served, **more: Any) -> Json:
+    return {"type": "mcp", "server_label": "w", "server_url": server.url, "require_approval": "never"} | more
+
+
+def uses(name: str, **arguments: Any) -> Any:
+    return chat(call(f"w__{name}", arguments, id="call_1"))
+
+
+async def streamed(served: Running, **params: Any) -> Json:
+    events = await stream(served.http, **params)
+    check_stream(events)
+    for event in events:
+        assert EVENT_CLASSES[event["type"]].model_validate(event, strict=True).to_dict() == event
+    response: Json = events[-1]["response"]
+    assert fold(events) == response
+    return response
+
+
+def names(backend: FakeBackend) -> list[str]:
+    return [tool["function"]["name"] for tool in backend.turns[-1].json.get("tools") or ()]
+
+
+async def test_a_server_that_the_client_names_is_listed_called_and_read(backend: FakeBackend, weather: Served) -> None:
+    async with router(backend) as served:
+        backend.script(uses("forecast", city="Oslo"), chat("21 degrees."))
+        response = await streamed(served, tools=[by_url(weather)])
+        listed, called, _ = response["output"]
+        assert {tool["name"] for tool in listed["tools"]} >= {"forecast", "plan"}
+        assert (called["type"], called["server_label"], called["name"]) == ("mcp_call", "w", "forecast")
+        assert json.loads(called["output"]) == {"city": "Oslo", "degrees": 21}
+        assert text_of(response) == "21 degrees."
+        before = len(weather.requests)
+        backend.script(chat("Again."))
+        again = await create(served.http, tools=[by_url(weather)], previous_response_id=response["id"])
+        assert [item["type"] for item in again["output"]] == ["message"], "the conversation has the list"
+        assert len(weather.requests) == before, "the list is remembered"
+        assert "w__forecast" in names(backend)
+
+
+async def test_a_server_of_the_settings_is_known_by_its_name(backend: FakeBackend, weather: Served) -> None:
+    servers = {"w": {"url": weather.url, "headers": {"X-Key": "s3cret"}}}
+    async with router(backend, mcp={"servers": servers, "client_servers": "deny"}) as served:
+        for tool in ({"server_label": "w"}, {"server_label": "other", "connector_id": "w"}):
+            label = tool["server_label"]
+            backend.script(chat(call(f"{label}__plan", {"city": "Rome"}, id="c")), chat("Done."))
+            response = await create(served.http, tools=[{"type": "mcp", **tool}])
+            assert [item["type"] for item in response["output"]] == ["mcp_list_tools", "mcp_call", "message"]
+            assert response["output"][1]["output"] == "Go to Rome."
+        assert "s3cret" in weather.sent
+        answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [by_url(weather)]})
+        assert answer.headers["x-nomyo-omitted-tools"] == "mcp:w", "a client may name none itself"
+
+
+async def test_a_server_for_every_turn_is_offered_without_being_asked_for(
+    backend: FakeBackend, weather: Served
+) -> None:
+    async with router(backend, mcp={"servers": {"w": {"url": weather.url, "always": True}}}) as served:
+        backend.script(uses("plan", city="Rome"), chat("Done."))
+        response = await create(served.http)
+        assert [item["type"] for item in response["output"]] == ["mcp_list_tools", "mcp_call", "message"]
+        backend.script(chat("Hi"))
+        answer = await served.http.post("/v1/chat/completions", json={"model": "test-model", "messages": [USER]})
+        assert answer.status_code == 200
+        assert not names(backend)
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+async def test_a_server_is_for_its_owners(backend: FakeBackend, weather: Served) -> None:
+    mcp = {"servers": {"w": {"url": weather.url, "owners": ["anna"]}}}
+    keys = [{"name": "a", "key": "sk-anna-12345678901234567890", "owner": "anna"}]
+    keys.append({"name": "b", "key": "sk-bert-12345678901234567890", "owner": "bert"})
+    async with router(backend, mcp=mcp, keys=keys) as served:
+        for key, types in ((keys[0], ["mcp_list_tools", "message"]), (keys[1], ["message"])):
+            headers = {"Authorization": f"Bearer {key['key']}"}
+            tools = [{"type": "mcp", "server_label": "w"}]
+            body = {"model": "test-model", "input": "x", "tools": tools}
+            answer = await served.http.post(URL, json=body, headers=headers)
+            assert [item["type"] for item in answer.json()["output"]] == types
+            named = await served.http.post(URL, json=body | {"tools": [by_url(weather)]}, headers=headers)
+            assert named.headers["x-nomyo-omitted-tools"] == "mcp:w", "with keys, clients name none"
+
+
+async def test_no_server_of_a_client_is_looked_for_at_addresses_that_are_not_public(
+    backend: FakeBackend, weather: Served
+) -> None:
+    async with router(backend, mcp={"allow_private": False}) as served:
+        response = await create(served.http, tools=[by_url(weather)])
+        assert response["output"][0]["error"] == "The router does not connect to where this server is."
+        assert not weather.requests
+
+
+@pytest.mark.parametrize("tool", ["fail", "asks", "nothing"])
+async def test_a_tool_that_fails_is_an_item_with_its_error(backend: FakeBackend, weather: Served, tool: str) -> None:
+    async with router(backend) as served:
+        backend.script(uses(tool), chat("Sorry."))
+        response = await streamed(served, tools=[by_url(weather)])
+        called = response["output"][1]
+        if tool == "nothing":  # No tool of ours: the client's, then.
+            assert called["type"] == "function_call"
+            return
+        assert called["status"] == "failed"
+        assert called["error"]["type"] in ("mcp_tool_execution_error", "mcp_protocol_error")
+        assert "The tool failed" in backend.turns[-1].json["messages"][-1]["content"]
+
+
+async def test_a_picture_is_shown_to_the_model(backend: FakeBackend, weather: Served) -> None:
+    async with router(backend) as served:
+        backend.script(uses("picture"), chat("I see."))
+        response = await streamed(served, tools=[by_url(weather)])
+        assert json.loads(response["output"][1]["output"])[0]["mimeType"] == "image/png"
+        last = backend.turns[-1].json["messages"][-1]
+        assert last["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(("megabytes", "fits"), [(9, True), (30, False)])
+async def test_an_answer_has_up_to_ten_megabytes(
+    backend: FakeBackend, weather: Served, megabytes: int, fits: bool
+) -> None:
+    async with router(backend) as served:
+        backend.script(uses("large", megabytes=megabytes), chat("Much."))
+        response = await create(served.http, tools=[by_url(weather)])
+        called = response["output"][1]
+        assert (called["status"] == "completed") == fits, str(called["error"])[:300]
+
+
+@pytest.mark.parametrize(
+    ("more", "offered"),
+    [
+        ({"allowed_tools": ["plan"]}, ["w__plan"]),
+        ({"allowed_tools": {"read_only": True}}, ["w__forecast"]),
+        ({"allowed_tools": {"tool_names": ["plan", "forecast"], "read_only": False}}, ["w__plan"]),
+        ({"allowed_tools": []}, []),
+    ],
+)
+async def test_only_allowed_tools_are_offered(
+    backend: FakeBackend, weather: Served, more: Json, offered: list[str]
+) -> None:
+    async with router(backend) as served:
+        response = await create(served.http, tools=[by_url(weather, **more)])
+        assert names(backend) == offered
+        assert [f"w__{tool['name']}" for tool in response["output"][0]["tools"]] == offered
+
+
+async def test_what_must_be_approved_of_runs_after_it_was(backend: FakeBackend, weather: Served) -> None:
+    approval = {"never": {"tool_names": ["plan"]}}
+    async with router(backend) as served:
+        backend.script(uses("forecast", city="Oslo"))
+        asked = await streamed(served, tools=[by_url(weather, require_approval=approval)])
+        request = asked["output"][-1]
+        assert (request["type"], weather.called) == ("mcp_approval_request", [])
+        answer = {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": True}
+        backend.script(chat("21."))
+        tools = [by_url(weather, require_approval=approval)]
+        done = await create(served.http, tools=tools, input=[answer], previous_response_id=asked["id"])
+        assert [item["type"] for item in done["output"]] == ["mcp_call", "message"]
+        assert weather.called == ["forecast Oslo"]
+
+
+async def test_the_settings_ask_for_approval_whatever_a_client_wants(backend: FakeBackend, weather: Served) -> None:
+    servers = {"w": {"url": weather.url, "require_approval": "always"}}
+    async with router(backend, mcp={"servers": servers}) as served:
+        backend.script(uses("plan", city="Rome"))
+        tool = {"type": "mcp", "server_label": "w", "require_approval": "never"}
+        response = await create(served.http, tools=[tool])
+        assert response["output"][-1]["type"] == "mcp_approval_request"
+        assert not weather.called
+
+
+async def test_credentials_go_to_their_server_alone_and_are_kept_nowhere(
+    backend: FakeBackend, weather: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mcp_server() as other, router(backend) as served:
+        secret, header = "t0p-s3cret", "h3ader-s3cret"
+        first = by_url(weather, authorization=secret, headers={"X-Key": header})
+        second = by_url(other, server_label="o")
+        backend.script(uses("plan", city="Rome"), chat("Done."))
+        response = await streamed(served, tools=[first, second])
+        assert f"Bearer {secret}" in weather.sent
+        assert secret not in other.sent
+        assert header not in other.sent
+        kept = json.dumps(await retrieve(served.http, response["id"])) + json.dumps(response) + caplog.text
+        assert secret not in kept
+        assert header not in kept
+        assert secret not in json.dumps([turn.json for turn in backend.turns])
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+async def test_a_server_that_refuses_is_an_item_with_its_error(
+    backend: FakeBackend, weather: Served, status: int
+) -> None:
+    weather.refuses = status
+    async with router(backend) as served:
+        response = await streamed(served, tools=[by_url(weather, authorization="s3cret")])
+        listed, message = response["output"]
+        assert listed["error"]
+        assert "s3cret" not in listed["error"]
+        assert message["type"] == "message"
+        answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [by_url(weather)]})
+        assert answer.headers["x-nomyo-failed-tools"] == "mcp:w"
+
+
+async def test_a_server_that_is_down_is_an_item_with_its_error(backend: FakeBackend) -> None:
+    async with router(backend) as served:
+        response = await streamed(served, tools=[by_url(Served("http://127.0.0.1:9/mcp"))])
+        assert response["output"][0]["error"]
+        assert response["status"] == "completed"
+
+
+async def test_a_client_that_leaves_while_a_server_works_leaves_no_session(
+    backend: FakeBackend, weather: Served
+) -> None:
+    async with router(backend) as served:
+        backend.script(uses("hang"))
+        async with open_stream(served.http, tools=[by_url(weather)]) as events:
+            await events.until("response.mcp_call.in_progress")
+            await eventually(lambda: weather.called == ["hang"], "the tool runs")
+        await eventually(lambda: served.app.state.mcp.sessions == 0, "no session is open")
+
+
+async def test_a_service_that_stops_while_a_server_works_leaves_no_task(backend: FakeBackend, weather: Served) -> None:
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}]) as served:
+        backend.script(uses("hang"))
+        asked = asyncio.create_task(create(served.http, tools=[by_url(weather)], background=True))
+        await eventually(lambda: weather.called == ["hang"], "the tool runs")
+        await asked
+    assert not [task for task in asyncio.all_tasks() if task.get_name() in ("mcp session", "tool")]
+
+
+async def test_two_servers_with_tools_of_one_name_are_told_apart(backend: FakeBackend, weather: Served) -> None:
+    own = {"type": "function", "name": "w__plan", "parameters": {"type": "object"}}
+    async with mcp_server() as other, router(backend) as served:
+        await create(served.http, tools=[by_url(weather), by_url(other, server_label="o"), own])
+        assert len(set(names(backend))) == len(names(backend))
+        assert names(backend)[0] == "w__plan", "the client's name is the client's"
+
+
+async def test_a_server_over_sse_is_used_too(backend: FakeBackend) -> None:
+    async with mcp_server("/sse") as weather, router(backend) as served:
+        backend.script(uses("plan", city="Rome"), chat("Done."))
+        response = await create(served.http, tools=[by_url(weather)])
+        assert response["output"][1]["output"] == "Go to Rome."
+
+
+WRONG: dict[str, tuple[Json, str]] = {
+    "no label": ({"server_label": None}, "tools[0].server_label"),
+    "a label that is none": ({"server_label": 1}, "tools[0].server_label"),
+    "a URL that is none": ({"server_url": ["x"]}, "tools[0].server_url"),
+    "headers that are none": ({"headers": "x"}, "tools[0].headers"),
+    "a header that is none": ({"headers": {"a": "b\r\nc: d"}}, "tools[0].headers"),
+    "an authorization that is none": ({"authorization": {}, "headers": None}, "tools[0].authorization"),
+    "a filter that is none": ({"allowed_tools": 5}, "tools[0].allowed_tools"),
+    "names that are none": ({"allowed_tools": [5]}, "tools[0].allowed_tools.tool_names"),
+    "an approval that is none": ({"require_approval": "maybe"}, "tools[0].require_approval"),
+    "a filter of approvals that is none": ({"require_approval": {"always": 5}}, "tools[0].require_approval.always"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_what_is_wrong_with_a_server_is_named(backend: FakeBackend, name: str) -> None:
+    wrong, param = WRONG[name]
+    async with router(backend) as served:
+        tool = by_url(Served("http://127.0.0.1:9/mcp")) | wrong
+        answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [tool]})
+        if name == "an authorization that is none":
+            assert answer.status_code in (200, 400)
+            return
+        assert_error(answer, 400, param=param)
+
+
+async def test_two_servers_of_one_label_are_refused(backend: FakeBackend) -> None:
+    tool = by_url(Served("http://127.0.0.1:9/mcp"))
+    async with router(backend) as served:
+        answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [tool, tool]})
+        assert_error(answer, 400, param="tools[1].server_label")
+
+
+def test_approval_is_needed_where_a_filter_says_so() -> None:
+    read, write = {"name": "r", "annotations": {"readOnlyHint": True}}, {"name": "w", "annotations": None}
+
+    def needed(approval: Any) -> list[bool | None]:
+        entry = mcp_entry({"server_label": "s", "require_approval": approval}, "tools[0]")
+        return [entry.needs_approval(read), entry.needs_approval(write)]
+
+    assert needed("always") == [True, True]
+    assert needed("never") == [False, False]
+    assert needed(None) == [None, None]
+    assert needed({"never": {"read_only": True}}) == [False, True]
+    assert needed({"always": {"tool_names": ["w"]}}) == [False, True]
+    assert needed({"always": {"tool_names": ["w", "r"]}, "never": {"tool_names": ["r"]}}) == [False, True]
