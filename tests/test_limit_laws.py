@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import time
@@ -18,7 +19,7 @@ import pytest
 
 from api.turns.tally import plan_of
 from tests.conftest import Running
-from tests.fake_backend import FakeBackend, Reply, chat, chat_usage, cut, http_error, stall
+from tests.fake_backend import FakeBackend, Reply, chat, chat_usage, cut, http_error, pause, stall, steps
 from tests.keyed import ADMIN, as_key, key, keyed_router, secret_of
 from tests.test_restart import router_process
 from tests.turns import URL, ended, eventually
@@ -211,3 +212,67 @@ async def test_what_a_client_saw_finished_is_counted_though_the_process_is_kille
         for count, least in seen[name].items():
             most = {"requests": counting.answered, "input_tokens": counting.input, "output_tokens": counting.output}
             assert least <= row[count] <= most[count][name], f"{name}: {count}"
+
+
+def workers_of(pid: int) -> list[int]:
+    """The workers of serve.py, by their process ids."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.heavy
+async def test_two_workers_keep_the_limits_together_also_when_one_is_killed(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    now = most = 0
+
+    async def answer(reply: Reply) -> None:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        try:
+            await steps(pause(0.05), chat("Done."))(reply)
+        finally:
+            now -= 1
+
+    backend.default = answer
+    settings = {
+        "endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat", "max_concurrent": 100}],
+        "database": {"url": f"sqlite:///{tmp_path}/router.db"},
+        "workers": 2,
+        "keys": [key("many", concurrent=3), key("few", rpm=25)],
+    }
+
+    async def ask(url: str, name: str, **more: Any) -> int:
+        headers = {"Authorization": f"Bearer {secret_of(name)}"}
+        # Over a connection of its own: to whichever worker takes it.
+        async with httpx2.AsyncClient(base_url=url, timeout=None, headers=headers) as http:
+            try:
+                return (await http.post(URL, json=asked(URL, "Hi.", store=False, **more))).status_code
+            except httpx2.HTTPError:
+                return 0
+
+    async with router_process(settings, tmp_path, "serve.py") as (http, process):
+        url = str(http.base_url)
+        statuses = Counter(await asyncio.gather(*(ask(url, "few") for _ in range(80))))
+        assert statuses == {200: 25, 429: 55}
+        most = 0
+        statuses = Counter([s for _ in range(5) for s in await asyncio.gather(*(ask(url, "many") for _ in range(20)))])
+        assert set(statuses) == {200, 429}
+        assert most == 3
+        # Of a worker that dies in the middle of its turns, their places are free again.
+        backend.default = stall()
+        stalled = [asyncio.create_task(ask(url, "many", stream=True)) for _ in range(3)]
+        await backend.wait_for(lambda b: b.in_flight == 3)
+        assert await ask(url, "many") == 429
+        for pid in workers_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        assert set(await asyncio.gather(*stalled)) == {0}
+        backend.default = chat("Done.")
+
+        async def all_may_run() -> bool:
+            return await asyncio.gather(*(ask(url, "many") for _ in range(3))) == [200] * 3
+
+        await eventually(all_may_run, "the places of the dead are free")
+        process.send_signal(signal.SIGTERM)
+        await process.wait()

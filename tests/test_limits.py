@@ -277,6 +277,23 @@ class TestBudgets:
                 assert_error(refused, 429, code="insufficient_quota")
                 assert "the owner 'team' may use a cost of 0.005 a month; 0.006 are used" in refused.text
 
+    async def test_how_far_they_are_used_is_in_the_headers_that_codex_shows(self, backend: FakeBackend) -> None:
+        backend.default = chat("Hello.", usage=chat_usage(700, 50))
+        keys = [key("ann", owner="team", budget="3000/day, 10000/month")]
+        async with (
+            keyed_router(backend, *keys, owners=[{"name": "team", "budget": "1500/day"}]) as running,
+            as_key(running, "ann") as ann,
+        ):
+            for percent, of_month in (("0.0", "0.0"), ("50.0", "7.5")):
+                answer = await ann.post(URL, json=turn(max_output_tokens=16))
+                assert answer.headers["x-codex-primary-used-percent"] == percent
+                assert answer.headers["x-codex-primary-window-minutes"] == "1440"
+                assert answer.headers["x-codex-secondary-used-percent"] == of_month
+                left_s = int(answer.headers["x-codex-primary-reset-at"]) - time.time()
+                assert 0 < left_s <= 86_400
+            refused = await ann.post(URL, json=turn(max_output_tokens=16))
+            assert (refused.status_code, refused.headers["x-codex-primary-used-percent"]) == (429, "100.0")
+
     async def test_what_runs_is_reserved(self, backend: FakeBackend) -> None:
         backend.default = stall()
         async with keyed_router(backend, key("ann", budget="1000/month")) as running, as_key(running, "ann") as ann:

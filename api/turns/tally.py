@@ -17,7 +17,7 @@ from backends.fleet.routing import Routing
 from cluster.protocol import Draw, Left, Quota, Taken
 from core.budgets import Account, ends_of
 from core.errors import LimitReached
-from core.keys import UNLIMITED, Allowance, Limits, Principal
+from core.keys import UNLIMITED, Allowance, Limits, Principal, Window
 from core.state import AppState
 from core.usage import HOUR_S, Spent, Use
 from requests.usage import NO_TOKENS, Tokens
@@ -99,8 +99,9 @@ async def admit(
         given = input_tokens()
         expected = given + _expected(output_tokens)
     accounts: Sequence[Account] = ()
+    of_budgets: dict[str, str] = {}
     if plan.budgets:
-        accounts = await _reserve(state, plan.budgets, expected, is_certain=is_certain)
+        accounts, of_budgets = await _reserve(state, plan.budgets, expected, is_certain=is_certain)
     draws: list[Draw] = [
         (bound.quota, _amount(bound, given, expected) if bound.of == "tokens" else 1) for bound in bounds
     ]
@@ -108,7 +109,7 @@ async def admit(
         draws = [(quota._replace(limit=NO_LIMIT), amount) for quota, amount in draws]
     try:
         taken = await state.cluster.quotas.take(draws)
-        routing.limits = _headers(bounds, taken.left)
+        routing.limits = _headers(bounds, taken.left) | of_budgets
         if taken.refused is not None:
             raise _refused(bounds, taken, routing.limits)
     except BaseException:
@@ -226,20 +227,24 @@ def _amount(bound: Bound, given: int, expected: int) -> int:
 # ── budgets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _reserve(state: AppState, budgets: Sequence[Budget], expected: int, *, is_certain: bool) -> Sequence[Account]:
-    """The accounts of some budgets, in which a request's tokens are reserved. Raises `LimitReached`."""
+async def _reserve(
+    state: AppState, budgets: Sequence[Budget], expected: int, *, is_certain: bool
+) -> tuple[Sequence[Account], dict[str, str]]:
+    """The accounts of some budgets, in which a request's tokens are reserved, and how far they are used, as headers.
+    Raises `LimitReached`."""
     now = time.time()
     accounts = [await state.budgets.account(budget.owner, budget.key, now) for budget in budgets]
+    headers = _headers_of_budgets(budgets, accounts, now)
     for budget, account in zip(budgets, accounts, strict=True):
         if not is_certain:
-            _check(budget, account, expected, now)
+            _check(budget, account, expected, now, headers)
     unique = tuple(set(accounts))
     for account in unique:
         account.reserved += expected
-    return unique
+    return unique, headers
 
 
-def _check(budget: Budget, account: Account, expected: int, now: float) -> None:
+def _check(budget: Budget, account: Account, expected: int, now: float, headers: dict[str, str]) -> None:
     """Raises `LimitReached` where a budget has no room for a request."""
     amount, window = budget.allowance.amount, budget.allowance.per
     spent = account.used_in(window, now)
@@ -257,7 +262,29 @@ def _check(budget: Budget, account: Account, expected: int, now: float) -> None:
         f"The next {window} begins in {duration(left_s)}."
     )
     code = "insufficient_quota"
-    raise LimitReached(message, code, {}, retry_after_s=left_s, code=code)
+    raise LimitReached(message, code, headers, retry_after_s=left_s, code=code)
+
+
+def _headers_of_budgets(budgets: Sequence[Budget], accounts: Sequence[Account], now: float) -> dict[str, str]:
+    """How far the budgets of the day and the month are used, as Codex reads and shows it: the share of that which is
+    used most."""
+    shares: dict[Window, float] = {}
+    for budget, account in zip(budgets, accounts, strict=True):
+        amount, window = budget.allowance.amount, budget.allowance.per
+        spent = account.used_in(window, now)
+        share = (spent.cost if budget.is_cost else spent.tokens) / amount
+        shares[window] = max(shares.get(window, 0.0), min(share, 1.0))
+    headers: dict[str, str] = {}
+    for window, share in shares.items():
+        name = f"x-codex-{CODEX_WINDOWS[window]}"
+        begin, end = ends_of(window, now)
+        headers[f"{name}-used-percent"] = f"{100 * share:.1f}"
+        headers[f"{name}-window-minutes"] = str((end - begin) // 60)
+        headers[f"{name}-reset-at"] = str(end)
+    return headers
+
+
+CODEX_WINDOWS: dict[Window, str] = {"day": "primary", "month": "secondary"}
 
 
 # ── errors and headers ───────────────────────────────────────────────────────────────────────────────────────────────
