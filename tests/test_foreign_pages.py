@@ -3,6 +3,7 @@ another site."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from websockets.exceptions import InvalidStatus
 import router
 from cluster import peers
 from core.config import ConfigError, parse_config
+from serve import check_address
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, every_door, is_ollamas
 from tests.fake_backend import FakeBackend
@@ -276,7 +278,7 @@ class TestWhoNoticesNothing:
         async with peers.answering(served.app, Protocol, socket):
             # A page may ask what another process answers: its headers go along.
             for headers in ({}, {"origin": EVIL}, {"host": "evil.example", "sec-fetch-site": "cross-site"}):
-                answer = await peers.SocketAnswer.of(socket, "GET", "/v1/models", headers)
+                answer = await peers.AnswerByHTTP.of(peers.Peer.at(socket), "GET", "/v1/models", headers)
                 assert answer.status == 200
                 await answer.aclose()
 
@@ -300,6 +302,16 @@ class TestOpenByMistake:
         (line,) = started.stderr.splitlines()
         assert "api_key" in line
         assert "allow_open: true" in line
+
+    @pytest.mark.parametrize(
+        "more",
+        [{}, {"api_key": "nk-1"}, {"keys": [{"name": "ann", "key": "nk-1"}]}, {"allow_open": True}],
+        ids=["nothing", "api_key", "keys", "allow_open"],
+    )
+    def test_a_key_of_the_settings_opens_it_to_other_machines(self, more: dict[str, Any]) -> None:
+        settings = parse_config({"endpoints": [{"url": "http://localhost:1"}], **more})
+        with contextlib.nullcontext() if more else pytest.raises(ConfigError):
+            check_address("0.0.0.0", settings)
 
     @pytest.mark.parametrize(
         ("server", "more", "status"),
