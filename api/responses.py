@@ -237,12 +237,14 @@ def begin_early(turn: Turn) -> list[Event]:
 def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
     """The client is about to know the id: whoever asks for it now shall find the response."""
     turn.row_begun = True
-    return _store(state, turn)
+    turn.beginning = written = _store(state, turn)
+    begun: Awaitable[None] = written
+    return begun
 
 
-def _store(state: AppState, turn: Turn) -> Awaitable[None]:
+def _store(state: AppState, turn: Turn) -> Any:
     response, seal = turn.builder.response, partial(state.sealer.of(turn.owner).seal, purpose="request")
-    written: Awaitable[None] = state.db.store_response(
+    return state.db.store_response(
         turn.id,
         previous_response_id=turn.request.params.previous_response_id,
         model=turn.request.model,
@@ -255,7 +257,6 @@ def _store(state: AppState, turn: Turn) -> Awaitable[None]:
         may_move=turn.request.background and not turn.request.stream,
         owner=turn.owner,
     )
-    return written
 
 
 async def record(state: AppState, turn: Turn) -> None:
@@ -264,10 +265,13 @@ async def record(state: AppState, turn: Turn) -> None:
     response = turn.builder.response
     if turn.request.stored:
         state.usage.flush()  # In the same transaction: whoever sees the turn ended finds it counted.
-        if turn.row_begun:
-            await state.db.update_response(turn.id, response, owner=turn.owner)
-        else:
+        if not turn.row_begun:
             await _store(state, turn)
+        else:
+            await state.db.update_response(turn.id, response, owner=turn.owner)
+            # It may have begun while nothing could be stored: then there was no row to update.
+            if turn.beginning is not None and turn.beginning.has_failed:
+                await _store(state, turn)
     if turn.request.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)
         if cache is not None and (turn.request.stored or not cache.persistent):

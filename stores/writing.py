@@ -50,9 +50,15 @@ class Written:
         """Whether it is committed, or has failed."""
         return self._is_done
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing of it was written. False while nobody knows."""
+        return self._failure is not None
+
     def end(self, failure: ServerError | None) -> None:
         """Ends it, without a failure or with one: calls what is to follow, and wakes who waits."""
         self._is_done, self._failure = True, failure
+        self.writes = ()  # They may be megabytes, and a turn keeps this one to its end.
         follows = self._then if failure is None else self._failed
         if follows is not None:
             follows()

@@ -20,10 +20,11 @@ from core.errors import StartError
 from db import make_store
 from stores.files import make_private, opening
 from stores.sqlite_connection import BUSY_S
+from stores.writing import Outage, Write
 from tests.conftest import Running, running_router
-from tests.fake_backend import FakeBackend
+from tests.fake_backend import DONE, FakeBackend, chat, chunk, steps, until
 from tests.test_restart import ROOT, free_port
-from tests.turns import SOON_S, URL, Json, assert_error, create, eventually, turn
+from tests.turns import SOON_S, URL, Json, assert_error, create, eventually, open_stream, retrieve, turn
 
 KEPT_OPEN = (
     *("router.db", "router.db-wal", "router.db-shm", "router.db.lock"),
@@ -262,3 +263,33 @@ async def test_one_that_is_locked_for_too_long_is_a_503(
         other.execute("COMMIT")
         other.close()
         assert (await create(running.http))["status"] == "completed"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/router.db", "postgres"])
+async def test_a_stream_that_began_while_nothing_could_be_stored_is_stored_at_its_end(
+    url: str, backend: FakeBackend, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """There is no row that its end could change."""
+    goes_on = asyncio.Event()
+    backend.script(chat("Hello", then=steps(until(goes_on), chunk({}, finish_reason="stop"), DONE)))
+    database = request.getfixturevalue("postgres").new_database() if url == "postgres" else url.format(tmp_path)
+    async with running_router(
+        endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}], database={"url": database}
+    ) as running:
+        queue = running.app.state.db._queue
+        run, failed = queue._run, asyncio.Event()
+
+        async def away(writes: list[Write]) -> list[Write]:
+            failed.set()
+            raise Outage("the database is away")
+
+        queue._run = away
+        async with open_stream(running.http) as events:
+            await events.until("response.output_text.delta")
+            await failed.wait()
+            queue._run = run
+            goes_on.set()
+            seen = await events.rest()
+        assert seen[-1]["type"] == "response.completed"
+        assert (await retrieve(running.http, seen[-1]["response"]["id"]))["output"] == seen[-1]["response"]["output"]
+        await create(running.http, previous_response_id=seen[-1]["response"]["id"])

@@ -152,6 +152,8 @@ class Turn(Struct, eq=False):
     headers: dict[str, str] = {}
     out: Out = NOWHERE
     row_begun: bool = False
+    # What has begun its row: a `Written` of the store's.
+    beginning: Any = None
     from_cache: bool = False
     feeds: bool = False
     describes_itself: bool = False
