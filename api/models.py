@@ -16,6 +16,7 @@ from backends.kinds.server import ModelFacts
 from core.errors import NotFound
 from core.hops import came_through
 from core.json import Json
+from requests.compatibility import compatibility
 
 routes = Routes(tags=["models"])
 
@@ -30,6 +31,14 @@ async def list_models(request: Request) -> Response:
     described: Json = {"nomyo": _for_routers(endpoints, models, asking)} if asking else {}
     listed = [_model(name, endpoint) for name, endpoint in models.items()]
     return json_response({"object": "list", "data": listed, **described})
+
+
+@routes.get("/v1/compatibility")
+async def show_compatibility(request: Request) -> Response:
+    """What becomes of each parameter, item, part, tool, tool choice and event, by what answers a request: `chat` is a
+    server that speaks chat completions, `native` one that speaks Responses. Each is `carried`, `adapted`, `run here`,
+    `ignored`, `refused` or, of an event, `never` there."""
+    return json_response(compatibility())
 
 
 @routes.get("/v1/models/{model:path}")

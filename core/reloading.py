@@ -90,6 +90,7 @@ async def reload(state: AppState) -> None:
             log.warning("'%s' has changed: that takes a restart", key)
     state.config = config
     state.keys.take_settings(config)
+    state.mcp.take_settings(config.mcp)
     await state.pool.reconfigure(config)
     log.info("new settings, from %s", state.config_file)
 

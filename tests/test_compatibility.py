@@ -569,8 +569,9 @@ def test_the_events_of_a_chat_server_are_those_that_the_table_names() -> None:
     assert {EVENTS[name].native for name in hosted} == {"carried"}
 
 
-def test_it_can_be_published() -> None:
-    plain = orjson.loads(orjson.dumps(compatibility()))
+async def test_it_can_be_published(served: Running) -> None:
+    plain = (await served.http.get("/v1/compatibility")).json()
+    assert plain == orjson.loads(orjson.dumps(compatibility()))
     assert plain["parameters"]["max_output_tokens"] == {"chat": "adapted", "native": "carried", "note": "max_tokens"}
     assert plain["tools"]["web_search"] == {"chat": "ignored", "native": "carried"}
     ways = {row[server] for table in plain.values() for row in table.values() for server in ("chat", "native")}

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from api.turns.turn import Turn
+from requests.events import ResponseBuilder, replay, unfinished
 from requests.router_tools import RouterTool, RouterTools, http_error, with_error, with_output
 from requests.tools import Item
 from tests.conftest import Running, running_router
@@ -347,3 +350,60 @@ async def test_tools_of_ours_run_over_a_websocket(served: Running, backend: Fake
             if event.type in ("response.completed", "response.failed", "error"):
                 break
     assert [item.type for item in seen[-1].response.output] == ["mcp_call", "message"]
+
+
+# ── laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROUNDS = st.lists(
+    st.tuples(st.booleans(), st.lists(st.sampled_from(["echo", "fail", "broken", "hang", "ask", "mine"]), max_size=3)),
+    min_size=1,
+    max_size=4,
+)
+ENDS = st.sampled_from(["end", "leave", "fail"])
+
+
+@given(rounds=ROUNDS, end=ENDS, after=st.integers(0, 30))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_happens_leaves_nothing_and_the_stream_is_what_is_stored(
+    rounds: list[tuple[bool, list[str]]], end: str, after: int
+) -> None:
+    asyncio.run(_goes_well(rounds, end, after))
+
+
+async def _goes_well(rounds: list[tuple[bool, list[str]]], end: str, after: int) -> None:
+    tools = OwnTools()
+    # Whoever leaves may leave while one hangs.
+    hangs = end == "leave" and any("hang" in names for _, names in rounds)
+    if not hangs:
+        tools.release.set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("api.responses.router_tools_of", lambda state, turn: tools)
+        async with FakeBackend() as backend, running_router(endpoints=[{"url": backend.url, "kind": "vllm"}]) as served:
+            script = [
+                chat(*(["I look."] if has_text else []), *(each for name in names for each in _call_of(name)))
+                for has_text, names in rounds
+            ]
+            backend.script(*script, http_failure(400) if end == "fail" else chat("Done."))
+            async with open_stream(served.http, tools=[SERVER, PLAIN]) as events:
+                if end == "leave":
+                    for _ in range(after):
+                        if tools.running or await events.next() is None:
+                            break
+                else:
+                    seen = await events.rest()
+                    check_stream(seen)
+                    response = seen[-1]["response"]
+                    assert fold(seen) == response
+                    stored = await retrieve(served.http, response["id"])
+                    assert stored["output"] == response["output"]
+                    builder = ResponseBuilder(unfinished(response))
+                    assert fold([*replay(builder, response), builder.end()]) == response
+            await eventually(lambda: served.in_flight() == 0, "no slot is held")
+            await eventually(lambda: tools.opened == tools.closed and not tools.running, "no tool runs")
+            await eventually(
+                lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "tool"], "no task is left"
+            )
+
+
+def _call_of(name: str) -> list[Call]:
+    return [call("mine", {}, id="call_mine")] if name == "mine" else calls(name, x=1)

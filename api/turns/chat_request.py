@@ -100,6 +100,8 @@ def prepare_chat(
         files=by_url,
         adapted=adapted,
     )
+    if request.router_tools is not None:
+        ignored -= HELD_HERE
     if stream is None:
         stream = request.stream or kind.streams_always
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)
@@ -139,6 +141,10 @@ def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
     types = {name.partition(":")[0] for name in omitted}
     shown = sorted(type if type in KNOWN_TOOLS else "others" for type in types)
     log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))
+
+
+# What something comes of where the router runs tools.
+HELD_HERE = frozenset({"max_tool_calls", "input.mcp_list_tools"})
 
 
 def _named(names: list[str]) -> str:

@@ -79,6 +79,9 @@ def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
             offers[name] = offer
     if not offers:
         return None
+    choice = request.params.tool_choice
+    if isinstance(choice, dict) and choice["type"] == "mcp" and choice.get("server_label") not in offers:
+        raise InvalidRequest("The tool choice names a server that is not in 'tools'.", param="tool_choice")
     turn.asks_chats = True
     return McpTools(state.mcp, offers, turn.owner, state.config, allow_private=_allows_private(state))
 

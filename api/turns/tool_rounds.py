@@ -31,7 +31,8 @@ from requests.router_tools import (
     waiting_approvals,
     with_error,
 )
-from requests.tools import CALLS, Item
+from requests.tool_choice import tool_choice_responses_to_chat
+from requests.tools import BRINGS_TOOLS, CALLS, Item, ToolBook
 
 log = logging.getLogger("nomyo.tools")
 
@@ -64,6 +65,7 @@ async def tool_rounds(state: AppState, turn: Turn, tools: TurnTools, ask: Callab
     runner = _Runner(turn, tools, limits, asked.params.max_tool_calls)
     try:
         approved = _approved(asked)
+        _check_choice(asked)
         offered = await tools.offered(turn)
         if approved:
             begin_early(turn)
@@ -121,6 +123,14 @@ def _approved(asked: TurnRequest) -> list[Item]:
         | {"approval_request_id": request["id"]}
         for request in waiting_approvals(items)
     ]
+
+
+def _check_choice(asked: TurnRequest) -> None:
+    """Raises `InvalidRequest` for a choice of a tool that is not there, while an error is a status still."""
+    choice = asked.params.tool_choice
+    if isinstance(choice, dict) and choice["type"] not in ("mcp", "allowed_tools"):
+        book = ToolBook.of(asked.body.get("tools"), (item for item in asked.items if item["type"] in BRINGS_TOOLS))
+        tool_choice_responses_to_chat(choice, book)
 
 
 def begin_early(turn: Turn) -> None:

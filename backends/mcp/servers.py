@@ -25,10 +25,14 @@ class McpServers:
     """What the process has of them. `allow_private`: those that clients name may lie at any address."""
 
     def __init__(self, config: McpConfig) -> None:
-        self._config = config
+        self.take_settings(config)
         self._lists: dict[tuple[str, McpServer, bytes], tuple[float, list[Json]]] = {}
         self._transports: dict[bool, asyncio.Task[GuardedTransport]] = {}
         self._sessions: set[asyncio.Task[Any]] = set()
+
+    def take_settings(self, config: McpConfig) -> None:
+        """Goes by other settings from now on."""
+        self._config = config
         self.has_always = any(server.always for server in config.servers.values())
 
     @property
