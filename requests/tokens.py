@@ -51,7 +51,10 @@ def body_tokens(body: bytes) -> int:
     """About how many input tokens a request of any API has, as it came."""
     if len(body) < SMALL_BODY:  # No image has room in it.
         return len(body) // BYTES_PER_TOKEN
-    characters, blobs = _measured(decode_json(body))
+    try:
+        characters, blobs = _measured(decode_json(body))
+    except (ValueError, RecursionError):  # Half a character, or a depth that another one may take.
+        return len(body) // BYTES_PER_TOKEN
     return characters // BYTES_PER_TOKEN + IMAGE_TOKENS * blobs
 
 
