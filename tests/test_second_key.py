@@ -31,8 +31,9 @@ from tests.turns import URL, Json, create, ended, retrieve, turn
 
 # Of all that the owner asks and is answered.
 MARK = "Rumpelstiltskin"
-# Where an id of the owner's stands in a question, or one that never was.
+# Where an id of the owner's stands in a question, or one that never was; and one of what lies in that.
 ID = "{AN ID}"
+CHILD = "{A CHILD}"
 NEVER = "resp_0123456789abcdef"
 OTHER_LETTERS = str.maketrans("0123456789abcdefimn", "123456789abcdef0nim")
 IDS = ("previous_response_id", "response_id", "id", "conversation", "prompt")
@@ -49,19 +50,17 @@ class Belongings:
     stored: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
+    # What every other front door makes that keeps things, each with something that lies in it: `conv_1|msg_1`.
+    made: list[str] = field(default_factory=list)
     seals: list[Json] = field(default_factory=list)
     cached: list[Json] = field(default_factory=list)
 
-    @property
-    def ids(self) -> list[str]:
-        return [*self.stored, *self.running, *self.items]
-
     def ids_for(self, question: Question) -> list[str]:
         """Those to ask about: one of each kind where ids belong, else one."""
-        one_each = [self.stored[0], self.stored[-1], *self.running, self.items[0]]
         if ID in question.path:
-            return one_each
-        return (one_each[::5] if question.is_for_ids else one_each[:1]) if question.has_id else [NEVER]
+            return [self.stored[0], self.stored[-1], *self.running, self.items[0], *self.made]
+        one_each = [self.stored[0], self.items[0], *self.made]
+        return (one_each if question.is_for_ids else one_each[:1]) if question.has_id else [NEVER]
 
 
 async def belongings_of(
@@ -71,6 +70,7 @@ async def belongings_of(
     too, reasoning and a conversation that were sealed, and a cached answer."""
     has = Belongings()
     backend.default = answer(reasoning(f"{MARK} thinks."), f"{MARK} says.")
+    has.made = [made async for made in made_elsewhere(http)]
     asked = turn(input=[{"role": "user", "content": f"{MARK} asks.", "id": "msg_mine"}])
     first = await create(http, **asked, include=["reasoning.encrypted_content"])
     second = await create(http, previous_response_id=first["id"])
@@ -103,6 +103,21 @@ async def belongings_of(
     return has
 
 
+async def made_elsewhere(http: httpx2.AsyncClient) -> AsyncIterator[str]:
+    """What the other front doors keep that can be read again, made there, and something that lies in it."""
+    kept = {route.path for route in routes() if "POST" in (route.methods or ()) and "{" not in route.path} - {URL}
+    for path in sorted(kept):
+        below = [
+            route.path for route in routes() if "GET" in (route.methods or ()) and route.path.startswith(f"{path}/{{")
+        ]
+        if not below or (answer := await http.post(path, json=base_of(path))).status_code != 200:
+            continue
+        id = answer.json()["id"]
+        seen = [(await http.get(re.sub(r"{\w+}", id, one))).text for one in below if one.count("{") == 1]
+        children = set(re.findall(r'"id": ?"(\w+)"', "".join(seen))) - {id}
+        yield f"{id}|{min(children, default=id)}"
+
+
 async def seen_by_owner(http: httpx2.AsyncClient, has: Belongings) -> list[Any]:
     """All that the owner can see."""
     seen: list[Any] = []
@@ -111,6 +126,8 @@ async def seen_by_owner(http: httpx2.AsyncClient, has: Belongings) -> list[Any]:
         seen.append((await http.get(f"{URL}/{response_id}/input_items")).json())
     seen += [(await retrieve(http, response_id))["status"] for response_id in has.running[:2]]
     seen.append((await http.get(f"{URL}/{has.stored[-1]}?stream=true")).text)
+    reads = [question for question in QUESTIONS if question.method == "GET" and ID in question.path]
+    seen += [await answered(http, question, made) for question in reads for made in has.made]
     return seen
 
 
@@ -139,12 +156,37 @@ def routes() -> list[Route]:
     return [*pages, *(route for door in router.DOORS for route in door.routes if isinstance(route, Route))]
 
 
+def schema_of(route: Route) -> Json | None:
+    """That of the body that a route describes."""
+    extra = getattr(route, "openapi_extra", None) or {}
+    schema: Json | None = extra.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    return schema
+
+
+def base_of(path: str) -> Json:
+    """A body that the routes of a path take, with the owner's words where there are items."""
+    if path in DOORS:
+        return DOORS[path]
+    (schema, *_) = [schema for route in routes() if route.path == path and (schema := schema_of(route))] or [{}]
+    plain: Json = {"object": {}, "array": [], "string": "x", "integer": 1, "number": 1, "boolean": False}
+    properties = schema.get("properties", {})
+    body: Json = {name: plain[kind_of(properties[name])] for name in schema.get("required", ())}
+    if "items" in properties:
+        body["items"] = [{"type": "message", "role": "user", "content": MARK}]
+    return body
+
+
+def kind_of(schema: Json) -> str:
+    """The type of a value, the first of several."""
+    kind: str = schema["type"] if "type" in schema else kind_of(schema["anyOf"][0]) if "anyOf" in schema else "string"
+    return kind if isinstance(kind, str) else kind[0]
+
+
 def bodies_of(route: Route) -> Iterator[Any]:
     """Bodies for a route with an id in each of the places that it describes, and in those that any may have."""
-    extra = getattr(route, "openapi_extra", None) or {}
-    schema = extra.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    schema = schema_of(route)
     if schema is None or "{" in route.path:
-        yield None
+        yield None if schema is None else orjson.loads(orjson.dumps(base_of(route.path)).replace(MARK.encode(), b"Hi."))
         return
     base = DOORS.get(route.path) or dict.fromkeys(schema.get("required", ()), "x")
     described = schema.get("properties", ())
@@ -160,7 +202,7 @@ def bodies_of(route: Route) -> Iterator[Any]:
 def questions() -> Iterator[Question]:
     """Every route by every method, with an id wherever one may stand."""
     for route in routes():
-        paths = [re.sub(r"{\w+(:path)?}", ID, route.path)]
+        paths = [re.sub(r"{\w+(:path)?}", CHILD, re.sub(r"{\w+(:path)?}", ID, route.path, count=1))]
         if isinstance(route, ParameterRoute):
             paths += [f"{paths[0]}?{param.alias}={ID}" for param in route.dependant.query_params]
             paths += [f"{paths[0]}?stream=true", f"{paths[0]}?stream=true&starting_after=0"]
@@ -186,8 +228,9 @@ def messages() -> Iterator[Json]:
 
 def normal(text: str, id: str) -> str:
     """What is answered, without what differs between any two answers, nor the id that was asked about."""
-    text = text.replace(id, "THE ID")
-    text = re.sub(r"\b(resp|msg|rs|cmp|fc|steer)_[0-9a-f]{16,}", r"\1_ID", text)
+    for number, part in enumerate(id.split("|")):
+        text = text.replace(part, f"ID {number}")
+    text = re.sub(r"\b([a-z]+)_[0-9a-f]{16,}", r"\1_ID", text)
     text = re.sub(r"\bnomyo_1_[\w=-]+", "SEALED", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]+Z", "TIME", text)
     text = re.sub(r',"\w+_duration":\d+', "", text)
@@ -195,15 +238,16 @@ def normal(text: str, id: str) -> str:
 
 
 def never_like(id: str) -> str:
-    """An id of the same form that never was."""
-    prefix, separator, rest = id.partition("_")
-    return f"{prefix}{separator}{rest.translate(OTHER_LETTERS)}"
+    """An id of the same form that never was; of a child too."""
+    parts = [part.partition("_") for part in id.split("|")]
+    return "|".join(f"{prefix}{separator}{rest.translate(OTHER_LETTERS)}" for prefix, separator, rest in parts)
 
 
 async def answered(http: httpx2.AsyncClient, question: Question, id: str) -> tuple[int, str, list[str]]:
-    body = None if question.body is None else orjson.dumps(question.body).replace(ID.encode(), id.encode())
+    parent, _, child = id.partition("|")
+    body = None if question.body is None else orjson.dumps(question.body).replace(ID.encode(), parent.encode())
     headers = {"Content-Type": "application/json"} if body else {}
-    path = question.path.replace(ID, id)
+    path = question.path.replace(ID, parent).replace(CHILD, child or parent)
     async with http.stream(question.method, path, content=body, headers=headers) as answer:
         if answer.headers.get("content-type", "").startswith("text/event-stream"):
             said = await anext(answer.aiter_bytes(), b"")  # It may go on for ever.
@@ -292,7 +336,8 @@ async def test_whatever_a_second_key_asks_it_sees_and_changes_nothing(
 
 async def ask_over_a_socket(running: Running, secret: str, has: Belongings) -> None:
     for message in messages():
-        for id in (has.stored[0], *has.running, has.items[0], "lane_mine"):
+        made = [one.partition("|")[0] for one in has.made]
+        for id in (has.stored[0], *has.running, has.items[0], "lane_mine", *made):
             replies = []
             for one in (id, never_like(id)):
                 async with open_socket(running, secret) as socket:
@@ -320,13 +365,13 @@ async def test_a_second_key_of_the_same_owner_sees_and_changes_all_that_is_asked
     """So the questions are such that an answer would show what is there."""
     async with a_team(backend) as (running, _, has), as_key(running, "twin") as twin:
         shown = set[str]()
-        for question in sorted(QUESTIONS, key=lambda question: question.method == "DELETE"):
+        for question in sorted(QUESTIONS, key=lambda one: (one.method == "DELETE", -one.path.count("{"))):
             if not question.has_id:
                 continue
-            for id in (has.stored[0], has.running[1]):
+            for id in (has.stored[0], has.running[1], *has.made):
                 mine, never = [await answered(twin, question, one) for one in (id, never_like(id))]
                 if mine != never:
                     shown.add(question.route)
-        with_ids = {f"{m} {r.path}" for r in routes() if "response_id" in r.path for m in r.methods or ()}
+        with_ids = {f"{method} {one.path}" for one in routes() if "_id}" in one.path for method in one.methods or ()}
         assert with_ids <= shown
         assert {f"POST {URL}", f"POST {URL}/compact", f"POST {URL}/input_tokens"} <= shown
