@@ -236,6 +236,25 @@ async def test_a_peer_is_answered_only_with_the_secret(
         assert (await routers[0].http.get(url, headers={"x-nomyo-peer": peer.secret})).status_code == 200
 
 
+async def test_a_replica_is_asked_where_it_advertises(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    one = running_router(
+        endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}],
+        database={"url": f"sqlite:///{tmp_path}/router.db"},
+        cluster={"url": valkey.url, "advertise": place},
+    )
+    async with one as advertised, replicas(1, backend, tmp_path, valkey.url) as (other,):
+        await know_each_other([advertised, other])
+        (peer,) = other.app.state.cluster._others()
+        assert peer.address == place
+        backend.default = stall()
+        response = await create(advertised.http, background=True)
+        answer = await other.http.post(f"/v1/responses/{response['id']}/cancel")
+        assert answer.json()["status"] == "cancelled"
+
+
 async def test_an_endpoint_is_drained_for_all_also_for_one_that_comes_later(
     backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
 ) -> None:

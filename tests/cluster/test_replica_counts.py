@@ -132,3 +132,26 @@ async def test_quotas_are_each_process_s_own_while_the_server_is_away_and_all_s_
         clusters[1].quotas.settle(meanwhile, [60, 0])
         clusters[0].quotas.settle(before, [60, 0])
         assert (await clusters[0].quotas.take([(at_once, 2)])).refused is None
+
+
+async def test_what_was_deleted_while_the_server_was_away_is_believed_in_nowhere_when_it_is_back(
+    own_valkey: ValkeyServer,
+) -> None:
+    async with AsyncExitStack() as stack:
+        a, b = clusters = [replica(own_valkey.url) for _ in range(2)]
+        for cluster in clusters:
+            await cluster.open()
+            stack.push_async_callback(cluster.close)
+        a.deletions.add(2)
+        await eventually(lambda: b.deletions.value == 2, "the other one knows")
+        own_valkey.kill()
+        await eventually(lambda: a.is_apart and b.is_apart, "it is away")
+        assert not a.leads
+        assert not b.leads
+        known = b.deletions.value
+        a.deletions.add(1)
+        assert a.deletions.value == 3, "its own are seen at once"
+        own_valkey.start()
+        await eventually(lambda: b.deletions.value > known, "what it keeps warm is looked at anew")
+        await eventually(lambda: a.deletions.value == b.deletions.value, "both know the same")
+        await eventually(lambda: a.leads + b.leads == 1, "one leads again")
