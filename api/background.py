@@ -50,6 +50,7 @@ async def run_here(state: AppState, row: Mapping[str, Any]) -> bool:
         if row["status"] != "queued":
             state.db.update_response(turn.id, turn.builder.response, owner=turn.owner)
         state.tasks.submit(job, is_accepted=True)
+        job.share()
         return True
     except APIError as error:
         reason = error

@@ -359,6 +359,7 @@ async def _create_in_background(request: Request, state: AppState, turn: Turn) -
     except BaseException:
         settle_turn(state, turn, has_failed=True)
         raise
+    job.share()
     try:
         # Whoever knows the id from our answer shall find the response.
         await begin_row(state, turn)

@@ -3,6 +3,7 @@
     membership      a lease for each process, renewed; what is dead is found out by whoever lives     membership.py
     scripts         what happens at the server, in one step           valkey_scripts.py (lives), valkey_counting.py
     counts          what this process knows of it, to be looked at without a wait                     valkey_counts.py
+    notes           small facts, and deletions                                                        valkey_notes.py
     quotas          limits of keys and owners                                                         valkey_quotas.py
     events          of background streams                                                             valkey_events.py
     peers           a port of each process, behind a secret that lies there too                       peers.py
@@ -30,8 +31,9 @@ from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
-from cluster.valkey_counts import ReplicaDeletions, ReplicaInFlight, ReplicaLine, ReplicaNotes, short, total_of
+from cluster.valkey_counts import ReplicaInFlight, ReplicaLine, short, total_of
 from cluster.valkey_events import ReplicaEvents
+from cluster.valkey_notes import ReplicaDeletions, ReplicaNotes
 from cluster.valkey_quotas import ReplicaQuotas
 from core.config import ClusterConfig
 from core.deletions import Deletions

@@ -5,7 +5,6 @@ reads memory alone. While the server is away all of it is what the process, or i
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -14,9 +13,8 @@ from typing import Any
 from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Membership
-from cluster.protocol import InFlight, SharedLine, SharedNotes, Warm
-from core.deletions import Deletions
-from core.valkey import Argument, ValkeyError
+from cluster.protocol import InFlight, SharedLine, Warm
+from core.valkey import Argument
 
 # How long a slot is left to another process in which somebody has waited longer: a wake-up takes a tenth of it.
 GIVE_WAY_S = 0.02
@@ -249,90 +247,6 @@ class ReplicaLine(SharedLine):
         if self._waiting:
             # A slot may have come free before anybody knew that somebody waits here.
             self._membership.look_at_requests()
-
-
-class ReplicaDeletions(Deletions):
-    """The count of deletions at the server, and those of this process that it has not answered for yet."""
-
-    def __init__(self, membership: Membership) -> None:
-        self._membership = membership
-        self._known = self._asked = self._unasked = 0
-        self._asking: asyncio.Handle | None = None
-
-    @property
-    def value(self) -> int:
-        return self._known + self._asked + self._unasked
-
-    def add(self, deleted: int) -> None:
-        if not self._membership.is_joined:
-            self._known += deleted
-            return
-        self._unasked += deleted
-        if self._asking is None:
-            self._asking = asyncio.get_running_loop().call_soon(self._send)
-
-    def hear(self, all_deleted: int) -> None:
-        """So many were deleted ever, in all processes."""
-        self._known = max(self._known, all_deleted)
-
-    def lost(self) -> None:
-        """What the server has not answered for counts from here on; it comes to know with the next JOIN."""
-        self._known, self._asked, self._unasked = self.value, 0, 0
-
-    def _send(self) -> None:
-        self._asking = None
-        deleted, self._unasked = self._unasked, 0
-        if deleted:
-            self._asked += deleted
-
-            def answered(answer: Any) -> None:
-                if not isinstance(answer, Exception):
-                    self._asked -= deleted
-                    self.hear(answer)
-                elif isinstance(answer, ValkeyError):
-                    self._asked -= deleted
-                    self._known += deleted
-
-            if not self._membership.send(scripts.DELETE, deleted, on_answer=answered):
-                self._asked -= deleted
-                self._known += deleted
-
-
-class ReplicaNotes(SharedNotes):
-    """What is known of the notes at the server."""
-
-    def __init__(self, membership: Membership) -> None:
-        self._membership = membership
-        self.known: dict[str, str] = {}
-        # Those that the server was not there for.
-        self._unsent: set[str] = set()
-        self._listeners: list[Callable[[str, str], None]] = []
-
-    def set(self, name: str, text: str) -> None:
-        self.known[name] = text
-        if not self._membership.send(scripts.NOTE, name, text):
-            self._unsent.add(name)
-
-    def listen(self, on_note: Callable[[str, str], None]) -> None:
-        self._listeners.append(on_note)
-        for name, text in list(self.known.items()):
-            on_note(name, text)
-
-    def now(self) -> float:
-        return self._membership.server_us(time.monotonic()) / 1e6
-
-    def hear(self, name: str, text: str) -> None:
-        """Another process has set it."""
-        if name not in self._unsent and self.known.get(name) != text:
-            self.known[name] = text
-            for listener in self._listeners:
-                listener(name, text)
-
-    def send_again(self) -> None:
-        """The server is there again."""
-        unsent, self._unsent = self._unsent, set()
-        for name in unsent:
-            self.set(name, self.known[name])
 
 
 def total_of(requests: Iterable[ReplicaInFlight]) -> Iterable[tuple[str, int]]:

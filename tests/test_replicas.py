@@ -16,9 +16,7 @@ from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer, free_port
 from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, http_error, pause, stall, steps, stream, until
 from tests.stream_grammar import check_stream
-from tests.turns import SOON_S, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve
-
-TURN = {"model": "test-model", "input": "Say something."}
+from tests.turns import SOON_S, URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, turn
 
 
 @asynccontextmanager
@@ -330,6 +328,27 @@ async def test_who_knows_the_id_of_a_stream_finds_it_where_it_outlives_its_maker
                     assert await reader.next() == events.seen[0]
             await a.http.post(f"/v1/responses/{response_id}/cancel")
         assert asked == [], "a peer was asked"
+
+
+async def test_of_a_stream_that_is_refused_nothing_is_left(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    backend.default = stall()
+    background = {"max_concurrent": 1, "max_queued": 1, "drain_s": 0.2}
+    async with (
+        replicas(1, backend, tmp_path, valkey.url, background=background) as (router,),
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(2):
+            await stack.enter_async_context(open_stream(router.http, background=True))
+        await eventually(lambda: len(valkey.run("KEYS", "{nomyo}:events:*")) == 2, "both are at the server")
+        loop: Any = asyncio.get_running_loop()
+        for _ in range(3):
+            refused = await router.http.post(URL, json=turn(background=True, stream=True))
+            assert refused.status_code == 429
+        timers = [str(timer) for timer in loop._scheduled if not timer.cancelled()]
+        assert sum("Background._break_silence" in timer for timer in timers) == 2
+        assert len(valkey.run("KEYS", "{nomyo}:events:*")) == 2
 
 
 async def test_a_stream_of_many_events_comes_whole_from_any_number_on(

@@ -77,11 +77,16 @@ class Background:
             while builder.sequence_number <= self._events[-1]["sequence_number"]:
                 builder.keep_alive()
             first = []
+        self._add(first)
+
+    def share(self) -> None:
+        """From now on readers in other processes have its events too. For one that was accepted, and so comes to an
+        end."""
         if self._turn.request.stream and (writer := self._shared.writer(self.id, self._events)):
             self._writer = writer
+            writer.added()
             self._heard = -1
             self._break_silence()
-        self._add(first)
 
     async def recall(self) -> None:
         """Begins with the events that another process has made of it, where they are kept."""

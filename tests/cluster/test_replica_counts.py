@@ -155,3 +155,20 @@ async def test_what_was_deleted_while_the_server_was_away_is_believed_in_nowhere
         await eventually(lambda: b.deletions.value > known, "what it keeps warm is looked at anew")
         await eventually(lambda: a.deletions.value == b.deletions.value, "both know the same")
         await eventually(lambda: a.leads + b.leads == 1, "one leads again")
+
+
+async def test_a_note_that_was_set_is_not_undone_by_what_was_asked_before(valkey: ValkeyServer) -> None:
+    async with AsyncExitStack() as stack:
+        a, b = clusters = [replica(valkey.url) for _ in range(2)]
+        for cluster in clusters:
+            await cluster.open()
+            stack.push_async_callback(cluster.close)
+        for _ in range(50):
+            for one, other in ((a, b), (b, a)):
+                one.in_flight(URLS[0]).draining = True
+                await eventually(lambda other=other: other.in_flight(URLS[0]).draining, "it is drained")
+                other.membership._version = -1  # It has missed something, and all of it comes.
+                other.membership._beat()
+                other.in_flight(URLS[0]).draining = False
+                await eventually(lambda one=one: not one.in_flight(URLS[0]).draining, "it is enabled")
+                assert not other.in_flight(URLS[0]).draining
