@@ -282,6 +282,34 @@ async def test_a_server_over_sse_is_used_too(backend: FakeBackend) -> None:
         assert response["output"][1]["output"] == "Go to Rome."
 
 
+async def test_a_server_that_never_answers_is_given_up(backend: FakeBackend) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with router(backend, tools={"timeout_s": 0.2}) as served:
+            response = await streamed(served, tools=[by_url(Served(f"http://127.0.0.1:{port}/mcp"))])
+            assert response["output"][0]["error"] == "The server has not answered in time."
+            assert response["status"] == "completed"
+
+
+async def test_approval_is_given_after_a_restart(backend: FakeBackend, weather: Served, tmp_path: Path) -> None:
+    database = {"url": f"sqlite:///{tmp_path}/router.db"}
+    tools = [by_url(weather, require_approval="always")]
+    async with router(backend, database=database) as served:
+        backend.script(uses("plan", city="Rome"))
+        asked = await create(served.http, tools=tools)
+    request = asked["output"][-1]
+    answer = {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": True}
+    async with router(backend, database=database) as served:
+        backend.script(chat("Done."))
+        done = await create(served.http, tools=tools, input=[answer], previous_response_id=asked["id"])
+        assert done["output"][0]["output"] == "Go to Rome."
+        assert weather.called == ["plan Rome"]
+
+
 async def test_a_program_of_the_settings_is_asked_over_stdio(backend: FakeBackend) -> None:
     program = str(Path(__file__).parent / "clients" / "codex_mcp.py")
     async with router(backend, mcp={"servers": {"w": {"command": [sys.executable, program]}}}) as served:

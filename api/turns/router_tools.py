@@ -160,13 +160,20 @@ class McpTools:
             if label in listed and known is not None:
                 self._take(label, known)
                 continue
-            begin_early(turn)
             item = list_of_tools(new_id(ID_PREFIXES["mcp_list_tools"]), label)
+            if label in listed:  # Nobody has to hear of it again, unless it fails.
+                asked[-1 - len(asked)] = item
+                continue
+            begin_early(turn)
             turn.emit(builder.begin_work(item))
             asked[max(builder.take_handed())] = item
         async with aclosing(side_by_side(asked, self._listed, max(1, len(asked)))) as ended:
             async for output_index, item in ended:
-                turn.emit(builder.end_work(output_index, item))
+                if output_index >= 0:
+                    turn.emit(builder.end_work(output_index, item))
+                elif item["error"]:
+                    begin_early(turn)
+                    turn.emit(builder.item(item))
         return RouterTools(tuple(self._tools.values()), frozenset(self._offers))
 
     async def _listed(self, item: Item) -> Item:
