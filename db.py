@@ -88,14 +88,15 @@ class Store(Protocol):
         response: Response | None = None,
         conversation: str | None = None,
         request: bytes | None = None,
-        may_move: bool = False,
+        moves_at: int | None = None,
         appended: Sequence[Item] = (),
         owner: str = "",
     ) -> Written:
         """Stores a new response, made at `created_at` (Unix seconds): `input_messages` are the input items of its own
         turn, `response` is the object, if there is one yet, `conversation` the id of the conversation that it is a turn
         of. `request` is what it takes to run a turn again that waits in the background, opaque to the store, and kept
-        until the turn has ended; `may_move`: another process may take it while it waits (`take_waiting`). `appended`
+        until the turn has ended; `moves_at` is the priority with which another process may take it while it
+        waits (`take_waiting`), None where none may. `appended`
         are the items that the conversation gets with it, as `update_response` adds them. The items of a response can be
         found by their ids when it has ended. Storing one again changes where it stands, and nothing else."""
         ...
@@ -264,8 +265,9 @@ class Store(Protocol):
         ...
 
     async def take_waiting(self, most: int) -> list[UnfinishedResponse]:
-        """Turns that wait in other processes for more than a second and may move, those that wait longest: they are
-        this one's from now on. Whoever had them is refused what it stores of them (`core.errors.TakenOver`)."""
+        """Turns that wait in other processes for more than a second and may move, of the lowest priority those that
+        wait longest: they are this one's from now on. Whoever had them is refused what it stores of them
+        (`core.errors.TakenOver`)."""
         ...
 
     async def ask_to_cancel(self, response_id: str, *, owner: str = "") -> bool:

@@ -243,18 +243,19 @@ def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
 
 
 def _store(state: AppState, turn: Turn) -> Any:
+    request = turn.request
     response, seal = turn.builder.response, partial(state.sealer.of(turn.owner).seal, purpose="request")
     return state.db.store_response(
         turn.id,
-        previous_response_id=turn.request.params.previous_response_id,
-        model=turn.request.model,
+        previous_response_id=request.params.previous_response_id,
+        model=request.model,
         status=response["status"],
         created_at=response["created_at"],
-        input_messages=kept_items(turn.request.input, seal),
+        input_messages=kept_items(request.input, seal),
         response=response,
         # Whoever is not here any more when it is its turn must be able to run it.
-        request=kept_request(turn.request.body, seal, turn.request.principal.key) if turn.request.background else None,
-        may_move=turn.request.background and not turn.request.stream,
+        request=kept_request(request.body, seal, request.principal.key) if request.background else None,
+        moves_at=request.principal.priority if request.background and not request.stream else None,
         owner=turn.owner,
     )
 

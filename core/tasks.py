@@ -1,4 +1,5 @@
-"""The background task runner: a bounded number of jobs at once, the others wait in order.
+"""The background task runner: a bounded number of jobs at once; of the others those of the lowest priority go first, in
+their order.
 
 submit ──▶ queued ──▶ running ──▶ gone
              └─ cancel ─┴─▶ job.stop(reason)
@@ -12,7 +13,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from core.errors import APIError, ServerError, TooManyRequests
 
@@ -25,6 +26,8 @@ class Job(Protocol):
 
     @property
     def id(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
     async def run(self) -> None: ...
     async def stop(self, reason: APIError | None) -> None: ...
 
@@ -47,6 +50,7 @@ class TaskRunner(Generic[J]):
         self._max_queued = max_queued
         self._entries: dict[str, _Entry[J]] = {}
         self._queued: deque[_Entry[J]] = deque()
+        self._has_priorities = False
         self._draining = False
         self._drained_at = math.inf
 
@@ -70,6 +74,7 @@ class TaskRunner(Generic[J]):
             raise TooManyRequests("Too many background responses are queued.", retry_after_s=5)
         entry = self._entries[job.id] = _Entry(job)
         self._queued.append(entry)
+        self._has_priorities |= job.priority != 0
         self._start()
 
     async def cancel(self, job_id: str, reason: APIError | None = None) -> bool:
@@ -99,7 +104,8 @@ class TaskRunner(Generic[J]):
     def _start(self) -> None:
         running = sum(entry.running is not None for entry in self._entries.values())
         while self._queued and running < self._max_concurrent and not self._draining:
-            entry = self._queued.popleft()
+            entry = min(self._queued, key=_priority_of) if self._has_priorities else self._queued[0]
+            self._queued.remove(entry)
             entry.running = asyncio.create_task(self._run(entry.job), name=f"background {entry.job.id}")
             # Not a `finally` in `_run`: a task that is cancelled before its first step runs none.
             entry.running.add_done_callback(partial(self._ended, entry))
@@ -125,3 +131,8 @@ class TaskRunner(Generic[J]):
             await entry.job.stop(reason)
         finally:
             del self._entries[entry.job.id]
+
+
+def _priority_of(entry: _Entry[Any]) -> int:
+    priority: int = entry.job.priority
+    return priority

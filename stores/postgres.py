@@ -23,7 +23,7 @@ from core.deletions import Deletions
 from core.errors import ServerError
 from core.json import decode_json, encode_json
 from core.keys import StoredKey
-from core.usage import By, Spent, UsageRow, Use, Where
+from core.usage import By, Spent, UsageRow
 from stores import postgres_conversations as conversations
 from stores import postgres_copies, postgres_keys
 from stores import postgres_sql as sql
@@ -92,7 +92,7 @@ class PostgresStore(QueuedStore):
     def _storing(self, row: NewRow) -> Write:
         values = (
             *(*row.key, row.previous, row.conversation, row.model, row.status, row.created_at),
-            *(self._database.process if row.status in UNFINISHED else None, int(row.may_move)),
+            *(self._database.process if row.status in UNFINISHED else None, row.moves_at),
             *(_ids_of(row.input_items), _ids_of(row.output_items), row.input, row.output, row.response, row.request),
         )
         return sql.STORE, values
@@ -107,8 +107,8 @@ class PostgresStore(QueuedStore):
         self._claimed.discard(row.key)
         return sql.FAIL, _changed(row, None)
 
-    def _indexing(self, key: Key, item_id: str) -> Write:
-        return sql.STORE_ITEM, (*key, item_id)
+    def _indexing(self, key: Key, item_ids: Iterable[str]) -> list[Write]:
+        return [(sql.STORE_ITEM, (*key, item_id)) for item_id in item_ids]
 
     def _indexing_row(self, key: Key) -> Write:
         return sql.STORE_ITEMS_OF_ROW, key
@@ -147,8 +147,7 @@ class PostgresStore(QueuedStore):
     def _deleting_unused(self, at: int) -> list[Write]:
         return [(conversations.DELETE_UNUSED, (at,))]
 
-    def _counting(self, where: Where, used: Use) -> Write:
-        return counting(where, used)
+    _counting = staticmethod(counting)
 
     def _checking(self) -> Write:
         return sql.STORE_CHECK, ()

@@ -16,7 +16,7 @@ from stores.rows import UNFINISHED
 OF_ITS_OWN = frozenset(
     {
         *("nomyo_router", "processes", "counters"),
-        *("process", "is_unwanted", "waits_since", "input_ids", "output_ids"),
+        *("process", "is_unwanted", "moves_at", "waits_since", "input_ids", "output_ids"),
     }
 )
 INTEGERS = frozenset(

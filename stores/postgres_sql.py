@@ -11,12 +11,13 @@ from stores.postgres_conversations import STORE as STORE_CONVERSATION
 from stores.postgres_usage import COUNT
 
 STORE = """INSERT INTO responses (owner, id, previous_response_id, conversation, model, status, created_at, process,
-        waits_since, input_ids, output_ids, input, output, response, request)
+        moves_at, waits_since, input_ids, output_ids, input, output, response, request)
     SELECT owner, id, previous, conversation, model, status, created_at, process,
-        CASE WHEN may_move = 1 THEN clock_timestamp() END, input_ids, output_ids, input, output, response, request
+        moves_at, CASE WHEN moves_at IS NOT NULL THEN clock_timestamp() END,
+        input_ids, output_ids, input, output, response, request
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[],
         $9::bigint[], $10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[])
-        AS n (owner, id, previous, conversation, model, status, created_at, process, may_move, input_ids, output_ids,
+        AS n (owner, id, previous, conversation, model, status, created_at, process, moves_at, input_ids, output_ids,
             input, output, response, request)
     ON CONFLICT (owner, id) DO UPDATE SET status = excluded.status, process = excluded.process,
         output_ids = excluded.output_ids, output = excluded.output, response = excluded.response,
@@ -133,12 +134,12 @@ GET_SETTING = "SELECT value FROM settings WHERE name = $1::text"
 COUNT_DELETIONS = "UPDATE counters SET value = value + $1::bigint WHERE name = 'deletions'"
 GET_DELETIONS = "SELECT value FROM counters WHERE name = 'deletions'"
 NOTIFY = "SELECT pg_notify($1::text, $2::text)"
-# Those that wait longest. A turn that has just been stored begins at once where there is room.
+# Those of the lowest priority that wait longest. A turn that has just been stored begins at once where there is room.
 TAKE_WAITING = f"""WITH waiting AS (
         SELECT number FROM responses r
         WHERE r.status IN ('queued', 'in_progress') AND r.status = 'queued' AND r.process <> $1::text
         AND NOT r.is_unwanted AND r.waits_since < now() - interval '1 second'
-        ORDER BY number LIMIT $2::bigint FOR UPDATE SKIP LOCKED
+        ORDER BY moves_at, number LIMIT $2::bigint FOR UPDATE SKIP LOCKED
     )
     UPDATE responses r SET process = $1::text, waits_since = now() FROM waiting WHERE r.number = waiting.number
     RETURNING {_STORED}, r.request, r.process"""

@@ -56,7 +56,7 @@ class NewRow(NamedTuple):
     output: bytes | None
     response: bytes | None
     request: bytes | None
-    may_move: bool
+    moves_at: int | None
     input_items: Sequence[Item]
     output_items: Sequence[Item]
 
@@ -118,8 +118,8 @@ class QueuedStore(KeptConversations, ABC):
         """The same, if it has not ended."""
 
     @abstractmethod
-    def _indexing(self, key: Key, item_id: str) -> Write:
-        """Lets a response be found by an item, if it is there."""
+    def _indexing(self, key: Key, item_ids: Iterable[str]) -> list[Write]:
+        """Lets a response be found by items, if it is there."""
 
     @abstractmethod
     def _indexing_row(self, key: Key) -> Write:
@@ -185,7 +185,7 @@ class QueuedStore(KeptConversations, ABC):
         response: Response | None = None,
         conversation: str | None = None,
         request: bytes | None = None,
-        may_move: bool = False,
+        moves_at: int | None = None,
         appended: Sequence[Item] = (),
         owner: str = "",
     ) -> Written:
@@ -196,14 +196,14 @@ class QueuedStore(KeptConversations, ABC):
         kept, items = request if is_running else None, _output_of(response)
         # fmt: off
         row = NewRow(
-            key, previous_response_id, conversation, model, status, created_at, given, output, rest, kept, may_move,
+            key, previous_response_id, conversation, model, status, created_at, given, output, rest, kept, moves_at,
             input_messages, items,
         )
         # fmt: on
         if response is None or is_running:
             self._running[key] = begun
             return self._queue.write(self._storing(row), then=begun.commit)
-        begun.commit()
+        begun.is_committed = True
         before = self._appended(key, conversation, appended, is_begun=False) if appended else ()
         return self._end(begun, self._storing(row), items, output, before)
 
@@ -242,7 +242,7 @@ class QueuedStore(KeptConversations, ABC):
     ) -> Written:
         """Writes how a response has ended, behind what is to be written `before`. `output` is the JSON of its
         output."""
-        items = [self._indexing(begun.key, item_id) for item_id in begun.item_ids + ids_of(output_items)]
+        items = self._indexing(begun.key, begun.item_ids + ids_of(output_items))
         return self._queue.write(*before, write, *items, then=partial(self._warm.end, begun, output))
 
     async def delete_response(self, response_id: str, *, owner: str = "") -> bool:

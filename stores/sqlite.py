@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Literal
 
 from core.deletions import Deletions
 from core.json import decode_json, encode_json
 from core.keys import StoredKey
-from core.usage import By, Spent, UsageRow, Use, Where
+from core.usage import By, Spent, UsageRow
 from stores import sqlite_conversations as conversations
 from stores import sqlite_copies, sqlite_keys
 from stores.copies import CopiedRow, CopyError, Table
@@ -155,8 +155,8 @@ class SQLiteStore(QueuedStore):
     def _failing(self, row: ChangedRow) -> Write:
         return FAIL, (row.status, row.output, row.response, row.status, *row.key)
 
-    def _indexing(self, key: Key, item_id: str) -> Write:
-        return STORE_ITEM, (*key, item_id)
+    def _indexing(self, key: Key, item_ids: Iterable[str]) -> list[Write]:
+        return [(STORE_ITEM, (*key, item_id)) for item_id in item_ids]
 
     def _indexing_row(self, key: Key) -> Write:
         return STORE_ITEMS_OF_ROW, key
@@ -191,8 +191,7 @@ class SQLiteStore(QueuedStore):
     def _deleting_unused(self, at: int) -> list[Write]:
         return [(sql, (at,)) for sql in (conversations.DELETE_UNUSED_ITEMS, conversations.DELETE_UNUSED)]
 
-    def _counting(self, where: Where, used: Use) -> Write:
-        return counting(where, used)
+    _counting = staticmethod(counting)
 
     def _checking(self) -> Write:
         return STORE_CHECK, ("checked_at", f"{time.time():.0f}")

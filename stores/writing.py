@@ -141,9 +141,12 @@ class WriteQueue:
             log.warning("responses are stored again")
             self.outage = None
         for written in batch:
-            is_late = late and any(write is one for write in written.writes for one in late)
-            written.end(TakenOver() if is_late else None)
+            written.end(TakenOver() if late and _has_any(written.writes, late) else None)
         return True
+
+
+def _has_any(writes: Sequence[Write], late: Sequence[Write]) -> bool:
+    return any(write is one for write in writes for one in late)
 
 
 def not_stored(

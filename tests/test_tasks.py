@@ -25,8 +25,11 @@ class Log(list[str]):
 class Gated:
     """A job that runs until its gate is open, or raises then. Its `stop` takes a while."""
 
-    def __init__(self, job_id: str, log: Log, *, raises: Exception | None = None, open: bool = False) -> None:
+    def __init__(
+        self, job_id: str, log: Log, *, raises: Exception | None = None, open: bool = False, priority: int = 0
+    ) -> None:
         self.id = job_id
+        self.priority = priority
         self.gate = asyncio.Event()
         self.stopped_for: list[APIError | None] = []
         self._log = log
@@ -53,6 +56,16 @@ def log() -> Log:
 
 
 class TestRunning:
+    async def test_those_of_a_lower_priority_go_first_and_the_others_in_order(self, log):
+        runner: TaskRunner[Gated] = TaskRunner(1, 10)
+        runner.submit(first := log.job("first"))
+        for name, priority in (("a", 0), ("b", 5), ("c", -5), ("d", 0), ("e", -5)):
+            runner.submit(log.job(name, open=True, priority=priority))
+        await log.reaches("run first")
+        first.gate.set()
+        await log.reaches("end b")
+        assert [line[-1] for line in log if line.startswith("run ")][1:] == ["c", "e", "a", "d", "b"]
+
     async def test_no_more_than_max_concurrent_run_and_the_others_follow_in_order(self, log):
         runner: TaskRunner[Gated] = TaskRunner(2, 10)
         jobs = [log.job(name) for name in "abcde"]

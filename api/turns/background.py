@@ -64,6 +64,11 @@ class Background:
         return self._turn.id
 
     @property
+    def priority(self) -> int:
+        """That of the key that asked for it: a lower one goes first."""
+        return self._turn.request.principal.priority
+
+    @property
     def owner(self) -> str:
         """Whose it is."""
         return self._turn.owner

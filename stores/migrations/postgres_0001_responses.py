@@ -2,8 +2,8 @@
 
     responses         a row a response. `number` is the order in which they were begun; `input_ids` and `output_ids` are
                       JSON lists with the id of each item or null; `process` is whose it is, until it has ended, and
-                      `is_unwanted` that it is to be cancelled; `waits_since` is there where another
-                      process may take it while it waits
+                      `is_unwanted` that it is to be cancelled; `moves_at` is the priority with which
+                      another process may take it while it waits
     response_items    the responses that have an item, by its owner and id: it is the one of the lowest number
     response_events   the events of a background stream
     settings          what all routers on this database share
@@ -28,6 +28,7 @@ RESPONSES = """CREATE TABLE responses (
     created_at BIGINT NOT NULL,
     process TEXT,
     is_unwanted BOOLEAN NOT NULL DEFAULT false,
+    moves_at BIGINT,
     waits_since TIMESTAMPTZ,
     input_ids TEXT NOT NULL,
     output_ids TEXT,

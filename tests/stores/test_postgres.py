@@ -16,7 +16,7 @@ import stores.migrations.postgres
 import stores.postgres_database
 import stores.postgres_pool
 from core.config import DatabaseConfig
-from core.errors import ServerError, StartError
+from core.errors import ServerError, StartError, TakenOver
 from db import Store, make_store
 from stores import postgres_sql
 from stores.migrations import NewerDatabase
@@ -396,6 +396,25 @@ async def test_a_turn_that_was_claimed_is_its_new_processs(opened: Opened) -> No
     await other.update_response("r", {"status": "in_progress", "output": []})
     await other.update_response("r", {"status": "completed", "output": []})
     assert (await other.get_response("r"))["status"] == "completed"
+
+
+async def test_what_waits_for_long_is_taken_by_its_priority_and_once(opened: Opened) -> None:
+    full, *others = [await opened(name) for name in ("full", "a", "b")]
+    for number in range(12):
+        full.store_response(f"r{number:02}", **row("queued"), request=b"sealed", moves_at=-(number % 3))
+    full.store_response("stays", **row("queued"), request=b"sealed")
+    full.store_response("runs", **row("in_progress"), request=b"sealed", moves_at=0)
+    await full.store_response("ended", **row(), moves_at=0)
+    assert await others[0].take_waiting(100) == [], "they have only just begun to wait"
+    sql_of(opened.url, "UPDATE responses SET waits_since = waits_since - interval '1 minute'")
+    (first,) = await others[0].take_waiting(1)
+    assert (first["id"], first["request"]) == ("r02", b"sealed")
+    taken = await asyncio.gather(*(other.take_waiting(6) for other in others))
+    ids = [response["id"] for rows in taken for response in rows]
+    assert sorted(ids) == sorted({f"r{number:02}" for number in range(12)} - {"r02"})
+    with pytest.raises(TakenOver):
+        await full.update_response("r00", {"status": "in_progress", "output": []})
+    assert {response["id"] for response in await full.unfinished()} == {"stays", "runs"}
 
 
 @pytest.mark.parametrize("hears", [True, False])
