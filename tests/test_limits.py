@@ -17,6 +17,7 @@ from openai import AsyncOpenAI, RateLimitError
 from websockets.asyncio.client import connect
 
 from api.turns.tally import duration
+from tests.conftest import Running
 from tests.doors import doors_of, every_door, is_ollamas
 from tests.fake_backend import FakeBackend, chat, chat_usage, http_error, stall, steps, until
 from tests.keyed import ADMIN, as_key, key, keyed_router, secret_of
@@ -234,6 +235,69 @@ async def used_of(http: httpx2.AsyncClient) -> tuple[int, int, int]:
     """The requests and the tokens of a key that has used one model."""
     (row,) = (await http.get("/api/usage")).json()["data"]
     return row["requests"], row["input_tokens"], row["output_tokens"]
+
+
+class TestShared:
+    async def test_one_answer_for_two_is_used_once_and_both_give_back_what_they_took(
+        self, backend: FakeBackend
+    ) -> None:
+        goes_on = asyncio.Event()
+        backend.default = steps(until(goes_on), chat("Hello.", usage=chat_usage(500, 20)))
+        keys = [key("ann", owner="team", concurrent=1, rpm=5, tpm=8000), key("bob", owner="team", concurrent=1, rpm=7)]
+        async with (
+            keyed_router(backend, *keys) as running,
+            as_key(running, "ann") as ann,
+            as_key(running, "bob") as bob,
+        ):
+            body = turn(nomyo={"cache": True}, max_output_tokens=100)
+            first = asyncio.create_task(ann.post(URL, json=body))
+            await backend.wait_for(lambda b: b.in_flight == 1)
+            second = asyncio.create_task(bob.post(URL, json=body))
+            await eventually(lambda: _readers(running) == 2, "both follow it")
+            goes_on.set()
+            answers = [await first, await second]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert [answer.headers["x-ratelimit-limit-requests"] for answer in answers] == ["5", "7"]
+            assert "x-ratelimit-limit-tokens" not in answers[1].headers, "it has no such limit"
+            assert len(backend.turns) == 1
+            backend.default = chat("Hello.")
+            after = await ann.post(URL, json=turn(input="Another.", max_output_tokens=16))
+            assert after.status_code == 200, "its place is free"
+            assert 8000 - 520 - 80 <= int(after.headers["x-ratelimit-remaining-tokens"]) <= 8000 - 520 - 16
+            rows = (await ann.get("/api/usage")).json()["data"]
+            used = {row["key"]: (row["requests"], row["cache_hits"], row["input_tokens"]) for row in rows}
+            assert used == {"ann": (2, 0, 507), "bob": (1, 1, 0)}
+            assert (await bob.post(URL, json=turn())).status_code == 200
+
+    async def test_who_begins_it_and_leaves_harms_nobody_and_pays_for_it(self, backend: FakeBackend) -> None:
+        goes_on = asyncio.Event()
+        backend.default = steps(until(goes_on), chat("Hello.", usage=chat_usage(500, 20)))
+        keys = [key("ann", owner="team", concurrent=1, tpm=8000), key("bob", owner="team")]
+        async with (
+            keyed_router(backend, *keys) as running,
+            as_key(running, "ann") as ann,
+            as_key(running, "bob") as bob,
+        ):
+            body = turn(nomyo={"cache": True}, max_output_tokens=100)
+            first = asyncio.create_task(ann.post(URL, json=body))
+            await backend.wait_for(lambda b: b.in_flight == 1)
+            second = asyncio.create_task(bob.post(URL, json=body))
+            await eventually(lambda: _readers(running) == 2, "both follow it")
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            await eventually(lambda: _readers(running) == 1, "one has left")
+            assert (await ann.post(URL, json=turn())).status_code == 429, "what it has begun still runs"
+            goes_on.set()
+            assert (await second).json()["status"] == "completed"
+            backend.default = chat("Hello.")
+            after = await ann.post(URL, json=turn(input="Another.", max_output_tokens=16))
+            assert after.status_code == 200, "its place is free"
+            assert int(after.headers["x-ratelimit-remaining-tokens"]) <= 8000 - 520 - 16
+
+
+def _readers(running: Running) -> int:
+    """How many turns follow the answers that are being made."""
+    return sum(flight.readers for flight in running.app.state.flights._flights.values())
 
 
 class TestBudgets:

@@ -98,9 +98,10 @@ def _begin(
         passes_on=None,
         row_begun=False,
         feeds=True,
-        tally=None,
         fed_by=None,
     )
+    # That one gives back what it does not use, when it has ended: it may go on without this turn.
+    turn.tally = None
     feeding.builder = builder_of(
         state, feeding.request, EMIT_EVENTS, response_id=turn.id, created_at=turn.builder.response["created_at"]
     )

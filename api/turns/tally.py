@@ -143,10 +143,10 @@ def settle(
         slot_s = 0.0 if from_cache else routing.slot_s
         state.usage.add(where, Use(1, 1 if has_failed else 0, *tokens, slot_s, 1 if from_cache else 0, cost))
     if tally is not None:
-        give_back(state, tally, routing, model, tokens, from_cache=from_cache)
+        _give_back(state, tally, routing, model, tokens, from_cache=from_cache)
 
 
-def give_back(
+def _give_back(
     state: AppState, tally: Tally, routing: Routing, model: str, tokens: Tokens, *, from_cache: bool = False
 ) -> None:
     """Gives back what a request has taken and not used."""

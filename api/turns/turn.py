@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from api.turns.history import resolve_history, resolve_references, stored_items
-from api.turns.tally import Tally, admit, give_back, routing_of, settle
+from api.turns.tally import Tally, admit, routing_of, settle
 from backends.fleet.failover import Attempt
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing, printable
@@ -244,11 +244,8 @@ def settle_turn(state: AppState, turn: Turn, *, has_failed: bool = False) -> Non
         tokens, is_estimated = tokens_of(usage), False
     else:
         tokens, is_estimated = tokens_used(turn)
-    if turn.fed_by is None:
+    if turn.fed_by is None:  # Else that one is counted, and has what this one has taken.
         settle(state, principal, turn.routing, model, tokens, turn.tally, has_failed, turn.from_cache, is_estimated)
-    elif turn.tally is not None:
-        # It is that one's use which is counted, by itself.
-        give_back(state, turn.tally, turn.fed_by.routing, model, tokens_used(turn.fed_by)[0])
 
 
 def tokens_used(turn: Turn) -> tuple[Tokens, bool]:
