@@ -68,13 +68,23 @@ async def test_one_that_does_not_answer_is_left_out(
 async def test_one_that_does_not_answer_is_passed_over(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, serves: Serve
 ) -> None:
-    monkeypatch.setattr(peers, "FINDING_PATIENCE_S", 0.1)
+    # Who says nothing is waited for while others are asked; who fails is done with.
+    monkeypatch.setattr(peers, "NEXT_S", 0.05 if serves is never else SOON_S)
     async with peer(path, serves), peer(path.with_name("worker-2.sock"), in_the_middle):
         sockets = [path.with_name("worker-3.sock"), path, path.with_name("worker-2.sock")]
         found = await asyncio.wait_for(peers.find(map(Peer.at, sockets), "GET", "/v1/responses/1", {}), SOON_S)
         assert found is not None
         await found.aclose()
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == (1 if serves is never else 2)
+
+
+async def test_one_that_never_answers_is_given_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(peers, "FINDING_PATIENCE_S", 0.1)
+    async with peer(path, never):
+        assert await asyncio.wait_for(peers.find([Peer.at(path)], "GET", "/v1/responses/1", {}), SOON_S) is None
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["worker-1 does not answer"]
 
 
 async def test_an_answer_comes_in_pieces_and_where_it_breaks_off_that_is_an_error(path: Path) -> None:
