@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
@@ -59,6 +59,10 @@ class NewRow(NamedTuple):
     moves_at: int | None
     input_items: Sequence[Item]
     output_items: Sequence[Item]
+
+
+# Without a call in Python: every turn that is stored makes one.
+_new_row: Callable[[tuple[Any, ...]], NewRow] = partial(tuple.__new__, NewRow)
 
 
 class ChangedRow(NamedTuple):
@@ -195,10 +199,10 @@ class QueuedStore(KeptConversations, ABC):
         is_running = status in UNFINISHED
         kept, items = request if is_running else None, _output_of(response)
         # fmt: off
-        row = NewRow(
+        row = _new_row((
             key, previous_response_id, conversation, model, status, created_at, given, output, rest, kept, moves_at,
             input_messages, items,
-        )
+        ))
         # fmt: on
         if response is None or is_running:
             self._running[key] = begun
