@@ -212,7 +212,7 @@ def _answered(state: AppState, turn: Turn, attempt: Attempt) -> Awaitable[None]:
     backend = Backend(
         attempt.model,
         kind,
-        state.sealer.of(turn.owner),
+        state.sealer.of(turn.request.principal.owner),
         create,
         refuses_hosted_tools=refuses,
         adapting=adapting,
@@ -243,10 +243,12 @@ def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
 
 
 def _store(state: AppState, turn: Turn) -> Any:
-    request = turn.request
-    response, seal = turn.builder.response, partial(state.sealer.of(turn.owner).seal, purpose="request")
+    response, request = turn.builder.response, turn.request
+    owner = request.principal.owner
+    sealer = state.sealer.of(owner) if owner else state.sealer
+    seal = partial(sealer.seal, purpose="request")
     return state.db.store_response(
-        turn.id,
+        response["id"],
         previous_response_id=request.params.previous_response_id,
         model=request.model,
         status=response["status"],
@@ -256,7 +258,7 @@ def _store(state: AppState, turn: Turn) -> Any:
         # Whoever is not here any more when it is its turn must be able to run it.
         request=kept_request(request.body, seal, request.principal.key) if request.background else None,
         moves_at=request.principal.priority if request.background and not request.stream else None,
-        owner=turn.owner,
+        owner=owner,
     )
 
 

@@ -30,14 +30,18 @@ def check_key(state: AppState, scope: Scope) -> None:
     headers: dict[bytes, bytes] = scope[HEADERS]
     if len(headers) != len(scope["headers"]) or b"host" not in headers:
         check_host(scope)
-    given = given_key(headers)
-    if FROM_PEER in scope and state.keys.is_peer(given):
-        owner = unquote(headers.get(OWNER.encode(), b"").decode())
-        scope["principal"] = Principal("peer", owner, is_admin=not owner)
-        return
+    # Anthropic's clients know the second, Azure's the third.
+    if (authorization := headers.get(b"authorization")) is not None:
+        given = _bearer_key(authorization)
+    else:
+        given = headers.get(b"x-api-key") or headers.get(b"api-key", b"")
     if not state.keys.asks_for_keys:
         check_page(scope, headers, state.config)
         scope["principal"] = _labelled(given)
+        return
+    if FROM_PEER in scope and state.keys.is_peer(given):
+        owner = unquote(headers.get(OWNER.encode(), b"").decode())
+        scope["principal"] = Principal("peer", owner, is_admin=not owner)
         return
     principal = state.keys.find(given)
     if principal is None:
@@ -45,7 +49,7 @@ def check_key(state: AppState, scope: Scope) -> None:
             principal = NOBODY
         else:
             state.keys.log_refusal(given)
-            why = _wrong_with(given, headers.get(b"authorization"))
+            why = _wrong_with(given, authorization)
             raise Unauthorized(f"{why} Give the router's key as 'Authorization: Bearer …'.")
     scope["principal"] = principal
 
@@ -70,11 +74,7 @@ def require_admin(request: HTTPConnection) -> None:
         )
 
 
-def given_key(headers: dict[bytes, bytes]) -> bytes:
-    """The key that a client has sent, empty where it has sent none: Anthropic's clients know `x-api-key`, Azure's
-    `api-key`."""
-    if (authorization := headers.get(b"authorization")) is None:
-        return headers.get(b"x-api-key") or headers.get(b"api-key", b"")
+def _bearer_key(authorization: bytes) -> bytes:
     scheme, _, key = authorization.partition(b" ")
     return key.strip() if scheme.lower() == b"bearer" else b""
 
