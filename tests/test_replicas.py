@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 
-from cluster import valkey_counts
+from cluster import membership, valkey_counts
 from cluster.membership import BEATS, LEASE_S
 from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer, free_port
 from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, http_error, pause, stall, steps, stream, until
 from tests.stream_grammar import check_stream
 from tests.turns import SOON_S, URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, turn
+
+
+@pytest.fixture(autouse=True)
+def nobody_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first to start waits for those whom an empty server may have forgotten. Here there are none."""
+    monkeypatch.setattr(membership, "REJOIN_S", 0.0)
 
 
 @asynccontextmanager

@@ -405,7 +405,7 @@ class TestProcesses:
                 await successor.run(COUNTS_DEATHS)
                 here, counting = counted_deaths(cluster)
                 await eventually(lambda: one_death(here, successor), "somebody inherits")
-                await asyncio.sleep(2 * LEASE_S)
+                await asyncio.sleep(LEASE_S / 2)  # some beats of each
                 assert await one_death(here, successor), "nobody else does"
                 counting.cancel()
         cluster.line.stop_listening()
