@@ -141,9 +141,9 @@ class UsageLog:
     def flush(self) -> Awaitable[None] | None:
         """Has the store write all of it, together with what is written next. None where there is nothing to be
         written."""
-        if not self._pending:
+        if not (pending := self._pending):
             return None
-        pending, self._pending = self._pending, []
+        self._pending = []
         used = dict(pending)
         if len(used) < len(pending):
             used.clear()

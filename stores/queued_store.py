@@ -314,7 +314,7 @@ class QueuedStore(KeptConversations, ABC):
         return self._queue.write(self._storing_events((owner, response_id), encode_json(events)))
 
     def count_usage(self, used: Mapping[Where, Use], failed: Callable[[], object] | None = None) -> Written:
-        return self._queue.write(*(self._counting(where, more) for where, more in used.items()), failed=failed)
+        return self._queue.write(*[self._counting(*one) for one in used.items()], failed=failed)
 
     # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
 

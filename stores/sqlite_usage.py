@@ -33,8 +33,8 @@ DELETE_HOURS = f"DELETE FROM usage WHERE seconds = {HOUR_S} AND at < ?"
 
 def counting(where: Where, used: Use) -> Write:
     """The write that adds what was used in an hour."""
-    owner, hour, *rest = where
-    return COUNT, (owner, hour * HOUR_S, *rest, HOUR_S, *used)
+    owner, hour, key, model, endpoint = where
+    return COUNT, (owner, hour * HOUR_S, key, model, endpoint, HOUR_S, *used)
 
 
 def usage_row(row: sqlite3.Row) -> UsageRow:

@@ -136,7 +136,7 @@ def settle(
     cost = _cost(state, model, there, tokens) if state.config.prices else 0.0
     # What has never got a slot was no request, unless that was its error.
     if there or has_failed or from_cache:
-        counted = state.pool.endpoints.counted_name(model, there)
+        counted = model if model == there else state.pool.endpoints.counted_name(model, there)
         if tokens is not NO_TOKENS and not is_estimated:
             state.telemetry.count_tokens(counted, tokens.input, tokens.output)
         where = (principal.owner, int(time.time() // HOUR_S), principal.key, counted, routing.endpoint)

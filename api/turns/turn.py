@@ -239,13 +239,13 @@ def settle_turn(state: AppState, turn: Turn, *, has_failed: bool = False) -> Non
     if turn.is_settled:
         return
     turn.is_settled = True
-    principal, model = turn.request.principal, turn.request.model
     if (usage := turn.builder.response["usage"]) and not turn.from_cache:
         tokens, is_estimated = tokens_of(usage), False
     else:
         tokens, is_estimated = tokens_used(turn)
     if turn.fed_by is None:  # Else that one is counted, and has what this one has taken.
-        settle(state, principal, turn.routing, model, tokens, turn.tally, has_failed, turn.from_cache, is_estimated)
+        request, failed, cached = turn.request, has_failed, turn.from_cache
+        settle(state, request.principal, turn.routing, request.model, tokens, turn.tally, failed, cached, is_estimated)
 
 
 def tokens_used(turn: Turn) -> tuple[Tokens, bool]:
