@@ -28,6 +28,7 @@ import api.admin.metrics
 import api.admin.usage
 import api.background
 import api.compact
+import api.conversations
 import api.docs
 import api.input_tokens
 import api.models
@@ -80,6 +81,7 @@ DOORS = (
     api.compact.routes,
     api.input_tokens.routes,
     api.stored.routes,
+    api.conversations.routes,
     api.models.routes,
     api.docs.routes,
     api.passthrough.routes,

@@ -31,7 +31,8 @@ routes = Routes(prefix="/v1/responses", tags=["responses"])
 
 @routes.post("/compact", **takes(schema_of(CreateParams)))
 async def compact_response(request: Request) -> Response:
-    """Compacts a conversation. Body: `model`, and `input` or `previous_response_id`, and `instructions`. Answers a
+    """Compacts a conversation. Body: `model`, and `input`, `previous_response_id` or `conversation` (which stays as it
+    is), and `instructions`. Answers a
     `response.compaction` with the user's messages and one `compaction` item, to be sent as they are in place of the
     conversation. Errors: as of POST /v1/responses."""
     state: AppState = request.app.state
@@ -39,7 +40,7 @@ async def compact_response(request: Request) -> Response:
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object.")
     given = body.get("input") or []
-    if not given and not body.get("previous_response_id"):
+    if not given and not body.get("previous_response_id") and not body.get("conversation"):
         raise InvalidRequest("Missing required parameter: 'input'.", param="input", code="missing_required_parameter")
     if isinstance(given, str):
         given = [{"type": "message", "role": "user", "content": given}]

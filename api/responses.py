@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,7 @@ from requests.kept import kept_items, kept_request
 from requests.open_items import Event
 from requests.params import CreateParams
 from requests.responses import with_output_text
+from requests.tools import Item
 
 log = logging.getLogger("nomyo.responses")
 # Disabled but where each request has a line (`log_to_stderr`).
@@ -95,7 +96,7 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
             ending = builder.finish()
         _describe_answer(turn)
         _count(state, turn)
-        if is_stored or uses_cache:
+        if is_stored or uses_cache or turn.request.conversation:
             # Before the last event leaves: a client that chains on it at once must find the row.
             await _to_the_end(record(state, turn))
     except Exception as error:
@@ -242,43 +243,63 @@ def begin_row(state: AppState, turn: Turn) -> Awaitable[None]:
     return begun
 
 
-def _store(state: AppState, turn: Turn) -> Any:
-    response, request = turn.builder.response, turn.request
-    owner = request.principal.owner
-    sealer = state.sealer.of(owner) if owner else state.sealer
-    seal = partial(sealer.seal, purpose="request")
+def _store(state: AppState, turn: Turn, appended: Sequence[Item] = ()) -> Any:
+    request, response = turn.request, turn.builder.response
+    params, owner = request.params, request.principal.owner
+    seal = partial(_sealed, state, owner)
     return state.db.store_response(
         response["id"],
-        previous_response_id=request.params.previous_response_id,
+        previous_response_id=params.previous_response_id,
         model=request.model,
         status=response["status"],
         created_at=response["created_at"],
         input_messages=kept_items(request.input, seal),
         response=response,
+        conversation=request.conversation,
         # Whoever is not here any more when it is its turn must be able to run it.
-        request=kept_request(request.body, seal, request.principal.key) if request.background else None,
-        moves_at=request.principal.priority if request.background and not request.stream else None,
+        request=kept_request(request.body, seal, request.principal.key) if params.background else None,
+        moves_at=request.principal.priority if params.background and not params.stream else None,
+        appended=appended,
         owner=owner,
     )
 
 
 async def record(state: AppState, turn: Turn) -> None:
-    """Keeps what came of a turn: in the store, and in the cache if it asked for that and went well. `store: false`
-    leaves nothing on a disk, so it fills only a cache that does neither."""
-    response = turn.builder.response
-    if turn.request.stored:
+    """Keeps what came of a turn: in the store, in its conversation, and in the cache if it asked for that and went
+    well. `store: false` leaves nothing on a disk but in a conversation, so it fills only a cache that does neither."""
+    request, response = turn.request, turn.builder.response
+    appended = _appended(state, turn) if request.conversation else ()
+    if request.stored:
         state.usage.flush()  # In the same transaction: whoever sees the turn ended finds it counted.
         if not turn.row_begun:
-            await _store(state, turn)
+            await _store(state, turn, appended)
         else:
-            await state.db.update_response(turn.id, response, owner=turn.owner)
+            await state.db.update_response(
+                turn.id, response, conversation=request.conversation, appended=appended, owner=turn.owner
+            )
             # It may have begun while nothing could be stored: then there was no row to update.
             if turn.beginning is not None and turn.beginning.has_failed:
                 await _store(state, turn)
-    if turn.request.uses_cache and not turn.from_cache and response["status"] == "completed":
+    elif request.conversation and appended:
+        await state.db.append_items(request.conversation, appended, owner=turn.owner)
+    if request.uses_cache and not turn.from_cache and response["status"] == "completed":
         cache = get_llm_cache(state)
-        if cache is not None and (turn.request.stored or not cache.persistent):
-            await cache.set_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request), encode_json(drop(response)))
+        if cache is not None and (request.stored or not cache.persistent):
+            await cache.set_chat(CACHE_ROUTE, request.model, cache_key(request), encode_json(drop(response)))
+
+
+def _appended(state: AppState, turn: Turn) -> Sequence[Item]:
+    """What the conversation of a turn gets of it: all, if it ended well. To count or to compact is no turn of it."""
+    if turn.compacts or turn.builder.response["status"] not in ("completed", "incomplete"):
+        return ()
+    seal = partial(_sealed, state, turn.owner)
+    given = [item for item in turn.request.input if item["type"] != "compaction_trigger"]
+    return [*kept_items(given, seal), *turn.builder.response["output"]]
+
+
+def _sealed(state: AppState, owner: str, text: str) -> str:
+    """A text of a request, as it may be stored."""
+    return state.sealer.of(owner).seal(text, purpose="request")
 
 
 def _count(state: AppState, turn: Turn) -> None:
@@ -307,6 +328,8 @@ def at_this_door(error: APIError, model: str) -> APIError:
 
 def _described(error: Exception, turn: Turn) -> APIError:
     if isinstance(error, APIError):
+        if error.param == "previous_response_id" and turn.request.conversation:
+            error.param = "conversation"  # That is where its history is from.
         error = at_this_door(error, turn.request.model)
         if error.status >= 500:
             # Not its message: a backend may repeat the prompt in it.

@@ -14,16 +14,16 @@ from api.http.event_stream import stream_of
 from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
+from api.includes import ignored_includes, included
 from api.peers import answer_of_peer, as_peer, is_from_peer
 from api.shared_events import shared_stream
 from api.turns.history import stored_items
-from backends.fleet.routing import printable
 from core.errors import InvalidRequest, NotFound
 from core.state import AppState
 from requests.credentials import shown_item
 from requests.events import ResponseBuilder, replay, unfinished
 from requests.hidden import drop, reveal
-from requests.included import INCLUDABLE, SEALED_REASONING, without_unasked
+from requests.included import SEALED_REASONING, without_unasked
 from requests.open_items import Event
 from requests.responses import with_output_text
 
@@ -46,10 +46,10 @@ async def retrieve_response(
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
         followed = job.follow(starting_after)
         return await stream_of(request, followed, obfuscate=include_obfuscation, still_here=job.still_here)
-    include = _included(request)
+    include = included(request)
     row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in include)
     if not stream:
-        return json_response(with_output_text(row["response"]), headers=_ignored(include))
+        return json_response(with_output_text(row["response"]), headers=ignored_includes(include))
     runs = row["status"] in ("queued", "in_progress")
     events = None if runs else await state.db.get_events(response_id, owner=owner)
     is_made_elsewhere = events is None and row["response"]["background"]
@@ -127,7 +127,7 @@ async def list_input_items(
         raise _not_found(response_id)
     if not page.knows_after:
         raise InvalidRequest(f"No input item has the id '{after}'.", param="after")
-    include = _included(request)
+    include = included(request)
     given = stored_items(state.sealer.of(owner), page.items)
     items = [without_unasked(shown_item(item), include) for item in given]
     return json_response(
@@ -138,26 +138,12 @@ async def list_input_items(
             "last_id": items[-1]["id"] if items else None,
             "has_more": page.has_more,
         },
-        headers=_ignored(include),
+        headers=ignored_includes(include),
     )
 
 
 # How long a process may take to cancel what another one was asked to, and how often it is looked.
 CANCEL_S, CANCEL_LOOK_S = 2.0, 0.02
-# Proxies take no longer ones.
-LONGEST_HEADER = 1000
-
-
-def _included(request: Request) -> set[str]:
-    """What a query asks for, under either name that clients give it."""
-    asked = request.query_params
-    return {value for key in ("include", "include[]") for value in asked.getlist(key)}
-
-
-def _ignored(include: set[str]) -> dict[str, str] | None:
-    """The header that names what of it nothing comes of."""
-    ignored = ", ".join(f"include.{value}" for value in sorted(include - INCLUDABLE))
-    return {"x-nomyo-ignored": printable(ignored)[:LONGEST_HEADER]} if ignored else None
 
 
 async def _row(state: AppState, response_id: str, owner: str, *, shows_seals: bool = False) -> Mapping[str, Any]:

@@ -65,7 +65,7 @@ PARAMETERS: Mapping[str, Row] = {
     "background_options": Row(IGNORED),
     "client_metadata": Row(IGNORED, note="of Codex"),
     "context_management": Row(RUN_HERE),
-    "conversation": Row(REFUSED, REFUSED),
+    "conversation": Row(RUN_HERE, RUN_HERE, note="its items are the history"),
     "frequency_penalty": Row(CARRIED),
     "generate": Row(IGNORED, note="over a WebSocket it is run here"),
     "image": Row(IGNORED),

@@ -551,6 +551,8 @@ class ResponseBuilder:
 
     def _adopt_response(self, response: dict[str, Any]) -> None:
         ours = dict(zip(OURS, values_of_ours(self.response), strict=True))
+        if "conversation" in response:  # Theirs is none that anybody knows here.
+            ours["conversation"] = self.response.get("conversation")
         if tools := response.get("tools"):
             response = {**response, "tools": shown(tools)}
         self._resource = self._resource or self.response

@@ -131,10 +131,12 @@ type_of = itemgetter("type")
 TIED = CALLS | OUTPUTS
 
 
-def check_input(items: list[Item], history: int, places: Sequence[int] | None = None) -> None:
+def check_input(
+    items: list[Item], history: int, places: Sequence[int] | None = None, before: str = "previous_response_id"
+) -> None:
     """Every call has its output and every output its call. Raises `InvalidRequest` with the words of OpenAI. `history`
-    is how many of the items come from earlier turns; `places` are those of the others in the request, if some were left
-    out."""
+    is how many of the items come from earlier turns, which the parameter `before` names; `places` are those of the
+    others in the request, if some were left out."""
     if TIED.isdisjoint(map(type_of, items)):
         return
     open_calls: OpenCalls[str] = OpenCalls()
@@ -148,7 +150,7 @@ def check_input(items: list[Item], history: int, places: Sequence[int] | None = 
             if (taken := open_calls.take(item)) is not None:
                 answered.add(taken)
             elif (call_id := call_id_of(item)) is not None:
-                where = "previous_response_id"
+                where = before
                 if index >= history:
                     where = f"input[{places[index - history] if places else index - history}].call_id"
                 if call_id in answered:

@@ -159,13 +159,13 @@ def check_request(body: Any) -> CreateParams:
         raise invalid_field(error) from None
     if params.model is None and not params.prompt:
         raise InvalidRequest("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
-    if params.input is None and params.previous_response_id is None and params.prompt is None:
+    if params.conversation is not None:
+        params.conversation = _conversation_id(params)
+    elif params.input is None and params.previous_response_id is None and params.prompt is None:
         advice = " Chat completions has 'messages', Responses has 'input'." if "messages" in body else ""
         raise InvalidRequest(
             f"Missing required parameter: 'input'.{advice}", param="input", code="missing_required_parameter"
         )
-    if params.conversation:
-        raise Unsupported("'conversation' is not supported: use 'previous_response_id'.", param="conversation")
     # Clients of chat completions ask for the usage whether they want a stream or not; it is always there.
     if (options := body.get("stream_options")) and not params.stream and options.keys() != {"include_usage"}:
         raise InvalidRequest("'stream_options' is only for requests with 'stream'.", param="stream_options")
@@ -176,7 +176,7 @@ def check_request(body: Any) -> CreateParams:
     ):  # An integer of more than 64 bits is read as one, and is another number then.
         raise InvalidRequest("A seed is an integer of at most 64 bits.", param="seed", code="invalid_value")
     if params.metadata:
-        _check_metadata(params.metadata)
+        check_metadata(params.metadata)
     if params.context_management:
         _check_context_management(params.context_management)
     if params.tools:
@@ -190,7 +190,29 @@ def check_request(body: Any) -> CreateParams:
     return params
 
 
-def _check_metadata(metadata: dict[str, str]) -> None:
+def _conversation_id(params: CreateParams) -> str:
+    """The id of the conversation that is meant. Raises `InvalidRequest`."""
+    given = params.conversation
+    conversation_id, param = (
+        (given.get("id"), "conversation.id") if isinstance(given, dict) else (given, "conversation")
+    )
+    if not isinstance(conversation_id, str) or not conversation_id:
+        raise InvalidRequest(
+            "A conversation is named by its id: a text, or an object with the key 'id'.",
+            param=param,
+            code="invalid_value",
+        )
+    if params.previous_response_id is not None:
+        raise InvalidRequest(
+            "A turn goes on from a conversation or from a response: give 'conversation' or 'previous_response_id'.",
+            param="previous_response_id",
+            code="mutually_exclusive_parameters",
+        )
+    return conversation_id
+
+
+def check_metadata(metadata: dict[str, str]) -> None:
+    """Raises `InvalidRequest` for more pairs, or longer ones, than OpenAI takes."""
     if len(metadata) > 16:
         raise InvalidRequest("'metadata' holds at most 16 pairs.", param="metadata")
     for key, value in metadata.items():

@@ -94,7 +94,9 @@ PARAMETER_EXAMPLES: Mapping[str, Example] = {
     "context_management": parameter(
         "context_management", [{"type": "compaction", "compact_threshold": 100_000}], effect=is_answered
     ),
-    "conversation": parameter("conversation", "conv_1"),
+    "conversation": parameter(
+        "conversation", "{conversation}", effect=lambda response: response["conversation"]["id"].startswith("conv_")
+    ),
     "frequency_penalty": parameter("frequency_penalty", 0.5),
     "generate": parameter("generate", False),
     "image": parameter("image", {"context_compression": "auto"}),
@@ -485,9 +487,11 @@ class Trial:
 async def tried(served: Running, backend: FakeBackend, example: Example) -> Trial:
     plain = {"model": MODEL, "input": [USER]} | example.base
     stored = response_of(await served.http.post(URL, json=plain | {"model": MODEL, "input": "hi", "store": True}))
+    made = (await served.http.post("/v1/conversations", json={"items": [{"role": "user", "content": "Hi."}]})).json()
     given = orjson.loads(
         orjson.dumps(plain | example.given)
         .replace(b"{ours}", served.app.state.sealer.seal(MARK, "compaction").encode())
+        .replace(b"{conversation}", made["id"].encode())
         .replace(b"{previous}", stored["id"].encode())
         .replace(b"{stored}", stored["output"][0]["id"].encode())
     )

@@ -69,7 +69,7 @@ class TestRequests:
             ("POST", "/v2/responses", "There is /v1/responses"),
             ("GET", "/llm/v1/models", "There is /v1/models"),
             ("GET", "/v1/v1/responses/resp_1/input_items", "twice? There is /v1/responses/resp_1/input_items."),
-            ("POST", "/v1/conversations", "/docs lists what there is."),
+            ("POST", "/v1/threads", "/docs lists what there is."),
             ("POST", "/v1", "/docs lists what there is."),
             ("GET", "/" + "x/" * 5000, "/docs lists what there is."),
             ("GET", "/" + "v" * 5000, "/docs lists what there is."),
@@ -192,7 +192,7 @@ class TestRequests:
             ({"temperature": 3}, "temperature"),
             ({"stream": "yes"}, "stream"),
             ({"nomyo": {"cash": True}}, "nomyo.cash"),
-            ({"conversation": "conv_1"}, "conversation"),
+            ({"conversation": {"name": "conv_1"}}, "conversation.id"),
             ({"background": True, "store": False}, "store"),
         ):
             answer = await served.http.post(URL, json=turn(**params))

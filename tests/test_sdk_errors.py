@@ -51,7 +51,7 @@ def described(error: openai.APIError) -> tuple[str | None, str | None, str | Non
         ({"metadata": {"a": 1}}, "metadata"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"top_logprobs": 21}, "top_logprobs"),
-        ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": {"name": "conv_1"}}, "conversation.id"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"extra_body": {"nomyo": {"cash": True}}}, "nomyo.cash"),
     ],

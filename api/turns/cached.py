@@ -14,7 +14,10 @@ from requests.tools import Item
 CACHE_ROUTE = "openai_responses"
 # These shape how an answer travels and what is kept of it, not its content.
 NOT_IN_CACHE_KEY = frozenset(
-    {"input", "previous_response_id", "stream", "stream_options", "store", "background", "metadata", "nomyo"}
+    {
+        *("input", "previous_response_id", "conversation", "stream", "stream_options", "store", "background"),
+        *("metadata", "nomyo"),
+    }
 )
 
 

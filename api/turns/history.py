@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from core.errors import InvalidRequest
+from core.errors import InvalidRequest, NotFound
 from core.seals import Sealer, is_ours
 from core.state import AppState
 from requests.hidden import reveal
@@ -57,7 +57,26 @@ async def resolve_history(
             f"Response '{previous_response_id}' is still {history.unfinished}: it can be continued when it has ended.",
             param="previous_response_id",
         )
+    if history.conversation:
+        raise InvalidRequest(
+            f"Response '{previous_response_id}' belongs to the conversation '{history.conversation}': go on from that, "
+            "by 'conversation'.",
+            param="previous_response_id",
+        )
     return without_cut_calls(stored_items(state.sealer.of(owner), history.items))
+
+
+async def resolve_conversation(state: AppState, conversation_id: str, owner: str) -> list[Item]:
+    """The items of a conversation of that owner, oldest first. Raises `NotFound`."""
+    page = await state.db.list_conversation_items(conversation_id, limit=None, order="asc", owner=owner)
+    if page is None:
+        raise conversation_not_found(conversation_id, "conversation")
+    return without_cut_calls(stored_items(state.sealer.of(owner), page.items))
+
+
+def conversation_not_found(conversation_id: str, param: str) -> NotFound:
+    """The error of an id that no conversation of the owner has."""
+    return NotFound(f"Conversation with id '{conversation_id}' not found.", param=param)
 
 
 def stored_items(sealer: Sealer, items: list[Item]) -> list[Item]:

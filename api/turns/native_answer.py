@@ -20,7 +20,7 @@ from requests.native_translator import NativeTranslator
 from requests.tools import Item
 
 # Ours to act on: upstream knows nothing of the first two, and would run the third by itself.
-NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "background"})
+NOT_SENT_UPSTREAM = frozenset({"nomyo", "previous_response_id", "conversation", "background"})
 
 
 async def native_answer(backend: Backend, turn: Turn) -> None:

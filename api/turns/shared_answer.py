@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Run = Callable[["AppState", Turn, TurnOut], Awaitable[None]]
 
 # Of a response these are each turn's own.
-NOT_SHARED = frozenset({"metadata", "nomyo"})
+NOT_SHARED = frozenset({"metadata", "nomyo", "conversation"})
 
 
 class Feeding(Struct, eq=False):
@@ -92,6 +92,7 @@ def _begin(
         request=replace(
             request,
             params=replace(request.params, store=False, background=None, nomyo=None),
+            conversation=None,
             is_remembered=seals_for_us(request),
         ),
         headers={},

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec import Struct
 
-from api.turns.history import resolve_history, resolve_references, stored_items
+from api.turns.history import resolve_conversation, resolve_history, resolve_references, stored_items
 from api.turns.tally import Tally, admit, routing_of, settle
 from backends.fleet.failover import Attempt
 from backends.fleet.pool import Pool
@@ -47,7 +47,7 @@ class TurnRequest(Struct, frozen=True):
     `history` are the items of the turns before, `input` those of this one, each with an id. `has_references`: some of
     `input` stand where the client named stored items. `places` are those of `input` in the request, where the client
     has sent some of the history again. `is_remembered`: its socket keeps it, stored or not, so that it can be continued
-    there."""
+    there. `conversation` is the id of the one that it is a turn of."""
 
     body: dict[str, Any]
     params: CreateParams
@@ -58,6 +58,7 @@ class TurnRequest(Struct, frozen=True):
     has_references: bool = False
     places: list[int] | None = None
     is_remembered: bool = False
+    conversation: str | None = None
     # Those that the router runs in this turn.
     router_tools: RouterTools | None = None
 
@@ -275,6 +276,8 @@ LONGEST_CHANGE = 200
 MOST_CHANGES = 1500
 # So many items are checked in some milliseconds.
 MANY_ITEMS = 1000
+# The parameter that names the turns before.
+BEFORE = "previous_response_id"
 
 
 async def begin_turn(
@@ -292,8 +295,11 @@ async def begin_turn(
     if isinstance(params.input, list) and len(params.input) > MANY_ITEMS:
         await asyncio.sleep(0)  # Others are waiting: what is checked next takes as long again.
     model = params.model or _model_for_prompts(state.pool, principal)
-    before = params.previous_response_id
-    history = await resolve_history(state, before, remembered, principal.owner) if before else []
+    conversation: str | None = params.conversation  # type: ignore[assignment]  # Checked: it is an id.
+    if params.previous_response_id or conversation:
+        history = await _history(state, params, principal.owner, remembered)
+    else:
+        history = []
     given = input_items(params.input)
     new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
     has_references, places = new_items != given, None
@@ -301,9 +307,9 @@ async def begin_turn(
         new_items, places = without_repeats(history, new_items)
     is_remembered = remembered is not NOTHING_REMEMBERED
     request = TurnRequest(
-        body, params, model, history, new_items, principal, has_references, places, is_remembered=is_remembered
+        body, params, model, history, new_items, principal, has_references, places, is_remembered, conversation
     )
-    check_input(items := request.items, len(history), places)
+    check_input(items := request.items, len(history), places, BEFORE if conversation is None else "conversation")
     return _turn(state, request, items, emission or _emission(request), new_id("resp"), int(time.time()))
 
 
@@ -317,19 +323,40 @@ async def begin_turn_again(state: AppState, row: Mapping[str, Any]) -> Turn:
     if body is None:
         raise ServerError("The request of this response was sealed with another key.", code="cannot_open_request")
     params = check_request(body)
-    owner, before = row["owner"], params.previous_response_id
-    history = await resolve_history(state, before, NOTHING_REMEMBERED, owner) if before else []
+    owner = row["owner"]
+    history = await _history(state, params, owner, NOTHING_REMEMBERED)
     principal = _principal_again(state, key_of_request(kept), owner)
     has_references = any(item["type"] == "item_reference" for item in input_items(params.input))
     items = stored_items(sealer, row["input"])
     places = None
     if history and may_repeat(history, params.input) and not has_references:
         _, places = without_repeats(history, input_items(params.input))
-    request = TurnRequest(body, params, row["model"], history, items, principal, has_references, places)
-    check_input(items := request.items, len(history), places)
+    conversation: str | None = params.conversation  # type: ignore[assignment]
+    request = TurnRequest(
+        *(body, params, row["model"], history, items, principal, has_references, places), conversation=conversation
+    )
+    check_input(items := request.items, len(history), places, BEFORE if conversation is None else "conversation")
     turn = _turn(state, request, items, EMIT_EVENTS, row["id"], row["created_at"])
     turn.runs_again = True
     return turn
+
+
+async def _history(
+    state: AppState, params: CreateParams, owner: str, remembered: Mapping[str, list[Item]]
+) -> list[Item]:
+    """The items before a turn. Raises `InvalidRequest`, and `NotFound` for a conversation."""
+    if before := params.previous_response_id:
+        return await resolve_history(state, before, remembered, owner)
+    if params.conversation is None:
+        return []
+    history = await resolve_conversation(state, cast(str, params.conversation), owner)
+    if not history and params.input is None and params.prompt is None:
+        raise InvalidRequest(
+            "Missing required parameter: 'input', for the conversation is empty.",
+            param="input",
+            code="missing_required_parameter",
+        )
+    return history
 
 
 def _principal_again(state: AppState, key: str, owner: str) -> Principal:
@@ -374,6 +401,8 @@ def builder_of(
     status = "queued" if request.background else "in_progress"
     resource = response_resource(request.body, response_id=response_id, created_at=created_at, status=status)
     given = request.items if items is None else items
+    if request.conversation:
+        resource["conversation"] = {"id": request.conversation}
     taken = (item["call_id"] for item in given if item.get("type") in CALLS and item.get("call_id"))
     asks = SEALED_REASONING in (request.params.include or ())
     seal = partial(state.sealer.of(request.principal.owner).seal, purpose="reasoning") if asks else None
@@ -396,6 +425,8 @@ def affinity_of(params: CreateParams, items: list[Item], owner: str = "") -> lis
     names = [f"{owner} {key}"] if (key := params.prompt_cache_key) else []
     if before := params.previous_response_id:
         names.append(before)
+    elif params.conversation:
+        names.append(f"{owner} {params.conversation}")
     first = items[0] if items else NO_ITEM
     leading = asked = _leading_text(first)
     if first.get("role") != "user":
