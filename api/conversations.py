@@ -104,7 +104,7 @@ async def create_items(request: Request, conversation_id: str) -> Response:
     params, owner = await _params(request, ItemsParams), principal_of(request).owner
     if not params.items:
         raise InvalidRequest("There are no items to add.", param="items", code="invalid_value")
-    items = await _kept(state, params.items, owner)
+    items = await _kept(state, params.items, owner, conversation_id)
     added = await state.db.append_items(conversation_id, items, owner=owner)
     if added is None:
         raise conversation_not_found(conversation_id, "conversation_id")
@@ -172,14 +172,14 @@ def _metadata(given: dict[str, str] | None) -> dict[str, str]:
     return given or {}
 
 
-async def _kept(state: AppState, given: list[Item], owner: str) -> list[Item]:
+async def _kept(state: AppState, given: list[Item], owner: str, conversation_id: str | None = None) -> list[Item]:
     """Items as a conversation keeps them: each whole, with an id, and no credential in the open. Raises
     `InvalidRequest`."""
     try:
         check_counts({"input": given}, max_items=state.config.max_items, max_tools=state.config.max_tools)
         for index, item in enumerate(given):
             check_item(item, f"input[{index}]")
-        items = await resolve_references(state, input_items(given), owner)
+        items = await resolve_references(state, input_items(given), owner, conversation_id)
     except InvalidRequest as error:
         # Of a request for a response, these are its input.
         error.param = error.param and error.param.replace("input", "items", 1)

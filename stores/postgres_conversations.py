@@ -9,7 +9,7 @@ from core.json import decode_json, encode_json
 from stores.kept_conversations import NewItem
 from stores.postgres_connection import ResultRow
 from stores.postgres_values import decode_integer, decode_text
-from stores.rows import Conversation, Item, ItemPage
+from stores.rows import Conversation, Item, ItemPage, items_with_ids
 from stores.writing import Write
 
 STORE = """INSERT INTO conversations (owner, id, created_at, used_at, metadata)
@@ -104,5 +104,5 @@ def page_of(rows: Sequence[ResultRow], limit: int | None) -> ItemPage | None:
     """The page that rows of `LIST` are, which was asked for one more."""
     if not rows:
         return None
-    items = [item_of(id_, item) for _, id_, item in rows[:limit] if item is not None]
+    items = items_with_ids((decode_text(id_ or b""), item) for _, id_, item in rows[:limit] if item is not None)
     return ItemPage(items, limit is not None and len(rows) > limit, knows_after=rows[0][0] is not None)

@@ -109,6 +109,12 @@ def items_of(turns: Iterable[bytes]) -> list[Item]:
     return items
 
 
+def items_with_ids(rows: Iterable[tuple[str, bytes]]) -> list[Item]:
+    """The items of rows of an id and an item's JSON, each with that id."""
+    ids, items = [*zip(*rows, strict=True)] or ((), ())
+    return [{**item, "id": id_} for id_, item in zip(ids, items_of(items), strict=True)]
+
+
 def ids_of(items: Iterable[Item]) -> list[str]:
     """The ids of those items that have one. A backend's may be anything, and no database takes a NUL."""
     return [id_ for item in items if isinstance(id_ := item.get("id"), str) and id_ and "\0" not in id_]

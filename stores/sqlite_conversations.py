@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from core.json import decode_json, encode_json
 from stores.kept_conversations import NewItem
-from stores.rows import Conversation, Item, ItemPage
+from stores.rows import Conversation, Item, ItemPage, items_with_ids
 from stores.sqlite_connection import Row
 from stores.warm_chains import Key
 from stores.writing import Write
@@ -86,5 +86,5 @@ def page_of(rows: Sequence[Row], limit: int | None) -> ItemPage | None:
     """The page that rows of `LIST` are, which was asked for one more."""
     if not rows:
         return None
-    items = [item_of(row) for row in rows[:limit] if row["item"] is not None]
+    items = items_with_ids((row["id"], row["item"]) for row in rows[:limit] if row["item"] is not None)
     return ItemPage(items, limit is not None and len(rows) > limit, knows_after=rows[0]["start"] is not None)

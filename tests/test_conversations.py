@@ -238,6 +238,18 @@ class TestTurns:
         assert (await create(served.http, conversation=conversation))["status"] == "incomplete"
         assert said(await items_of(served, conversation))[1:] == ["Half"]
 
+    async def test_a_reference_finds_an_item_of_the_conversation(self, served: Running, backend: FakeBackend) -> None:
+        conversation = await made(served, user("Hi.", id="msg_1"), user("Ho.", id="msg_2"))
+        reference = {"type": "item_reference", "id": "msg_1"}
+        await create(served.http, input=[reference], conversation=conversation)
+        assert asked(backend) == ["Hi.", "Ho."], "what is there already is there once"
+        answer = await served.http.post(f"{CONVERSATIONS}/{conversation}/items", json={"items": [reference]})
+        assert answer.status_code == 200
+        assert said(await items_of(served, conversation))[-1] == "Hi."
+        other = await made(served)
+        answer = await served.http.post(URL, json=turn(input=[reference], conversation=other))
+        assert_error(answer, 400, param="input[0].id")
+
     async def test_turns_that_race_land_whole_in_the_order_of_their_ends(
         self, served: Running, backend: FakeBackend
     ) -> None:
@@ -397,6 +409,17 @@ class TestNatively:
         assert [item["role"] for item in sent["input"]] == ["user", "assistant", "user"]
         assert response["conversation"] == {"id": conversation}
         assert len(await items_of(served_natively, conversation)) == 3 + len(response["output"])
+
+    async def test_so_is_one_that_compacts_and_counts_itself(
+        self, served_natively: Running, backend: FakeBackend
+    ) -> None:
+        conversation = await made(served_natively, user("Hi."), {"role": "assistant", "content": "Hello."})
+        before = await items_of(served_natively, conversation)
+        for path in ("compact", "input_tokens"):
+            await served_natively.http.post(f"{URL}/{path}", json={"model": MODEL, "conversation": conversation})
+            assert str(conversation) not in str(backend.requests[-1].json)
+            assert "Hello." in str(backend.requests[-1].json)
+        assert await items_of(served_natively, conversation) == before
 
 
 class TestInTheBackground:

@@ -19,13 +19,17 @@ log = logging.getLogger("nomyo.responses")
 SEALED = frozenset({"reasoning", "compaction"})
 
 
-async def resolve_references(state: AppState, items: list[Item], owner: str) -> list[Item]:
-    """The items, and for each reference among them the stored item that it means, of that owner. Raises
-    `InvalidRequest` for one that is not there."""
+async def resolve_references(
+    state: AppState, items: list[Item], owner: str, conversation: str | None = None
+) -> list[Item]:
+    """The items, and for each reference among them the item that it means: one of a stored response of that owner, or
+    of the `conversation`. Raises `InvalidRequest` for one that is not there."""
     meant = [item["id"] for item in items if item["type"] == "item_reference"]
     if not meant:
         return items
     stored = await state.db.get_items(meant, owner=owner)
+    if conversation and (others := [item_id for item_id in meant if item_id not in stored]):
+        stored |= await state.db.get_conversation_items(conversation, others, owner=owner)
     resolved: list[Item] = []
     for index, item in enumerate(items):
         if item["type"] != "item_reference":

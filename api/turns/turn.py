@@ -301,7 +301,11 @@ async def begin_turn(
     else:
         history = []
     given = input_items(params.input)
-    new_items = given if isinstance(params.input, str) else await resolve_references(state, given, principal.owner)
+    new_items = (
+        given
+        if isinstance(params.input, str)
+        else await resolve_references(state, given, principal.owner, conversation)
+    )
     has_references, places = new_items != given, None
     if history and may_repeat(history, params.input):
         new_items, places = without_repeats(history, new_items)

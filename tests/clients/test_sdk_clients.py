@@ -126,6 +126,12 @@ SCENARIOS = {
         (chat(interleaved(PARIS, OSLO)), TOOLS.answers[1]), TOOLS.gives, TOOLS.sent, TOOLS.asks | {"stream": True}
     ),
     "auto_chain": TOOLS,
+    "conversation": Scenario(
+        TOOLS.answers,
+        TOOLS.gives | {"types": ["message", *["function_call"] * 2, *["function_call_output"] * 2, "message"]},
+        TOOLS.sent,
+        TOOLS.asks,
+    ),
     # It names the response before, and sends some of what that has again. The tool may have another name.
     "resent": Scenario(TOOLS.answers, TOOLS.gives, TOOLS.sent),
     "resent_stream": Scenario(TOOLS.answers, TOOLS.gives, TOOLS.sent, {"stream": True}),
@@ -150,6 +156,9 @@ SCENARIOS = {
     "chain": CAPITALS,
     "history": CAPITALS,
     "session": CAPITALS,
+    "conversations_session": Scenario(
+        CAPITALS.answers, CAPITALS.gives | {"roles": ["user", "assistant"] * 2}, CAPITALS.sent
+    ),
     "websocket": CAPITALS,
     "websocket_tools": Scenario(
         (*TOOLS.answers, chat("Any time.")),
@@ -293,7 +302,8 @@ CLIENTS = {
     "openai-agents": Client(
         "agents_python.py",
         "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain "
-        "compact_session handoff hosted_tool custom_tool shell apply_patch websocket_tools",
+        "conversations_session conversation compact_session handoff hosted_tool custom_tool shell apply_patch "
+        "websocket_tools",
     ),
     "langchain-openai": Client(
         "langchain_python.py",

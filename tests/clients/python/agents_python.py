@@ -8,6 +8,7 @@ from agents import (
     ApplyPatchTool,
     CustomTool,
     ModelSettings,
+    OpenAIConversationsSession,
     OpenAIResponsesCompactionSession,
     OpenAIResponsesModel,
     OpenAIResponsesWSModel,
@@ -152,6 +153,30 @@ async def session(model: str) -> Json:
     first = await Runner.run(agent(model), "The capital of France?", session=kept)
     second = await Runner.run(agent(model), "And of Norway?", session=kept)
     return {"texts": [first.final_output, second.final_output]}
+
+
+async def conversations_session(model: str) -> Json:
+    """The history kept by the router."""
+    kept = OpenAIConversationsSession(openai_client=client)
+    first = await Runner.run(agent(model), "The capital of France?", session=kept)
+    second = await Runner.run(agent(model), "And of Norway?", session=kept)
+    items: list[Any] = [*await kept.get_items()]
+    assert await kept.get_items(limit=1) == items[-1:]
+    assert await kept.pop_item() == items[-1]
+    assert await kept.get_items() == items[:-1]
+    await kept.add_items([{"role": "user", "content": f"{number}"} for number in range(45)])
+    assert len(await kept.get_items()) == 48
+    await kept.clear_session()
+    return {"roles": [item["role"] for item in items], "texts": [first.final_output, second.final_output]}
+
+
+async def conversation(model: str) -> Json:
+    """Only the new items are sent, also in the middle of a run."""
+    made = await client.conversations.create()
+    talker = agent(model, tools=[get_weather])
+    result = await Runner.run(talker, "The weather in Paris and Oslo?", conversation_id=made.id)
+    types = [item.type async for item in client.conversations.items.list(made.id, order="asc")]
+    return {"calls": calls_of(result), "text": result.final_output, "types": types}
 
 
 async def auto_chain(model: str) -> Json:
