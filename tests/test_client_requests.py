@@ -32,9 +32,6 @@ FOLDER = Path(os.environ.get("CLIENT_FIXTURES") or Path(__file__).parents[2] / "
 
 # What is refused: the parameter that is named, and why.
 REFUSED: dict[str, tuple[str, str]] = {
-    "oaipy-conversations-2": ("conversation", "conversations"),
-    "oaipy-conversations-3": ("conversation", "conversations"),
-    "oaipy-conversations-10": ("conversation", "conversations"),
     # Wrong on purpose: the client shows what an error looks like.
     "oaipy-core-13": ("input", "the input is a number"),
 }

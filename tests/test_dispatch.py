@@ -262,13 +262,18 @@ class TestWhoAsks:
 class TestMethods:
     async def test_head_is_get_without_a_body_everywhere(self, served: Running) -> None:
         response_id = (await create(served.http))["id"]
+        item = {"type": "message", "role": "user", "content": "Hi"}
+        begun = (await served.http.post("/v1/conversations", json={"items": [item]})).json()
+        listed = (await served.http.get(f"/v1/conversations/{begun['id']}/items")).json()
+        in_conversation = (begun["id"], listed["data"][0]["id"])
         paths = {
             re.sub(r"{\w+(:path)?}", "{}", route.path) for route in routes_of(served.app) if "GET" in route.methods
         }
         paths -= {"/api/workers/figures"}  # It is for other workers.
         assert len(paths) > 10
         for path in sorted(paths):
-            path = path.format("test-model" if "models" in path else response_id)
+            ids = in_conversation if "conversations" in path else ["test-model" if "models" in path else response_id]
+            path = path.format(*ids)
             got, head = await served.http.get(path), await served.http.head(path)
             assert (head.status_code, head.content) == (got.status_code, b"") == (200, b""), path
             assert head.headers["content-type"] == got.headers["content-type"]

@@ -317,6 +317,7 @@ async def test_what_cannot_be_is_a_400_that_names_it(administered: Running) -> N
 # ── while a router runs ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 async def test_what_changes_reaches_routers_that_run(
     database: str, request: pytest.FixtureRequest, configured: dict[str, Any], tmp_path: Path, backend: FakeBackend

@@ -32,7 +32,7 @@ from tests.fake_backend.reply import RESPONSES, Reply
 from tests.turns import Json, eventually
 
 # Hundreds of requests a test: on a busy machine they take their time.
-pytestmark = [pytest.mark.usefixtures("short_waits"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("short_waits"), pytest.mark.timeout(300)]
 
 FAILURES = 500
 AT_ONCE = 10

@@ -29,6 +29,8 @@ from tests.turns import (
     turn,
 )
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 async def url(stack: AsyncExitStack, postgres: PostgresServer) -> str:

@@ -177,8 +177,6 @@ def test_a_missing_parameter_is_named(given: Json, missing: str) -> None:
 @pytest.mark.parametrize(
     ("param", "more"),
     [
-        ("conversation", {"conversation": "conv_1"}),
-        ("conversation", {"conversation": {"id": "conv_1"}}),
         ("context_management[0].type", {"context_management": [{"type": "clear_tool_uses"}]}),
     ],
 )

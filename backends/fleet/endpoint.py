@@ -70,7 +70,7 @@ class Endpoint:
         self.running = running
         self.leaving = False
         self.models: dict[str, str] = {}
-        self._allowed: dict[tuple[str, ...], dict[str, str]] = {}
+        self._allowed: dict[tuple[str, ...], frozenset[str]] = {}
         self.facts: dict[str, ModelFacts] = {}
         self.seen: Discovery | None = None
         self.loaded: set[str] = set()
@@ -115,11 +115,17 @@ class Endpoint:
         `models`; with None all of them."""
         if allowed is None:
             return self.models
-        if (models := self._allowed.get(allowed)) is None:
-            used = {there for name, there in self._named() if any(fnmatchcase(name, one) for one in allowed)}
-            used |= {there for one in allowed if (there := self.name_of(one))}  # `llama3` is `llama3:latest`.
-            models = self._allowed[allowed] = {name: there for name, there in self.models.items() if there in used}
-        return models
+        used = self.allowed(allowed)
+        return {name: there for name, there in self.models.items() if there in used}
+
+    def allowed(self, patterns: tuple[str, ...]) -> frozenset[str]:
+        """What this endpoint calls the models of which a name matches one of the patterns: also one whose name an alias
+        has taken."""
+        if (used := self._allowed.get(patterns)) is None:
+            named = {there for name, there in self._named() if any(fnmatchcase(name, one) for one in patterns)}
+            meant = {there for one in patterns if (there := self.name_of(one))}  # `llama3` is `llama3:latest`.
+            used = self._allowed[patterns] = frozenset(named | meant)
+        return used
 
     def _named(self) -> Iterator[tuple[str, str]]:
         """Every name of each of its models, and the model."""

@@ -189,7 +189,7 @@ class Endpoints(dict[str, Endpoint]):
             if not serving and model.startswith("openai/"):
                 return self.serving(model.removeprefix("openai/"), allowed)
             if allowed is not None:
-                serving = [slot for slot in serving if slot[1] in slot[0].models_of(allowed).values()]
+                serving = [slot for slot in serving if slot[1] in slot[0].allowed(allowed)]
             if (
                 serving and len(model) <= LONGEST_NAME
             ):  # A name that nobody serves is a client's own text: not to be remembered.

@@ -15,6 +15,8 @@ import pytest
 
 from tests.engines.postgres import PostgresServer
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 # Starts a server, prints its process and its folder, and waits.
 STARTED = """

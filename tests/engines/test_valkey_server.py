@@ -15,6 +15,8 @@ import pytest
 
 from tests.engines.valkey import ValkeyServer
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 # Starts a server, prints its process and its folder, and waits.
 STARTED = """

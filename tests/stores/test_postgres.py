@@ -86,6 +86,7 @@ async def is_stored(store: Store, response_id: str) -> bool:
 # ── a server that is away ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_while_the_server_is_away_all_fails_at_once_and_then_nothing(
     own: Any, own_postgres: PostgresServer, end: str, caplog: pytest.LogCaptureFixture
@@ -115,6 +116,7 @@ async def test_a_restart_between_two_turns_is_noticed_by_nobody(own: Any, own_po
     assert await own.get_response("r0") is not None
 
 
+@pytest.mark.heavy
 async def test_what_is_written_when_the_server_dies_is_written_or_refused(
     own: Any, own_postgres: PostgresServer
 ) -> None:
@@ -130,6 +132,7 @@ async def test_what_is_written_when_the_server_dies_is_written_or_refused(
         assert outcome is not None or await own.get_response(response_id) is not None
 
 
+@pytest.mark.heavy
 async def test_a_server_that_stands_still_is_waited_for_no_longer_than_a_statement_may_take(
     stack: AsyncExitStack, own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,7 @@ def whole(value: Any) -> Any:
     return decode_json(encode_json(value))
 
 
+@pytest.mark.heavy
 async def test_a_body_of_60_mb_comes_back(store: Store) -> None:
     large = {"type": "message", "id": "msg_large", "content": "ü" * 30_000_000 + "\0"}
     await store.store_response("resp_1", **row(output=[large]) | {"input_messages": [large]})
