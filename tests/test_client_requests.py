@@ -32,6 +32,8 @@ FOLDER = Path(os.environ.get("CLIENT_FIXTURES") or Path(__file__).parents[2] / "
 
 # What is refused: the parameter that is named, and why.
 REFUSED: dict[str, tuple[str, str]] = {
+    # Both at once, as its example of an error.
+    "oaipy-conversations-10": ("previous_response_id", "a conversation is given too"),
     # Wrong on purpose: the client shows what an error looks like.
     "oaipy-core-13": ("input", "the input is a number"),
 }
