@@ -4,7 +4,7 @@ however slowly they are read, or an honest end."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.wire.errors import ANY_SERVER
-from backends.wire.relay import LAST_READ_S, Relay
+from backends.wire.relay import LAST_READ_S, Relay, pump
 from core.errors import APIError, BackendCut
 from requests.chat_translator import ChatTranslator
 from requests.events import ResponseBuilder
@@ -252,6 +252,27 @@ async def test_bytes_that_go_on_are_what_came() -> None:
     await story.begin()
     story.end(ConnectionResetError("x"))
     assert isinstance(await story.outcome(), BackendCut | APIError)
+
+
+async def test_who_gives_pieces_waits_for_room() -> None:
+    """As an SDK's stream does, which cannot be paused otherwise."""
+    out = Written()
+    out.has_room = False
+    asked: list[int] = []
+
+    async def pieces() -> AsyncIterator[int]:
+        for number in range(3):
+            asked.append(number)
+            yield number
+
+    feed = PassedThrough()
+    pumping = asyncio.create_task(pump(pieces(), lambda number: feed.feed(b"%d" % number), feed, out))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (asked, out) == ([0], [b"0"])
+    out.drain()
+    await pumping
+    assert out == [b"0", b"1", b"2"]
 
 
 # ── with sockets ─────────────────────────────────────────────────────────────────────────────────────────────────────

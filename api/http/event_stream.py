@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from api.http.replies import StreamedReply
 from api.http.silence import Watched
+from backends.wire.relay import drained
 from core.json import Json
 from requests.emission import EMIT_FRAMES, EMIT_OBFUSCATED, Emission
 from requests.sse import KEEPALIVE
@@ -100,5 +101,5 @@ async def _written(stream: EventStream, emission: Emission, batches: AsyncGenera
                 stream.end(body)  # type: ignore[arg-type]
                 return
             if not stream.write(body):  # type: ignore[arg-type]
-                await stream.drained()
+                await drained(stream)
     stream.end()

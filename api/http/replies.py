@@ -242,12 +242,6 @@ class StreamedReply(Response):
         """Has `call` called once, as soon as there is room again."""
         self._pipe.when_drained(call)
 
-    async def drained(self) -> None:
-        """Waits until there is room again."""
-        drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.when_drained(lambda: None if drained.done() else drained.set_result(None))
-        await drained
-
     def stop(self) -> None:
         """It has ended, or broken off."""
         self._pipe.stop()

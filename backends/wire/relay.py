@@ -162,12 +162,19 @@ class Relay:
             self._notify()
 
 
+async def drained(out: Out) -> None:
+    """Waits until there is room again."""
+    room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    out.when_drained(lambda: None if room.done() else room.set_result(None))
+    await room
+
+
 async def pump(pieces: AsyncIterable[T], take: Callable[[T], Output], feed: Feed, out: Out) -> None:
     """The same for the stream of a client that gives pieces, such as an SDK's: each is for `take`."""
     try:
         async for piece in pieces:
-            if output := take(piece):
-                out.write(output)
+            if (output := take(piece)) and not out.write(output):
+                await drained(out)
             if feed.is_over and not feed.ended:
                 break
         feed.ended = True  # Where it was cut, its client has raised that.
