@@ -20,7 +20,7 @@ from api.door import Door, answer_at
 from api.http.bodies import read_body
 from api.http.keys import principal_of
 from api.http.routes import Routes, takes
-from api.passthrough import PASSED_ON, Head, Passing
+from api.passthrough import PASSED_ON, Head, Passing, check_names
 from api.turns.tally import routing_of
 from backends.fleet.failover import Attempt
 from backends.fleet.unloading import unload
@@ -132,6 +132,7 @@ async def read_head(request: Request) -> tuple[OllamaHead, bytes]:
     """What of a request chooses its endpoint, and its body. Raises `InvalidRequest`."""
     body = await read_body(request)
     check_values(body, max_items=PASSED_ON * request.app.state.config.max_items)
+    check_names(body, ["model", "name"])
     head = read_ollama(body, OllamaHead)
     if head.nomyo:
         body = without(body, "nomyo")

@@ -8,9 +8,10 @@ Of a request only what chooses the endpoint is read, of an answer only what it u
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -95,6 +96,7 @@ async def pass_through(request: Request) -> Response:
     body = (await read_body(request)).removeprefix(BOM)
     if len(body) > LARGE:
         check_values(body, max_items=PASSED_ON * state.config.max_items)
+    check_names(body, ["model"])
     head = head_of(body)
     if head.nomyo:
         body = without(body, "nomyo")
@@ -110,6 +112,31 @@ async def pass_through(request: Request) -> Response:
             INPUTS.get(path, "input") if error.param == "input" else PARAMS.get(error.param or "", error.param)
         )
         raise
+
+
+# A letter of a name that is spelled as a number.
+SPELLED = re.compile(rb"\\u00[4-7]", re.IGNORECASE)
+
+
+def check_names(body: bytes, names: Collection[str]) -> None:
+    """Raises `InvalidRequest` for a body with another member of one of the names, in any case: some servers take that
+    one, and whose model it is was not looked at."""
+    lowered = body.lower()
+    if all(lowered.count(b'"%b"' % name.encode()) < 2 for name in names) and not SPELLED.search(body):
+        return
+    members: list[tuple[str, Any]] = []
+
+    def outermost(pairs: list[tuple[str, Any]]) -> None:
+        members[:] = pairs  # It is the last to be read.
+
+    try:
+        json.loads(body, object_pairs_hook=outermost)
+    except (ValueError, RecursionError):
+        return  # Whoever reads it finds what is wrong.
+    for name in names:
+        found = [key for key, _ in members if key.lower() == name]
+        if len(found) > 1 or (found and found[0] != name):
+            raise InvalidRequest(f"'{name}' must be given once, and in lower case.", param=name, code="invalid_value")
 
 
 SURROGATES = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 from core.errors import APIError, Interrupted, ServerError, without_frames
 
@@ -20,8 +20,25 @@ log = logging.getLogger("nomyo.responses")
 
 S = TypeVar("S")
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+# So many batches may be ahead of whoever has read most of them.
+MOST_AHEAD = 64
+
+
+class Sink(Protocol[T_contra]):
+    """Where the batches of an answer go."""
+
+    def add(self, batch: T_contra, /) -> bool:
+        """Takes one. False: nobody has read that far, and more should wait for `when_room`."""
+        ...
+
+    def when_room(self, call: Callable[[], None], /) -> None:
+        """Has `call` called once, as soon as somebody has read on."""
+        ...
+
+
 # Gives the batches of an answer, one after the other, and ends with it.
-Fly = Callable[[Callable[[T], None]], Awaitable[None]]
+Fly = Callable[[Sink[T]], Awaitable[None]]
 
 
 class Flight(Generic[S, T]):
@@ -32,6 +49,9 @@ class Flight(Generic[S, T]):
         self.source = source
         self.readers = 0
         self._batches: list[T] = []
+        # How far whoever reads most has come.
+        self._furthest = 0
+        self._on_room: Callable[[], None] | None = None
         self._failure: APIError | None = None
         self._is_over = False
         self._more = asyncio.Event()
@@ -53,6 +73,7 @@ class Flight(Generic[S, T]):
             more, is_over = self._more, self._is_over
             while position < len(self._batches):
                 position += 1
+                self._is_read_to(position)
                 yield self._batches[position - 1]
             if not is_over:
                 if more is self._more:
@@ -62,14 +83,26 @@ class Flight(Generic[S, T]):
             else:
                 raise again(self._failure)
 
-    def _add(self, batch: T) -> None:
+    def add(self, batch: T) -> bool:
+        """Keeps a batch for all who read. False: those who read most of it are far behind."""
         self._batches.append(batch)
         self._wake()
+        return len(self._batches) - self._furthest < MOST_AHEAD
+
+    def when_room(self, call: Callable[[], None]) -> None:
+        """Has `call` called once, as soon as somebody has read on."""
+        self._on_room = call
+
+    def _is_read_to(self, position: int) -> None:
+        self._furthest = max(self._furthest, position)
+        if (call := self._on_room) is not None and len(self._batches) - self._furthest < MOST_AHEAD:
+            self._on_room = None
+            call()
 
     async def _run(self, fly: Fly[T]) -> None:
         failure: APIError | None = Interrupted()
         try:
-            await fly(self._add)
+            await fly(self)
             failure = None
         except APIError as error:
             failure = without_frames(error)

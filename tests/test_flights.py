@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import core.errors
 from core.errors import APIError, BackendRefused, InvalidRequest, ServerError
-from core.flights import Flights, Fly, again
+from core.flights import MOST_AHEAD, Flights, Fly, Sink, again
 from tests.test_laws import MANY
 
 
@@ -30,13 +30,13 @@ class Source:
     def let(self) -> None:
         self._allowed.release()
 
-    async def run(self, add: Callable[[int], None]) -> None:
+    async def run(self, sink: Sink[int]) -> None:
         self.is_open = True
         try:
             for number in range(self._batches):
                 await self._allowed.acquire()
                 self.made += 1
-                add(number)
+                sink.add(number)
             await self._allowed.acquire()
             if self._fails:
                 raise ServerError("broken off")
@@ -163,8 +163,8 @@ async def test_each_is_given_an_error_of_its_own() -> None:
 async def test_what_is_no_error_of_ours_is_one_for_those_who_read(caplog: pytest.LogCaptureFixture) -> None:
     flights: Flights[None, int] = Flights()
 
-    async def broken(add: Callable[[int], None]) -> None:
-        add(1)
+    async def broken(sink: Sink[int]) -> None:
+        sink.add(1)
         raise KeyError("a bug")
 
     with flights.join("key", lambda: (None, broken)) as seat:
@@ -217,3 +217,28 @@ async def test_a_flight_whose_readers_close_their_generators_ends_too() -> None:
     await settle()
     assert not source.is_open
     assert len(flights) == 0
+
+
+async def test_no_more_waits_than_somebody_will_soon_read() -> None:
+    """The answer is not read from its backend faster than by whoever reads most of it."""
+    flights: Flights[None, int] = Flights()
+    given: list[int] = []
+
+    async def endless(sink: Sink[int]) -> None:
+        while True:
+            given.append(len(given))
+            if not sink.add(given[-1]):
+                room = asyncio.Event()
+                sink.when_room(room.set)
+                await room.wait()
+
+    with flights.join("key", lambda: (None, endless)) as seat, flights.join("key", lambda: (None, endless)) as other:
+        await settle()
+        assert len(given) == MOST_AHEAD, "nobody has read anything"
+        batches = aiter(seat.flight.read())
+        for number in range(3 * MOST_AHEAD):
+            assert await anext(batches) == number
+            await settle()
+            assert len(given) <= number + 1 + MOST_AHEAD
+        late = aiter(other.flight.read())
+        assert [await anext(late) for _ in range(3)] == [0, 1, 2], "who is slow misses nothing"

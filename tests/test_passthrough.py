@@ -519,3 +519,21 @@ class TestLargeBodies:
         assert backend.turns[0].body == sent
         # The fake backend and the client, in this process, hold two copies each.
         assert peak < 7 * size, f"{peak / size:.1f} times the body"
+
+
+@pytest.mark.parametrize("second", ["Model", "MODEL", "model", "mod\\u0065l"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings", "/api/chat", "/api/embed"])
+async def test_a_second_model_is_refused_in_any_case(
+    path: str, second: str, served: Running, backend: FakeBackend
+) -> None:
+    """Some servers take the one or the other, whose model nobody has looked at."""
+    given = f'{{"model": "test-model", "messages": [], "input": "x", "{second}": "another"}}'
+    answer = await served.http.post(path, content=given, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    assert "once" in answer.text
+    assert not backend.turns
+    inner = (
+        '{"model": "test-model", "messages": [{"role": "user", "content": "x", "Model": 1, "model": 2}], "input": "x"}'
+    )
+    answer = await served.http.post(path, content=inner, headers={"Content-Type": "application/json"})
+    assert "once" not in answer.text, "it is another object's"

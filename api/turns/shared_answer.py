@@ -20,9 +20,10 @@ from msgspec.structs import replace
 from api.turns.cached import CACHE_ROUTE, cache_key
 from api.turns.turn import Turn, TurnOut, builder_of, seals_for_us
 from backends.fleet.failover import may_go_elsewhere
+from backends.wire.relay import drained
 from cache import Cache, key_of
 from core.errors import APIError
-from core.flights import Fly
+from core.flights import Fly, Sink
 from core.json import encode_json
 from requests.emission import EMIT_EVENTS
 from requests.hidden import drop, hide
@@ -62,7 +63,8 @@ async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> 
             reader = Reader(turn, feeding.turn, is_first=seat.is_first)
             try:
                 async for batch in seat.flight.read():
-                    turn.emit(reader.adopt(batch))
+                    if not turn.emit(reader.adopt(batch)):
+                        await drained(turn.out)
                 reader.take_headers()
                 return
             except APIError as error:
@@ -111,18 +113,18 @@ def _begin(
 
 
 async def _feed(
-    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, add: Callable[[list[Event]], None]
+    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, flight: Sink[list[Event]]
 ) -> None:
     """Gives the events of the answer. It is in the cache before the last of them is there: who asks behind that finds
     it."""
-    turn, out = feeding.turn, Fed(add)
+    turn, out = feeding.turn, Fed(flight)
     await run(state, turn, out)
     response = turn.builder.response
     if response["status"] == "completed" and (feeding.stored or not cache.persistent):
         if not _asks_for_seals(turn):
             response = drop({**response, "output": hide(response["output"])})
         await cache.set_chat(CACHE_ROUTE, turn.request.model, messages, encode_json(response))
-    add(out.last)
+    flight.add(out.last)
 
 
 class Fed:
@@ -131,21 +133,21 @@ class Fed:
     has_begun = False
     on_begin: Callable[[], object] | None = None
 
-    def __init__(self, add: Callable[[list[Event]], None]) -> None:
-        self._add = add
+    def __init__(self, flight: Sink[list[Event]]) -> None:
+        self._flight = flight
         self.last: list[Event] = []
 
     def write(self, events: list[Event]) -> bool:
-        """Gives events to all who read."""
-        self._add(events)
-        return True
+        """Gives events to all who read. False: none of them has come so far."""
+        return self._flight.add(events)
 
     def end(self, events: list[Event]) -> None:
         """Keeps the last of them."""
         self.last = events
 
     def when_drained(self, call: Callable[[], None]) -> None:
-        """It is never full."""
+        """Has `call` called once, as soon as somebody has read on."""
+        self._flight.when_room(call)
 
 
 class Reader:

@@ -183,10 +183,10 @@ class Turn(Struct, eq=False):
         """Whom all that is kept of it belongs to."""
         return self.request.principal.owner
 
-    def emit(self, events: list[Event]) -> None:
-        """Sends events, as they are wanted."""
-        if output := self.builder.emission.encode(events):
-            self.out.write(output)
+    def emit(self, events: list[Event]) -> bool:
+        """Sends events, as they are wanted. False: there is no room for more."""
+        output = self.builder.emission.encode(events)
+        return self.out.write(output) if output else True
 
     def note_change(self, name: str) -> None:
         """Names to the client what was changed of its request, once."""
