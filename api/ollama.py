@@ -132,7 +132,8 @@ async def read_head(request: Request) -> tuple[OllamaHead, bytes]:
     """What of a request chooses its endpoint, and its body. Raises `InvalidRequest`."""
     body = await read_body(request)
     check_values(body, max_items=PASSED_ON * request.app.state.config.max_items)
-    check_names(body, ["model", "name"])
+    if principal_of(request).models is not None:
+        check_names(body, ["model", "name"])
     head = read_ollama(body, OllamaHead)
     if head.nomyo:
         body = without(body, "nomyo")

@@ -96,12 +96,13 @@ async def pass_through(request: Request) -> Response:
     body = (await read_body(request)).removeprefix(BOM)
     if len(body) > LARGE:
         check_values(body, max_items=PASSED_ON * state.config.max_items)
-    check_names(body, ["model"])
+    principal = principal_of(request)
+    if principal.models is not None:
+        check_names(body, ["model"])
     head = head_of(body)
     if head.nomyo:
         body = without(body, "nomyo")
     path = request.scope["path"].removeprefix("/v1")
-    principal = principal_of(request)
     routing = routing_of(principal, head.affinity(principal.owner), path)
     passing = Passing(request, head, body, routing)
     passing.ignores_nomyo = bool(head.nomyo)
