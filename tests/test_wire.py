@@ -460,6 +460,24 @@ async def test_who_sends_far_ahead_is_held_back_and_gets_all_answers(backend: Fa
         await site.is_idle(backend)
 
 
+async def test_who_sends_far_ahead_and_leaves_is_missed(
+    backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing is read from it any more."""
+    monkeypatch.setattr("api.http.connection.LOOK_FOR_END_S", 0.01)
+    backend.script(gated(asyncio.Event(), "first"))
+    async with served(app, "wire") as site:
+        line = await site.connect()
+        await line.send(ask(response(**STREAM)))
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        line.writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 3000)
+        [connection] = site.server.server_state.connections
+        await eventually(lambda: connection.flow.read_paused, "the server stops reading")
+        await line.leave()
+        await backend.wait_for(lambda b: b.aborts == 1)
+        await site.is_idle(backend)
+
+
 @both_ways
 async def test_who_left_before_anybody_looked_is_missed(
     backend: FakeBackend, app: FastAPI, monkeypatch: pytest.MonkeyPatch, way: str

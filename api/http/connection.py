@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import select
 import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ CLOSED_AT_ONCE = 100
 # A connection may hold so many bytes of requests that wait for the one that runs; each counts as this many at least.
 MOST_WAITING = 1024 * 1024
 LEAST_REQUEST = 1024
+# So often it is looked whether a client has left whose requests wait and that is not read from.
+LOOK_FOR_END_S = 1.0
 # Behind a refusal so much more is read, for so long.
 LINGERING, LINGERING_S = 1024 * 1024, 2.0
 # So many file descriptors from the last one, a line is logged that they run out; and not more often than this.
@@ -126,6 +129,8 @@ class Protocol(HttpToolsProtocol):
 
     # Called when the client closes the connection before its answer is whole.
     on_left: Callable[[], None] | None = None
+    # While a client is not read from that is watched.
+    _end_timer: asyncio.TimerHandle | None = None
     # Called when the client has read most of what it was sent, once.
     on_drained: Callable[[], None] | None = None
     # The client has begun a body and not gone on.
@@ -232,8 +237,25 @@ class Protocol(HttpToolsProtocol):
     def watch(self) -> None:
         """Goes on reading, unless the client has sent ahead too much already."""
         if self.pipeline and sum(len(cycle.body) + LEAST_REQUEST for cycle, _ in self.pipeline) >= MOST_WAITING:
+            self._look_for_end()
             return
         self.flow.resume_reading()
+
+    def _look_for_end(self) -> None:
+        """A client that is not read from leaves unseen, behind what it has sent: it is looked for now and then."""
+        if self._end_timer is None and hasattr(select, "POLLRDHUP"):
+            self._end_timer = self.loop.call_later(LOOK_FOR_END_S, self._end_if_left)
+
+    def _end_if_left(self) -> None:
+        self._end_timer = None
+        if self.on_left is None or not self.flow.read_paused or self.transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self.transport.abort()
+        else:
+            self._look_for_end()
 
     # As uvicorn has them, but that a name of a header is compared with `expect` once a request, not once a header.
 
