@@ -60,14 +60,17 @@ def ours(
     kind: str = "openai-chat",
     python: str = sys.executable,
     checkout: Path = ROOT,
+    others: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """The router of a checkout, by its own serve.py; of one that has none yet, by uvicorn."""
+    """The router of a checkout, by its own serve.py; of one that has none yet, by uvicorn. `others` are more
+    settings."""
     settings: dict[str, Any] = {
         "endpoints": [{"url": f"http://127.0.0.1:{backend}/v1", "kind": kind, "max_concurrent": 4096}],
         "database": {"url": f"sqlite:///{folder}/router.db"},
     }
     if workers > 1:
         settings["workers"] = workers
+    settings |= others or {}
     (folder / "config.yaml").write_text(json.dumps(settings))
     serve = checkout / "serve.py"
     if serve.exists():

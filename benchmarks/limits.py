@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -52,12 +52,18 @@ ALL_CORES = ",".join(map(str, CORES))
 
 
 @asynccontextmanager
-async def router(backend: int, up: int = 1, workers: int = 1, cores: list[int] = CORES[:1]) -> AsyncIterator[Running]:
-    """The router on these cores, from when it answers and knows so many backends."""
+async def router(
+    backend: int,
+    up: int = 1,
+    workers: int = 1,
+    cores: list[int] = CORES[:1],
+    others: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Running]:
+    """The router on these cores, from when it answers and knows so many backends. `others` are more settings."""
     with tempfile.TemporaryDirectory(prefix="nomyo-limits-") as folder:
         port = free_port()
         pinned = ["taskset", "-c", ",".join(map(str, cores))]
-        command = [*pinned, *ours(port, backend, Path(folder), workers=workers)]
+        command = [*pinned, *ours(port, backend, Path(folder), workers=workers, others=others)]
         with started(command, Path(folder)) as process:
             await asyncio.to_thread(wait_for_health, port, up)
             yield Running(OURS[0], port, process)

@@ -133,11 +133,12 @@ async def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--expected", default="", help="what every answer holds")
     parser.add_argument("--token", default="", help="the first token")
+    parser.add_argument("--key", default="none", help="that it sends")
     given = parser.parse_args()
     body = sys.stdin.buffer.read()
     request = (
         f"POST {given.path} HTTP/1.1\r\nHost: 127.0.0.1:{given.port}\r\nContent-Type: application/json\r\n"
-        f"Authorization: Bearer none\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Authorization: Bearer {given.key}\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
     load = Load(given.requests, given.clients, given.expected.encode(), given.token.encode())
     loop = asyncio.get_running_loop()

@@ -60,6 +60,12 @@ class ValkeyServer:
         """Where it is, with its password."""
         return f"valkey://{f':{self._password}@' if self._password else ''}127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
     def start(self) -> None:
         """Starts it, and waits until it answers."""
         settings = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "appendonly": "no"}
