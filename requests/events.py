@@ -29,8 +29,9 @@ from requests.emission import EMIT_EVENTS, Emission
 from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
 from requests.hidden import drop, hide, unsealed
-from requests.native import NO_FLOWS, Flows, NativeItems
+from requests.native import NativeItems
 from requests.native_events import LIFECYCLE
+from requests.native_growing import NO_FLOWS, Flows
 from requests.native_shapes import ending, whole_output, whole_response
 from requests.open_items import (
     GROWING_CALLS,

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from core.json import Json
-from requests.native import ITEM_OF, Flow, NativeItem, NativeItems, NativePart
+from requests.native import ITEM_OF, NativeItems
+from requests.native_growing import Flow, NativeItem, NativePart
 from requests.native_shapes import NotNull, OneItem, OnePart, Text, is_whole
 from requests.open_items import CONTENT, MOST_ITEMS, STREAMED_CALLS, STREAMED_PARTS, SUMMARY, Ladder
 
