@@ -29,6 +29,7 @@ from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from backends.wire.relay import Relay
 from core.errors import APIError, BackendRefused, InvalidRequest
+from core.json import decode_json
 from core.keys import UNLIMITED
 from core.schemas import ANYTHING, FLAG, OBJECTS, TEXT, object_of
 from core.state import AppState
@@ -67,8 +68,22 @@ class Head(msgspec.Struct):
     prompt: msgspec.Raw = msgspec.Raw()
     max_tokens: Any = None
     max_completion_tokens: Any = None
+    n: Any = None
     # For this router: no server is given it.
     nomyo: msgspec.Raw = msgspec.Raw()
+
+    def answers(self) -> int:
+        """How many are asked for: `n` to each prompt; none where vectors or scores are."""
+        if not (self.messages or self.prompt):
+            return 0
+        prompts = 1
+        if self.prompt:
+            given = decode_json(self.prompt)
+            # A list of numbers is one prompt, as tokens.
+            if isinstance(given, list) and not all(isinstance(one, int) for one in given):
+                prompts = len(given)
+        is_count = isinstance(self.n, int) and not isinstance(self.n, bool) and self.n > 0
+        return prompts * (self.n if is_count else 1)
 
     def affinity(self, owner: str) -> list[str]:
         """What of the request may be warm at an endpoint, the surest first; the words of its client are the owner's."""
@@ -171,7 +186,7 @@ class Passing(StreamedReply):
         self._state: AppState = request.app.state
         self.principal = principal_of(request)
         self.model = head.model
-        self._allowed_tokens = head.max_completion_tokens or head.max_tokens
+        self._head = head
         self._body = body
         self._routing = routing
         self._feed = PassedThrough()
@@ -204,7 +219,10 @@ class Passing(StreamedReply):
         state, principal, routing = self._state, self.principal, self._routing
         tally = None
         if principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED:
-            tally = await admit(state, principal, routing, partial(body_tokens, self._body), self._allowed_tokens)
+            head = self._head
+            allowed = head.max_completion_tokens or head.max_tokens
+            given = partial(body_tokens, self._body)
+            tally = await admit(state, principal, routing, given, allowed, answers=head.answers())
         has_failed = False
         try:
             await self._ask(path, below_root=below_root)

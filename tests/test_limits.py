@@ -19,7 +19,7 @@ from websockets.asyncio.client import connect
 from api.turns.tally import duration
 from tests.conftest import Running
 from tests.doors import doors_of, every_door, is_ollamas
-from tests.fake_backend import FakeBackend, chat, chat_usage, http_error, stall, steps, until
+from tests.fake_backend import FakeBackend, chat, chat_usage, http_error, json_answer, stall, steps, until
 from tests.keyed import ADMIN, as_key, key, keyed_router, secret_of
 from tests.turns import URL, assert_error, create, ended, eventually, turn
 
@@ -89,6 +89,9 @@ def test_every_time_is_one_that_clients_read_and_not_too_short(seconds: float) -
     assert seconds - 0.001 <= total <= seconds + 1
 
 
+ASKED = [{"role": "user", "content": "x"}]
+
+
 class TestTokens:
     async def test_they_are_reserved_by_an_estimate_and_settled_by_what_was_counted(self, backend: FakeBackend) -> None:
         goes_on = asyncio.Event()
@@ -115,6 +118,26 @@ class TestTokens:
             assert "retry-after" not in refused.headers
             answer = await ann.post(URL, json=turn(input="x" * 400, max_output_tokens=100_000))
             assert answer.status_code == 200, "what a client allows is no reason to refuse it"
+
+    @pytest.mark.parametrize(
+        ("path", "body", "most", "least"),
+        [
+            ("/v1/chat/completions", {"messages": ASKED, "max_tokens": 1000}, 8000, 6900),
+            ("/v1/chat/completions", {"messages": ASKED, "max_tokens": 1000, "n": 5}, 3000, 2900),
+            ("/v1/completions", {"prompt": ["a", "b", "c"], "max_tokens": 1000, "n": 2}, 4000, 1900),
+            ("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 1000}, 7000, 6900),
+            ("/v1/completions", {"prompt": [[1, 2], [3]], "max_tokens": 1000}, 6000, 5900),
+            ("/v1/chat/completions", {"messages": ASKED, "max_tokens": 1000, "n": "5"}, 7000, 6900),
+            ("/v1/embeddings", {"input": "a"}, 8000, 7900),
+        ],
+    )
+    async def test_each_answer_that_is_asked_for_is_expected(
+        self, backend: FakeBackend, path: str, body: dict[str, Any], most: int, least: int
+    ) -> None:
+        backend.routes[f"POST {path}"] = json_answer({"choices": []})
+        async with keyed_router(backend, key("ann", tpm=8000)) as running, as_key(running, "ann") as ann:
+            answer = await ann.post(path, json={"model": "test-model", **body})
+            assert least <= int(answer.headers["x-ratelimit-remaining-tokens"]) <= most
 
     async def test_a_picture_is_no_text_of_its_length(self, backend: FakeBackend) -> None:
         url = "data:image/png;base64," + "iVBORw0KGgo" * 20_000

@@ -86,18 +86,19 @@ async def admit(
     input_tokens: Callable[[], int],
     output_tokens: object = None,
     *,
+    answers: int = 1,
     in_background: bool = False,
     is_certain: bool = False,
 ) -> Tally:
     """Takes what a request may use of the limits of its principal. `input_tokens` estimates how long it is, if that
-    matters; `output_tokens` is what the client allows. Puts what is left into the headers of its answer. `is_certain`:
-    it was admitted before, so it counts, and is not refused. Raises `LimitReached`."""
+    matters; `output_tokens` is what the client allows for each of so many `answers`. Puts what is left into the headers
+    of its answer. `is_certain`: it was admitted before, so it counts, and is not refused. Raises `LimitReached`."""
     plan = plan_of(principal)
     bounds = plan.background if in_background else plan.turns
     given = expected = 0
     if plan.budgets or any(bound.of == "tokens" for bound in bounds):
         given = input_tokens()
-        expected = given + _expected(output_tokens)
+        expected = given + answers * _expected(output_tokens)
     accounts: Sequence[Account] = ()
     of_budgets: dict[str, str] = {}
     if plan.budgets:
