@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo cluster serve test test-all clients servers fuzz fuzz-setup contract bench hold opcodes gateways lint format clean
+.PHONY: help setup demo cluster serve test test-all clients servers fuzz fuzz-setup contract bench hold opcodes gateways docs lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -105,6 +105,12 @@ gateways: $(SYNCED) ## other gateways for `make bench`, each in an environment o
 		echo "$$gateway is installed." || echo "$$gateway is NOT installed: the benchmark goes on without it."; \
 	done
 
+docs: export UV_PYTHON_DOWNLOADS = never
+docs: $(SYNCED) ## the site of docs/, into site/
+	@.venv/bin/uv sync --quiet --locked --inexact --all-extras --group docs
+	@$(VENV_PYTHON) -I -m zensical build --strict --clean
+	@echo "Open site/index.html, or: $(VENV_PYTHON) -I -m http.server --directory site"
+
 lint: $(SYNCED) ## ruff and mypy
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
@@ -115,7 +121,7 @@ format: $(SYNCED) ## let ruff format and sort
 	$(VENV_PYTHON) -m ruff format .
 
 clean: ## remove what was installed and the caches; data/ stays
-	rm -rf .venv tests/clients/python/.venv tests/clients/frameworks/.venv tests/clients/node/node_modules tests/fuzz/.venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv tests/clients/python/.venv tests/clients/frameworks/.venv tests/clients/node/node_modules tests/fuzz/.venv .pytest_cache .ruff_cache .mypy_cache .hypothesis site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(SYNCED): export UV_PYTHON_DOWNLOADS = never
