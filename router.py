@@ -52,7 +52,9 @@ from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
 from core.budgets import Budgets
-from core.config import Config, ConfigError, ImagesConfig, config_file, load_config
+from core.config import Config, ImagesConfig
+from core.config_file import config_file, load_config
+from core.errors import ConfigError
 from core.extras import need
 from core.files import raise_file_limit
 from core.flights import Flights

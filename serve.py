@@ -27,8 +27,9 @@ from uvicorn.supervisors import Multiprocess
 
 from backends.kinds import KINDS
 from cluster.workers import FOLDER, Workers, new_folder
-from core.config import Config, ConfigError, load_config
-from core.errors import StartError
+from core.config import Config
+from core.config_file import load_config
+from core.errors import ConfigError, StartError
 
 # What is interrupted is answered, and stored.
 LAST_WORDS_S = 5

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx2
 
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.errors import APIError
 from core.state import AppState
 from requests.responses import new_id, response_resource, whole_item

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from commands import Failed, Refused, json_option, print_json, print_line
-from core.config import load_config
+from core.config_file import load_config
 from db import CopyError, back_up
 
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import click
 
 from commands import Failed, Refused, json_option, print_json, print_line
-from core.config import Config, load_config
+from core.config import Config
+from core.config_file import load_config
 from core.json import Json
 from core.key_changes import (
     CannotChange,

@@ -13,7 +13,7 @@ import click
 
 from commands import json_option, print_json, print_line
 from commands.keys import with_store
-from core.config import load_config
+from core.config_file import load_config
 from core.key_changes import seconds_of
 from core.usage import DAY_S, HOUR_S, By, UsageRow, Use, time_of
 

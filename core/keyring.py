@@ -19,7 +19,8 @@ from hashlib import sha256
 
 import msgspec
 
-from core.config import Config, ConfigError
+from core.config import Config
+from core.errors import ConfigError
 from core.key_changes import KeyStore
 from core.key_settings import KeyConfig, digest_in, digest_of, expiry, limits_of, owner_in
 from core.keys import UNLIMITED, Ending, Limits, Principal, StoredKey

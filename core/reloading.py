@@ -12,7 +12,8 @@ import signal
 import threading
 from pathlib import Path
 
-from core.config import ConfigError, load_config
+from core.config_file import load_config
+from core.errors import ConfigError
 from core.state import AppState
 
 log = logging.getLogger("nomyo.settings")

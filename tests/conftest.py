@@ -41,7 +41,7 @@ os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 
 import backends.fleet.failover  # noqa: E402
 import router  # noqa: E402
-from core.config import parse_config  # noqa: E402
+from core.config_checks import parse_config  # noqa: E402
 from tests.engines import postgres as postgres_engine  # noqa: E402
 from tests.engines import valkey as valkey_engine  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402

@@ -12,7 +12,8 @@ from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.kinds.server import ModelFacts
 from cluster.alone import Alone
-from core.config import Config, parse_config
+from core.config import Config
+from core.config_checks import parse_config
 
 NAMES = ["a", "a:latest", "ab", "b", "b:8b", "openai/a", "c"]
 names = st.sampled_from(NAMES)

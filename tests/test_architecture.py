@@ -182,10 +182,10 @@ def asks_for_kinds(source: str) -> list[str]:
 
 
 def test_none_outside_of_the_kinds_asks_which_kind_it_is() -> None:
-    # `requests` knows no servers, and `core.config` looks up the name that the settings have.
+    # `requests` knows no servers, and `core.config_checks` looks up the name that the settings have.
     for part in MAY_IMPORT.keys() - {"requests"}:
         for file in sources(part):
-            if file.parent != ROOT / "backends" / "kinds" and file != ROOT / "core" / "config.py":
+            if file.parent != ROOT / "backends" / "kinds" and file != ROOT / "core" / "config_checks.py":
                 asks = asks_for_kinds(file.read_text())
                 assert not asks, f"{file.relative_to(ROOT)} asks for a kind: {asks}"
 

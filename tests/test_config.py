@@ -14,7 +14,10 @@ import pytest
 import yaml
 
 from backends.kinds import KINDS
-from core.config import CHOICES, SECTIONS, Config, ConfigError, EndpointConfig, load_config, parse_config
+from core.config import CHOICES, SECTIONS, Config, EndpointConfig
+from core.config_checks import parse_config
+from core.config_file import load_config
+from core.errors import ConfigError
 from core.key_settings import digest_in, expiry, limits_of, owner_in
 from core.keys import UNLIMITED, Allowance, Limits
 

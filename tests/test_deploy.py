@@ -22,7 +22,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from core.config import load_config
+from core.config_file import load_config
 from tests.engines.postgres import PostgresServer, free_port
 from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import FakeBackend

@@ -19,7 +19,7 @@ from websockets.exceptions import InvalidStatus
 
 import router
 from api.http.dispatch import Application
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.keys import Principal
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, every_door

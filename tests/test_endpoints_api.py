@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from core.config import parse_config
+from core.config_checks import parse_config
 from tests.conftest import Running, running_router
 from tests.fake_backend import CHAT, FakeBackend, chat, chat_usage, http_error, json_answer, say, stall, steps, until
 from tests.test_pool import at, waiting

@@ -22,7 +22,8 @@ from websockets.exceptions import InvalidStatus
 
 import router
 from cluster import peers
-from core.config import ConfigError, parse_config
+from core.config_checks import parse_config
+from core.errors import ConfigError
 from serve import check_address
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, every_door, is_ollamas

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 import router
 from core import keyring as keyring_module
-from core.config import ConfigError, load_config, parse_config
+from core.config_checks import parse_config
+from core.config_file import load_config
+from core.errors import ConfigError
 from core.key_changes import CannotChange, described, expiry_from, new_key, replaced, revoked, settings_of, state_of
 from core.key_settings import KeyConfig
 from core.keyring import Keyring

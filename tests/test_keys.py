@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from api.peers import as_peer
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.keyring import Keyring
 from core.keys import StoredKey
 from tests.conftest import Running, running_router

@@ -13,7 +13,8 @@ import backends.kinds.server
 from backends.kinds import KINDS, LEXICON, kind_of
 from backends.kinds.server import Memory, ModelFacts
 from backends.kinds.words import COMMON, Words
-from core.config import EndpointConfig, parse_config
+from core.config import EndpointConfig
+from core.config_checks import parse_config
 from core.errors import BackendError, BackendRefused, BackendTimeout, BackendUnreachable, TooManyRequests
 from tests.test_discovery import MISSING, SAMPLES, Server, discover, hang
 from tests.test_error_words import OVERFLOWS, ROLES, UNSUPPORTED

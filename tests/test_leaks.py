@@ -18,7 +18,7 @@ from backends.fleet.failover import Attempts
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing
 from cluster.alone import Alone
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.errors import (
     APIError,
     BackendCut,

@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 import router
 from api.http.origins import may_ask
-from core.config import ConfigError, parse_config
+from core.config_checks import parse_config
+from core.errors import ConfigError
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, every_door
 from tests.fake_backend import FakeBackend, chat, cut, http_error

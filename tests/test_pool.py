@@ -12,7 +12,7 @@ import backends.fleet.endpoint
 import backends.fleet.endpoints
 from backends.fleet.pool import Pool, choose_endpoint, decrement_usage, is_ext_openai_endpoint
 from cluster.alone import Alone
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.errors import BackendUnreachable, NotFound, TooManyRequests
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, json_answer, stall

@@ -17,7 +17,7 @@ import yaml
 import backends.fleet.pool
 import router
 from core import reloading
-from core.config import load_config
+from core.config_file import load_config
 from core.reloading import reload
 from tests.conftest import Running, running_router
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, http_error, say, stall, steps, until

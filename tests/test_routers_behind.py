@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from core.config import ConfigError, EndpointConfig, ModelsConfig, parse_config
+from core.config import EndpointConfig, ModelsConfig
+from core.config_checks import parse_config
+from core.errors import ConfigError
 from core.hops import HEADER, MOST_HOPS, RouterLoop, arrive, came_through, line_of_look, line_of_request
 from serve import check_endpoints
 from tests.conftest import Running, running_router

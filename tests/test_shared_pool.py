@@ -13,7 +13,7 @@ import pytest
 
 from backends.fleet.pool import Pool, choose_endpoint
 from backends.fleet.routing import Routing
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.errors import TooManyRequests
 from tests.cluster.in_process import InProcess, Shared
 from tests.fake_backend import FakeBackend

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from core.config import parse_config
+from core.config_checks import parse_config
 from core.errors import ConfigError, StartError
 from core.valkey import Script, Valkey, ValkeyError
 from core.valkey_address import Address

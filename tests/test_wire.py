@@ -22,7 +22,7 @@ import router
 from api.http.connection import MOST_WAITING
 from api.http.protocol import Protocol, Wire, wire_of
 from api.http.silence import KEEPALIVE_S
-from core.config import parse_config
+from core.config_checks import parse_config
 from tests.conftest import Clock, Server
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, stall, steps, stream, until
 from tests.fake_backend import Answer as BackendAnswer

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 import router
-from core.config import parse_config
+from core.config_checks import parse_config
 from tests.cluster.in_process import InProcess, Shared
 from tests.conftest import Running
 from tests.fake_backend import FakeBackend, stall

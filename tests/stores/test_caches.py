@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cache import Cache, make_cache
-from core.config import CacheConfig, parse_config
+from core.config import CacheConfig
+from core.config_checks import parse_config
 from core.errors import ConfigError, ServerError
 from tests.turns import eventually
 
