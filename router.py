@@ -125,6 +125,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
     config = state.config
     cluster = state.cluster
     log_to_stderr()
+    if state.config_file is not None and not state.config_file.exists():
+        log.info("there is no %s: every setting has its default", state.config_file.absolute())
     async with AsyncExitStack() as stack:
         await cluster.open()
         stack.push_async_callback(cluster.close)

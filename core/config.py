@@ -194,7 +194,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
 
-    endpoints: Annotated[tuple[EndpointConfig, ...], msgspec.Meta(min_length=1)]
+    # None: those of this machine that answer at the usual ports.
+    endpoints: tuple[EndpointConfig, ...] = ()
     # The admin key; `keys` are those of a team, `owners` what theirs may use together.
     api_key: str = ""
     keys: tuple[KeyConfig, ...] = ()

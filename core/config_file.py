@@ -20,6 +20,7 @@ from core.config_words import AT_THE_START
 from core.errors import ConfigError
 from core.yaml import read_yaml
 
+UNNAMED_FILE = Path("config.yaml")
 # What the nomyo-router reads that people come from.
 LEGACY_CONFIG, LEGACY_KEY, LEGACY_DATABASE = "NOMYO_ROUTER_CONFIG_PATH", "NOMYO_ROUTER_API_KEY", "NOMYO_ROUTER_DB_PATH"
 # Ours, but not for whoever sets the router up: the folder of its workers.
@@ -30,21 +31,23 @@ def config_file(environ: Mapping[str, str] = os.environ) -> Path:
     """The file that ROUTER_CONFIG or NOMYO_ROUTER_CONFIG_PATH names, else ./config.yaml."""
     if legacy := environ.get(LEGACY_CONFIG):
         legacy = str(Path(legacy).expanduser())
-    return Path(environ.get("ROUTER_CONFIG") or legacy or "config.yaml")
+    return Path(environ.get("ROUTER_CONFIG") or legacy or UNNAMED_FILE)
 
 
 def load_config(
     path: str | Path | None = None, environ: Mapping[str, str] = os.environ, kinds: Collection[str] = ()
 ) -> Config:
-    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml. `kinds` are the
-    kinds of server that there are; without them an endpoint's is not checked. Raises `ConfigError`."""
+    """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml, which need not be
+    there. `kinds` are the kinds of server that there are; without them an endpoint's is not checked. Raises
+    `ConfigError`."""
     file = Path(path) if path else config_file(environ)
     try:
         with file.open(encoding="utf-8") as stream:  # Not its text: PyYAML's errors name the file that they are in.
             data = read_yaml(stream)
     except FileNotFoundError as error:
-        where = "start the router in its folder, or name your file in ROUTER_CONFIG"
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}; {where}") from None
+        if path or file != UNNAMED_FILE:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}; ROUTER_CONFIG names the file") from None
+        data = {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

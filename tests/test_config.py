@@ -77,6 +77,18 @@ def test_a_kind_of_backend_is_a_kind_of_the_settings(kind: str, load: Any) -> No
     assert endpoint.kind == kind
 
 
+@pytest.mark.parametrize("text", ["{}", "endpoints: []", "queue: {max: 5}"])
+def test_settings_need_name_no_endpoints(load: Any, text: str) -> None:
+    assert load(text).endpoints == ()
+
+
+def test_a_file_need_not_be_there_unless_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(environ={"ROUTER_API_KEY": "secret"}) == parse_config({"api_key": "secret"})
+    with pytest.raises(ConfigError, match=r"^mine\.yaml: cannot be read: No such file .*ROUTER_CONFIG"):
+        load_config(environ={"ROUTER_CONFIG": "mine.yaml"})
+
+
 # ── one clear line ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -98,9 +110,7 @@ def owner(**more: Any) -> dict[str, Any]:
 
 # The settings, and all that the line must hold: the key, and the nearest that is known.
 WRONG: dict[str, tuple[Any, list[str]]] = {
-    "no endpoints": ({}, ["missing", "'endpoints'"]),
-    "an empty list of them": ({"endpoints": []}, ["endpoints:", "1"]),
-    "null for them": ({"endpoints": None}, ["endpoints:", "a list", "nothing"]),
+    "null for endpoints": ({"endpoints": None}, ["endpoints:", "a list", "nothing"]),
     "an endpoint that is no row": (
         {"endpoints": ["http://x"]},
         ["endpoints[0]:", "keys and values", "text", "`- url: http://…`"],

@@ -269,7 +269,7 @@ class TestBrokenFiles:
         [
             ("endpoints: [", "is not YAML"),
             ("", "must hold keys and values"),
-            ("endpoints: []", "endpoints"),
+            ("endpoints: null", "endpoints"),
             ("endpoints: [{url: 'http://a'}]\nqueue: {maxx: 1}", "queue.maxx"),
             ("endpoints: [{url: 'http://a', kind: olama}]", "did you mean 'ollama'?"),
             ("endpoints: [{url: 'http://a'}]\napi_key: !!int x", "is not YAML"),

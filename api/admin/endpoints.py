@@ -35,6 +35,8 @@ async def list_endpoints(request: Request) -> Response:
                 "first": sorted(figures["first"], key=itemgetter("waited_s"), reverse=True)[:SHOWN],
             },
             "config_error": state.config_error,
+            # While the settings name no endpoints: what came of each port of this machine that was asked.
+            "local": [tried.describe() for tried in local.tried] if (local := state.pool.endpoints.local) else None,
         }
     )
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 
 from backends.fleet.endpoint import Endpoint
+from backends.fleet.local import LOOK_AGAIN_S, LocalServers
 from backends.kinds import UNKNOWN
 from backends.kinds.kind import Kind
 from cluster.protocol import Cluster
@@ -41,6 +42,10 @@ class Endpoints(dict[str, Endpoint]):
         self._config = config
         # This router's own, for other routers; known before `open`.
         self.router_id = ""
+        # Those of this machine, while the settings name none.
+        self.local: LocalServers | None = None
+        self._local_watch: asyncio.Task[None] | None = None
+        self._local_look: asyncio.Task[None] | None = None
         self._cluster = cluster
         self._on_change = on_change
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -57,12 +62,15 @@ class Endpoints(dict[str, Endpoint]):
         self.clear()
         for config in self._config.endpoints:
             self._add(config)
+        if not self._config.endpoints:
+            self._watch_local()
         # Whoever comes at once shall find what answers at once.
-        looks = [self.look_at(endpoint) for endpoint in self.values()]
+        looks = [self.look_at(endpoint) for endpoint in self.values()] or [self._look_around()]
         await asyncio.wait(looks, timeout=FIRST_LOOK_S)
 
     async def close(self) -> None:
         """Ends all looking, and all connections."""
+        await self._forget_local()
         for task in (*self._watches.values(), *self._looks.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -75,7 +83,12 @@ class Endpoints(dict[str, Endpoint]):
         """Takes new settings: endpoints that stay as they are keep all they know, those that go or change answer what
         they have begun."""
         self._config = config
-        wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in config.endpoints}
+        if config.endpoints:
+            await self._forget_local()
+        elif self.local is None:
+            self._watch_local()
+        known = config.endpoints or (self.local.found if self.local else ())
+        wanted = {endpoint.url.rstrip("/"): endpoint for endpoint in known}
         before = {endpoint.url: endpoint for endpoint in self.values() if not endpoint.leaving}
         gone: list[Endpoint] = []
         for url, endpoint in before.items():
@@ -225,6 +238,8 @@ class Endpoints(dict[str, Endpoint]):
     def _nothing_served(self, model: str) -> APIError:
         """The error while there are no models at all, with what every endpoint lacks."""
         asked = [endpoint for endpoint in self.values() if not endpoint.leaving]
+        if self.local and not asked:
+            return BackendUnreachable(f"{self.local.reason()}.", retry_after_s=LOOK_AGAIN_S)
         reasons = " ".join(endpoint.reason() for endpoint in asked)
         if all(endpoint.healthy for endpoint in asked):
             message = f"The model '{model}' does not exist, and no other: {reasons}"
@@ -237,6 +252,8 @@ class Endpoints(dict[str, Endpoint]):
         """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than
         until somebody serves it. Callers at the same time share the looks."""
         looks = {self.look_at(endpoint) for endpoint in self.values() if not endpoint.leaving}
+        if self.local and not self.local.found:
+            looks.add(self._look_around())
         while looks and not (model and self.serving(model, allowed)):
             _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
         if not looks:
@@ -248,6 +265,40 @@ class Endpoints(dict[str, Endpoint]):
         if look is None or look.done():
             look = self._looks[endpoint.key] = asyncio.create_task(endpoint.look(), name=f"look at {endpoint.name}")
         return look
+
+    def _watch_local(self) -> None:
+        """Looks for servers of this machine, until there is one."""
+        self.local = LocalServers(self.router_id)
+        self._local_watch = asyncio.create_task(self._search_here(), name="watch this machine")
+
+    async def _search_here(self) -> None:
+        while self.local and not self.local.found:
+            await self._look_around()
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _look_around(self) -> asyncio.Task[None]:
+        """Looks for servers of this machine, and uses them, unless that is being done."""
+        if self._local_look is None or self._local_look.done():
+            self._local_look = asyncio.create_task(self._take_local(), name="look around")
+        return self._local_look
+
+    async def _take_local(self) -> None:
+        if self.local is None or self.local.found:
+            return
+        await self.local.look()
+        for config in self.local.found:
+            self._add(config)
+        if looks := [self.look_at(endpoint) for endpoint in self.values()]:
+            await asyncio.wait(looks)
+
+    async def _forget_local(self) -> None:
+        """The settings name the servers now, or all ends."""
+        for task in (self._local_watch, self._local_look):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self.local = self._local_watch = self._local_look = None
 
     async def _watch(self, endpoint: Endpoint) -> None:
         while True:
