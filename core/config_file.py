@@ -23,6 +23,8 @@ from core.yaml import read_yaml
 UNNAMED_FILE = Path("config.yaml")
 # What the nomyo-router reads that people come from.
 LEGACY_CONFIG, LEGACY_KEY, LEGACY_DATABASE = "NOMYO_ROUTER_CONFIG_PATH", "NOMYO_ROUTER_API_KEY", "NOMYO_ROUTER_DB_PATH"
+# Where an Ollama is, for settings that name no endpoints.
+OLLAMA = "OLLAMA_URL"
 # Ours, but not for whoever sets the router up: the folder of its workers.
 NOT_SETTINGS = frozenset({"ROUTER_CONFIG", LEGACY_CONFIG, "NOMYO_WORKERS_DIR"})
 
@@ -61,6 +63,9 @@ def load_config(
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     overridden = _override(data, environ)
+    if data.setdefault("endpoints", []) == [] and (url := environ.get(OLLAMA)):
+        data["endpoints"] = [{"url": url, "kind": "ollama"}]
+        overridden["endpoints"] = OLLAMA
     try:
         return parse_config(data, kinds)
     except ConfigError as error:

@@ -45,23 +45,33 @@ MINIMAL = "endpoints: [{url: 'http://localhost:11434', kind: ollama}]\n"
 # ── what is shipped ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_shipped_settings_load_as_they_are_for_an_ollama_on_localhost() -> None:
+def test_the_shipped_settings_load_as_they_are_for_the_servers_of_this_machine() -> None:
     config = load_config(SHIPPED, {})
-    (endpoint,) = config.endpoints
-    assert (endpoint.url, endpoint.kind, endpoint.api_key) == ("http://localhost:11434", "ollama", "")
+    assert config.endpoints == (), "those that answer at the usual ports"
     assert config.database.url == "sqlite:///data/router.db"
     assert config.api_key == "", "no key is asked for"
 
 
 def test_the_shipped_settings_take_their_variables() -> None:
     config = load_config(SHIPPED, {"OLLAMA_URL": "http://gpu:11434", "ROUTER_API_KEY": "secret"})
-    assert (config.endpoints[0].url, config.api_key) == ("http://gpu:11434", "secret")
+    assert (config.endpoints[0].url, config.endpoints[0].kind) == ("http://gpu:11434", "ollama")
+    assert config.api_key == "secret"
+
+
+def test_an_ollama_of_the_environment_is_for_settings_without_endpoints(load: Any) -> None:
+    environ = {"OLLAMA_URL": "http://gpu:11434"}
+    assert load(MINIMAL, **environ).endpoints[0].url == "http://localhost:11434"
+    named = load("{}", **environ, ROUTER_ENDPOINTS="[{url: 'http://other'}]")
+    assert [endpoint.url for endpoint in named.endpoints] == ["http://other"]
+    with pytest.raises(ConfigError, match=r"^OLLAMA_URL: endpoints\[0\]\.url: 'gpu' is not an http"):
+        load("{}", OLLAMA_URL="gpu")
 
 
 def test_what_the_shipped_settings_only_show_is_right_too(load: Any) -> None:
-    shown = re.sub(r"^  # ", "  ", SHIPPED.read_text(), flags=re.MULTILINE)
+    shown = re.sub(r"^# (endpoints:| )", r"\1", SHIPPED.read_text(), flags=re.MULTILINE)
     config = load(shown, OPENAI_API_KEY="k")
     assert [endpoint.kind for endpoint in config.endpoints] == ["ollama", "llama.cpp", "openai"]
+    assert (config.endpoints[0].url, config.endpoints[0].max_concurrent) == ("http://localhost:11434", 4)
 
 
 def test_the_shipped_settings_are_the_defaults() -> None:
