@@ -106,7 +106,8 @@ gateways: $(SYNCED) ## other gateways for `make bench`, each in an environment o
 	done
 
 docs: export UV_PYTHON_DOWNLOADS = never
-docs: $(SYNCED) ## the site of docs/, into site/
+docs: $(SYNCED) ## the site of docs/, into site/; before that the pages that are made from the code
+	@$(VENV_PYTHON) -m docs.generate
 	@.venv/bin/uv sync --quiet --locked --inexact --all-extras --group docs
 	@$(VENV_PYTHON) -I -m zensical build --strict --clean
 	@echo "Open site/index.html, or: $(VENV_PYTHON) -I -m http.server --directory site"

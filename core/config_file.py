@@ -102,7 +102,7 @@ def _override(data: dict[str, Any], environ: Mapping[str, str]) -> dict[str, str
         if name not in variables:
             names = [*variables, "ROUTER_CONFIG", LEGACY_KEY, LEGACY_CONFIG, LEGACY_DATABASE]
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-            which = f"did you mean '{near[0]}'?" if near else "the README has all of them, in its settings"
+            which = f"did you mean '{near[0]}'?" if near else "docs/settings.md has all of them"
             if bare := re.fullmatch(r"(?:ROUTER|NOMYO|NOMYO_ROUTER)_(PORT|HOST)", name):
                 which = AT_THE_START[bare[1].lower()]
             raise ConfigError(f"{name}: there is no such variable; {which}")

@@ -17,9 +17,11 @@ from backends.kinds import KINDS
 from core.config import CHOICES, SECTIONS, Config, EndpointConfig
 from core.config_checks import parse_config
 from core.config_file import load_config
+from core.config_help import HELP
 from core.errors import ConfigError
 from core.key_settings import digest_in, expiry, limits_of, owner_in
 from core.keys import UNLIMITED, Allowance, Limits
+from docs.generate import pages
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "config.yaml"
@@ -97,6 +99,18 @@ def test_a_file_need_not_be_there_unless_it_is_named(tmp_path: Path, monkeypatch
     assert load_config(environ={"ROUTER_API_KEY": "secret"}) == parse_config({"api_key": "secret"})
     with pytest.raises(ConfigError, match=r"^mine\.yaml: cannot be read: No such file .*ROUTER_CONFIG"):
         load_config(environ={"ROUTER_CONFIG": "mine.yaml"})
+
+
+def test_each_key_has_its_line_of_help_from_which_the_docs_are_made() -> None:
+    keys = {f"{section}.{key}".lstrip(".") for section, of in SECTIONS.items() for key in of.__struct_fields__}
+    assert keys == HELP.keys(), "add what is missing to core/config_help.py, and type: make docs"
+    for file, text in pages():
+        assert file.read_text() == text, f"{file.name} is out of date, type: make docs"
+
+
+def test_the_first_line_of_the_shipped_settings_names_their_schema() -> None:
+    first, _, _ = SHIPPED.read_text().partition("\n")
+    assert (ROOT / first.removeprefix("# yaml-language-server: $schema=")).is_file()
 
 
 # ── one clear line ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -526,7 +540,7 @@ WRONG_VARIABLES: dict[str, tuple[dict[str, str], list[str]]] = {
     "the address": ({"ROUTER_HOST": "0.0.0.0"}, ["ROUTER_HOST", "--host"]),
     "one letter too few": ({"ROUTER_ALLOWED_HOST": "a"}, ["did you mean 'ROUTER_ALLOWED_HOSTS'?"]),
     "a key with a line end": ({"ROUTER_API_KEY": "k\n"}, ["api_key", "line end"]),
-    "one like none": ({"NOMYO_FOO": "1"}, ["there is no such variable", "README"]),
+    "one like none": ({"NOMYO_FOO": "1"}, ["there is no such variable", "docs/settings.md"]),
     "a database that cannot be": (
         {"ROUTER_DATABASE__URL": "mysql://x", "ROUTER_API_KEY": "k"},
         ["database.url", "sqlite:///"],

@@ -265,7 +265,7 @@ def test_a_port_that_is_none_is_a_line(tmp_path: Path, port: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
-        ("NOMYO_FOO", "1", "there is no such variable; the README has all of them, in its settings"),
+        ("NOMYO_FOO", "1", "there is no such variable; docs/settings.md has all of them"),
         ("ROUTER_API_KYE", "k", "there is no such variable; did you mean 'ROUTER_API_KEY'?"),
         ("ROUTER_WORKERS", "two", "workers: expected a whole number, got text"),
     ],
