@@ -16,6 +16,7 @@ import yaml
 
 from core.config import SECTIONS, Config
 from core.config_checks import parse_config
+from core.config_mistakes import mistakes_in
 from core.config_words import AT_THE_START
 from core.errors import ConfigError
 from core.yaml import read_yaml
@@ -42,6 +43,30 @@ def load_config(
     """The settings from `path`, else from the file that ROUTER_CONFIG names, else from ./config.yaml, which need not be
     there. `kinds` are the kinds of server that there are; without them an endpoint's is not checked. Raises
     `ConfigError`."""
+    file, data, overridden = _read(path, environ)
+    try:
+        return parse_config(data, kinds)
+    except ConfigError as error:
+        raise ConfigError(_placed(str(error), file, overridden)) from None
+
+
+def mistakes_in_config(
+    path: str | Path | None = None, environ: Mapping[str, str] = os.environ, kinds: Collection[str] = ()
+) -> list[str]:
+    """Every mistake in the settings that `load_config` would read, a line each."""
+    try:
+        file, data, overridden = _read(path, environ)
+    except ConfigError as error:
+        return [str(error)]
+    return [_placed(mistake, file, overridden) for mistake in mistakes_in(data, kinds)]
+
+
+def _placed(mistake: str, file: Path, overridden: Mapping[str, str]) -> str:
+    return f"{_origin(mistake, overridden) or file}: {mistake}"
+
+
+def _read(path: str | Path | None, environ: Mapping[str, str]) -> tuple[Path, dict[str, Any], dict[str, str]]:
+    """The settings as plain data, with the file and the variables that they are from. Raises `ConfigError`."""
     file = Path(path) if path else config_file(environ)
     try:
         with file.open(encoding="utf-8") as stream:  # Not its text: PyYAML's errors name the file that they are in.
@@ -66,10 +91,7 @@ def load_config(
     if data.setdefault("endpoints", []) == [] and (url := environ.get(OLLAMA)):
         data["endpoints"] = [{"url": url, "kind": "ollama"}]
         overridden["endpoints"] = OLLAMA
-    try:
-        return parse_config(data, kinds)
-    except ConfigError as error:
-        raise ConfigError(f"{_origin(str(error), overridden) or file}: {error}") from None
+    return file, data, overridden
 
 
 def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:

@@ -14,6 +14,18 @@ AT_THE_START = {
     "host": "the address is given at the start: serve.py --host H, or make serve HOST=H",
 }
 
+# Keys of the earlier nomyo-router, and what has taken their place.
+OF_OLD = {
+    "max_concurrent_connections": "`max_concurrent` of each endpoint",
+    "api_keys": "`api_key` of each endpoint",
+    "llama_server_endpoints": "entries of `endpoints` with `kind: llama.cpp`",
+    "nomyo-router-api-key": "`api_key`",
+    "db_path": "`database.url`, as in sqlite:///data/router.db",
+    "cache_enabled": "`backend` of `cache`",
+    "cache_backend": "`backend` of `cache`",
+    "cache_ttl": "`max_age_s` of `cache`",
+    "cache_db_path": "`path` of `cache`",
+}
 # msgspec's words for types, as who writes YAML calls them.
 TYPES = {
     "str": "text",
@@ -35,6 +47,8 @@ def explained(problem: str) -> str:
         key = f"{where}.{unknown[1]}".lstrip(".")
         if not where and unknown[1] in AT_THE_START:
             return f"unknown key '{key}'; {AT_THE_START[unknown[1]]}"
+        if not where and unknown[1] in OF_OLD:
+            return f"unknown key '{key}', of the earlier nomyo-router; now it is {OF_OLD[unknown[1]]}"
         return f"unknown key '{key}'{nearest(unknown[1], section.__struct_fields__)}"
     if missing := re.search(r"missing required field `(.*)`", what):
         return f"missing key '{f'{where}.{missing[1]}'.lstrip('.')}'"

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "requests",
     },
     # What only the command line needs is imported by nothing else.
-    "commands": {"backends", "core", "db"},
+    "commands": {"backends", "cluster", "core", "db"},
     # Of `backends` the names of the kinds, which the settings are checked against.
     "serve": {"backends", "cluster", "core"},
 }
@@ -146,6 +146,7 @@ def test_the_pure_half_does_nothing_to_the_world() -> None:
 # Where HTTP goes out by a library, and whom it asks. Backends are asked by `backends/wire/http1.py`.
 CLIENTS = {
     "backends/wire/outbound.py": "what a URL leads to that somebody else gave, each address checked",
+    "commands/env.py": "the router that runs, by who types a command",
     "cluster/peers.py": "the other processes of this service, by Unix sockets or at addresses that they share",
 }
 

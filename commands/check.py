@@ -1,0 +1,165 @@
+"""`./nomyo check`: what is wrong with the settings, the servers and what is kept, a line each, with what to do.
+
+settings ──▶ database, cache ──▶ every endpoint ──▶ names that lead nowhere
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from backends.fleet.advice import sentences
+from backends.fleet.endpoint import Endpoint
+from backends.fleet.endpoints import Endpoints
+from backends.fleet.local import LocalServers
+from backends.kinds import KINDS
+from cluster.alone import Alone
+from commands import FAILED, UNAVAILABLE, json_option, print_json, print_line
+from commands.env import WHO
+from commands.keys import with_store
+from core.config import Config
+from core.config_file import config_file, load_config, mistakes_in_config
+from core.errors import ConfigError, StartError
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at: whether it is as it should be, and a line about it."""
+
+    is_right: bool
+    what: str
+    line: str
+
+
+@click.command(short_help="Ask every server, and show what is wrong and what to do about it.")
+@json_option
+def check(as_json: bool) -> int:
+    """Looks at the settings, at what is kept, and at every model server, and prints a line about each; where something
+    is wrong, with what to do. Beside a router that runs, or before there is one.
+
+    \b
+    Example:
+      ./nomyo check
+      ROUTER_CONFIG=new.yaml ./nomyo check --json
+    """
+    logging.getLogger("nomyo").addHandler(logging.NullHandler())  # What is logged meanwhile is in the lines.
+    mistakes = mistakes_in_config(kinds=KINDS)
+    found = [Finding(False, "settings", line) for line in mistakes]
+    if not mistakes:
+        config = load_config(kinds=KINDS)
+        file = config_file()
+        named = str(file) if file.exists() else f"there is no {file}: every setting has its default"
+        found += [Finding(True, "settings", named), *_kept(config), *asyncio.run(_servers(config))]
+    if as_json:
+        print_json({"ok": all(one.is_right for one in found), "found": [one._asdict() for one in found]})
+    else:
+        for one in found:
+            mark, colour = ("ok   ", "green") if one.is_right else ("WRONG", "red")
+            print_line(f"{mark}  {one.what}: {one.line}", fg=colour)
+    if mistakes:
+        return UNAVAILABLE
+    return 0 if all(one.is_right for one in found) else FAILED
+
+
+COMMAND = check
+
+
+def _kept(config: Config) -> Iterator[Finding]:
+    """Whether what is kept has a place."""
+    url = config.database.url
+    if url.startswith("postgres"):
+        try:
+            with_store(config, lambda store: store.list_keys())
+        except (StartError, ConfigError) as error:
+            yield Finding(False, "database", str(error))
+        else:
+            yield Finding(True, "database", "PostgreSQL answers")
+    else:
+        yield _file("database", url.removeprefix("sqlite://").removeprefix("/"), "database.url")
+    if config.cache.backend == "sqlite":
+        yield _file("cache", config.cache.path, "cache.path")
+
+
+def _file(what: str, path: str, key: str) -> Finding:
+    """Whether a file is there and can be written, or can be made."""
+    if not path:
+        return Finding(True, what, "in memory: gone when the router stops")
+    file = Path(path).absolute()
+    nearest = file
+    while not nearest.exists():
+        nearest = nearest.parent
+    try:
+        if nearest == file:
+            file.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=nearest).close()
+    except NotADirectoryError:
+        return Finding(False, what, f"{nearest} is no folder: correct {key}")
+    except OSError as error:
+        who = getpass.getuser()
+        return Finding(
+            False, what, f"{nearest}: cannot be written: {error.strerror}; give it to {who} (chown), or change {key}"
+        )
+    return Finding(True, what, str(file))
+
+
+async def _servers(config: Config) -> list[Finding]:
+    """What every endpoint answers, and the names in the settings that lead to no model."""
+    endpoints = Endpoints(config, Alone(), lambda: None)
+    endpoints.router_id = WHO
+    await endpoints.open()
+    try:
+        await endpoints.look()
+        found = [_server(endpoint) for endpoint in endpoints.values()]
+        if endpoints.local is not None and not endpoints:
+            found.append(Finding(False, "servers", endpoints.local.reason()))
+        if config.endpoints and not all(endpoint.healthy for endpoint in endpoints.values()):
+            found += await _others_here(endpoints)
+        if any(endpoint.models for endpoint in endpoints.values()):
+            found += _names(config, endpoints)
+    finally:
+        await endpoints.close()
+    return found
+
+
+def _server(endpoint: Endpoint) -> Finding:
+    what = f"{endpoint.name} ({endpoint.describe()['url']})"
+    if endpoint.error or not endpoint.models:
+        return Finding(False, what, sentences(endpoint.error or "it has no models", endpoint.advice))
+    kind = " ".join(filter(None, (endpoint.kind.name, endpoint.version)))
+    count = len(endpoint.facts)
+    line = f"{kind}, {count} model{'s' if count != 1 else ''}"
+    return Finding(not endpoint.advice, what, sentences(line, endpoint.advice) if endpoint.advice else line)
+
+
+async def _others_here(endpoints: Endpoints) -> list[Finding]:
+    """Servers of this machine that the settings do not name, where one that they name does not answer."""
+    local = LocalServers(WHO)
+    await local.look()
+    named = {endpoint.url.rpartition(":")[2].removesuffix("/v1") for endpoint in endpoints.values()}
+    return [
+        Finding(True, "this machine", f"a server of kind {one.kind} answers at port {one.port}: `- url: {config.url}`")
+        for one, config in zip((one for one in local.tried if one.kind), local.found, strict=True)
+        if str(one.port) not in named
+    ]
+
+
+def _names(config: Config, endpoints: Endpoints) -> Iterator[Finding]:
+    """Names of models that lead nowhere."""
+    for model, others in config.fallback_models.items():
+        for other in others:
+            if not endpoints.serving(other):
+                yield Finding(
+                    False, "fallback_models", f"{model}: no server has '{other}': correct it, or pull it there"
+                )
+    for key in config.keys:
+        for pattern in key.models:
+            if not endpoints.models(allowed=(pattern,)):
+                line = f"'{key.name}': no model is called '{pattern}', which its `models` name"
+                yield Finding(False, "keys", f"{line}: correct it")

@@ -1,0 +1,61 @@
+"""All mistakes in some settings: each is found, and mended as far as the next one can be found behind it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection
+from typing import Any
+
+from core.config_checks import parse_config
+from core.errors import ConfigError
+
+MOST = 20
+_PATH = re.compile(r"(?:unknown key '|missing key ')?([\w\[\].-]+?)(?:'|:|;|$)")
+
+
+def mistakes_in(data: dict[str, Any], kinds: Collection[str] = ()) -> list[str]:
+    """A line for each mistake in plain data, the first of many. `kinds`: as in `parse_config`."""
+    data = copy.deepcopy(data)
+    found: list[str] = []
+    while len(found) < MOST:
+        try:
+            parse_config(data, kinds)
+        except ConfigError as error:
+            mistake = str(error)
+            if mistake in found:
+                break
+            found.append(mistake)
+            path = _PATH.match(mistake)
+            if path is None or not _mended(data, path[1], len(found)):
+                break
+        else:
+            break
+    return found
+
+
+def _mended(data: Any, path: str, number: int) -> bool:
+    """Puts something right in the place of a value, and whether it could: what must be there gets a stand-in, the rest
+    is left out."""
+    *steps, last = (int(step) if step.isdecimal() else step for step in re.findall(r"[\w-]+", path))
+    at = data
+    try:
+        for step in steps:
+            at = at[step]
+        if isinstance(last, int):
+            at[last] = _row(str(steps[0]), number)
+        elif stand_in := {"url": f"http://mistake-{number}.invalid", "name": f"mistake-{number}"}.get(last):
+            at[last] = stand_in
+        else:
+            del at[last]
+    except (LookupError, TypeError):
+        return False
+    return True
+
+
+def _row(section: str, number: int) -> dict[str, Any]:
+    """An entry of a list in which nothing is wrong."""
+    return {
+        "endpoints": {"url": f"http://mistake-{number}.invalid"},
+        "keys": {"name": f"mistake-{number}", "sha256": f"{number:064x}"},
+    }.get(section, {"name": f"mistake-{number}"})

@@ -1,0 +1,229 @@
+"""`./nomyo env`, `./nomyo codex` and `./nomyo check`, beside a router that runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tomllib
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+
+from backends.fleet import local
+from tests.commanding import SettingsFile, nomyo
+from tests.conftest import Running, running_router
+from tests.fake_backend import FakeBackend, json_answer
+from tests.test_restart import free_port
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SettingsFile:
+    monkeypatch.setattr(local, "USUAL_PORTS", {free_port(): "Ollama"})
+    monkeypatch.setenv("CODEX_HOME", str(tmp_path / "codex"))
+    return SettingsFile(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+async def vllm(backend: FakeBackend, stack: AsyncExitStack) -> Running:
+    """A router in front of a server that names the context of its models."""
+    rows = [
+        {"id": "small", "owned_by": "vllm", "max_model_len": 8192},
+        {"id": 'qwen3:"32b"', "owned_by": "vllm", "max_model_len": 131072},
+    ]
+    backend.routes["GET /v1/models"] = json_answer({"object": "list", "data": rows})
+    return await stack.enter_async_context(running_router(endpoints=[{"url": backend.url, "kind": "vllm"}]))
+
+
+# ── env ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_env_prints_what_openais_sdk_finds_the_router_by(
+    vllm: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = await nomyo("env", "--url", vllm.url)
+    assert ran.status == 0, ran.err
+    comment, *exports = ran.out.splitlines()
+    assert comment == '# models: qwen3:"32b", small'
+    for line in exports:
+        (assignment,) = shlex.split(line.removeprefix("export "))
+        monkeypatch.setenv(*assignment.split("=", 1))
+    async with AsyncOpenAI() as client:
+        response = await client.responses.create(model="small", input="Hi.")
+    assert response.output_text == "Hello from the fake backend."
+    assert json.loads((await nomyo("env", "--url", f"{vllm.url}/v1/", "--json")).out) == {
+        "OPENAI_BASE_URL": f"{vllm.url}/v1",
+        "OPENAI_API_KEY": "none",
+    }
+
+
+@pytest.mark.parametrize("place", ["--key", "ROUTER_API_KEY", "the settings"])
+async def test_where_a_router_asks_for_a_key_env_has_it(
+    place: str, backend: FakeBackend, settings: SettingsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], api_key="it's secret") as running:
+        given: list[str] = []
+        if place == "--key":
+            given = ["--key", "it's secret"]
+        elif place == "the settings":
+            settings.write(api_key="it's secret")
+        else:
+            monkeypatch.setenv(place, "it's secret")
+        ran = await nomyo("env", "--url", running.url, *given)
+        assert shlex.split(ran.out.splitlines()[-1]) == ["export", "OPENAI_API_KEY=it's secret"]
+
+
+async def test_what_keeps_a_command_from_the_router_is_one_line(backend: FakeBackend, vllm: Running) -> None:
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], api_key="secret") as locked:
+        nobody = f"http://127.0.0.1:{free_port()}"
+        expected = {
+            ("--url", nobody): "./nomyo serve",
+            ("--url", "nowhere"): "--url",
+            ("--url", backend.url): "no nomyo-router",
+            ("--url", locked.url): "asks for a key",
+            ("--url", locked.url, "--key", "wrong"): "does not take this key",
+        }
+        for arguments, words in expected.items():
+            ran = await nomyo("env", *arguments)
+            assert (ran.status, ran.out) == (1, "")
+            (line,) = ran.err.splitlines()
+            assert words in line
+
+
+def entries_in(catalog: str | Path) -> list[dict[str, Any]]:
+    return json.loads(Path(catalog).read_text())["models"]
+
+
+# ── codex ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_codex_gets_the_router_and_a_catalog_with_the_contexts_that_the_servers_name(
+    vllm: Running, tmp_path: Path
+) -> None:
+    ran = await nomyo("codex", "--url", vllm.url)
+    assert ran.status == 0, ran.err
+    lines = tomllib.loads(ran.out)
+    assert lines == {
+        "model": 'qwen3:"32b"',
+        "model_provider": "nomyo",
+        "model_catalog_json": str(tmp_path / "codex" / "nomyo-models.json"),
+        "model_providers": {
+            "nomyo": {"name": "nomyo-router", "base_url": f"{vllm.url}/v1", "wire_api": "responses"},
+        },
+    }
+    entries = entries_in(lines["model_catalog_json"])
+    assert [(one["slug"], one["context_window"]) for one in entries] == [('qwen3:"32b"', 131072), ("small", 8192)]
+    assert entries[1]["truncation_policy"]["limit"] == 1024, "one command must not fill a small context"
+    assert all(one["base_instructions"] for one in entries)
+
+
+async def test_codex_takes_another_model_another_place_and_a_key(backend: FakeBackend, tmp_path: Path) -> None:
+    backend.models = ["a", "b"]
+    file = tmp_path / "new" / "catalog.json"
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], api_key="secret") as running:
+        ran = await nomyo("codex", "--url", running.url, "--key", "secret", "--model", "b", "--catalog", file)
+        lines = tomllib.loads(ran.out)
+        assert (lines["model"], lines["model_catalog_json"]) == ("b", str(file))
+        assert lines["model_providers"]["nomyo"]["env_key"] == "ROUTER_API_KEY"
+        assert "secret" not in ran.out
+        assert entries_in(file)[0]["slug"] == "b"
+        wrong = await nomyo("codex", "--url", running.url, "--key", "secret", "--model", "c")
+        assert "there is no model 'c'; there are: a, b" in wrong.err
+
+
+async def test_a_model_of_ollamas_that_is_not_loaded_has_no_context_yet_and_codex_is_shown_what_to_do(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    async with running_router(endpoints=[{"url": backend.url, "kind": "ollama"}]) as running:
+        ran = await nomyo("codex", "--url", running.url)
+    assert "OLLAMA_CONTEXT_LENGTH" in ran.out
+    assert tomllib.loads(ran.out)["model"] == "test-model"
+    (entry,) = entries_in(tmp_path / "codex" / "nomyo-models.json")
+    assert entry["context_window"] is None
+
+
+@pytest.mark.parametrize(
+    ("can", "expected"),
+    [
+        (["completion"], {"input_modalities": ["text"], "supported_reasoning_levels": []}),
+        (["completion", "vision"], {"input_modalities": ["text", "image"]}),
+        (["completion", "thinking"], {"default_reasoning_level": "medium", "supports_reasoning_summaries": True}),
+    ],
+)
+async def test_the_catalog_has_what_a_model_can_do(
+    stack: AsyncExitStack, backend: FakeBackend, tmp_path: Path, can: list[str], expected: dict[str, Any]
+) -> None:
+    facts = {"models": {"test-model": {"context": 4096, "capabilities": can}, "bert": {"capabilities": ["embedding"]}}}
+    rows = [{"id": "test-model"}, {"id": "bert"}]
+    backend.routes["GET /v1/models"] = json_answer({"object": "list", "data": rows, "nomyo": facts})
+    ran = await nomyo("codex", "--url", backend.url)
+    assert ran.status == 0, ran.err
+    (entry,) = entries_in(tmp_path / "codex" / "nomyo-models.json")
+    assert entry | expected == entry
+
+
+# ── check ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_check_of_what_is_right_ends_with_0(settings: SettingsFile, backend: FakeBackend) -> None:
+    settings.write(endpoints=[{"url": backend.url, "kind": "vllm", "name": "gpu"}])
+    ran = await nomyo("check")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.splitlines() == [
+        f"ok     settings: {settings.file}",
+        "ok     database: in memory: gone when the router stops",
+        f"ok     gpu ({backend.url}): vllm, 1 model",
+    ]
+    as_json = json.loads((await nomyo("check", "--json")).out)
+    assert as_json["ok"] is True
+    assert [one["what"] for one in as_json["found"]] == ["settings", "database", f"gpu ({backend.url})"]
+
+
+async def test_check_finds_every_mistake_in_the_settings_at_once(settings: SettingsFile) -> None:
+    settings.write(
+        endpoints=[{"url": "x"}, {"url": "http://b", "kind": "olama", "wieght": 2}, "http://c"],
+        keys=[{"name": "ann"}],
+        queue={"max": -1},
+        databse={},
+    )
+    ran = await nomyo("check")
+    assert ran.status == 3
+    for words in ("'x' is not", "'olama' is not", "'weight'", "endpoints[2]", "keys[0]", "queue.max", "'database'"):
+        assert len([line for line in ran.wrong if words in line]) == 1, f"{words}: {ran.out}"
+    assert len(ran.wrong) == 7
+
+
+async def test_without_servers_check_looks_at_the_usual_ports(settings: SettingsFile, backend: FakeBackend) -> None:
+    ran = await nomyo("check")
+    assert ran.status == 1
+    assert "No model server answers at the usual ports" in ran.wrong[0]
+    local.USUAL_PORTS[int(backend.url.rpartition(":")[2])] = "vLLM"
+    ran = await nomyo("check")
+    assert ran.status == 0
+    assert "openai-chat, 1 model" in ran.out
+
+
+async def test_where_a_server_does_not_answer_check_names_another_one_of_this_machine(
+    settings: SettingsFile, backend: FakeBackend
+) -> None:
+    local.USUAL_PORTS[int(backend.url.rpartition(":")[2])] = "vLLM"
+    settings.write(endpoints=[{"url": f"http://127.0.0.1:{free_port()}", "kind": "vllm"}])
+    ran = await nomyo("check")
+    assert ran.status == 1
+    assert "refused the connection. Start it, or correct its url." in ran.wrong[0]
+    assert f"`- url: {backend.url}`" in ran.out
+
+
+async def test_check_finds_names_of_models_that_lead_nowhere(settings: SettingsFile, backend: FakeBackend) -> None:
+    settings.write(
+        endpoints=[{"url": backend.url, "kind": "vllm", "aliases": {"fast": "tset"}}],
+        fallback_models={"gpt-5": ["test-model", "nobody"]},
+        keys=[{"name": "ann", "key": "k", "models": ["test*", "qwen*"]}],
+    )
+    wrong = (await nomyo("check")).wrong
+    assert len(wrong) == 3
+    assert "`fast: tset`" in wrong[0]
+    assert "no server has 'nobody'" in wrong[1]
+    assert "'qwen*'" in wrong[2]
