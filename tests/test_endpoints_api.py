@@ -73,6 +73,7 @@ class TestListing:
                 ],
                 "queue": {"waiting": 0, "by_key": [], "first": []},
                 "config_error": None,
+                "local": None,
             }
 
     async def test_one_that_is_down_says_why(self, two):
