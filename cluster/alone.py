@@ -13,7 +13,17 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from cluster.protocol import Cluster, EventWriter, InFlight, PeerAnswer, Quotas, SharedEvents, SharedLine, SharedNotes
+from cluster.protocol import (
+    Cluster,
+    EventWriter,
+    InFlight,
+    PeerAnswer,
+    Quotas,
+    SharedEvents,
+    SharedFlights,
+    SharedLine,
+    SharedNotes,
+)
 from cluster.quotas import CountedQuotas
 from core.deletions import Deletions, OwnDeletions
 
@@ -35,6 +45,7 @@ class Alone(Cluster):
         self.line: SharedLine = OwnLine()
         self.quotas: Quotas = CountedQuotas()
         self.events: SharedEvents = OwnEvents()
+        self.flights: SharedFlights = OwnFlights()
         self.notes: SharedNotes = OwnNotes()
         self._workers = workers
         self._in_flight: dict[str, OwnInFlight] = {}
@@ -98,6 +109,19 @@ class OwnEvents(SharedEvents):
 
     def news(self, response_id: str) -> AbstractContextManager[asyncio.Event]:
         return nullcontext(asyncio.Event())
+
+    async def is_read(self, response_id: str) -> bool:
+        return False
+
+
+class OwnFlights(SharedFlights):
+    """Nobody else could read one."""
+
+    async def claim(self, name: str, flight: str, *, may_lead: bool = True) -> str | None:
+        return None
+
+    def release(self, name: str, flight: str) -> None:
+        pass
 
 
 class OwnInFlight(InFlight):

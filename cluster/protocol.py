@@ -209,6 +209,25 @@ class SharedEvents(Protocol):
         """In here the event is set each time that there may be more of a stream."""
         ...
 
+    async def is_read(self, response_id: str) -> bool:
+        """Whether some process waits for news of it."""
+        ...
+
+
+class SharedFlights(Protocol):
+    """Who answers what several processes are asked at once: one of them leads, and the others read what it writes
+    (`SharedEvents`, by the id of its flight)."""
+
+    async def claim(self, name: str, flight: str, *, may_lead: bool = True) -> str | None:
+        """The id of the flight that answers what `name` stands for: `flight`, if it is to lead from now on, or that of
+        another process which lives. None where no other process can read it, or where none leads and this one may
+        not."""
+        ...
+
+    def release(self, name: str, flight: str) -> None:
+        """It leads no longer, if it did."""
+        ...
+
 
 class PeerAnswer(Protocol):
     """The answer of a peer, once its head is there. To be closed by whoever has it."""
@@ -233,6 +252,7 @@ class Cluster(Protocol):
     line: SharedLine
     quotas: Quotas
     events: SharedEvents
+    flights: SharedFlights
     notes: SharedNotes
 
     @property

@@ -5,7 +5,8 @@
     counts          what this process knows of it, to be looked at without a wait                     valkey_counts.py
     notes           small facts, and deletions                                                        valkey_notes.py
     quotas          limits of keys and owners                                                         valkey_quotas.py
-    events          of background streams                                                             valkey_events.py
+    events          of background streams, and of answers that several processes wait for             valkey_events.py
+    flights         who makes such an answer                                                          valkey_flights.py
     peers           a port of each process, behind a secret that lies there too                       peers.py
 
 Around it is what the workers of one machine share (`Workers`), or a single process (`Alone`): that is what counts while
@@ -33,6 +34,7 @@ from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
 from cluster.valkey_counts import ReplicaInFlight, ReplicaLine, short, total_of
 from cluster.valkey_events import ReplicaEvents
+from cluster.valkey_flights import ReplicaFlights
 from cluster.valkey_notes import ReplicaDeletions, ReplicaNotes
 from cluster.valkey_quotas import ReplicaQuotas
 from core.config import ClusterConfig
@@ -57,6 +59,7 @@ class Replicas(Cluster, Listener):
     line: ReplicaLine
     quotas: ReplicaQuotas
     events: ReplicaEvents
+    flights: ReplicaFlights
     notes: ReplicaNotes
 
     def __init__(
@@ -84,6 +87,7 @@ class Replicas(Cluster, Listener):
         self.notes.listen(self._hear_note)
         self.quotas = ReplicaQuotas(inner.quotas, self.membership)
         self.events = ReplicaEvents(self._at, config.name, events_hours)
+        self.flights = ReplicaFlights(self.membership)
 
     @property
     def service(self) -> str:

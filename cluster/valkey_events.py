@@ -95,6 +95,13 @@ class ReplicaEvents(SharedEvents):
                 del self._news[response_id]
                 self.valkey.stop_listening(channel)
 
+    async def is_read(self, response_id: str) -> bool:
+        try:
+            _, processes = await self.valkey.call("PUBSUB", "NUMSUB", f"{self._prefix}{response_id}")
+        except (ConnectionError, ValkeyError):
+            return False
+        return bool(processes)
+
     def _notify(self, response_id: str) -> None:
         for event in self._news.get(response_id, ()):
             event.set()

@@ -30,7 +30,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from cluster import peers
-from cluster.alone import OwnEvents, OwnInFlight, OwnNotes
+from cluster.alone import OwnEvents, OwnFlights, OwnInFlight, OwnNotes
 from cluster.counters import Counters, NamedRows
 from cluster.protocol import Cluster, InFlight, PeerAnswer, SharedLine
 from cluster.quotas import AtOnce, CountedQuotas
@@ -92,6 +92,7 @@ class Workers(Cluster):
         self.line = WorkersLine(self._cells, folder)
         self.quotas = WorkersQuotas(self._counters)
         self.events = OwnEvents()
+        self.flights = OwnFlights()
         self.notes = OwnNotes()
         self.number = -1  # until it joins
         # Whether another worker has had this number, and died.

@@ -3,7 +3,8 @@
     join(key) ──first──▶ a task runs the source ───batches──▶ kept ──▶ everybody who joined, each at their own pace
               ──others──────────────────────────────────────────┘
 
-It goes on while anybody reads, whoever that is. It knows nothing of what flows.
+It goes on while anybody reads, whoever that is; also elsewhere, where its source knows that (`stay_while`). It knows
+nothing of what flows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 # So many batches may be ahead of whoever has read most of them.
 MOST_AHEAD = 64
+# How often it is looked whether somebody reads elsewhere, while nobody does here.
+LOOK_S = 0.5
 
 
 class Sink(Protocol[T_contra]):
@@ -34,6 +37,10 @@ class Sink(Protocol[T_contra]):
 
     def when_room(self, call: Callable[[], None], /) -> None:
         """Has `call` called once, as soon as somebody has read on."""
+        ...
+
+    def stay_while(self, is_read_elsewhere: Callable[[], Awaitable[bool]], /) -> None:
+        """Goes on without readers here, as long as this finds others."""
         ...
 
 
@@ -56,14 +63,21 @@ class Flight(Generic[S, T]):
         self._is_over = False
         self._more = asyncio.Event()
         self._remove = remove
+        self._is_read_elsewhere: Callable[[], Awaitable[bool]] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._run(fly), name="shared answer")
 
     def leave(self) -> None:
         """One reads it no more. Nobody waits for what nobody reads."""
         self.readers -= 1
-        if not self.readers and not self._is_over:
-            self._remove()
-            self._task.cancel()
+        if self.readers or self._is_over:
+            return
+        if self._is_read_elsewhere is None:
+            self._stop()
+            return
+        self._let_go_on()
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(self._is_read_elsewhere), name="readers elsewhere")
 
     async def read(self) -> AsyncIterator[T]:
         """All batches, from the first on: those there are at once, the others as they come. Raises `APIError` where
@@ -87,17 +101,41 @@ class Flight(Generic[S, T]):
         """Keeps a batch for all who read. False: those who read most of it are far behind."""
         self._batches.append(batch)
         self._wake()
-        return len(self._batches) - self._furthest < MOST_AHEAD
+        # Those elsewhere take all there is.
+        return not self.readers or len(self._batches) - self._furthest < MOST_AHEAD
 
     def when_room(self, call: Callable[[], None]) -> None:
         """Has `call` called once, as soon as somebody has read on."""
         self._on_room = call
 
+    def stay_while(self, is_read_elsewhere: Callable[[], Awaitable[bool]]) -> None:
+        """Goes on without readers here, as long as this finds others."""
+        self._is_read_elsewhere = is_read_elsewhere
+
     def _is_read_to(self, position: int) -> None:
         self._furthest = max(self._furthest, position)
-        if (call := self._on_room) is not None and len(self._batches) - self._furthest < MOST_AHEAD:
-            self._on_room = None
+        if len(self._batches) - self._furthest < MOST_AHEAD:
+            self._let_go_on()
+
+    def _let_go_on(self) -> None:
+        call, self._on_room = self._on_room, None
+        if call is not None:
             call()
+
+    def _stop(self) -> None:
+        self._remove()
+        self._task.cancel()
+
+    async def _look(self, is_read_elsewhere: Callable[[], Awaitable[bool]]) -> None:
+        try:
+            while await is_read_elsewhere():
+                await asyncio.sleep(LOOK_S)
+                if self.readers:
+                    return
+            if not self.readers and not self._is_over:
+                self._stop()
+        finally:
+            self._looking = None
 
     async def _run(self, fly: Fly[T]) -> None:
         failure: APIError | None = Interrupted()
@@ -113,6 +151,8 @@ class Flight(Generic[S, T]):
             # Before anybody is woken: who asks now gets an answer of its own.
             self._remove()
             self._failure, self._is_over = failure, True
+            if self._looking is not None:
+                self._looking.cancel()
             self._wake()
 
     def _wake(self) -> None:

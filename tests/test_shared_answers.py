@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.turns.shared_answer import Reader
+from api.turns.shared_answer import Feeding, Reader
 from backends.fleet.routing import Routing
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
@@ -397,7 +397,7 @@ def shared_with(events: list[Json], *, is_first: bool, emits: str = "events") ->
         request=SimpleNamespace(params=params), routing=Routing(), headers={"x-nomyo-endpoint": "e"}
     )
     ours = SimpleNamespace(request=SimpleNamespace(params=params), routing=Routing(), headers={}, builder=made)
-    reader = Reader(ours, theirs, is_first=is_first)  # type: ignore[arg-type]
+    reader = Reader(ours, Feeding(theirs), is_first=is_first)  # type: ignore[arg-type]
     given: list[Any] = []
     for event in events:
         given += reader.adopt([event])

@@ -5,7 +5,8 @@
       └──adopted──────┘        as this turn's: its ids, its numbers, its row
 
 The flight goes on while anybody reads it, whoever has begun it. Where it fails, those who have seen nothing of it ask
-again, together; the one whom it was begun for is given the error.
+again, together; the one whom it was begun for is given the error. Of several replicas one makes the flight, and the
+others read a copy of it (distant_flight.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from api.turns.cached import CACHE_ROUTE, cache_key
-from api.turns.turn import Turn, TurnOut, builder_of, seals_for_us
+from api.turns.distant_flight import Copy, follow
+from api.turns.turn import Turn, TurnOut, builder_of, seals_for_us, settle_turn
 from backends.fleet.failover import may_go_elsewhere
 from backends.wire.relay import drained
 from cache import Cache, key_of
@@ -43,10 +45,12 @@ NOT_SHARED = frozenset({"metadata", "nomyo", "conversation"})
 
 
 class Feeding(Struct, eq=False):
-    """What a flight is made by: the turn that feeds it, and whether what comes of it may be kept on a disk."""
+    """What a flight is made by: the turn that feeds it, and whether what comes of it may be kept on a disk.
+    `is_elsewhere`: another process makes it."""
 
     turn: Turn
     stored: bool = False
+    is_elsewhere: bool = False
 
 
 async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> None:
@@ -57,10 +61,10 @@ async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> 
     routing = replace(turn.routing, tried=set())
     may_ask_again = True
     while True:
-        with state.flights.join(key, lambda: _begin(state, turn, cache, messages, run)) as seat:
+        with state.flights.join(key, lambda: _begin(state, turn, cache, messages, run, key)) as seat:
             feeding: Feeding = seat.flight.source
             feeding.stored |= turn.request.stored
-            reader = Reader(turn, feeding.turn, is_first=seat.is_first)
+            reader = Reader(turn, feeding, is_first=seat.is_first)
             try:
                 async for batch in seat.flight.read():
                     if not turn.emit(reader.adopt(batch)):
@@ -80,13 +84,13 @@ async def shared_answer(state: AppState, turn: Turn, cache: Cache, run: Run) -> 
 def _may_ask_again(error: APIError, reader: Reader) -> bool:
     """Whether the same request may go better the next time. For whom the flight was begun all was tried, unless it was
     for its readers that the answer could not be given by another backend."""
-    if reader.is_first:
+    if reader.is_maker:
         return reader.has_given and may_go_elsewhere(error)
     return error.status >= 500 or error.status == 429
 
 
 def _begin(
-    state: AppState, turn: Turn, cache: Cache, messages: list[Any], run: Run
+    state: AppState, turn: Turn, cache: Cache, messages: list[Any], run: Run, key: str
 ) -> tuple[Feeding, Fly[list[Event]]]:
     request = turn.request
     feeding = replace(
@@ -109,37 +113,92 @@ def _begin(
         state, feeding.request, EMIT_EVENTS, response_id=turn.id, created_at=turn.builder.response["created_at"]
     )
     source = Feeding(feeding)
-    return source, partial(_feed, state, source, cache, messages, run)
+    return source, partial(_feed, state, source, cache, messages, run, key)
 
 
 async def _feed(
-    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, flight: Sink[list[Event]]
+    state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, key: str, flight: Sink[list[Event]]
 ) -> None:
+    """Gives the events of the answer, made by this process or by another one."""
+    flights, flight_id = state.cluster.flights, new_id("flight")
+    # What leaves nothing on a disk goes to no other server either, whose disk nobody here knows.
+    leader = await flights.claim(key, flight_id, may_lead=feeding.stored)
+    if leader is not None and leader != flight_id:
+        await _feed_from_elsewhere(state, feeding, key, leader, Fed(flight, feeding.turn))
+        return
+    copy = Copy.of(state.cluster, flight_id) if leader else None
+    if copy is None:
+        await _make(state, feeding, cache, messages, run, Fed(flight, feeding.turn))
+        return
+    flight.stay_while(partial(state.cluster.events.is_read, flight_id))
+    has_failed = True
+    try:
+        await _make(state, feeding, cache, messages, run, Fed(flight, feeding.turn, copy))
+        has_failed = False
+    finally:
+        copy.close(has_failed=has_failed)
+        flights.release(key, flight_id)
+
+
+async def _feed_from_elsewhere(state: AppState, feeding: Feeding, key: str, leader: str, out: Fed) -> None:
+    """Gives the events of an answer that another process makes, and counts."""
+    turn = feeding.turn
+    feeding.is_elsewhere = turn.from_cache = True
+
+    async def still_leads() -> bool:
+        return await state.cluster.flights.claim(key, "", may_lead=False) == leader
+
+    def take_headers(headers: dict[str, str]) -> None:
+        turn.headers = headers
+
+    has_failed = True
+    try:
+        await follow(state.cluster, leader, still_leads, take_headers, out)
+        has_failed = False
+    finally:
+        settle_turn(state, turn, has_failed=has_failed)
+
+
+async def _make(state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, out: Fed) -> None:
     """Gives the events of the answer. It is in the cache before the last of them is there: who asks behind that finds
     it."""
-    turn, out = feeding.turn, Fed(flight)
+    turn = feeding.turn
     await run(state, turn, out)
     response = turn.builder.response
     if response["status"] == "completed" and (feeding.stored or not cache.persistent):
         if not _asks_for_seals(turn):
             response = drop({**response, "output": hide(response["output"])})
         await cache.set_chat(CACHE_ROUTE, turn.request.model, messages, encode_json(response))
-    flight.add(out.last)
+    out.write(out.last)
 
 
 class Fed:
-    """Where the turn leaves that feeds a flight. Its errors are raised, for each who reads to get."""
+    """Where the turn leaves that feeds a flight, and a `copy` of it. Its errors are raised, for each who reads to
+    get."""
 
     has_begun = False
     on_begin: Callable[[], object] | None = None
 
-    def __init__(self, flight: Sink[list[Event]]) -> None:
+    def __init__(self, flight: Sink[list[Event]], turn: Turn, copy: Copy | None = None) -> None:
         self._flight = flight
+        self._turn = turn
+        self._copy = copy
+        self._copied: dict[str, str] = {}
         self.last: list[Event] = []
 
     def write(self, events: list[Event]) -> bool:
         """Gives events to all who read. False: none of them has come so far."""
+        if self._copy is not None:
+            self._write_copy(self._copy, events)
         return self._flight.add(events)
+
+    def _write_copy(self, copy: Copy, events: list[Event]) -> None:
+        limits = self._turn.routing.limits
+        headers = {name: value for name, value in self._turn.headers.items() if name not in limits}
+        if headers != self._copied:
+            self._copied = headers
+            copy.add(headers=headers)
+        copy.add(events=events)
 
     def end(self, events: list[Event]) -> None:
         """Keeps the last of them."""
@@ -153,27 +212,33 @@ class Fed:
 class Reader:
     """Makes the events of a feeding turn those of another one. `has_given`: some of the answer itself."""
 
-    def __init__(self, turn: Turn, feeding: Turn, *, is_first: bool) -> None:
-        self.is_first = is_first
+    def __init__(self, turn: Turn, feeding: Feeding, *, is_first: bool) -> None:
         self.has_given = False
         self._turn = turn
-        self._feeding = feeding
+        self._is_first = is_first
+        self._source = feeding
+        self._feeding = feeding.turn
         # New ids, by those that they stand for: what is stored shall have its own. The first one keeps them.
         self._ids: dict[str, str] = {}
         # No backend was asked by this turn itself: nothing is counted, or cached, once more.
         turn.from_cache = True
         if is_first:
-            turn.fed_by = feeding
+            turn.fed_by = feeding.turn
         self._limits = turn.routing.limits
-        turn.routing = feeding.routing
+        turn.routing = feeding.turn.routing
         turn.builder.hides_seals = not _asks_for_seals(turn)
+
+    @property
+    def is_maker(self) -> bool:
+        """Whether the flight was begun for this turn, and is made by this process."""
+        return self._is_first and not self._source.is_elsewhere
 
     def take_headers(self) -> None:
         """What became of the request, in the headers of its answer."""
         theirs = self._feeding.routing.limits
         shared = {name: value for name, value in self._feeding.headers.items() if name not in theirs}
         self._turn.headers = {**self._turn.headers, **shared, **self._limits}
-        if not self.is_first:
+        if not self.is_maker:
             self._turn.headers["x-nomyo-cache"] = "shared"
 
     def adopt(self, batch: list[Event]) -> list[Event]:
@@ -201,7 +266,7 @@ class Reader:
         return {**item, "id": self._id(item["id"], item["type"])}
 
     def _id(self, theirs: str, kind: str) -> str:
-        if self.is_first:
+        if self.is_maker:
             return theirs
         if (ours := self._ids.get(theirs)) is None:
             ours = self._ids[theirs] = new_id(ID_PREFIXES.get(kind, "item"))
