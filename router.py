@@ -47,6 +47,8 @@ from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from backends.kinds import KINDS
 from backends.mcp.servers import McpServers
+from backends.web.pages import Pages
+from backends.web.searches import Searches
 from cache import make_cache
 from cluster.alone import Alone
 from cluster.protocol import Cluster
@@ -115,6 +117,8 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.budgets = Budgets(state.db, state.usage)
     state.pool = Pool(config, state.cluster, state.telemetry)
     state.mcp = McpServers(config.mcp)
+    state.searches = Searches(config.web_search)
+    state.pages = Pages(config.web_search)
     return Application(state, DOORS, lifespan)
 
 
@@ -150,6 +154,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         state.files = _fetcher(FileFetcher, config.files)
         stack.push_async_callback(state.files.close)
         stack.push_async_callback(state.mcp.close)
+        stack.push_async_callback(state.searches.close)
+        stack.push_async_callback(state.pages.close)
         await state.pool.open()
         stack.push_async_callback(state.pool.close)
         # Made here, not in create_app: a runner that has drained takes nothing more.

@@ -7,9 +7,11 @@ for size and time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from core.json import Json
 
 if TYPE_CHECKING:
     import httpx2
@@ -18,17 +20,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_REDIRECTS = 5
+UNFETCHED = "it could not be fetched"
+
 # For one request, as many URLs are fetched at once.
 AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The bytes that lie at a URL, and what its server calls them."""
+    """The bytes that lie at a URL, what its server calls them, and the URL that they were found at in the end."""
 
     content: bytes
     content_type: str = ""
+    status: int = 200
+    url: str = ""
 
 
 class Fetcher:
@@ -37,6 +42,7 @@ class Fetcher:
     `max_total_bytes`. `resolve` stands in for the system's name service. `close()` when it is over."""
 
     accept = "*/*"
+    max_redirects = 5
 
     def __init__(
         self,
@@ -63,6 +69,20 @@ class Fetcher:
 
     async def get(self, url: str) -> Fetched | str:
         """What lies at `url`, or why it cannot be used. Not an exception: its frames hold what was read."""
+        fetched = await self.answered(url)
+        if isinstance(fetched, Fetched) and fetched.status != 200:
+            return UNFETCHED
+        return fetched
+
+    async def answered(
+        self,
+        url: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Fetched | str:
+        """The answer of a URL, whatever its status, or why there is none. A `body` is posted as JSON."""
         async with self._opening:
             if self._client is None:
                 self._client = await asyncio.to_thread(self._make_client)
@@ -70,8 +90,11 @@ class Fetcher:
 
         from backends.wire import outbound
 
+        method = "GET" if body is None else "POST"
         try:
-            answer = await self._client.get(url)
+            answer = await self._client.request(
+                method, url, params=query or None, json=body, headers=dict(headers or {})
+            )
         except outbound.ForbiddenURL as error:
             return str(error)
         except outbound.AnswerTooLarge:
@@ -82,10 +105,8 @@ class Fetcher:
             return "it is redirected too often"
         except (httpx2.RequestError, httpx2.InvalidURL):
             # Not the reason: it would show a client what there is inside our network.
-            return "it could not be fetched"
-        if answer.status_code != 200:
-            return "it could not be fetched"
-        return Fetched(answer.content, answer.headers.get("content-type", ""))
+            return UNFETCHED
+        return Fetched(answer.content, answer.headers.get("content-type", ""), answer.status_code, str(answer.url))
 
     def _make_client(self) -> httpx2.AsyncClient:
         # A third of a start, and the certificates of the world, for the few who need it: in a thread.
@@ -95,7 +116,7 @@ class Fetcher:
             max_bytes=self._max_bytes,
             timeout_s=self._timeout_s,
             allow_private=self._allow_private,
-            max_redirects=MAX_REDIRECTS,
+            max_redirects=self.max_redirects,
             headers={"Accept": self.accept},
             resolve=self._resolve,
         )

@@ -190,6 +190,22 @@ class McpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_private: bool | None = None
 
 
+# Providers of searches that are asked by HTTP, and whether each needs a key.
+SEARCH_PROVIDERS = {"searxng": False, "brave": True, "tavily": True, "exa": True}
+
+
+class WebSearchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`web_search`: who searches for models (`searxng`, `brave`, `tavily`, `exa`, or `mcp:NAME`, a server of
+    `mcp.servers`; empty: nobody), and where, if not where that provider always is. `timeout_s`: for a search or a page;
+    `allow_private`: pages may lie at addresses that are not public."""
+
+    provider: str = ""
+    url: str = ""
+    api_key: str = ""
+    timeout_s: Positive = 15.0
+    allow_private: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
@@ -241,6 +257,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: FilesConfig = FilesConfig()
     tools: ToolsConfig = ToolsConfig()
     mcp: McpConfig = McpConfig()
+    web_search: WebSearchConfig = WebSearchConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
     # By model.
     prices: dict[str, PriceConfig] = {}
@@ -277,6 +294,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "tools": ToolsConfig,
     "mcp": McpConfig,
     "mcp.servers[]": McpServerConfig,
+    "web_search": WebSearchConfig,
 }
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from core.config import ClusterConfig, Config, DatabaseConfig, McpConfig, name_of
+from core.config import SEARCH_PROVIDERS, ClusterConfig, Config, DatabaseConfig, McpConfig, WebSearchConfig, name_of
 from core.config_words import explained, nearest
 from core.errors import ConfigError
 from core.extras import need
@@ -59,6 +59,7 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
         if name in names[:index]:
             raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
     _check_mcp(config.mcp)
+    _check_web_search(config.web_search, config.mcp)
     _check_database(config.database)
     _check_cluster(config.cluster)
     if config.cache.backend == "valkey" and not config.cache.url:
@@ -86,6 +87,30 @@ def _check_mcp(mcp: McpConfig) -> None:
             raise ConfigError(f"mcp.servers.{name}.headers: {wrong}")
     if mcp.client_servers == "allow":
         need("tools", setting="mcp.client_servers")
+
+
+def _check_web_search(search: WebSearchConfig, mcp: McpConfig) -> None:
+    """Raises `ConfigError`."""
+    if not search.provider:
+        if search.url or search.api_key:
+            raise ConfigError(f"web_search.provider: is missing; known: {', '.join(SEARCH_PROVIDERS)}, mcp:NAME")
+        return
+    need("search", setting="web_search.provider")
+    kind, separator, name = search.provider.partition(":")
+    if kind == "mcp" and separator:
+        if name not in mcp.servers:
+            raise ConfigError(f"web_search.provider: '{name}' is not among mcp.servers{nearest(name, mcp.servers)}")
+    elif search.provider not in SEARCH_PROVIDERS:
+        known = [*SEARCH_PROVIDERS, "mcp:NAME"]
+        raise ConfigError(f"web_search.provider: '{search.provider}' is not known{nearest(search.provider, known)}")
+    elif SEARCH_PROVIDERS[search.provider] and not search.api_key:
+        raise ConfigError(f"web_search.api_key: {search.provider} needs one")
+    elif search.provider == "searxng" and not search.url:
+        raise ConfigError("web_search.url: is missing; it is that of your SearXNG")
+    if search.url and (wrong := _wrong_with_url(search.url)):
+        raise ConfigError(f"web_search.url: {wrong}")
+    if wrong := _wrong_with_value(search.api_key):
+        raise ConfigError(f"web_search.api_key: {wrong}")
 
 
 def _check_cluster(cluster: ClusterConfig) -> None:

@@ -252,4 +252,13 @@ HELP: dict[str, str] = {
     "mcp.servers[].always": "Whether every turn of `/v1/responses` is offered it",
     "mcp.client_servers": "Whether clients may name servers by `server_url`. Default: `allow`, with keys `deny`",
     "mcp.allow_private": "Whether those may lie at addresses that are not public. Default: true, with keys false",
+    "web_search": "Web searches that any model can make",
+    "web_search.provider": (
+        "Who searches: `searxng`, `brave`, `tavily`, `exa`, or `mcp:NAME` (a tool of one of `mcp.servers`); empty: "
+        "nobody, and the tool is left out"
+    ),
+    "web_search.url": "Where it is. Of SearXNG it must be given, and its `search.formats` must have json",
+    "web_search.api_key": "The key that it asks for",
+    "web_search.timeout_s": "Seconds that a search or a page may take",
+    "web_search.allow_private": "Whether pages that a model opens may lie at addresses that are not public",
 }

@@ -61,6 +61,9 @@ PATTERNS = {
     "cache.path": "^(?!~)",
     "cluster.name": rf"^([.:-]|{_WORD}){{1,100}}$",
     "mcp.servers[].headers": _SENT,
+    "web_search.provider": "^(searxng|brave|tavily|exa|mcp:.*)?$",
+    "web_search.url": f"{_URL}|^$",
+    "web_search.api_key": _SENT,
 }
 _HEADER = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
 # The same of the names behind which values stand.

@@ -92,6 +92,7 @@ async def reload(state: AppState) -> None:
     state.config = config
     state.keys.take_settings(config)
     state.mcp.take_settings(config.mcp)
+    state.searches.take_settings(config.web_search)
     await state.pool.reconfigure(config)
     log.info("new settings, from %s", state.config_file)
 

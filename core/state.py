@@ -11,6 +11,8 @@ from backends.files import FileFetcher
 from backends.fleet.pool import Pool
 from backends.images import ImageFetcher
 from backends.mcp.servers import McpServers
+from backends.web.pages import Pages
+from backends.web.searches import Searches
 from cache import Cache
 from cluster.protocol import Cluster
 from core.budgets import Budgets
@@ -43,6 +45,8 @@ class AppState(State):
     budgets: Budgets
     pool: Pool
     mcp: McpServers
+    searches: Searches
+    pages: Pages
     # Only while the application runs:
     sealer: Sealer
     images: ImageFetcher

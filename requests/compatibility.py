@@ -126,8 +126,8 @@ INCLUDES: Mapping[str, Row] = {
     "message.input_image.image_url": Row(RUN_HERE, note="in input_items"),
     "message.output_text.logprobs": Row(ADAPTED, note="logprobs"),
     "reasoning.encrypted_content": Row(RUN_HERE),
-    "web_search_call.action.sources": Row(IGNORED),
-    "web_search_call.results": Row(IGNORED),
+    "web_search_call.action.sources": Row(IGNORED, note="but where the router searches"),
+    "web_search_call.results": Row(IGNORED, note="but where the router searches"),
     "*": Row(IGNORED),
 }
 
@@ -166,7 +166,7 @@ ITEMS: Mapping[str, ItemRow] = {
     "shell_call_output": ItemRow(ADAPTED, prefix="sho", is_output=True),
     "tool_search_call": ItemRow(ADAPTED, prefix="tsc", is_call=True),
     "tool_search_output": ItemRow(ADAPTED, prefix="tso", is_output=True, brings_tools=True),
-    "web_search_call": ItemRow(ADAPTED, note="text"),
+    "web_search_call": ItemRow(ADAPTED, note="of the router, a call and its output; else text", prefix="ws"),
     # Of other services, or newer than this table.
     "*": ItemRow(ADAPTED, note="text"),
 }
@@ -212,10 +212,10 @@ TOOLS: Mapping[str, Row] = {
     "shell.skills": Row(ADAPTED, note="in its description"),
     "tool_search": Row(IGNORED),
     "tool_search.client": Row(ADAPTED, note="a function"),
-    "web_search": Row(IGNORED),
-    "web_search_2025_08_26": Row(IGNORED),
-    "web_search_preview": Row(IGNORED),
-    "web_search_preview_2025_03_11": Row(IGNORED),
+    "web_search": Row(RUN_HERE, note="where the settings have web_search; else left out"),
+    "web_search_2025_08_26": Row(RUN_HERE, note="the same"),
+    "web_search_preview": Row(RUN_HERE, note="the same"),
+    "web_search_preview_2025_03_11": Row(RUN_HERE, note="the same"),
     # Of other services, or newer than this table.
     "*": Row(IGNORED),
 }
@@ -239,7 +239,7 @@ CHOICES: Mapping[str, Row] = {
     "programmatic_tool_calling": Row(REFUSED),
     "required": Row(CARRIED),
     "shell": Row(ADAPTED, note="the function"),
-    "web_search_preview": Row(REFUSED),
+    "web_search_preview": Row(REFUSED, note="but where the router searches"),
     "*": Row(REFUSED),
 }
 
@@ -290,7 +290,7 @@ EVENTS: Mapping[str, Row] = {
     "response.mcp_list_tools.in_progress": _RUN,
     "response.output_item.added": _MADE,
     "response.output_item.done": _MADE,
-    "response.output_text.annotation.added": _HOSTED,
+    "response.output_text.annotation.added": Row(RUN_HERE, note="of the marks of sources that the router has found"),
     "response.output_text.delta": _MADE,
     "response.output_text.done": _MADE,
     "response.queued": Row(RUN_HERE, RUN_HERE, note="of a background turn"),
@@ -307,9 +307,9 @@ EVENTS: Mapping[str, Row] = {
     "response.shell_call_command.done": _HOSTED,
     "response.shell_call_output_content.delta": _HOSTED,
     "response.shell_call_output_content.done": _HOSTED,
-    "response.web_search_call.completed": _HOSTED,
-    "response.web_search_call.in_progress": _HOSTED,
-    "response.web_search_call.searching": _HOSTED,
+    "response.web_search_call.completed": _RUN,
+    "response.web_search_call.in_progress": _RUN,
+    "response.web_search_call.searching": _RUN,
 }
 
 # ── how it is read ───────────────────────────────────────────────────────────────────────────────────────────────────

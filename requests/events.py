@@ -24,11 +24,14 @@ from typing import Any
 
 from core.errors import APIError
 from requests.chat_types import BLANK, EMPTY, ChatChunk, Delta, ToolCallDelta
+from requests.citations import Sources
+from requests.cited_text import CitedText, cited_message
 from requests.credentials import shown
 from requests.emission import EMIT_EVENTS, Emission
 from requests.endings import USUAL, ends_answer, incomplete_reason
 from requests.growing_calls import GrowingCalls
-from requests.hidden import drop, hide, unsealed
+from requests.hidden import OUTPUT, drop, hide, unsealed, without
+from requests.hosted_calls import HOSTED_CALLS
 from requests.native import NativeItems
 from requests.native_events import LIFECYCLE
 from requests.native_growing import NO_FLOWS, Flows
@@ -62,6 +65,8 @@ OURS = (
 values_of_ours = itemgetter(*OURS)
 # What of an answer is for the client, or the router, to act on.
 ANSWERS = CALLS | {ASKED_FOR}
+# Calls that a client sees also where their arguments are no object.
+SHOWN_ANYHOW = GROWING_CALLS.keys() | HOSTED_CALLS.keys()
 
 # The kind of an item, and of its part. Clients that ask for a summary of the reasoning show nothing else of it.
 THOUGHT = ("reasoning", "reasoning_text")
@@ -78,6 +83,8 @@ class ResponseBuilder:
     # What most turns leave as it is stands here: to set each in every turn takes longer.
     # A backend that speaks Responses seals its reasoning for us: the response keeps that, and no event shows it.
     hides_seals = False
+    # The same of what a hosted tool has answered.
+    _hides_outputs = False
     sequence_number = 0
     # How long the backend took, in its words, where it reports that.
     timings: Any = None
@@ -90,6 +97,7 @@ class ResponseBuilder:
     thinking: ThinkSplitter | None = None
     _usage: dict[str, Any] | None = None
     _finish_reason: str | None = None
+    _sources: Sources | None = None
     # Known once there is a call.
     _taken_call_ids: set[str] | None = None
     # As it was before a backend's own response was taken over.
@@ -118,6 +126,13 @@ class ResponseBuilder:
         """What the backend was offered, so that its calls are emitted as the client expects them. Calls of others than
         the `allowed`, and all but the first where only `one_call` may be made, are suppressed."""
         self._offered = (book, allowed, one_call)
+
+    @property
+    def sources(self) -> Sources:
+        """What the model may refer to: once there is anything, its marks become annotations."""
+        if self._sources is None:
+            self._sources = Sources()
+        return self._sources
 
     def expect_think_tags(self, *, are_open: bool = False) -> None:
         """The backend may leave `<think>…</think>` in its text; where its templates open the tag, only the end of
@@ -171,7 +186,7 @@ class ResponseBuilder:
     @property
     def shown(self) -> dict[str, Any]:
         """The response as its client sees it."""
-        return drop(self.response) if self.hides_seals else self.response
+        return drop(self.response) if self.hides_seals or self._hides_outputs else self.response
 
     @property
     def is_between_items(self) -> bool:
@@ -389,9 +404,15 @@ class ResponseBuilder:
             events += self.close_text()
             if self._calls is not None:
                 self._calls.give_way(self, events)
-            self.text = OpenText(kind, self.add(), self._seal)
+            self.text = OpenText(kind, self.add(), self._seal) if self._sources is None else self._opened(kind)
             events.append(self.text.added(self))
         self.text.grow(self, events, part, delta, logprobs)
+
+    def _opened(self, kind: str) -> OpenText:
+        """One that may refer to sources, where there are any."""
+        if not self._sources or kind != "message":
+            return OpenText(kind, self.add(), self._seal)
+        return CitedText(self.add(), self._sources)
 
     def _grow_thought(self, events: list[Event], thought: str | None) -> None:
         if not thought:
@@ -444,14 +465,20 @@ class ResponseBuilder:
                 if not name or not self._tool_calls.permits(name):
                     continue
                 call = book.call_of(name)
-                if call.type not in GROWING_CALLS and object_of(call, item["arguments"]) is None:
+                if call.type not in SHOWN_ANYHOW and object_of(call, item["arguments"]) is None:
                     continue
                 whole = {"call_id": item["call_id"], "arguments": item["arguments"], "status": status}
                 item = call_item(call, id=new_id(ID_PREFIXES[call.type]), **whole)
                 if call.type in ROUTER_CALLS and not cut:
-                    events += self.begin_call({**item, "arguments": item["arguments"] or NO_ARGUMENTS})
+                    if "arguments" in item:
+                        item = {**item, "arguments": item["arguments"] or NO_ARGUMENTS}
+                    events += self.begin_call(item)
                     continue
-            events += self.item(self._whole_thought(item) if item["type"] == "reasoning" else item, status)
+            elif item["type"] == "reasoning":
+                item = self._whole_thought(item)
+            elif item["type"] == "message" and self._sources:
+                item = cited_message(item, self._sources)
+            events += self.item(item, status)
         return events
 
     def _whole_thought(self, item: Item) -> Item:
@@ -501,11 +528,14 @@ class ResponseBuilder:
         """The events of the end of what the router did, whose `item` is whole."""
         assert self._handed is not None
         del self._handed[output_index]
+        self._hides_outputs |= OUTPUT in item
         if not self.emission.makes_events:
             self.keep(output_index, item)
             return []
         where = {"item_id": item["id"], "output_index": output_index}
-        return [*end_of_run(self, where, item), self.done(output_index, item)]
+        events = [*end_of_run(self, where, item), self.done(output_index, without(item, OUTPUT))]
+        self.keep(output_index, item)
+        return events
 
     # ── native events ────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,5 +1,5 @@
-"""Reasoning that the backend sealed for us and not for the client: it stays with the stored items, for the turns that
-go on from them, under a key that no client sees.
+"""What stays with the stored items, for the turns that go on from them, under keys that no client sees: reasoning that
+the backend sealed for us and not for the client, and what a hosted tool has answered, whose item has no place for it.
 
     hide ──▶ stored ──▶ reveal    to the backend, in the next turn
                    └──▶ drop      to the client
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from requests.tools import Item
+Item = dict[str, Any]
 
 SEALED = "encrypted_content"
 SEALED_KEY = SEALED.encode()
 HIDDEN = "nomyo_encrypted_content"
+# A text, or an object with that `text`, in the item of a call of a hosted tool.
+OUTPUT = "nomyo_output"
 
 
 def hide(items: list[Item]) -> list[Item]:
@@ -33,9 +35,21 @@ def reveal(items: list[Item]) -> list[Item]:
 def drop(response: dict[str, Any]) -> dict[str, Any]:
     """A response as its client sees it: without what was hidden."""
     items = response.get("output") or []
-    if not any(HIDDEN in item for item in items):
+    if not any(HIDDEN in item or OUTPUT in item for item in items):
         return response
-    return {**response, "output": [without(item, HIDDEN) for item in items]}
+    return {**response, "output": [without(without(item, HIDDEN), OUTPUT) for item in items]}
+
+
+def without_outputs(items: list[Item]) -> list[Item]:
+    """The items without what hosted tools have answered."""
+    return [without(item, OUTPUT) for item in items] if any(OUTPUT in item for item in items) else items
+
+
+def output_in(item: Item) -> str | None:
+    """What a hosted tool has answered to a call, for a model to read. None where the item does not have it."""
+    output = item.get(OUTPUT)
+    text = output.get("text") if isinstance(output, dict) else output
+    return text if isinstance(text, str) else None
 
 
 def may_show_seal(data: bytes) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from requests.hidden import OUTPUT
 from requests.tools import Item
 
 
 def without_unasked(item: Item, include: Collection[str]) -> Item:
-    """The item without what `include` does not ask for. Whatever a client must find stays as null, or as an empty
-    list."""
+    """The item without what `include` does not ask for, and what no client sees. Whatever a client must find stays as
+    null, or as an empty list."""
+    item = _without(item, OUTPUT)
     for name, shorten in SHORTENED.get(item.get("type", "message"), ()):
         if name not in include:
             item = shorten(item)

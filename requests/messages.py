@@ -20,9 +20,11 @@ from core.json import encode_json
 from requests.bounded_json import mend
 from requests.compatibility import IGNORED, ITEMS, RUN_HERE, chat_names
 from requests.content import EVERY_PART, Content, Files
+from requests.hidden import output_in
+from requests.hosted_calls import HOSTED_CALLS
 from requests.item_text import item_as_text, output_as_text
 from requests.pairs import OpenCalls, needs_output
-from requests.router_tools import ASKED_FOR, ROUTER_CALLS
+from requests.router_tools import ASKED_FOR
 from requests.tools import BRINGS_TOOLS, CALLS, OUTPUTS, Call, Item, ToolBook, call_id_of, call_of_item, output_of
 
 Message = dict[str, Any]
@@ -184,11 +186,16 @@ class _Conversation:
                 self.message("user", _agent_text(item.get("content") or ""))
             case "reasoning":
                 self._reasoning = "\n\n".join(filter(None, [self._reasoning, reasoning_text(item)]))
-            case _ if kind in ROUTER_CALLS and _names_a_tool(item):
-                self._run_call(item, *output_as_text(item, shows_pictures=self._content.carries_images))
+            case "mcp_call" if _names_a_tool(item):
+                made = _call_of_server(item), item.get("arguments")
+                self._run_call(item, made, *output_as_text(item, shows_pictures=self._content.carries_images))
+            case _ if (hosted := HOSTED_CALLS.get(kind)) and (output := output_in(item)) is not None:
+                name, arguments = hosted.called(item) or (kind.removesuffix("_call"), {})
+                self._run_call(item, (Call(kind, name), arguments), output)
             case _ if kind == ASKED_FOR and _names_a_tool(item) and (answer := self._approval(item["id"])):
                 if item["id"] not in self._approved:  # Else its call follows, with what came of it.
-                    self._run_call(item, _without_approval(answer))
+                    made = _call_of_server(item), item.get("arguments")
+                    self._run_call(item, made, _without_approval(answer))
             case "mcp_approval_response" if item.get("approval_request_id") in self._asked:
                 pass
             case _ if kind in IGNORED_ITEMS:
@@ -247,12 +254,13 @@ class _Conversation:
         node.message.setdefault("tool_calls", []).append(call)
         self._open.add(item, (node, call_id))
 
-    def _run_call(self, item: Item, output: str, pictures: Sequence[str] = ()) -> None:
-        """A call that the router has run, or would have: the model reads it as any other, with its output."""
+    def _run_call(self, item: Item, made: tuple[Call, Any], output: str, pictures: Sequence[str] = ()) -> None:
+        """A call that the router has run, or would have: the model reads it as any other, with its output. `made` is
+        how the model has called it, with its arguments."""
         node = self._open_assistant() or self._new_assistant()
-        call_id = self._free_call_id(item["id"])
-        name = self._book.name_of(Call("mcp_call", item["name"], item["server_label"]))
-        function = {"name": name, "arguments": whole_arguments(item.get("arguments"))}
+        call_id = self._free_call_id(str(item.get("id") or "call"))
+        call, arguments = made
+        function = {"name": self._book.name_of(call), "arguments": whole_arguments(arguments)}
         node.message.setdefault("tool_calls", []).append({"id": call_id, "type": "function", "function": function})
         text = f"{output}\n{ATTACHED}" if pictures else output
         node.tools.append({"role": "tool", "tool_call_id": call_id, "content": text})
@@ -271,7 +279,7 @@ class _Conversation:
                 named = item.get("approval_request_id")
                 if item.get("type") == "mcp_approval_response" and isinstance(named, str):
                     self._approvals[named] = item
-                elif item.get("type") in ROUTER_CALLS and isinstance(named, str):
+                elif item.get("type") == "mcp_call" and isinstance(named, str):
                     self._approved.add(named)
         return self._approvals.get(request_id)
 
@@ -344,6 +352,10 @@ def summary_text(summary: str | None) -> str:
 def _names_a_tool(item: Item) -> bool:
     """Whether an item is a call of a tool of a server, as it should be."""
     return all(isinstance(item.get(key), str) and item[key] for key in ("id", "name", "server_label"))
+
+
+def _call_of_server(item: Item) -> Call:
+    return Call("mcp_call", item["name"], item["server_label"])
 
 
 def _without_approval(answer: Item) -> str:

@@ -12,6 +12,7 @@ from core.errors import BackendError
 from core.json import Halves, Json, has_half
 from requests.deltas import DeltaFrames
 from requests.emission import Emission
+from requests.hosted_calls import HOSTED_CALLS
 from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
 from requests.router_tools import ROUTER_CALLS
@@ -68,6 +69,7 @@ class Ladder(Protocol):
     def free_call_id(self, call_id: str | None) -> str: ...
     def close_text(self) -> list[Event]: ...
     def hand_over(self, output_index: int, item: Item) -> None: ...
+    def begin_call(self, item: Item) -> list[Event]: ...
 
 
 class OpenText:
@@ -258,7 +260,9 @@ class OpenCall:
         its arguments are."""
         if self.muted or self.call is None:
             return False
-        return self.call.type in GROWING_CALLS or object_of(self.call, self.arguments) is not None
+        if self.call.type in GROWING_CALLS or self.call.type in HOSTED_CALLS:
+            return True
+        return object_of(self.call, self.arguments) is not None
 
     @property
     def arguments(self) -> str:
@@ -356,6 +360,9 @@ class OpenCall:
         if not self.appears:
             return []
         call = self._known()
+        if call.type in HOSTED_CALLS:  # What is no object is run, too: the model reads what is wrong.
+            self.id, self.call_id = new_id(ID_PREFIXES[call.type]), ""
+            return ladder.begin_call(self.item(status)) if status == "completed" else []
         if self.output_index < 0:
             events += self._open(ladder)
         self.settle(ladder, events)
@@ -448,6 +455,8 @@ def skeleton(item: Item) -> Item:
         begun[GROWING_CALLS[item["type"]][1]] = ""
         if item["type"] in ROUTER_CALLS:
             begun |= {"output": None, "error": None}
+    elif (hosted := HOSTED_CALLS.get(item["type"])) is not None:
+        begun |= hosted.before(item)
     elif item["type"] == "mcp_list_tools":
         begun |= {"tools": [], "error": None}
     elif item["type"] == "reasoning":

@@ -15,10 +15,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from requests.hidden import OUTPUT
 from requests.tools import CALLS, OUTPUTS, Call, Item, arguments_of, call_id_of, call_of_item
 
 # What may differ in items that are one: it is made here or in a client, and a model reads none of it.
-UNREAD = frozenset({"id", "status", "annotations", "logprobs", "parsed", "parsed_arguments"})
+UNREAD = frozenset({"id", "status", "annotations", "logprobs", "parsed", "parsed_arguments", OUTPUT})
 
 
 def may_repeat(history: Sequence[Item], given: str | Sequence[Item] | None) -> bool:

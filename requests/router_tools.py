@@ -1,6 +1,9 @@
 """Tools that the router runs: what a model is offered of them, and the items that their calls are.
 
-mcp_call   begins as the model calls it, waits while the tool runs (`Ladder.hand_over`), ends with its output or error
+mcp_call           begins as the model calls it, waits while the tool runs (`Ladder.hand_over`), ends with its output or
+                   error
+web_search_call …  what OpenAI runs else (hosted_calls.py): begins once its arguments are whole; what was answered is
+                   hidden in it
 """
 
 from __future__ import annotations
@@ -9,37 +12,45 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from core.json import Json
+from requests.hidden import OUTPUT
+from requests.hosted_calls import HOSTED_CALLS, HOSTED_TOOLS
 
 # The calls that the router runs, and the name of their events.
-ROUTER_CALLS = {"mcp_call": "response.mcp_call"}
+ROUTER_CALLS = {"mcp_call": "response.mcp_call", **{kind: f"response.{kind}" for kind in HOSTED_CALLS}}
 # Those that wait for somebody to approve of them.
 ASKED_FOR = "mcp_approval_request"
 
 
 @dataclass(frozen=True, slots=True)
 class RouterTool:
-    """A tool that the router runs: `label` is that of its server, `parameters` a JSON schema. A call that
-    `needs_approval` is asked for, and run in a later turn."""
+    """A tool that the router runs: `label` is that of its server, empty where it has none, `parameters` a JSON schema.
+    Its calls are items of the type `kind`. One that `needs_approval` is asked for, and run in a later turn."""
 
     label: str
     name: str
     description: str | None = None
     parameters: Json | None = None
     needs_approval: bool = False
+    kind: str = "mcp_call"
 
 
 @dataclass(frozen=True, slots=True)
 class RouterTools:
-    """Those of a turn. `labels` are the servers of the request that they are of. Once they `are_hidden`, the model is
-    shown none of them any more, and calls of them are known for what they are."""
+    """Those of a turn. `labels` are the servers of the request that they are of, `kinds` the types of items of the
+    hosted tools among them; `heeded` are names of what something comes of because of them (`include.…`). Once they
+    `are_hidden`, the model is shown none of them any more, and calls of them are known for what they are."""
 
     tools: tuple[RouterTool, ...]
     labels: frozenset[str]
+    kinds: frozenset[str] = frozenset()
+    heeded: frozenset[str] = frozenset()
     are_hidden: bool = False
 
     def stand_for(self, tool: Json) -> bool:
         """Whether a tool of the request is among these."""
-        return tool.get("type") == "mcp" and tool.get("server_label") in self.labels
+        if tool["type"] == "mcp":
+            return tool.get("server_label") in self.labels
+        return HOSTED_TOOLS.get(tool["type"]) in self.kinds
 
     def hidden(self) -> RouterTools:
         """The same, where no more calls are run."""
@@ -47,11 +58,16 @@ class RouterTools:
 
 
 def call_of_router(kind: str, *, id: str, label: str, name: str, arguments: str, status: str) -> Json:
-    """A call of a tool, as it begins."""
+    """A call of a tool of a server, as it begins."""
     item = {"type": kind, "id": id, "server_label": label, "name": name, "arguments": arguments}
     if kind == ASKED_FOR:
         return item
     return item | {"status": status, "output": None, "error": None, "approval_request_id": None}
+
+
+def hosted_call(kind: str, *, id: str, name: str, arguments: Json, status: str) -> Json:
+    """A call of a hosted tool, as it begins; `name` is that of the function that the model has called for it."""
+    return {"type": kind, "id": id, "status": status, **HOSTED_CALLS[kind].begun(name, arguments)}
 
 
 def list_of_tools(id: str, label: str) -> Json:
@@ -59,13 +75,16 @@ def list_of_tools(id: str, label: str) -> Json:
     return {"type": "mcp_list_tools", "id": id, "server_label": label, "tools": [], "error": None}
 
 
-def with_output(call: Json, output: str) -> Json:
-    """A call whose tool has answered."""
-    return {**call, "status": "completed", "output": output}
+def with_output(call: Json, output: str | Json) -> Json:
+    """A call whose tool has answered. `output` is what the model reads; of a hosted tool no client sees it there."""
+    return {**call, "status": "completed", OUTPUT if call["type"] in HOSTED_CALLS else "output": output}
 
 
 def with_error(call: Json, error: Json) -> Json:
-    """A call that has failed: `error` is a protocol error, one of HTTP, or what the tool itself had to report."""
+    """A call that has failed: `error` is a protocol error, one of HTTP, or what the tool itself had to report. The item
+    of a hosted tool has no place for it: the model reads it alone."""
+    if call["type"] in HOSTED_CALLS:
+        return {**call, "status": "failed", OUTPUT: f"The tool failed: {error.get('message')}"}
     return {**call, "status": "failed", "error": error}
 
 

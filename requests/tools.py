@@ -21,8 +21,9 @@ from core.errors import InvalidRequest
 from core.json import decode_json, whole_text
 from requests.bounded_json import check_bounds
 from requests.compatibility import ITEMS, TOOLS
+from requests.hosted_calls import HOSTED_CALLS, HOSTED_TOOLS
 from requests.patches import operation_in, patch_in, unwrapped
-from requests.router_tools import ASKED_FOR, ROUTER_CALLS, RouterTool, RouterTools, call_of_router
+from requests.router_tools import ASKED_FOR, ROUTER_CALLS, RouterTool, RouterTools, call_of_router, hosted_call
 
 Tool = dict[str, Any]
 Item = dict[str, Any]
@@ -150,10 +151,12 @@ class ToolBook:
             return [
                 wire
                 for call, wire in self._names.items()
-                if call.type in ROUTER_CALLS
+                if call.type == "mcp_call"
                 and call.namespace == choice.get("server_label")
                 and name in (None, call.name)
             ]
+        if kind in HOSTED_TOOLS:
+            return [wire for call, wire in self._names.items() if call.type == HOSTED_TOOLS[kind]]
         if kind == "namespace":
             return self._of_namespaces.get(name, []) if isinstance(name, str) else []
         call_type = "custom_tool_call" if kind == "custom" else f"{kind}_call"
@@ -197,10 +200,10 @@ class ToolBook:
             self.omitted.append(f"{kind}:{name}" if name else str(kind))
 
     def _add_ours(self, tool: RouterTool, *, is_hidden: bool) -> None:
-        run = Call("mcp_call", tool.name, tool.label)
+        run = Call(tool.kind, tool.name, tool.label or None)
         if run in self._names:
             return
-        call = Call(ASKED_FOR, tool.name, tool.label) if tool.needs_approval else run
+        call = Call(ASKED_FOR, tool.name, run.namespace) if tool.needs_approval else run
         self._offer(call, tool.description, tool.parameters)
         self._names[run] = self._names[call]  # By that one the model has called it in earlier turns.
         if is_hidden:
@@ -404,6 +407,9 @@ def call_id_of(item: Item) -> str | None:
 
 def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str) -> Item:
     """A backend's call, as the item that the client expects."""
+    if call.type in HOSTED_CALLS:
+        given = arguments_of(arguments) or {}
+        return hosted_call(call.type, id=id, name=call.name, arguments=given, status=status)
     if call.type in ROUTER_CALLS or call.type == ASKED_FOR:
         label = call.namespace or ""
         return call_of_router(call.type, id=id, label=label, name=call.name, arguments=arguments, status=status)

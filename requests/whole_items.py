@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from core.json import Json
+from requests.hosted_calls import HOSTED_CALLS
 from requests.open_items import GROWING_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton
 from requests.router_tools import ROUTER_CALLS
 from requests.tools import Item
@@ -19,6 +20,8 @@ def item_events(
         events.append(ladder.event(f"{run or LIST_EVENTS}.in_progress", **where))
     if item["type"] in GROWING_CALLS:
         events += _arguments(ladder, where, item, closes)
+    elif item["type"] in HOSTED_CALLS:
+        events += _work(ladder, where, item)
     if item["type"] == "compaction":
         events.append(ladder.event("response.compaction.compacting", **where))
     for index, part in enumerate(item.get("summary") or ()):
@@ -35,10 +38,23 @@ LIST, LIST_EVENTS = "mcp_list_tools", "response.mcp_list_tools"
 
 def end_of_run(ladder: Ladder, where: Json, item: Item) -> list[Event]:
     """How something ended that the router has run; nothing for what was cut off."""
-    if item.get("status") == "incomplete":
+    status = item.get("status")
+    if status == "incomplete" or (status == "failed" and item["type"] in HOSTED_CALLS):
         return []
     name = ROUTER_CALLS.get(item["type"], LIST_EVENTS)
     return [ladder.event(f"{name}.{'failed' if item.get('error') else 'completed'}", **where)]
+
+
+def _work(ladder: Ladder, where: Json, item: Item) -> list[Event]:
+    """The events of a hosted tool at work."""
+    hosted = HOSTED_CALLS[item["type"]]
+    events = []
+    if hosted.text is not None:
+        key, name = hosted.text
+        events.append(ladder.event(f"{name}.delta", **where, delta=item[key]))
+        events.append(ladder.event(f"{name}.done", **where, **{key: item[key]}))
+    run = ROUTER_CALLS[item["type"]]
+    return [*events, *(ladder.event(f"{run}.{step}", **where) for step in hosted.steps)]
 
 
 def _arguments(ladder: Ladder, where: Json, item: Item, closes: bool) -> list[Event]:

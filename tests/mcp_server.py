@@ -60,6 +60,12 @@ def tools_of(served: Served) -> MCPServer[Any]:
         return f"Go to {city}."
 
     @server.tool()
+    def search(query: str, count: int) -> str:
+        """Searches the web."""
+        served.called.append(f"search {query} {count}")
+        return f"Title: Of {query}\nURL: https://a.example/\nDescription: Words.\n\nOther\nhttps://b.example/"
+
+    @server.tool()
     def fail() -> str:
         """It always fails."""
         raise ValueError("the sensor is broken")

@@ -22,6 +22,7 @@ class Asked:
     headers: dict[str, str]
     # The address that it came to.
     to: str
+    body: bytes = b""
 
     @property
     def path(self) -> str:
@@ -87,7 +88,8 @@ class Site:
                 method, target, _ = first.split(" ")
                 fields = (line.partition(":") for line in lines if line)
                 headers = {name.lower(): value.strip() for name, _, value in fields}
-                asked = Asked(method, target, headers, writer.get_extra_info("sockname")[0])
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                asked = Asked(method, target, headers, writer.get_extra_info("sockname")[0], body)
                 self.requests.append(asked)
                 answer = self.answers.get(asked.path, reply(status="404 Not Found"))
                 if isinstance(answer, bytes):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import json
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -44,7 +44,7 @@ from requests.compatibility import (
 )
 from requests.params import CreateParams
 from requests.tools import TYPED_TOOLS
-from tests.conftest import Running
+from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend
 from tests.sdk import EVENT_CLASSES, MODEL, PIXEL
 from tests.stream_grammar import parse_sse
@@ -370,10 +370,10 @@ TOOL_EXAMPLES: Mapping[str, Example] = {
     ),
     "tool_search": tool("tool_search"),
     "tool_search.client": tool("tool_search", execution="client"),
-    "web_search": tool("web_search"),
-    "web_search_2025_08_26": tool("web_search_2025_08_26"),
-    "web_search_preview": tool("web_search_preview"),
-    "web_search_preview_2025_03_11": tool("web_search_preview_2025_03_11"),
+    **{
+        type: Example({"tools": [{"type": type}]}, name=type, effect=is_answered)
+        for type in ("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11")
+    },
     "*": tool("acme:telegraph"),
 }
 
@@ -430,6 +430,15 @@ def response_of(answer: httpx2.Response) -> Json:
 
 # Named where the answer shows that the server has not heeded it, as the one here never does (tests/test_heeded.py).
 SEEN_IN_THE_ANSWER = {"text.format", "tool_choice"}
+
+
+@pytest.fixture
+async def served(backend: FakeBackend) -> AsyncIterator[Running]:
+    """One that runs what it can."""
+    search = {"provider": "searxng", "url": "http://127.0.0.1:9"}
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
+    async with running_router(endpoints=endpoints, web_search=search) as running:
+        yield running
 
 
 class Trial:
@@ -577,7 +586,7 @@ async def test_it_can_be_published(served: Running) -> None:
     plain = (await served.http.get("/v1/compatibility")).json()
     assert plain == orjson.loads(orjson.dumps(compatibility()))
     assert plain["parameters"]["max_output_tokens"] == {"chat": "adapted", "native": "carried", "note": "max_tokens"}
-    assert plain["tools"]["web_search"] == {"chat": "ignored", "native": "carried"}
+    assert plain["tools"]["file_search"] == {"chat": "ignored", "native": "carried"}
     ways = {row[server] for table in plain.values() for row in table.values() for server in ("chat", "native")}
     assert ways == set(get_args(Way))
 

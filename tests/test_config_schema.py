@@ -70,7 +70,7 @@ FILES = [ROOT / "config.yaml", ROOT / "deploy" / "kubernetes" / "config.yaml"]
 
 def examples() -> dict[str, Any]:
     """The settings that are shipped: files, and what they only show."""
-    shown = re.sub(r"^# (endpoints:| )", r"\1", (ROOT / "config.yaml").read_text(), flags=re.MULTILINE)
+    shown = re.sub(r"^# ([a-z_]+:(?= +#|$)| )", r"\1", (ROOT / "config.yaml").read_text(), flags=re.MULTILINE)
     manifests = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "config.yaml").read_text())
     in_manifests = [
         read_yaml(text)

@@ -13,6 +13,7 @@ from backends.wire.errors import ANY_SERVER
 from backends.wire.streams import Stream
 from core.errors import BackendRefused
 from core.seals import Sealer, is_ours
+from requests.hidden import without_outputs
 from requests.included import SEALED_REASONING
 from requests.messages import summary_text
 from requests.native_events import NativeEvent
@@ -117,7 +118,7 @@ def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
         return given
     history = [
         _without_id(item) if _has_foreign_id(item) else item
-        for item in (_with_summary(sealer, item, "previous_response_id") for item in request.history)
+        for item in (_with_summary(sealer, item, "previous_response_id") for item in without_outputs(request.history))
         if item["type"] != "compaction_trigger" and (item["type"] != "reasoning" or _is_upstreams(sealer, item))
     ]
     return [*history, *(given if isinstance(given, list) else map(_without_id, request.input))]

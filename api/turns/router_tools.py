@@ -1,55 +1,29 @@
-"""Which tools of a turn the router runs: those of servers of MCP, of the settings or named by the client.
+"""Which tools of a turn the router runs: those of servers of MCP, and those that OpenAI runs else, as far as they are
+set up (`hosted/`).
 
-request.tools ──router_tools_of──▶ McpTools ──offered──▶ what the model is offered      ──run──▶ a call, with its output
+    request.tools ──router_tools_of──▶ ToolsOfTurn ──offered──▶ what the model is offered
+                                         McpTools      mcp_tools.py                        ──run──▶ a call, with its
+                                         HostedRunner  hosted/: one for each type of call           output
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Iterable
-from contextlib import aclosing
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from msgspec import Struct
-
-from api.turns.tool_rounds import TurnTools, begin_early, side_by_side
+from api.turns.hosted import HOSTED
+from api.turns.hosted.tool import HostedRunner, HostedTool
+from api.turns.mcp_tools import McpTools, allows_private, is_of_settings, offers_of
+from api.turns.tool_rounds import TurnTools
 from api.turns.turn import Turn
 from backends.fleet.pool import is_ext_openai_endpoint
-from backends.mcp.server import McpServer, ServerFailed
-from backends.mcp.servers import McpServers
-from core.config import Config, McpServerConfig
 from core.errors import InvalidRequest
 from core.json import Json
 from core.state import AppState
-from requests.mcp_tools import McpEntry, mcp_entry, router_tool
-from requests.responses import ID_PREFIXES, new_id
-from requests.router_tools import RouterTool, RouterTools, http_error, list_of_tools, protocol_error, with_error
-from requests.tools import Item, arguments_of
+from requests.router_tools import RouterTools
+from requests.tools import Item
 
-log = logging.getLogger("nomyo.tools")
-
-INVALID_PARAMS = -32602
-
-if TYPE_CHECKING:
-    from backends.mcp.session import Session
-
-
-class Offer(Struct, frozen=True):
-    """A server whose tools a turn is offered: as the client asks for it, and as it is set up, if it is of the
-    settings."""
-
-    entry: McpEntry
-    server: McpServer
-    settings: McpServerConfig | None = None
-
-    def needs_approval(self, tool: Json) -> bool:
-        """Whether somebody must approve of each call of a tool. The settings can ask for it, and a client for more."""
-        wanted = self.entry.needs_approval(tool)
-        if self.settings is None:
-            return wanted is not False
-        return self.settings.require_approval == "always" or bool(wanted)
+# The types of tools that may be run here.
+OURS = HOSTED.keys() | {"mcp"}
 
 
 def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
@@ -58,184 +32,79 @@ def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
     if turn.compacts or request.is_compaction:
         return None
     tools = enumerate(request.params.tools or ())
-    given = [(f"tools[{place}]", tool) for place, tool in tools if tool["type"] == "mcp"]
+    given = [(f"tools[{place}]", tool) for place, tool in tools if tool["type"] in OURS]
     # A front door of another API has no place for their items.
     always = [] if turn.asks_chats else state.mcp.always(turn.owner)
     if not given and not always:
         return None
-    if not always and _runs_elsewhere(state, turn, [tool for _, tool in given]):
+    servers = [(where, tool) for where, tool in given if tool["type"] == "mcp"]
+    is_here = always or any(is_of_settings(state, turn, tool) for _, tool in servers)
+    if not is_here and _runs_elsewhere(state, turn):
         return None
-    offers: dict[str, Offer] = {}
-    for where, tool in given:
-        entry = mcp_entry(tool, where)
-        if entry.label in offers:
-            raise InvalidRequest("Two mcp tools have one 'server_label'.", param=f"{where}.server_label")
-        if (offer := _offer(state, turn, entry)) is not None:
-            offers[entry.label] = offer
-    for name in always:
-        if name not in offers:
-            offer = _offer(state, turn, mcp_entry({"server_label": name}, "tools"))
-            assert offer is not None
-            offers[name] = offer
-    if not offers:
+    offers = offers_of(state, turn, servers, always)
+    runners = {hosted.call: hosted.runner(state, turn, each) for hosted, each in _set_up(state, turn, given).items()}
+    if not offers and not runners:
         return None
     choice = request.params.tool_choice
     if isinstance(choice, dict) and choice["type"] == "mcp" and choice.get("server_label") not in offers:
         raise InvalidRequest("The tool choice names a server that is not in 'tools'.", param="tool_choice")
     turn.asks_chats = True
-    return McpTools(state.mcp, offers, turn.owner, state.config, allow_private=_allows_private(state))
+    mcp = McpTools(state.mcp, offers, turn.owner, state.config, allow_private=allows_private(state))
+    return ToolsOfTurn(mcp, runners)
 
 
-def _runs_elsewhere(state: AppState, turn: Turn, tools: list[Json]) -> bool:
-    """Whether the servers that could answer the turn all speak Responses, and run what the client names themselves."""
+def _set_up(state: AppState, turn: Turn, given: list[tuple[str, Json]]) -> dict[HostedTool, list[tuple[str, Json]]]:
+    """The hosted tools among those of a request that the settings have, each with its entries there."""
+    wanted: dict[HostedTool, list[tuple[str, Json]]] = {}
+    for where, tool in given:
+        hosted = HOSTED.get(tool["type"])
+        if hosted is not None and hosted.is_set_up(state, turn):
+            wanted.setdefault(hosted, []).append((where, tool))
+    return wanted
+
+
+def _runs_elsewhere(state: AppState, turn: Turn) -> bool:
+    """Whether the servers that could answer the turn all speak Responses, and run such tools themselves."""
     pool = state.pool
     serving = pool.endpoints.serving(turn.request.model, turn.request.principal.models)
-    if not all(is_ext_openai_endpoint(pool, endpoint.key) for endpoint, _ in serving):
-        return False
-    return bool(serving) and not any(_settings_of(state, turn, tool) for tool in tools)
+    return bool(serving) and all(is_ext_openai_endpoint(pool, endpoint.key) for endpoint, _ in serving)
 
 
-def _settings_of(state: AppState, turn: Turn, tool: Json) -> McpServerConfig | None:
-    name = tool.get("connector_id") or tool.get("server_label")
-    return None if tool.get("server_url") or not isinstance(name, str) else state.mcp.named(name, turn.owner)
+class ToolsOfTurn:
+    """All of a turn (`TurnTools`). `runners` are by the types of items that are their calls."""
 
-
-def _offer(state: AppState, turn: Turn, entry: McpEntry) -> Offer | None:
-    """None for a server that nobody here may use, or knows."""
-    if entry.url:
-        if not _allows_clients(state):
-            return None
-        is_sse = entry.url.partition("?")[0].rstrip("/").endswith("/sse")
-        headers = tuple(entry.headers.items())
-        return Offer(entry, McpServer(entry.label, entry.url, headers=headers, is_clients=True, is_sse=is_sse))
-    if (settings := state.mcp.named(entry.name, turn.owner)) is None:
-        return None
-    server = McpServer(
-        entry.label,
-        settings.url,
-        settings.command,
-        env=tuple(settings.env.items()),
-        headers=tuple((settings.headers | entry.headers).items()),
-        is_sse=settings.transport == "sse",
-    )
-    return Offer(entry, server, settings)
-
-
-def _allows_clients(state: AppState) -> bool:
-    setting = state.config.mcp.client_servers
-    if setting is None:
-        return not state.keys.asks_for_keys and find_spec("mcp") is not None
-    return setting == "allow"
-
-
-def _allows_private(state: AppState) -> bool:
-    setting = state.config.mcp.allow_private
-    return not state.keys.asks_for_keys if setting is None else setting
-
-
-class McpTools:
-    """The tools of servers of MCP that a turn may use."""
-
-    def __init__(
-        self, servers: McpServers, offers: dict[str, Offer], owner: str, config: Config, *, allow_private: bool
-    ) -> None:
-        self.failed: dict[str, None] = {}
-        self._servers = servers
-        self._offers = offers
-        self._owner = owner
-        self._allow_private = allow_private
-        self._most = config.max_tools
-        self._timeout_s = config.tools.timeout_s
-        self._tools: dict[tuple[str, str], RouterTool] = {}
-        self._sessions: dict[str, Session] = {}
+    def __init__(self, mcp: McpTools, runners: Mapping[str, HostedRunner]) -> None:
+        self._mcp = mcp
+        self._runners = runners
+        # The names of those that could not be had or run.
+        self.failed = mcp.failed
 
     async def offered(self, turn: Turn) -> RouterTools:
-        """What the model is offered. Servers that this conversation has not heard of are listed in items of their
-        own, and those that have failed."""
-        builder = turn.builder
-        listed = {item.get("server_label") for item in turn.request.items if _lists_tools(item)}
-        asked: dict[int, Item] = {}
-        for label, offer in self._offers.items():
-            known = self._servers.known_tools(offer.server, self._owner)
-            if label in listed and known is not None:
-                self._take(label, known)
-                continue
-            item = list_of_tools(new_id(ID_PREFIXES["mcp_list_tools"]), label)
-            if label in listed:  # Nobody has to hear of it again, unless it fails.
-                asked[-1 - len(asked)] = item
-                continue
-            begin_early(turn)
-            turn.emit(builder.begin_work(item))
-            asked[max(builder.take_handed())] = item
-        async with aclosing(side_by_side(asked, self._listed, max(1, len(asked)))) as ended:
-            async for output_index, item in ended:
-                if output_index >= 0:
-                    turn.emit(builder.end_work(output_index, item))
-                elif item["error"]:
-                    begin_early(turn)
-                    turn.emit(builder.item(item))
-        return RouterTools(tuple(self._tools.values()), frozenset(self._offers))
-
-    async def _listed(self, item: Item) -> Item:
-        label = item["server_label"]
-        offer = self._offers[label]
-        tools = self._servers.known_tools(offer.server, self._owner)
-        if tools is None:
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    tools = await (await self._session(label)).list_tools(self._most)
-            except ServerFailed as error:
-                return self._failed_to_list(item, error.error)
-            except TimeoutError:
-                return self._failed_to_list(item, http_error(504, "The server has not answered in time."))
-            self._servers.remember_tools(offer.server, self._owner, tools)
-        return {**item, "tools": self._take(label, tools)}
-
-    def _failed_to_list(self, item: Item, error: Json) -> Item:
-        self.failed[f"mcp:{item['server_label']}"] = None
-        log.warning("an MCP server has not listed its tools: %s", error["type"])
-        return {**item, "error": error["message"]}
-
-    def _take(self, label: str, tools: Iterable[Json]) -> list[Json]:
-        """Offers those of the tools that the request permits, and gives them."""
-        offer = self._offers[label]
-        permitted = [tool for tool in tools if offer.entry.permits(tool)]
-        for tool in permitted:
-            self._tools[label, tool["name"]] = router_tool(label, tool, needs_approval=offer.needs_approval(tool))
-        return permitted
+        """What the model is offered."""
+        of_servers = await self._mcp.offered(turn)
+        tools, heeded = [*of_servers.tools], of_servers.heeded
+        for runner in self._runners.values():
+            runner.begin(turn)
+            tools += runner.tools
+            heeded |= runner.heeded
+        return RouterTools(tuple(tools), of_servers.labels, frozenset(self._runners), heeded)
 
     async def run(self, call: Item) -> Item:
         """The call with its output, or its error."""
-        label = call["server_label"]
-        tool = self._tools.get((label, call["name"]))
-        if tool is None:
-            return with_error(call, protocol_error("There is no such tool.", INVALID_PARAMS))
-        if tool.needs_approval and not call["approval_request_id"]:
-            return with_error(call, protocol_error("This tool runs only where somebody approves of it."))
-        if (arguments := arguments_of(call["arguments"])) is None:
-            return with_error(call, protocol_error("The arguments are no JSON object.", INVALID_PARAMS))
-        ran = await (await self._session(label)).call(call, arguments)
-        if ran["error"]:
-            log.info("an MCP server has failed a call: %s", ran["error"]["type"])
-            self.failed[f"mcp:{label}"] = None
+        kind = call["type"]
+        if (runner := self._runners.get(kind)) is None:
+            return await self._mcp.run(call)
+        has_failed = True  # Also where it takes too long.
+        try:
+            ran = await runner.run(call)
+            has_failed = ran["status"] == "failed"
+        finally:
+            if has_failed:
+                self.failed[kind.removesuffix("_call")] = None
         return ran
 
-    async def _session(self, label: str) -> Session:
-        """The session of this turn with a server; a new one where that has ended."""
-        session = self._sessions.get(label)
-        if session is None or session.is_over:
-            session = await self._servers.session(self._offers[label].server, allow_private=self._allow_private)
-            if (other := self._sessions.get(label)) is not None and not other.is_over:
-                session.close()
-                return other
-            self._sessions[label] = session
-        return session
-
     def close(self) -> None:
-        """Closes its sessions, without anybody waiting for that."""
-        for session in self._sessions.values():
-            session.close()
-
-
-def _lists_tools(item: Item) -> bool:
-    return item.get("type") == "mcp_list_tools" and not item.get("error")
+        """Nothing more is called."""
+        self._mcp.close()
+        for runner in self._runners.values():
+            runner.close()

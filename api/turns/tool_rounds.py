@@ -21,6 +21,7 @@ from core.config import ToolsConfig
 from core.errors import InvalidRequest
 from core.state import AppState
 from requests.endings import incomplete_reason
+from requests.hosted_calls import HOSTED_TOOLS
 from requests.params import CreateParams
 from requests.responses import ID_PREFIXES, new_id
 from requests.router_tools import (
@@ -128,7 +129,7 @@ def _approved(asked: TurnRequest) -> list[Item]:
 def _check_choice(asked: TurnRequest) -> None:
     """Raises `InvalidRequest` for a choice of a tool that is not there, while an error is a status still."""
     choice = asked.params.tool_choice
-    if isinstance(choice, dict) and choice["type"] not in ("mcp", "allowed_tools"):
+    if isinstance(choice, dict) and choice["type"] not in ("mcp", "allowed_tools", *HOSTED_TOOLS):
         book = ToolBook.of(asked.body.get("tools"), (item for item in asked.items if item["type"] in BRINGS_TOOLS))
         tool_choice_responses_to_chat(choice, book)
 
@@ -198,6 +199,7 @@ class _Runner:
             async with asyncio.timeout(self._limits.timeout_s):
                 return await self._tools.run(call)
         except TimeoutError:
+            log.warning("%s: a tool has not answered within %g s", self._turn.id, self._limits.timeout_s)
             message = f"The tool has not answered within {self._limits.timeout_s:g} s."
             return with_error(call, protocol_error(message, TIMED_OUT))
         except Exception as error:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from core.config import McpServerConfig
 from core.json import Json
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,18 @@ class McpServer:
         for secret in sorted(secrets, key=len, reverse=True):
             message = message.replace(secret, "…")
         return message[:1000]
+
+
+def server_of_settings(label: str, settings: McpServerConfig, headers: Mapping[str, str] = NO_HEADERS) -> McpServer:
+    """A server of the settings, under the label that a turn has for it, with more `headers`."""
+    return McpServer(
+        label,
+        settings.url,
+        settings.command,
+        env=tuple(settings.env.items()),
+        headers=tuple({**settings.headers, **headers}.items()),
+        is_sse=settings.transport == "sse",
+    )
 
 
 class ServerFailed(Exception):

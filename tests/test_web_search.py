@@ -1,0 +1,575 @@
+"""web_search on any model: what a provider finds, and what a page has, is read by the model, and its marks become
+citations. The provider and the pages are a site of the tests' own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from openai.types.responses import Response as SDKResponse
+
+from core.errors import ConfigError, InvalidRequest
+from requests.events import ResponseBuilder, replay, unfinished
+from requests.web_search import web_search_entry
+from tests.conftest import Running, running_router
+from tests.fake_backend import Call, FakeBackend, call, chat, native
+from tests.mcp_server import mcp_server
+from tests.sdk import EVENT_CLASSES
+from tests.site import Site, never, reply, running_site
+from tests.stream_grammar import check_stream, fold
+from tests.turns import URL, assert_error, create, eventually, open_stream, retrieve, stream
+
+Json = dict[str, Any]
+SEARCH: Json = {"type": "web_search"}
+RAIN = b"""<!doctype html><html><head><title>Rain in Oslo</title><style>p {}</style></head><body>
+<nav>Home News Contact</nav><main><h1>Rain</h1><p>It rains in <b>Oslo</b> today.</p>
+<ul><li>Monday: rain<li>Tuesday: more rain</ul><script>alert(1)</script></main><footer>Imprint</footer></body></html>"""
+
+
+def results(site: Site, *paths: str) -> bytes:
+    rows = [
+        {"url": f"{site.url}{path}", "title": f"Page {path}", "content": f"About <b>{path}</b>.", "engine": "recorded"}
+        for path in paths
+    ]
+    return reply(json.dumps({"query": "x", "results": rows}).encode(), content_type="application/json")
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with running_site({}) as site:
+        site.answers |= {
+            "/search": results(site, "/rain", "/snow"),
+            "/rain": reply(RAIN, content_type="text/html; charset=utf-8"),
+            "/snow": reply(b"Snow falls.\nSNOW stays.", content_type="text/plain"),
+            "/gone": reply(status="404 Not Found"),
+            "/picture": reply(b"\x89PNG\r\n\x1a\n\0", content_type="image/png"),
+            "/slow": never,
+        }
+        yield site
+
+
+@asynccontextmanager
+async def router(backend: FakeBackend, site: Site, **settings: Any) -> AsyncIterator[Running]:
+    search = {"provider": "searxng", "url": site.url, "allow_private": True} | settings.pop("web_search", {})
+    endpoints = [{"url": f"{backend.url}/v1", "kind": settings.pop("kind", "vllm")}]
+    async with running_router(endpoints=endpoints, web_search=search, **settings) as running:
+        yield running
+        await eventually(lambda: running.in_flight() == 0, "no slot is held")
+
+
+@pytest.fixture
+async def served(backend: FakeBackend, site: Site) -> AsyncIterator[Running]:
+    async with router(backend, site) as running:
+        yield running
+
+
+def uses(name: str, id: str = "call_1", **arguments: Any) -> Call:
+    return call(name, arguments, id=id)
+
+
+def searches(words: str = "rain oslo") -> Call:
+    return uses("web_search", query=words)
+
+
+async def both(served: Running, backend: FakeBackend, *script: Any, **params: Any) -> list[Json]:
+    """The response, asked for at once and as a stream, which passes every check."""
+    params = {"tools": [SEARCH]} | params
+    backend.script(*script)
+    whole = await create(served.http, **params)
+    backend.script(*script)
+    events = await stream(served.http, **params)
+    check_stream(events)
+    for event in events:
+        assert EVENT_CLASSES[event["type"]].model_validate(event, strict=True).to_dict() == event
+    response = events[-1]["response"]
+    assert fold(events) == response
+    stored = await retrieve(served.http, response["id"])
+    assert stored["output"] == response["output"], "what is hidden in the store is shown to no client"
+    builder = ResponseBuilder(unfinished(response))
+    assert fold([*replay(builder, response), builder.end()]) == response
+    SDKResponse.model_validate(whole)
+    return [whole, response]
+
+
+def read(backend: FakeBackend, turn: int = -1) -> str:
+    """What the model has read of its last tool."""
+    return [message["content"] for message in backend.turns[turn].json["messages"] if message["role"] == "tool"][-1]
+
+
+def names(backend: FakeBackend) -> list[str]:
+    return [tool["function"]["name"] for tool in backend.turns[-1].json.get("tools") or ()]
+
+
+# ── search ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_was_found_is_read_and_cited(served: Running, backend: FakeBackend, site: Site) -> None:
+    for response in await both(served, backend, chat(searches()), chat("It ", "rains 【", "1】 and snows [2].")):
+        called, message = response["output"]
+        action = {"type": "search", "query": "rain oslo", "queries": ["rain oslo"]}
+        assert called == {"type": "web_search_call", "id": called["id"], "status": "completed", "action": action}
+        part = message["content"][0]
+        host = "127.0.0.1"
+        assert part["text"] == f"It rains ([{host}]({site.url}/rain)) and snows ([{host}]({site.url}/snow))."
+        assert [
+            (part["text"][note["start_index"] : note["end_index"]], note["url"], note["title"])
+            for note in part["annotations"]
+        ] == [(f"([{host}]({site.url}{path}))", f"{site.url}{path}", f"Page {path}") for path in ("/rain", "/snow")]
+    assert names(backend) == ["web_search", "open_page", "find_in_page"]
+    text = read(backend)
+    assert text.startswith("What follows is data from the web")
+    assert f"【1】 Page /rain\n{site.url}/rain\nAbout /rain." in text
+    assert site.requests[-1].query == {"q": "rain oslo", "format": "json"}
+
+
+async def test_the_events_of_a_search_come_in_their_order(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    events = await stream(served.http, tools=[SEARCH])
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert kinds[2:7] == [
+        "output_item.added",
+        "web_search_call.in_progress",
+        "web_search_call.searching",
+        "web_search_call.completed",
+        "output_item.done",
+    ]
+    assert "output_text.annotation.added" in kinds
+    assert events[2]["item"]["action"]["query"] == "rain oslo"
+
+
+async def test_sources_and_results_are_shown_to_who_asks(served: Running, backend: FakeBackend, site: Site) -> None:
+    include = ["web_search_call.action.sources", "web_search_call.results"]
+    for response in await both(served, backend, chat(searches()), chat("Rain."), include=include):
+        called = response["output"][0]
+        assert called["action"]["sources"] == [
+            {"type": "url", "url": f"{site.url}{path}"} for path in ("/rain", "/snow")
+        ]
+        assert called["results"][0] == {"url": f"{site.url}/rain", "title": "Page /rain", "text": "About /rain."}
+    backend.script(chat(searches()), chat("Rain."))
+    body = {"model": "test-model", "input": "x", "tools": [SEARCH], "include": [*include, "acme.all"]}
+    answer = await served.http.post(URL, json=body)
+    assert answer.headers["x-nomyo-ignored"] == "include.acme.all"
+
+
+async def test_a_later_turn_reads_what_was_found_and_goes_on_counting(
+    served: Running, backend: FakeBackend, site: Site
+) -> None:
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    first = await create(served.http, tools=[SEARCH])
+    site.answers["/search"] = results(site, "/snow", "/hail")
+    backend.script(chat(searches("hail")), chat("As before 【1】, and 【3】."))
+    second = await create(served.http, input="And?", previous_response_id=first["id"], tools=[SEARCH])
+    tools = [message["content"] for message in backend.turns[-1].json["messages"] if message["role"] == "tool"]
+    assert "【1】 Page /rain" in tools[0]
+    assert "【2】 Page /snow" in tools[1]
+    assert "【3】 Page /hail" in tools[1]
+    assert [note["url"] for note in second["output"][-1]["content"][0]["annotations"]] == [
+        f"{site.url}/rain",
+        f"{site.url}/hail",
+    ]
+    backend.script(chat("Well."))
+    await create(served.http, input="So?", previous_response_id=second["id"])
+    calls = [call for message in backend.turns[-1].json["messages"] for call in message.get("tool_calls") or ()]
+    assert [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls] == [
+        ("web_search", {"query": "rain oslo"}),
+        ("web_search", {"query": "hail"}),
+    ], "also where nothing is searched any more"
+    listed = (await served.http.get(f"{URL}/{second['id']}/input_items")).json()["data"]
+    assert not any("nomyo_output" in item for item in listed)
+
+
+async def test_a_client_that_brings_its_items_along_is_understood(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    first = await create(served.http, tools=[SEARCH], store=False, include=["web_search_call.action.sources"])
+    backend.script(chat("Yes."))
+    await create(served.http, tools=[SEARCH], input=[*first["output"], {"role": "user", "content": "Sure?"}])
+    said = json.dumps(backend.turns[-1].json["messages"])
+    assert "web_search_call" in said
+    assert "/rain" in said
+
+
+async def test_what_is_sent_again_behind_its_response_is_there_once(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(searches()), chat("Rain."))
+    first = await create(served.http, tools=[SEARCH])
+    backend.script(chat("Yes."))
+    again = [*first["output"], {"role": "user", "content": "Sure?"}]
+    await create(served.http, input=again, previous_response_id=first["id"], tools=[SEARCH])
+    roles = [message["role"] for message in backend.turns[-1].json["messages"]]
+    assert roles == ["user", "assistant", "tool", "assistant", "user"]
+
+
+# ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_page_is_opened_by_its_number_and_read(served: Running, backend: FakeBackend, site: Site) -> None:
+    script = (chat(searches()), chat(uses("open_page", url="1")), chat("It does 【1】."))
+    for response in await both(served, backend, *script):
+        assert [item["type"] for item in response["output"]] == ["web_search_call"] * 2 + ["message"]
+        assert response["output"][1]["action"] == {"type": "open_page", "url": f"{site.url}/rain"}
+    assert "# Rain\n\nIt rains in Oslo today.\n\n- Monday: rain\n- Tuesday: more rain" in read(backend)
+    assert not {"alert", "Imprint", "Contact"} & set(read(backend).replace("(", " ").split())
+    assert site.asked.count("/rain") == 1, "it is remembered"
+
+
+async def test_words_are_found_in_a_page(served: Running, backend: FakeBackend, site: Site) -> None:
+    script = (chat(uses("find_in_page", url=f"{site.url}/snow", pattern="snow")), chat("It does 【1】."))
+    for response in await both(served, backend, *script):
+        action = {"type": "find_in_page", "url": f"{site.url}/snow", "pattern": "snow"}
+        assert response["output"][0]["action"] == action
+        assert "SNOW stays" in read(backend)
+    backend.script(chat(uses("find_in_page", url=f"{site.url}/snow", pattern="sun")), chat("No."))
+    response = await create(served.http, tools=[SEARCH])
+    assert response["output"][0]["status"] == "completed"
+    assert read(backend) == "These words are not in the page."
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "why"),
+    [
+        ("open_page", {"url": "{site}/gone"}, "could not be fetched"),
+        ("open_page", {"url": "{site}/picture"}, "no text (image/png)"),
+        ("open_page", {"url": "7"}, "no source with this number"),
+        ("open_page", {"url": "http://["}, "no such URL"),
+        ("open_page", {"url": "file:///etc/passwd"}, "no such URL"),
+        ("open_page", {"url": ["x"]}, "no such URL"),
+        ("open_page", {}, "no such URL"),
+        ("find_in_page", {"url": "ftp://a.example/x", "pattern": "x"}, "must begin with http"),
+        ("web_search", {"query": ""}, "needs a 'query'"),
+        ("web_search", {"query": {"a": 1}}, "needs a 'query'"),
+    ],
+)
+async def test_what_cannot_be_had_is_an_item_that_failed_and_is_read(
+    served: Running, backend: FakeBackend, site: Site, name: str, arguments: Json, why: str
+) -> None:
+    arguments = json.loads(json.dumps(arguments).replace("{site}", site.url))
+    backend.script(chat(uses(name, **arguments)), chat("Sorry."))
+    answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [SEARCH]})
+    response = answer.json()
+    assert [item.get("status") for item in response["output"]] == ["failed", "completed"]
+    assert read(backend).startswith("The tool failed: ")
+    assert why in read(backend)
+    assert answer.headers["x-nomyo-failed-tools"] == "web_search"
+
+
+async def test_arguments_that_are_no_object_are_answered(served: Running, backend: FakeBackend) -> None:
+    for response in await both(served, backend, chat(call("web_search", "rain", id="c")), chat("Sorry.")):
+        assert response["output"][0]["status"] == "failed"
+
+
+async def test_a_page_of_a_private_address_is_not_opened(backend: FakeBackend, site: Site) -> None:
+    async with router(backend, site, web_search={"allow_private": False}) as served:
+        backend.script(chat(uses("open_page", url=f"{site.url}/rain")), chat("Sorry."))
+        response = await create(served.http, tools=[SEARCH])
+        assert response["output"][0]["status"] == "failed"
+        assert site.asked == []
+
+
+# ── what a request asks for ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_only_permitted_domains_are_found_and_opened(served: Running, backend: FakeBackend, site: Site) -> None:
+    rows = [{"url": f"https://{host}/", "title": host} for host in ("a.example", "b.a.example", "xa.example", "c.test")]
+    site.answers["/search"] = reply(json.dumps({"results": rows}).encode())
+    tool = SEARCH | {"filters": {"allowed_domains": ["https://a.example/", "c.test"], "blocked_domains": ["c.test"]}}
+    opens = uses("open_page", id="call_2", url="https://c.test/")
+    backend.script(chat(searches("x"), opens), chat("Done."))
+    response = await create(served.http, tools=[tool])
+    assert site.requests[-1].query["q"] == "x (site:a.example OR site:c.test) -site:c.test"
+    tools = [message["content"] for message in backend.turns[-1].json["messages"] if message["role"] == "tool"]
+    assert ("https://a.example/" in tools[0], "https://b.a.example/" in tools[0]) == (True, True)
+    assert ("xa.example" in tools[0], "c.test" in tools[0]) == (False, False)
+    assert "does not allow pages of this domain" in tools[1]
+    assert [item.get("status") for item in response["output"]] == ["completed", "failed", "completed"]
+
+
+async def test_a_page_that_leads_to_a_forbidden_domain_is_not_read(
+    served: Running, backend: FakeBackend, site: Site
+) -> None:
+    there = f"http://localhost:{site.port}/rain"
+    site.answers["/away"] = reply(status="302 Found", location=there)
+    tool = SEARCH | {"filters": {"allowed_domains": ["127.0.0.1"]}}
+    backend.script(chat(uses("open_page", url=f"{site.url}/away")), chat("No."))
+    response = await create(served.http, tools=[tool])
+    assert response["output"][0]["status"] == "failed"
+    assert "Oslo" not in read(backend)
+
+
+async def test_the_size_of_the_context_is_heeded(served: Running, backend: FakeBackend, site: Site) -> None:
+    site.answers["/search"] = results(site, *(f"/{number}" for number in range(30)))
+    counts = []
+    for size in ("low", None, "high"):
+        backend.script(chat(searches()), chat("Done."))
+        await create(served.http, tools=[SEARCH | {"search_context_size": size}])
+        counts.append(read(backend).count("About"))
+    assert counts == [4, 8, 12]
+
+
+async def test_where_the_user_is_and_what_is_allowed_is_described_to_the_model(
+    served: Running, backend: FakeBackend
+) -> None:
+    location = {"type": "approximate", "city": "Oslo", "country": "NO", "region": None}
+    tool = SEARCH | {"user_location": location, "filters": {"allowed_domains": ["yr.no"]}}
+    backend.script(chat("Hi"))
+    await create(served.http, tools=[tool])
+    about = backend.turns[-1].json["tools"][0]["function"]["description"]
+    assert "near Oslo, NO" in about
+    assert "yr.no" in about
+
+
+async def test_without_access_to_the_web_pages_are_found_and_not_opened(
+    served: Running, backend: FakeBackend, site: Site
+) -> None:
+    backend.script(chat(searches()), chat(uses("open_page", url=f"{site.url}/rain")))
+    response = await create(served.http, tools=[SEARCH | {"external_web_access": False}])
+    assert names(backend) == ["web_search"]
+    assert [item["type"] for item in response["output"]] == ["web_search_call", "function_call"]
+    assert site.asked == ["/search"]
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"filters": []}, ""),
+        ({"filters": [1]}, ".filters"),
+        ({"filters": {"allowed_domains": "a.example"}}, ".filters.allowed_domains"),
+        ({"filters": {"allowed_domains": ["a b"]}}, ".filters.allowed_domains"),
+        ({"filters": {"allowed_domains": ["a.example"] * 101}}, ".filters.allowed_domains"),
+        ({"filters": {"blocked_domains": [1]}}, ".filters.blocked_domains"),
+        ({"search_context_size": "huge"}, ".search_context_size"),
+        ({"search_context_size": []}, ""),
+        ({"search_context_size": ["low"]}, ".search_context_size"),
+        ({"external_web_access": "yes"}, ".external_web_access"),
+        ({"user_location": "Oslo"}, ".user_location"),
+        ({"user_location": {"country": "Norway"}}, ".user_location.country"),
+        ({"user_location": {"city": 5}}, ".user_location.city"),
+    ],
+)
+async def test_a_setting_that_is_wrong_is_named(served: Running, more: Json, param: str) -> None:
+    if not param:
+        assert web_search_entry(SEARCH | more, "tools[0]")
+        return
+    with pytest.raises(InvalidRequest) as raised:
+        web_search_entry(SEARCH | more, "tools[1]")
+    assert raised.value.param == f"tools[1]{param}"
+    body = {"model": "test-model", "input": "x", "tools": [SEARCH | more]}
+    assert_error(await served.http.post(URL, json=body), 400, param=f"tools[0]{param}")
+
+
+@pytest.mark.parametrize(
+    "type", ["web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"]
+)
+async def test_every_version_of_the_tool_can_be_had_and_demanded(
+    served: Running, backend: FakeBackend, type: str
+) -> None:
+    choice = {"type": type} if type in ("web_search_preview", "web_search_preview_2025_03_11") else "required"
+    backend.script(chat(searches()), chat("Rain."))
+    response = await create(served.http, tools=[{"type": type}], tool_choice=choice)
+    assert response["output"][0]["type"] == "web_search_call"
+    first, second = [turn.json.get("tool_choice") for turn in backend.turns[-2:]]
+    assert (first, second) == ("required", "auto")
+
+
+async def test_two_searches_in_one_request_are_refused(served: Running) -> None:
+    body = {"model": "test-model", "input": "x", "tools": [SEARCH, {"type": "web_search_preview"}]}
+    assert_error(await served.http.post(URL, json=body), 400, param="tools[1]")
+
+
+async def test_a_name_that_the_client_has_is_the_clients(served: Running, backend: FakeBackend) -> None:
+    mine = {"type": "function", "name": "web_search", "parameters": {"type": "object"}}
+    backend.script(chat("Hi"))
+    await create(served.http, tools=[SEARCH, mine])
+    ours = [name for name in names(backend) if name.startswith("web_search_")]
+    assert ("web_search" in names(backend), len(ours)) == (True, 1)
+    backend.script(chat(call(ours[0], {"query": "x"}, id="a"), call("web_search", {}, id="b")))
+    response = await create(served.http, tools=[SEARCH, mine])
+    assert [item["type"] for item in response["output"]] == ["web_search_call", "function_call"]
+    assert response["output"][1]["name"] == "web_search"
+
+
+# ── who searches ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FOUND = {"url": "https://a.example/", "title": "A", "text": "Words."}
+PROVIDERS: dict[str, tuple[str, Json, Json, Json]] = {
+    # What it is asked at, its answer, and what it was asked with: query or body, and headers.
+    "searxng": (
+        "/search",
+        {"results": [FOUND | {"content": "Words."}]},
+        {"q": "x site:a.example", "format": "json"},
+        {},
+    ),
+    "brave": (
+        "/res/v1/web/search",
+        {"web": {"results": [FOUND | {"description": "<strong>Words.</strong>"}]}},
+        {"q": "x site:a.example", "count": "8", "extra_snippets": "true"},
+        {"x-subscription-token": "s3cret", "x-loc-city": "Oslo", "x-loc-country": "NO"},
+    ),
+    "tavily": (
+        "/search",
+        {"results": [FOUND | {"content": "Words."}]},
+        {"query": "x", "max_results": 8, "search_depth": "basic", "include_domains": ["a.example"]},
+        {"authorization": "Bearer s3cret"},
+    ),
+    "exa": (
+        "/search",
+        {"results": [FOUND]},
+        {
+            "query": "x",
+            "numResults": 8,
+            "type": "auto",
+            "contents": {"text": {"maxCharacters": 1000}},
+            "includeDomains": ["a.example"],
+            "userLocation": "NO",
+        },
+        {"x-api-key": "s3cret"},
+    ),
+}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_each_provider_is_asked_in_its_way(backend: FakeBackend, site: Site, provider: str) -> None:
+    path, answer, asked, headers = PROVIDERS[provider]
+    site.answers = {path: reply(json.dumps(answer).encode(), content_type="application/json")}
+    tool = SEARCH | {
+        "filters": {"allowed_domains": ["a.example"]},
+        "user_location": {"type": "approximate", "city": "Oslo", "country": "no"},
+    }
+    async with router(backend, site, web_search={"provider": provider, "api_key": "s3cret"}) as served:
+        backend.script(chat(searches("x")), chat("Done."))
+        response = await create(served.http, tools=[tool])
+        assert response["output"][0]["status"] == "completed"
+        assert read(backend).endswith("【1】 A\nhttps://a.example/\nWords.")
+    (request,) = site.requests
+    assert (json.loads(request.body) if request.body else request.query) == asked
+    assert {name: request.headers[name] for name in headers} == headers
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (reply(status="403 Forbidden"), "json among search.formats"),
+        (reply(status="429 Too Many Requests"), "too many searches"),
+        (reply(status="500 Internal Server Error"), "answered 500"),
+        (reply(status="302 Found", location="http://127.0.0.1:9/"), "answered 302"),
+        (reply(b"<html>"), "not answered with JSON"),
+        (reply(b"x" * 20, length=10**9), "larger than"),
+        (never, "took too long"),
+    ],
+)
+async def test_a_provider_that_fails_is_an_item_a_header_and_a_line(
+    backend: FakeBackend, site: Site, answer: Any, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.answers["/search"] = answer
+    async with router(backend, site, web_search={"timeout_s": 0.2, "api_key": "s3cret"}) as served:
+        backend.script(chat(searches()), chat("Sorry."))
+        with caplog.at_level(logging.WARNING, "nomyo.tools"):
+            got = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [SEARCH]})
+        assert got.status_code == 200
+        assert got.json()["output"][0]["status"] == "failed"
+        assert got.headers["x-nomyo-failed-tools"] == "web_search"
+        assert why in read(backend)
+        assert "a web search has failed" in caplog.text
+        assert "s3cret" not in caplog.text + read(backend)
+        assert "rain oslo" not in caplog.text, "what somebody looks for is theirs"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[]", "null", '{"results":{}}', '{"results":[1,{"url":5},{"url":"x"},{}]}', '{"results":[{"url":"http://["}]}'],
+)
+async def test_an_answer_of_any_shape_is_no_result(
+    served: Running, backend: FakeBackend, site: Site, body: str
+) -> None:
+    site.answers["/search"] = reply(body.encode())
+    backend.script(chat(searches()), chat("None."))
+    response = await create(served.http, tools=[SEARCH])
+    assert response["output"][0]["status"] == "completed"
+    assert read(backend) == "Nothing was found."
+
+
+async def test_a_server_of_mcp_searches(backend: FakeBackend, site: Site) -> None:
+    async with mcp_server() as server:
+        settings: Json = {
+            "web_search": {"provider": "mcp:finder", "url": ""},
+            "mcp": {"servers": {"finder": {"url": server.url}}},
+        }
+        async with router(backend, site, **settings) as served:
+            for response in await both(served, backend, chat(searches("x")), chat("It is 【2】.")):
+                assert response["output"][0]["action"]["query"] == "x"
+                assert response["output"][-1]["content"][0]["annotations"][0]["url"] == "https://b.example/"
+                assert "【1】 Of x\nhttps://a.example/\nWords." in read(backend)
+            await eventually(lambda: served.app.state.mcp.sessions == 0, "no session is open")
+
+
+async def test_a_tool_that_takes_too_long_is_given_up(backend: FakeBackend, site: Site) -> None:
+    site.answers["/search"] = never
+    async with router(backend, site, tools={"timeout_s": 0.1}) as served:
+        for response in await both(served, backend, chat(searches()), chat("Sorry.")):
+            assert response["output"][0]["status"] == "failed"
+            assert "within 0.1 s" in read(backend)
+
+
+async def test_a_client_that_leaves_while_it_is_searched_leaves_nothing(
+    served: Running, backend: FakeBackend, site: Site
+) -> None:
+    site.answers["/search"] = never
+    backend.script(chat(searches()))
+    async with open_stream(served.http, tools=[SEARCH]) as events:
+        await events.until("response.web_search_call.searching")
+        await eventually(lambda: site.asked == ["/search"], "it is searched")
+    await site.is_left()
+    await eventually(lambda: not [task for task in asyncio.all_tasks() if task.get_name() == "tool"], "no task is left")
+
+
+async def test_servers_that_speak_responses_search_themselves(backend: FakeBackend, site: Site) -> None:
+    async with router(backend, site, kind="openai") as served:
+        backend.script(native("Rain."))
+        await create(served.http, tools=[SEARCH])
+        assert backend.turns[-1].json["tools"] == [SEARCH]
+        assert site.asked == []
+
+
+async def test_a_native_server_is_given_a_search_of_ours_without_what_is_hidden(
+    backend: FakeBackend, site: Site
+) -> None:
+    database = {"url": "sqlite://"}
+    async with router(backend, site, database=database) as served:
+        backend.script(chat(searches()), chat("Rain."))
+        first = await create(served.http, tools=[SEARCH])
+        from api.turns.history import resolve_history
+        from requests.hidden import without_outputs
+
+        items = await resolve_history(served.app.state, first["id"], {}, "")
+        assert any("nomyo_output" in item for item in items)
+        assert not any("nomyo_output" in item for item in without_outputs(items))
+
+
+async def test_without_settings_it_is_left_out_and_named(served: Running, backend: FakeBackend) -> None:
+    async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "vllm"}]) as plain:
+        backend.script(chat("Hi"))
+        answer = await plain.http.post(URL, json={"model": "test-model", "input": "x", "tools": [SEARCH]})
+        assert answer.headers["x-nomyo-omitted-tools"] == "web_search"
+
+
+@pytest.mark.parametrize(
+    ("search", "problem"),
+    [
+        ({"url": "http://x"}, "web_search.provider: is missing"),
+        ({"provider": "searx"}, "did you mean 'searxng'?"),
+        ({"provider": "searxng"}, "web_search.url: is missing"),
+        ({"provider": "searxng", "url": "x"}, "web_search.url: is not an http"),
+        ({"provider": "brave"}, "web_search.api_key: brave needs one"),
+        ({"provider": "mcp:x"}, "'x' is not among mcp.servers"),
+        ({"provider": "exa", "api_key": "a\nb"}, "web_search.api_key:"),
+    ],
+)
+def test_settings_that_are_wrong_are_named(search: Json, problem: str) -> None:
+    from core.config_checks import parse_config
+
+    with pytest.raises(ConfigError) as raised:
+        parse_config({"endpoints": [{"url": "http://a"}], "web_search": search})
+    assert problem in str(raised.value)
