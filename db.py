@@ -26,6 +26,8 @@ from stores.rows import (
     History,
     Item,
     ItemPage,
+    ListedConversation,
+    ListedResponse,
     Response,
     StoredResponse,
     UnfinishedResponse,
@@ -43,6 +45,8 @@ __all__ = [
     "History",
     "Item",
     "ItemPage",
+    "ListedConversation",
+    "ListedResponse",
     "Response",
     "Store",
     "StoredResponse",
@@ -236,6 +240,21 @@ class Store(Protocol):
     async def put_keys(self, keys: Sequence[StoredKey], after: int) -> bool:
         """Puts keys, by their digests, all as one change: the next behind `after`, which is the last that whoever puts
         them knows. Gives False, and changes nothing, where there is a later one already."""
+        ...
+
+    # ── for whoever runs the service, over all owners or of one ──────────────────────────────────────────────────────
+
+    async def list_responses(
+        self, *, before: int | None = None, limit: int, owner: str | None, at_work: bool = False
+    ) -> list[ListedResponse]:
+        """Responses without what is in them, the newest first, from the one with the number `before` on, which is left
+        out; with `at_work` those alone that wait or run in the background."""
+        ...
+
+    async def list_conversations(
+        self, *, before: int | None = None, limit: int, owner: str | None
+    ) -> list[ListedConversation]:
+        """Conversations without what is in them, the newest first, as `list_responses` lists."""
         ...
 
     # ── for the service, over all owners ─────────────────────────────────────────────────────────────────────────────

@@ -34,6 +34,11 @@ import api.input_tokens
 import api.models
 import api.ollama
 import api.ollama_models
+import api.page.feed
+import api.page.files
+import api.page.kept
+import api.page.session
+import api.page.snapshots
 import api.passthrough
 import api.responses
 import api.stored
@@ -53,6 +58,7 @@ from cache import make_cache
 from cluster.alone import Alone
 from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
+from core.broadcast import Broadcast
 from core.budgets import Budgets
 from core.config import Config, ImagesConfig
 from core.config_file import config_file, load_config
@@ -75,6 +81,8 @@ turns = logging.getLogger("nomyo.turns")
 
 MB = 1024 * 1024
 RETENTION_EVERY_S = 3600.0
+# How often a page that is open is given how it stands.
+PAGE_EVERY_S = 1.0
 ORPHANS_AGAIN_S = 2.0
 # So long what was used is known by the hour.
 HOURS_OF_USAGE_S = 30 * 86_400
@@ -96,6 +104,11 @@ DOORS = (
     api.admin.cache.routes,
     api.admin.keys.routes,
     api.admin.usage.routes,
+    api.page.files.routes,
+    api.page.session.routes,
+    api.page.kept.routes,
+    api.page.feed.routes,
+    api.page.snapshots.routes,
 )
 
 
@@ -119,6 +132,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.mcp = McpServers(config.mcp)
     state.searches = Searches(config.web_search)
     state.pages = Pages(config.web_search)
+    state.page_feed = Broadcast(api.page.snapshots.Snapshots(state).make, PAGE_EVERY_S)
     return Application(state, DOORS, lifespan)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fastapi import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from api.http.keys import principal_of
 from api.http.replies import json_response
@@ -65,12 +65,6 @@ async def health(request: Request) -> Response:
         answer = {"status": "storage_error", "endpoints": fleet, **cluster}
         return json_response(answer, 503, {"Retry-After": "5"})
     return json_response({"status": "ok", "endpoints": fleet, **cluster})
-
-
-@routes.get("/")
-async def root(request: Request) -> Response:
-    """200 while the router runs, in the words that Ollama's clients look for. Asks for no key."""
-    return PlainTextResponse("Ollama is running")
 
 
 def _for_routers(endpoints: Endpoints, models: dict[str, Endpoint], asking: Collection[str]) -> Json:

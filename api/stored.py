@@ -50,7 +50,7 @@ async def retrieve_response(
     row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in include)
     if not stream:
         return json_response(with_output_text(row["response"]), headers=ignored_includes(include))
-    runs = row["status"] in ("queued", "in_progress")
+    runs = row["status"] in UNFINISHED
     events = None if runs else await state.db.get_events(response_id, owner=owner)
     is_made_elsewhere = events is None and row["response"]["background"]
     if is_made_elsewhere and (shared := await shared_stream(state, row, owner, starting_after)):
@@ -75,7 +75,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
     owner = principal_of(request).owner
     if not await _cancelled(state, response_id, owner):
         row = await state.db.get_response(response_id, owner=owner)
-        if row is not None and row["status"] in ("queued", "in_progress"):
+        if row is not None and row["status"] in UNFINISHED:
             if await state.db.ask_to_cancel(response_id, owner=owner):
                 await _ended_elsewhere(state, response_id, owner)
             await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", as_peer(state, owner))
@@ -90,23 +90,14 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     answered as it is. 404 if there is none, 400 for one that is not in the background."""
     state: AppState = request.app.state
     owner = principal_of(request).owner
-    row = await _row(state, response_id, owner)
-    if not row["response"]["background"]:
-        raise InvalidRequest("Cannot cancel a synchronous response: only those in the background.", param="response_id")
-    if row["status"] in ("queued", "in_progress") and await _cancelled(state, response_id, owner):
-        row = await _row(state, response_id, owner)
-    if row["status"] in ("queued", "in_progress"):
+    row = await _cancelled_here(state, response_id, owner)
+    if row["status"] in UNFINISHED:
         # Not here, or no longer.
         if answer := await answer_of_peer(request):
             return answer
         if is_from_peer(request):
             raise _not_found(response_id)
-        if await state.db.ask_to_cancel(response_id, owner=owner):
-            row = await _ended_elsewhere(state, response_id, owner)
-        if row["status"] == "queued":
-            # It waits in no process: the one that would run it again sees that nobody wants it any more.
-            await state.db.update_response(response_id, {**row["response"], "status": "cancelled"}, owner=owner)
-        row = await _row(state, response_id, owner)
+        row = await _cancelled_elsewhere(state, row, owner)
     return json_response(with_output_text(row["response"]))
 
 
@@ -142,8 +133,41 @@ async def list_input_items(
     )
 
 
+UNFINISHED = ("queued", "in_progress")
 # How long a process may take to cancel what another one was asked to, and how often it is looked.
 CANCEL_S, CANCEL_LOOK_S = 2.0, 0.02
+
+
+async def cancelled_for(state: AppState, response_id: str, owner: str) -> Mapping[str, Any]:
+    """The row of a background response of an owner, cancelled in whichever process it waits or runs, for whoever runs
+    the service. Errors: as `cancel_response`."""
+    row = await _cancelled_here(state, response_id, owner)
+    if row["status"] in UNFINISHED:
+        await state.cluster.ask("POST", f"/v1/responses/{response_id}/cancel", as_peer(state, owner))
+        row = await _cancelled_elsewhere(state, await _row(state, response_id, owner), owner)
+    return row
+
+
+async def _cancelled_here(state: AppState, response_id: str, owner: str) -> Mapping[str, Any]:
+    """The row of a background response, cancelled if this process has it. Raises `InvalidRequest` for one that is not
+    in the background."""
+    row = await _row(state, response_id, owner)
+    if not row["response"]["background"]:
+        raise InvalidRequest("Cannot cancel a synchronous response: only those in the background.", param="response_id")
+    if row["status"] in UNFINISHED and await _cancelled(state, response_id, owner):
+        row = await _row(state, response_id, owner)
+    return row
+
+
+async def _cancelled_elsewhere(state: AppState, row: Mapping[str, Any], owner: str) -> Mapping[str, Any]:
+    """The row of a response that no process which was asked has, cancelled where the database leads to it."""
+    response_id = row["id"]
+    if row["status"] in UNFINISHED and await state.db.ask_to_cancel(response_id, owner=owner):
+        row = await _ended_elsewhere(state, response_id, owner)
+    if row["status"] == "queued":
+        # It waits in no process: the one that would run it again sees that nobody wants it any more.
+        await state.db.update_response(response_id, {**row["response"], "status": "cancelled"}, owner=owner)
+    return await _row(state, response_id, owner)
 
 
 async def _row(state: AppState, response_id: str, owner: str, *, shows_seals: bool = False) -> Mapping[str, Any]:
@@ -171,7 +195,7 @@ async def _ended_elsewhere(state: AppState, response_id: str, owner: str) -> Map
     row = await _row(state, response_id, owner)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CANCEL_S):
-            while row["status"] in ("queued", "in_progress"):
+            while row["status"] in UNFINISHED:
                 await asyncio.sleep(CANCEL_LOOK_S)
                 row = await _row(state, response_id, owner)
     return row

@@ -206,6 +206,13 @@ class WebSearchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_private: bool = False
 
 
+class PageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`page`: the live page at `/`. `content`: it shows whoever runs the router what all owners have asked and were
+    answered, and not only their own."""
+
+    content: bool = False
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
@@ -245,6 +252,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cors_origins: tuple[str, ...] = ()
     # Names by which clients may call a router that asks for no key, besides addresses and names that are not public.
     allowed_hosts: tuple[str, ...] = ()
+    # Where clients reach the router, where that is not where it listens: behind a proxy.
+    public_url: str = ""
     database: DatabaseConfig = DatabaseConfig()
     cluster: ClusterConfig = ClusterConfig()
     cache: CacheConfig = CacheConfig()
@@ -258,6 +267,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: ToolsConfig = ToolsConfig()
     mcp: McpConfig = McpConfig()
     web_search: WebSearchConfig = WebSearchConfig()
+    page: PageConfig = PageConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
     # By model.
     prices: dict[str, PriceConfig] = {}
@@ -295,6 +305,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "mcp": McpConfig,
     "mcp.servers[]": McpServerConfig,
     "web_search": WebSearchConfig,
+    "page": PageConfig,
 }
 
 

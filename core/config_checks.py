@@ -54,6 +54,16 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
             raise ConfigError(
                 f"allowed_hosts[{index}]: '{host}' is no name of a host, as router.example is (without a port)"
             )
+    if config.public_url:
+        if wrong := _wrong_with_url(config.public_url):
+            raise ConfigError(f"public_url: {wrong}")
+        # Whoever is sent there by name, and its page, are at home.
+        public = urlsplit(config.public_url)
+        config = msgspec.structs.replace(
+            config,
+            allowed_hosts=(*config.allowed_hosts, public.hostname or ""),
+            cors_origins=(*config.cors_origins, f"{public.scheme}://{public.netloc}"),
+        )
     names = [name_of(endpoint) for endpoint in config.endpoints]
     for index, name in enumerate(names):
         if name in names[:index]:

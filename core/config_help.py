@@ -108,6 +108,14 @@ HELP: dict[str, str] = {
         "Public names by which clients may call a router without a key: `[router.example]`, `*` stands for any "
         "text. Addresses, names without a dot and those in `.localhost`, `.local` and `.internal` always pass"
     ),
+    "public_url": (
+        "Where clients reach the router, behind a proxy: `https://router.example`, `https://example.org/llm`. Its name "
+        "is one of `allowed_hosts`, and the page's cookie is `Secure`, and for that path"
+    ),
+    "page": "The live page at `/`",
+    "page.content": (
+        "Whether the page shows admins what all owners have asked and were answered; their own they see anyway"
+    ),
     # ── requests ──
     "max_body_mb": "The largest request body, unpacked",
     "max_items": (

@@ -56,6 +56,7 @@ PATTERNS = {
     "owners[].cost": _AMOUNTS,
     "cors_origins": r"^(\*|null|[A-Za-z*][A-Za-z0-9+.*-]*://[^/\s]+/?)$",
     "allowed_hosts": r"^[^\s:/?#@\[\]]+$",
+    "public_url": rf"^$|{_URL}",
     "database.url": r"^(sqlite://(/(?!~)|$)|postgres(ql)?://)",
     "database.direct_url": "^(postgres(ql)?://.*)?$",
     "cache.path": "^(?!~)",

@@ -94,7 +94,10 @@ class Keyring:
 
     def find(self, given: bytes) -> Principal | None:
         """Whom a key stands for; None for one that is unknown, revoked or expired."""
-        digest = sha256(given).digest()
+        return self.holder(sha256(given).digest())
+
+    def holder(self, digest: bytes) -> Principal | None:
+        """The same by the SHA-256 of the key."""
         key = self._keys.get(digest[:_PART])
         is_known = hmac.compare_digest(digest, NO_DIGEST if key is None else key.digest)
         if key is None or not is_known or (key.ends_at is not None and key.ends_at <= time.time()):

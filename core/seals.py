@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
-Purpose = Literal["reasoning", "compaction", "request"]
+Purpose = Literal["reasoning", "compaction", "request", "session"]
 
 # How ours begin. Before they did, they had one key for all purposes, and looked like those of others.
 PREFIX = "nomyo_1_"
@@ -49,6 +49,10 @@ class Sealer:
     def key_for_peers(self) -> str:
         """What a process proves to its peers with that it is one: they have the same key."""
         return hmac.digest(self._key, b"peers", "sha256").hex()
+
+    def service_id(self) -> str:
+        """What names those who have this key, and gives nothing of it away."""
+        return hmac.digest(self._key, b"service", "sha256")[:6].hex()
 
     def seal(self, text: str, purpose: Purpose) -> str:
         """The text, encrypted, as letters and digits: about a third longer."""

@@ -15,6 +15,7 @@ from backends.web.pages import Pages
 from backends.web.searches import Searches
 from cache import Cache
 from cluster.protocol import Cluster
+from core.broadcast import Broadcast
 from core.budgets import Budgets
 from core.config import Config
 from core.flights import Flights
@@ -47,6 +48,8 @@ class AppState(State):
     mcp: McpServers
     searches: Searches
     pages: Pages
+    # What the live page is given, while somebody looks.
+    page_feed: Broadcast[Any]
     # Only while the application runs:
     sealer: Sealer
     images: ImageFetcher

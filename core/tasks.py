@@ -63,6 +63,10 @@ class TaskRunner(Generic[J]):
         """Those of the jobs that wait or run."""
         return list(self._entries)
 
+    def counts(self) -> tuple[int, int]:
+        """How many run, and how many wait."""
+        return len(self._entries) - len(self._queued), len(self._queued)
+
     def room(self) -> int:
         """How many more would run at once."""
         return 0 if self._draining else max(0, self._max_concurrent - len(self._entries))

@@ -26,6 +26,7 @@ from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow
 from stores import postgres_conversations as conversations
 from stores import postgres_copies, postgres_keys
+from stores import postgres_listing as listing
 from stores import postgres_sql as sql
 from stores.copies import CopiedRow, CopyError, Table
 from stores.kept_conversations import NewItem
@@ -40,6 +41,8 @@ from stores.rows import (
     Event,
     Item,
     ItemPage,
+    ListedConversation,
+    ListedResponse,
     StoredResponse,
     UnfinishedResponse,
     ids_of,
@@ -282,6 +285,20 @@ class PostgresStore(QueuedStore):
         rows = await self._read(conversations.GET_ITEMS, owner, conversation_id, item_ids)
         items = [conversations.item_of(id_, item) for id_, item in rows]
         return {item["id"]: item for item in items}
+
+    # ── for whoever runs the service ─────────────────────────────────────────────────────────────────────────────────
+
+    async def list_responses(
+        self, *, before: int | None = None, limit: int, owner: str | None, at_work: bool = False
+    ) -> list[ListedResponse]:
+        rows = await self._read(listing.RESPONSES[at_work], before, owner, limit)
+        return [listing.listed_response(row) for row in rows]
+
+    async def list_conversations(
+        self, *, before: int | None = None, limit: int, owner: str | None
+    ) -> list[ListedConversation]:
+        rows = await self._read(listing.CONVERSATIONS, before, owner, limit)
+        return [listing.listed_conversation(row) for row in rows]
 
     # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
 

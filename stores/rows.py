@@ -44,6 +44,33 @@ class UnfinishedResponse(StoredResponse):
     request: bytes | None
 
 
+class ListedResponse(TypedDict):
+    """A response in a list of many: what it is, and not what is in it. `number` is its place among all; `bytes` is how
+    much its own items take."""
+
+    number: int
+    id: str
+    owner: str
+    previous_response_id: str | None
+    conversation: str | None
+    model: str
+    status: str
+    created_at: int
+    bytes: int
+
+
+class ListedConversation(TypedDict):
+    """A conversation in a list of many; `used_at` is when it was made, or got its last items, of which it has
+    `items`."""
+
+    number: int
+    id: str
+    owner: str
+    created_at: int
+    used_at: int
+    items: int
+
+
 class Conversation(TypedDict):
     """A conversation that a client has made, without its items."""
 

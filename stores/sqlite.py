@@ -27,6 +27,7 @@ from core.keys import StoredKey
 from core.usage import By, Spent, UsageRow
 from stores import sqlite_conversations as conversations
 from stores import sqlite_copies, sqlite_keys
+from stores import sqlite_listing as listing
 from stores.copies import CopiedRow, CopyError, Table
 from stores.kept_conversations import NewItem
 from stores.migrations.sqlite import migrate
@@ -36,6 +37,8 @@ from stores.rows import (
     Event,
     Item,
     ItemPage,
+    ListedConversation,
+    ListedResponse,
     StoredResponse,
     UnfinishedResponse,
     response_of,
@@ -264,6 +267,20 @@ class SQLiteStore(QueuedStore):
         ids = encode_json(item_ids).decode()
         rows = await self._connector.read(conversations.GET_ITEMS, owner, conversation_id, ids)
         return {row["id"]: conversations.item_of(row) for row in rows}
+
+    # ── for whoever runs the service ─────────────────────────────────────────────────────────────────────────────────
+
+    async def list_responses(
+        self, *, before: int | None = None, limit: int, owner: str | None, at_work: bool = False
+    ) -> list[ListedResponse]:
+        values = {"before": listing.LAST if before is None else before, "limit": limit, "owner": owner}
+        return await self._connector.read_each(listing.listed_response, listing.RESPONSES[at_work], **values)
+
+    async def list_conversations(
+        self, *, before: int | None = None, limit: int, owner: str | None
+    ) -> list[ListedConversation]:
+        values = {"before": listing.LAST if before is None else before, "limit": limit, "owner": owner}
+        return await self._connector.read_each(listing.listed_conversation, listing.CONVERSATIONS, **values)
 
     # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
 

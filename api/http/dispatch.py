@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from api.http.errors import error_reply, reply_to_error
-from api.http.headers import HEADERS
+from api.http.headers import HEAD_ONLY, HEADERS
 from api.http.keys import check_key
 from api.http.origins import share
 from api.http.protocol import give_wire, take_wire
@@ -72,7 +72,7 @@ class Application(FastAPI):
         endpoint = self.table.endpoints.get((scope["method"], scope["path"]))
         if endpoint is None:
             if scope["method"] == "HEAD":
-                send = _head_only(send)
+                send, scope[HEAD_ONLY] = _head_only(send), True
             scope, endpoint = self.table.find(scope)
         give_wire(scope, receive, send)
         try:

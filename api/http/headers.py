@@ -7,6 +7,8 @@ from starlette.types import Scope
 
 # Where the dispatch puts them: names in small letters, of several of one name the last.
 HEADERS = "nomyo.headers"
+# In the scope of a HEAD, which endpoints see as a GET.
+HEAD_ONLY = "nomyo.head_only"
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:

@@ -11,14 +11,17 @@ from starlette.types import Scope
 
 from api.http.headers import HEADERS, headers_of
 from api.http.origins import check_host, check_page, is_preflight, may_ask
+from api.http.sessions import SESSION, principal_of_session
 from cluster.protocol import FROM_PEER
 from core.config import Config
 from core.errors import Forbidden, Unauthorized
 from core.keys import Principal
 from core.state import AppState
 
-# Whoever looks whether the router is there needs no key.
-OPEN_PATHS = frozenset({"/", "/health"})
+# Whoever looks whether the router is there needs no key, and whoever has none yet must be able to give one.
+OPEN_PATHS = frozenset({"/", "/health", SESSION})
+# The files of the page, which hold nothing of anybody's.
+OPEN_FOLDER = "/page/"
 METRICS = "/metrics"
 # On whose behalf a peer asks.
 OWNER = "x-nomyo-owner"
@@ -44,6 +47,8 @@ def check_key(state: AppState, scope: Scope) -> None:
         scope["principal"] = Principal("peer", owner, is_admin=not owner)
         return
     principal = state.keys.find(given)
+    if principal is None and not given and b"cookie" in headers:
+        principal = principal_of_session(state, scope, headers)
     if principal is None:
         if _needs_no_key(state.config, scope):
             principal = NOBODY
@@ -83,6 +88,7 @@ def _needs_no_key(config: Config, scope: Scope) -> bool:
     # A browser sends no key with a preflight.
     return (
         scope["path"] in OPEN_PATHS
+        or scope["path"].startswith(OPEN_FOLDER)
         or (config.metrics_open and scope["path"] == METRICS)
         or (scope["type"] == "http" and is_preflight(scope) and may_ask(headers_of(scope)[b"origin"], config))
     )

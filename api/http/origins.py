@@ -78,6 +78,23 @@ def _look_closely(scope: Scope, headers: dict[bytes, bytes], config: Config) -> 
         raise ForeignOrigin(b"another site")
 
 
+def is_own_page(scope: Scope, headers: dict[bytes, bytes], config: Config) -> bool:
+    """Whether the router's own page asks, by the words of its browser, which no page can change: that it may use the
+    cookie of a session. A browser that names no origin with what changes something names the site (Fetch Metadata)."""
+    if (origin := headers.get(b"origin")) is not None:
+        return _is_of(origin, headers.get(b"host", b"")) or is_public_origin(origin, config)
+    site = headers.get(b"sec-fetch-site")
+    if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+        return site in (None, b"same-origin", b"none")
+    return site == b"same-origin"
+
+
+def is_public_origin(origin: bytes, config: Config) -> bool:
+    """Whether a page is the router's own at `public_url`."""
+    parts = urlsplit(config.public_url)
+    return bool(parts.netloc) and origin.decode("latin-1").lower() == f"{parts.scheme}://{parts.netloc}".lower()
+
+
 def _is_outside(server: Any) -> bool:
     """Whether a connection came in at an address that other machines may reach. A Unix socket has a path here, and an
     in-process client a name."""

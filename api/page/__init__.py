@@ -1,0 +1,1 @@
+"""The live page at `/`: its files, who may see it, and what it shows."""
