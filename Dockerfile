@@ -22,6 +22,7 @@ COPY commands/ commands/
 COPY api/ api/
 COPY requests/ requests/
 COPY backends/ backends/
+COPY page/ page/
 USER router
 VOLUME /app/data
 EXPOSE 12434

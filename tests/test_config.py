@@ -514,6 +514,8 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
             value = CHOICES[field.name][-1] if field.name in CHOICES else values[type(field.default)]
             if section == "cluster" or (section, field.name) == ("cache", "url"):
                 value = "valkey://host" if field.name == "url" else "host"
+            if field.name == "public_url":
+                value = "https://router.example"
             also = {}
             if field.name == "direct_url":  # Only of a server.
                 value, also = "postgresql://direct/router", {"ROUTER_DATABASE__URL": "postgresql://pooler/router"}

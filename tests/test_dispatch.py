@@ -269,7 +269,8 @@ class TestMethods:
         paths = {
             re.sub(r"{\w+(:path)?}", "{}", route.path) for route in routes_of(served.app) if "GET" in route.methods
         }
-        paths -= {"/api/workers/figures"}  # It is for other workers.
+        paths -= {"/api/workers/figures", "/api/workers/page"}  # They are for other workers.
+        paths -= {"/api/page/feed"}  # It has no end.
         assert len(paths) > 10
         for path in sorted(paths):
             ids = in_conversation if "conversations" in path else ["test-model" if "models" in path else response_id]

@@ -241,5 +241,11 @@ async def test_a_snapshot_that_fails_is_logged_and_the_next_one_comes(caplog: py
     assert "could not be gathered" in caplog.text
 
 
+async def test_a_head_follows_nothing(served: Running) -> None:
+    head = await served.http.head(FEED)
+    assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert not served.app.state.page.is_followed
+
+
 async def test_what_a_process_knows_is_for_its_peers_alone(served: Running) -> None:
     assert_error(await served.http.get("/api/workers/page"), 404, code="unknown_url")

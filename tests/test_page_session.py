@@ -9,7 +9,8 @@ import httpx2
 import pytest
 
 from api.http import sessions
-from core.config import ConfigError, parse_config
+from core.config_checks import parse_config
+from core.errors import ConfigError
 from core.seals import Sealer
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend

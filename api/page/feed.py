@@ -18,6 +18,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.http.event_stream import CONTENT_TYPE
+from api.http.headers import HEAD_ONLY
 from api.http.keys import check_key, require_admin
 from api.http.replies import StreamedReply
 from api.http.routes import Routes
@@ -35,6 +36,8 @@ BYE = b"event: bye\ndata: {}\n\n"
 @routes.get("/api/page/feed", include_in_schema=False)
 async def follow_feed(request: Request) -> Response:
     """The feed, until the page is closed, its session ends or the router stops."""
+    if HEAD_ONLY in request.scope:
+        return Response(headers=dict(CONTENT_TYPE))
     stream = FeedStream(request)
     return await stream.answer(_followed(request, stream))
 
