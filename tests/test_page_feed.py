@@ -138,7 +138,7 @@ class TestWhileNobodyLooks:
         page: Broadcast[int] = Broadcast(make, 0.001)
         before = asyncio.all_tasks()
         await create(served.http)
-        assert not served.app.state.page.is_followed
+        assert not served.app.state.page_feed.is_followed
         one: list[int] = []
         other: list[int] = []
         with page.followed_by(one.append):
@@ -152,8 +152,8 @@ class TestWhileNobodyLooks:
 
     async def test_a_page_that_is_closed_is_followed_by_nothing(self, served: Running) -> None:
         async with looking(served.http):
-            assert served.app.state.page.is_followed
-        await eventually(lambda: not served.app.state.page.is_followed, "nobody follows")
+            assert served.app.state.page_feed.is_followed
+        await eventually(lambda: not served.app.state.page_feed.is_followed, "nobody follows")
 
 
 class TestWhoLooks:
@@ -189,7 +189,7 @@ async def test_the_service_stops_with_the_page_open(backend: FakeBackend) -> Non
             await frames.next()
             running.app.state.stopping.begin(set())
             await frames.end()
-        await eventually(lambda: not running.app.state.page.is_followed, "nobody follows")
+        await eventually(lambda: not running.app.state.page_feed.is_followed, "nobody follows")
 
 
 async def test_a_page_that_reads_slowly_is_given_all_again(served: Running) -> None:
@@ -244,7 +244,7 @@ async def test_a_snapshot_that_fails_is_logged_and_the_next_one_comes(caplog: py
 async def test_a_head_follows_nothing(served: Running) -> None:
     head = await served.http.head(FEED)
     assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    assert not served.app.state.page.is_followed
+    assert not served.app.state.page_feed.is_followed
 
 
 async def test_what_a_process_knows_is_for_its_peers_alone(served: Running) -> None:
