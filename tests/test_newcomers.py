@@ -24,7 +24,7 @@ import jsonschema_rs
 import pytest
 
 import backends.fleet.endpoint
-from tests.clients.codex import readme_lines
+from tests.clients.codex import documented_lines
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, http_error, json_answer
 from tests.test_outbound import certified
@@ -223,9 +223,9 @@ async def test_the_page_of_the_api_has_the_body_of_a_request(stack, backend) -> 
     assert {"model", "input", "tools", "previous_response_id", "reasoning"} <= schema["properties"].keys()
 
 
-def test_the_readmes_lines_for_codex_lead_to_the_router_that_make_serve_starts() -> None:
+def test_the_documented_lines_for_codex_lead_to_the_router_that_make_serve_starts() -> None:
     # tests/clients/codex.py runs Codex with these very lines.
-    lines = tomllib.loads(readme_lines())
+    lines = tomllib.loads(documented_lines())
     provider = lines["model_providers"][lines["model_provider"]]
     makefile = (ROOT / "Makefile").read_text()
     port = re.search(r"^PORT \??= (\d+)", makefile, re.MULTILINE)
@@ -235,7 +235,7 @@ def test_the_readmes_lines_for_codex_lead_to_the_router_that_make_serve_starts()
         "base_url": f"http://127.0.0.1:{port[1]}/v1",
         "wire_api": "responses",
     }
-    assert (ROOT / "README.md").read_text().index("[model_providers.nomyo]") < 5000, "near its top"
+    assert (ROOT / "README.md").read_text().index("./nomyo codex") < 5000, "near its top"
 
 
 # ── the start, under a terminal and without one ──────────────────────────────────────────────────────────────────────

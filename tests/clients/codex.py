@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,20 +43,19 @@ CATALOG_ENTRY: Json = {
 }
 
 
-def readme_lines() -> str:
-    """The lines of the README for Codex' `config.toml`: those at the top, a blank line, and the table of the
+def documented_lines() -> str:
+    """The lines of docs/clients.md for Codex' `config.toml`: those at the top, a blank line, and the table of the
     provider."""
-    _, _, after = (HERE.parents[1] / "README.md").read_text().partition("`~/.codex/config.toml`")
-    block = re.search(r"(?:^    .+\n|^\n)+", after[after.index("\n\n    ") :], re.MULTILINE)
-    assert block, "the README has lines for Codex"
-    return textwrap.dedent(block[0]).strip()
+    block = re.search(r"```toml\n(.+?)```", (HERE.parents[1] / "docs" / "clients.md").read_text(), re.DOTALL)
+    assert block, "docs/clients.md has lines for Codex"
+    return block[1].strip()
 
 
 def with_values(lines: str, **values: str) -> str:
     """The lines with other values for some of their keys."""
     for key, value in values.items():
         lines, count = re.subn(rf"^{key} = .*$", f"{key} = {json.dumps(value)}", lines, flags=re.MULTILINE)
-        assert count == 1, f"the README sets {key} {count} times"
+        assert count == 1, f"{key} is set {count} times"
     return lines
 
 
@@ -196,6 +194,7 @@ class Codex:
         self.provider = "router"
         self.retries = 0
         self.key = KEY
+        self.lines = documented_lines()
         (home / ".codex").mkdir()
         subprocess.run(["git", "init", "--quiet", self.project], check=True, env={**os.environ, "HOME": str(home)})
 
@@ -250,7 +249,8 @@ class Codex:
         return ran
 
     def _configure(self) -> None:
-        top, provider = readme_lines().split("\n\n")
+        top, provider = self.lines.strip().split("\n\n")
+        provider = re.sub("^env_key = .*\n?", "", provider, flags=re.MULTILINE)
         top = with_values(top, model="test-model")
         provider = with_values(provider, name=self.provider, base_url=f"{self.served.url}/v1")
         (self.home / ".codex" / "config.toml").write_text(

@@ -20,8 +20,10 @@ import msgspec
 import pytest
 
 import router
+from commands.codex import INSTRUCTIONS
 from requests.sse import frame
 from tests.clients.codex import HTTP, KEY, REFUSED, WEBSOCKET, Codex, Heard, Json, Listener, Way, codex_binary
+from tests.commanding import nomyo
 from tests.conftest import running_router
 from tests.fake_backend import (
     DONE,
@@ -34,6 +36,7 @@ from tests.fake_backend import (
     chunk,
     cut,
     http_error,
+    json_answer,
     native,
     pause,
     reasoning,
@@ -200,6 +203,26 @@ async def test_thoughts_come_back_to_the_model(codex: Codex) -> None:
     assert codex.backend.turns[1].json["messages"][-2]["reasoning_content"] == "A plan."
     for thought in codex.heard.answered("reasoning"):
         assert "plan" not in thought["encrypted_content"]
+
+
+# ── what ./nomyo codex prints ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_codex_works_with_what_nomyo_codex_prints(codex: Codex) -> None:
+    """It knows the model then: its instructions are the catalog's, and it asks for no more than the context has."""
+    row = {"id": "test-model", "object": "model", "max_model_len": 20_000}
+    codex.backend.routes["GET /v1/models"] = json_answer({"object": "list", "data": [row]})
+    await codex.served.app.state.pool.endpoints.look()
+    catalog = codex.home / "catalog.json"
+    printed = await nomyo("codex", "--url", codex.served.url, "--key", KEY, "--catalog", catalog)
+    assert printed.status == 0, printed.err
+    codex.lines = printed.out
+    codex.backend.script(chat(call("exec_command", {"cmd": "echo made > made.txt"})), chat("Made."))
+    ran = await codex.succeeds("Make a file.")
+    assert ran.answer == "Made."
+    assert (codex.project / "made.txt").read_text() == "made\n"
+    assert ran.of_type("error") == [], "nothing about metadata that are missing"
+    assert INSTRUCTIONS.strip() in json.dumps(codex.heard.bodies[0], ensure_ascii=False).replace("\\n", "\n")
 
 
 # ── a model that the catalog knows ───────────────────────────────────────────────────────────────────────────────────
