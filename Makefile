@@ -24,7 +24,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: $(SYNCED) ## install everything into .venv, as uv.lock says
-	@echo "Everything is installed. Next: make demo"
+	@echo "Everything is installed. Next: make serve; or, without a model server, make demo"
 
 demo: $(SYNCED) ## a real model behind the router, and a client that talks to it (ONCE=1: do not stay up)
 	@$(VENV_PYTHON) -u -m demo.demo $(if $(ONCE),--once)
@@ -135,5 +135,6 @@ $(SYNCED): pyproject.toml uv.lock Makefile
 		{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(VENV_PYTHON) -I -m pip --version >/dev/null 2>&1 || $(PYTHON) -I -m venv --clear .venv
 	$(VENV_PYTHON) -I -m pip install --disable-pip-version-check uv==$(UV_VERSION)
-	.venv/bin/uv sync --locked --inexact --all-extras
+	.venv/bin/uv sync --locked --inexact --all-extras || { echo "Was it a certificate? Behind a proxy with certificates of \
+	its own: make setup PIP_CERT=FILE, where FILE has them (often /etc/ssl/certs/ca-certificates.crt)"; exit 1; }
 	@touch $@

@@ -35,6 +35,8 @@ EFFORTS = {
     "medium": "Some thought",
     "high": "Much thought, for what is hard",
 }
+# Codex's tools and what it has read take some thousand tokens before the first answer.
+ENOUGH = 32768
 # Of what a command prints: this share of the context, and no more than Codex gives its own models.
 OUTPUT_SHARE, MOST_OUTPUT = 8, 10_000
 
@@ -99,7 +101,12 @@ def config_toml(served: Served, model: Model, catalog: Path) -> str:
     if model.context is None:
         lines[:0] = [
             f"# Nobody knows yet how long a context {model.name} has: Ollama shows it once the model is loaded",
-            "# (`ollama run`; OLLAMA_CONTEXT_LENGTH sets it: Codex wants 32768 or more). Then run this again.",
+            f"# (`ollama run`; OLLAMA_CONTEXT_LENGTH sets it: Codex wants {ENOUGH} or more). Then run this again.",
+        ]
+    elif model.context < ENOUGH:
+        lines[:0] = [
+            f"# {model.name} has a context of {model.context} tokens, and Codex wants {ENOUGH} or more: its server",
+            "# sets it (OLLAMA_CONTEXT_LENGTH, --ctx-size, --max-model-len). Then run this again.",
         ]
     lines += [
         "",

@@ -116,6 +116,8 @@ async def test_codex_gets_the_router_and_a_catalog_with_the_contexts_that_the_se
     entries = entries_in(lines["model_catalog_json"])
     assert [(one["slug"], one["context_window"]) for one in entries] == [('qwen3:"32b"', 131072), ("small", 8192)]
     assert entries[1]["truncation_policy"]["limit"] == 1024, "one command must not fill a small context"
+    small = await nomyo("codex", "--url", vllm.url, "--model", "small")
+    assert small.out.startswith("# small has a context of 8192 tokens, and Codex wants 32768 or more")
     assert all(one["base_instructions"] for one in entries)
 
 
