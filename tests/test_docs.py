@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -89,3 +93,19 @@ def test_each_command_is_there() -> None:
             assert made in targets, f"{page.name}: make {made}"
         for name in re.findall(r"\./nomyo ([a-z]+)", text):
             assert name in commands, f"{page.name}: ./nomyo {name}"
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(find_spec("zensical") is None, reason="`make docs` installs zensical")
+def test_the_site_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    shutil.copytree(DOCS, tmp_path / "docs")
+    build = [sys.executable, "-I", "-m", "zensical", "build", "--strict", "--clean"]
+    built = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    made = list((tmp_path / "site").rglob("*.html"))
+    assert len(made) > len(list(DOCS.glob("*.md")))
+    for page in made:
+        loaded = re.findall(r"<(?:link|script|img|iframe)[^>]*(?:href|src)=[\"']?(https?:[^\s\"'>]*)", page.read_text())
+        assert loaded == [], page.name
+    assert not list((tmp_path / "site").rglob("*.py"))
