@@ -238,6 +238,7 @@ async def test_a_server_that_refuses_is_an_item_with_its_error(
         assert message["type"] == "message"
         answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [by_url(weather)]})
         assert answer.headers["x-nomyo-failed-tools"] == "mcp:w"
+        assert answer.headers["x-nomyo-omitted-tools"] == "mcp:w", "the model was not offered any of it"
 
 
 async def test_a_server_that_is_down_is_an_item_with_its_error(backend: FakeBackend) -> None:

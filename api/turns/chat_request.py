@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from api.turns.backend import Backend
 from api.turns.history import SEALED, opened
-from api.turns.turn import Turn, TurnRequest
+from api.turns.turn import OMITTED_TOOLS, Turn, TurnRequest
 from backends.fleet.routing import printable
 from core.errors import InvalidRequest, Unsupported
 from requests.chat_params import chat_request, configured, ignored_in
@@ -137,7 +137,7 @@ def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:
             param="tools",
             code="unsupported_tool",
         )
-    turn.headers["x-nomyo-omitted-tools"] = _named(omitted)
+    turn.headers[OMITTED_TOOLS] = _named(omitted)
     types = {name.partition(":")[0] for name in omitted}
     shown = sorted(type if type in KNOWN_TOOLS else "others" for type in types)
     log.info("%s: the backend cannot be offered: %s", turn.id, ", ".join(shown))

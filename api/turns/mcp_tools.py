@@ -110,7 +110,7 @@ class McpTools:
     def __init__(
         self, servers: McpServers, offers: dict[str, Offer], owner: str, config: Config, *, allow_private: bool
     ) -> None:
-        self.failed: dict[str, None] = {}
+        self.failed: dict[str, bool] = {}
         self._servers = servers
         self._offers = offers
         self._owner = owner
@@ -163,7 +163,7 @@ class McpTools:
         return {**item, "tools": self._take(label, tools)}
 
     def _failed_to_list(self, item: Item, error: Json) -> Item:
-        self.failed[f"mcp:{item['server_label']}"] = None
+        self.failed[f"mcp:{item['server_label']}"] = True
         log.warning("an MCP server has not listed its tools: %s", error["type"])
         return {**item, "error": error["message"]}
 
@@ -188,7 +188,7 @@ class McpTools:
         ran = await (await self._session(label)).call(call, arguments)
         if ran["error"]:
             log.info("an MCP server has failed a call: %s", ran["error"]["type"])
-            self.failed[f"mcp:{label}"] = None
+            self.failed[f"mcp:{label}"] = False
         return ran
 
     async def _session(self, label: str) -> Session:

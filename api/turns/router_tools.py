@@ -100,7 +100,7 @@ class ToolsOfTurn:
             has_failed = ran["status"] == "failed"
         finally:
             if has_failed:
-                self.failed[kind.removesuffix("_call")] = None
+                self.failed[kind.removesuffix("_call")] = False
         return ran
 
     def close(self) -> None:

@@ -41,10 +41,11 @@ TIMED_OUT = -32001
 
 
 class TurnTools(Protocol):
-    """The tools of one turn that the router runs. `failed` are the names of those that could not be had or run."""
+    """The tools of one turn that the router runs. `failed` are the names of those that could not be had or run, each
+    with whether the model was not even offered them."""
 
     @property
-    def failed(self) -> Mapping[str, None]: ...
+    def failed(self) -> Mapping[str, bool]: ...
 
     def offered(self, turn: Turn) -> Awaitable[RouterTools]:
         """What the model is offered; its items are emitted where the conversation has none of them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from hashlib import blake2b
 from types import MappingProxyType
@@ -196,9 +196,13 @@ class Turn(Struct, eq=False):
         elif name not in before.split(", ") and len(before) < MOST_CHANGES:
             self.headers[ADAPTED] = f"{before}, {name}"
 
-    def note_failed_tools(self, names: Iterable[str]) -> None:
-        """Names to the client the tools that could not be had, or run."""
-        self.headers[FAILED_TOOLS] = ", ".join(printable(name)[:LONGEST_CHANGE] for name in names)[:MOST_CHANGES]
+    def note_failed_tools(self, failed: Mapping[str, bool]) -> None:
+        """Names to the client the tools that could not be had, or run; the model was not offered the former."""
+        names = {name: printable(name)[:LONGEST_CHANGE] for name in failed}
+        self.headers[FAILED_TOOLS] = ", ".join(names.values())[:MOST_CHANGES]
+        if omitted := [names[name] for name, is_omitted in failed.items() if is_omitted]:
+            before = self.headers.get(OMITTED_TOOLS)
+            self.headers[OMITTED_TOOLS] = ", ".join([before, *omitted] if before else omitted)[:MOST_CHANGES]
 
     def describe_way(self) -> str:
         """Its model, where it went and how long ago it came, for the log."""
@@ -270,7 +274,7 @@ def tokens_used(turn: Turn) -> tuple[Tokens, bool]:
     return Tokens(turn_tokens(request.body, request.items), output=output), True
 
 
-ADAPTED, FAILED_TOOLS = "x-nomyo-adapted", "x-nomyo-failed-tools"
+ADAPTED, FAILED_TOOLS, OMITTED_TOOLS = "x-nomyo-adapted", "x-nomyo-failed-tools", "x-nomyo-omitted-tools"
 # A name of a client's own is as long as it likes, and headers are not.
 LONGEST_CHANGE = 200
 MOST_CHANGES = 1500
