@@ -87,6 +87,13 @@ async def test_while_there_is_none_the_reason_names_the_ports_and_what_to_do(
     assert "No model server answers" not in caplog.text, "looking again is no news"
 
 
+def test_in_a_container_the_reason_names_how_its_machine_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "is_in_container", lambda: True)
+    assert "OLLAMA_URL=http://host.docker.internal:11434" in local.LocalServers("").reason()
+    monkeypatch.setattr(local, "is_in_container", lambda: False)
+    assert "docker" not in local.LocalServers("").reason()
+
+
 async def test_it_looks_again_while_there_is_none(bare: Running, ports: dict[int, str]) -> None:
     port = next(iter(ports))
     async with started(port):
@@ -131,6 +138,14 @@ async def test_who_is_no_model_server_is_named_and_not_used(ports: dict[int, str
             for _ in range(3):
                 await running.app.state.pool.endpoints.look()
             assert len(site.asked) == asked, "its log is not filled"
+
+
+async def test_it_never_finds_itself_though_it_asks_for_a_key(ports: dict[int, str]) -> None:
+    async with running_router(api_key="secret") as running:
+        found = local.LocalServers(running.app.state.pool.endpoints.router_id)
+        found.tried = [local.Tried(int(running.url.rpartition(":")[2]), "vLLM")]
+        await found.look()
+    assert [one.problem for one in found.tried] == ["this router answers"]
 
 
 async def test_it_never_finds_itself_nor_another_router(

@@ -23,6 +23,7 @@ from pathlib import Path
 import jsonschema_rs
 import pytest
 
+import backends.fleet.advice
 import backends.fleet.endpoint
 from tests.clients.codex import documented_lines
 from tests.conftest import Running, running_router
@@ -76,6 +77,11 @@ class TestServers:
     async def test_another_server_that_is_down(self, stack: AsyncExitStack, caplog) -> None:
         running = await at(stack, f"http://127.0.0.1:{free_port()}/v1", "openai-chat")
         await assert_advised(running, caplog, "refused the connection", "Start it, or correct its url.")
+
+    async def test_a_server_of_this_machine_asked_for_in_a_container(self, stack, caplog, monkeypatch) -> None:
+        monkeypatch.setattr(backends.fleet.advice, "is_in_container", lambda: True)
+        running = await at(stack, f"http://localhost:{free_port()}", "ollama")
+        await assert_advised(running, caplog, "or correct its url. In a container", "host.docker.internal")
 
     async def test_a_host_that_has_no_address(self, stack: AsyncExitStack, caplog) -> None:
         running = await at(stack, "http://no-such-host.invalid:11434", "ollama")

@@ -106,9 +106,10 @@ class Application(FastAPI):
     async def _reply(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> Response:
         """The reply of an endpoint. Its errors end here, whichever it is."""
         try:
-            check_key(self.state, scope)
+            # Before the key: a router that asks itself must learn that, and not that it has no key.
             if hops.HEADER in scope[HEADERS]:
                 hops.arrive(scope[HEADERS][hops.HEADER], self.state.pool.endpoints.router_id)
+            check_key(self.state, scope)
             return await endpoint(Request(scope, receive, send))
         except asyncio.CancelledError:
             if not self.state.stopping.interrupts():

@@ -11,6 +11,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Collection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from backends.kinds import KINDS, recognise
@@ -24,6 +25,7 @@ from core.hops import RouterLoop
 PULL = "Pull one there, such as with `ollama pull llama3.2:1b`."
 PLAIN_HTTP = "If it speaks plain HTTP, write its url with http://."
 NO_MODELS = "Load a model there, or name those that it has in `models.names`."
+MACHINE_OF_CONTAINER = "host.docker.internal"
 _NAMES_SHOWN = 5
 # Codes of answers that no server of the kind gives.
 _STRANGE = frozenset({"backend_bad_answer", "backend_error"})
@@ -47,9 +49,8 @@ def advice(error: Exception, config: EndpointConfig, kind: Kind) -> str:
     if isinstance(cause, socket.gaierror):
         return f"Is {urlsplit(config.url).hostname!r} in its url the name of that machine, as this one knows it?"
     if isinstance(cause, ConnectionRefusedError):
-        return (
-            "Start it (`ollama serve`), or correct its url." if kind.speaks_ollama else "Start it, or correct its url."
-        )
+        start = "Start it (`ollama serve`)" if kind.speaks_ollama else "Start it"
+        return sentences(f"{start}, or correct its url.", _of_container(config.url))
     if is_strange(error) and (kind.speaks_ollama or not kind.is_known) and config.url.rstrip("/").endswith("/api"):
         return "Its url ends in /api, which Ollama's paths begin with: leave that out."
     if is_missing(error) and isinstance(error, BackendRefused):  # Else its own words are of that.
@@ -59,6 +60,17 @@ def advice(error: Exception, config: EndpointConfig, kind: Kind) -> str:
     if not is_tls and _may_want_tls(error):
         return "If it speaks TLS, write its url with https://."
     return ""
+
+
+def is_in_container() -> bool:
+    """Whether this process runs in a container of Docker's or Podman's."""
+    return any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+
+
+def _of_container(url: str) -> str:
+    if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1") or not is_in_container():
+        return ""
+    return f"In a container that is the container itself: its machine is {MACHINE_OF_CONTAINER}."
 
 
 def _may_want_tls(error: APIError) -> bool:

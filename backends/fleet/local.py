@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from backends.fleet.advice import is_strange
+from backends.fleet.advice import MACHINE_OF_CONTAINER, is_in_container, is_strange
 from backends.kinds import discover, kind_of, recognise
 from backends.wire.client import BackendClient
 from core.config import EndpointConfig
@@ -35,6 +35,10 @@ ASK_TIMEOUT_S = 2.0
 LOOK_AGAIN_S = 2.0
 ASK_OTHERS_AGAIN_S = 60.0
 START_ONE = "start one (`ollama serve`), or name yours as `endpoints` in config.yaml"
+IN_CONTAINER = (
+    f". In a container that address is the container itself; where its machine has an Ollama: "
+    f"OLLAMA_URL=http://{MACHINE_OF_CONTAINER}:11434"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ class LocalServers:
         """Why there are no endpoints, and what to do."""
         ports = ", ".join(f"{tried.port} ({tried.usual})" for tried in self.tried)
         problems = "".join(f"; at {tried.port} {tried.problem}" for tried in self.tried if tried.problem)
-        return f"No model server answers at the usual ports of {HOST}, {ports}{problems}: {START_ONE}"
+        more = IN_CONTAINER if is_in_container() else ""
+        return f"No model server answers at the usual ports of {HOST}, {ports}{problems}: {START_ONE}{more}"
 
     async def _ask(self, before: Tried) -> Tried:
         """What answers at a port; who was no model server is left alone for a while."""
