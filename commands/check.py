@@ -1,6 +1,6 @@
 """`./nomyo check`: what is wrong with the settings, the servers and what is kept, a line each, with what to do.
 
-settings ──▶ database, cache ──▶ every endpoint ──▶ names that lead nowhere
+settings ──▶ database, cache, Valkey ──▶ every endpoint ──▶ names that lead nowhere ──▶ servers of MCP
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import click
 
@@ -20,6 +21,8 @@ from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.fleet.local import LocalServers
 from backends.kinds import KINDS
+from backends.mcp.server import ServerFailed, server_of_settings
+from backends.mcp.servers import McpServers
 from cluster.alone import Alone
 from commands import FAILED, UNAVAILABLE, json_option, print_json, print_line
 from commands.env import WHO
@@ -27,6 +30,11 @@ from commands.keys import with_store
 from core.config import Config
 from core.config_file import config_file, load_config, mistakes_in_config
 from core.errors import ConfigError, StartError
+from core.valkey import Valkey
+from core.valkey_address import Address
+
+MCP_TIMEOUT_S = 10.0
+MOST_TOOLS = 1000
 
 
 class Finding(NamedTuple):
@@ -55,7 +63,7 @@ def check(as_json: bool) -> int:
         config = load_config(kinds=KINDS)
         file = config_file()
         named = str(file) if file.exists() else f"there is no {file}: every setting has its default"
-        found += [Finding(True, "settings", named), *_kept(config), *asyncio.run(_servers(config))]
+        found += [Finding(True, "settings", named), *_kept(config), *asyncio.run(_asked(config))]
     if as_json:
         print_json({"ok": all(one.is_right for one in found), "found": [one._asdict() for one in found]})
     else:
@@ -109,6 +117,34 @@ def _file(what: str, path: str, key: str) -> Finding:
     return Finding(True, what, str(file))
 
 
+async def _asked(config: Config) -> list[Finding]:
+    """What answers that a router with these settings talks to."""
+    return [*await _valkeys(config), *await _servers(config), *await _mcp_servers(config)]
+
+
+async def _valkeys(config: Config) -> list[Finding]:
+    """Whether what replicas share answers."""
+    urls = {"cluster.url": config.cluster.url}
+    if config.cache.backend == "valkey" and config.cache.url != config.cluster.url:
+        urls["cache.url"] = config.cache.url
+    found = []
+    for setting, url in urls.items():
+        if not url:
+            continue
+        valkey = Valkey(Address.of(url, setting), setting)
+        what = f"Valkey ({valkey.address})"
+        try:
+            await valkey.open()
+        except StartError as error:
+            found.append(Finding(False, what, str(error)))
+        else:
+            line = "answers" if valkey.is_there else f"{valkey.problem}: start it, or correct {setting}"
+            found.append(Finding(valkey.is_there, what, line))
+        finally:
+            await valkey.close()
+    return found
+
+
 async def _servers(config: Config) -> list[Finding]:
     """What every endpoint answers, and the names in the settings that lead to no model."""
     endpoints = Endpoints(config, Alone(), lambda: None)
@@ -142,12 +178,36 @@ async def _others_here(endpoints: Endpoints) -> list[Finding]:
     """Servers of this machine that the settings do not name, where one that they name does not answer."""
     local = LocalServers(WHO)
     await local.look()
-    named = {endpoint.url.rpartition(":")[2].removesuffix("/v1") for endpoint in endpoints.values()}
+    named = {urlsplit(endpoint.url).port for endpoint in endpoints.values()}
     return [
-        Finding(True, "this machine", f"a server of kind {one.kind} answers at port {one.port}: `- url: {config.url}`")
-        for one, config in zip((one for one in local.tried if one.kind), local.found, strict=True)
-        if str(one.port) not in named
+        Finding(True, "this machine", f"a server of the kind {one.kind} is at port {one.port}: `- url: {one.url}`")
+        for one in local.tried
+        if one.kind and one.port not in named
     ]
+
+
+async def _mcp_servers(config: Config) -> list[Finding]:
+    """What each server of MCP has."""
+    servers = McpServers(config.mcp)
+    found = []
+    try:
+        for name, settings in config.mcp.servers.items():
+            what = f"mcp.servers.{name}"
+            try:
+                async with asyncio.timeout(MCP_TIMEOUT_S):
+                    session = await servers.session(server_of_settings(name, settings), allow_private=True)
+                    tools = await session.list_tools(MOST_TOOLS)
+            except TimeoutError:
+                found.append(
+                    Finding(False, what, f"no answer in {MCP_TIMEOUT_S:g} s: start it, or correct its settings")
+                )
+            except ServerFailed as error:
+                found.append(Finding(False, what, f"{str(error).rstrip('.')}: start it, or correct its settings"))
+            else:
+                found.append(Finding(True, what, f"{len(tools)} tools"))
+    finally:
+        await servers.close()
+    return found
 
 
 def _names(config: Config, endpoints: Endpoints) -> Iterator[Finding]:

@@ -15,7 +15,9 @@ from openai import AsyncOpenAI
 from backends.fleet import local
 from tests.commanding import SettingsFile, nomyo
 from tests.conftest import Running, running_router
+from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import FakeBackend, json_answer
+from tests.mcp_server import mcp_server
 from tests.test_restart import free_port
 
 
@@ -229,3 +231,31 @@ async def test_check_finds_names_of_models_that_lead_nowhere(settings: SettingsF
     assert "`fast: tset`" in wrong[0]
     assert "no server has 'nobody'" in wrong[1]
     assert "'qwen*'" in wrong[2]
+
+
+async def test_check_asks_what_replicas_share(
+    settings: SettingsFile, backend: FakeBackend, valkey: ValkeyServer
+) -> None:
+    served = {"endpoints": [{"url": backend.url, "kind": "vllm"}]}
+    settings.write(**served, cluster={"url": valkey.url})
+    ran = await nomyo("check")
+    assert (ran.status, ran.wrong) == (0, []), ran.out
+    assert "Valkey (127.0.0.1:" in ran.out
+    settings.write(**served, cluster={"url": f"valkey://127.0.0.1:{free_port()}"})
+    (line,) = (await nomyo("check")).wrong
+    assert line.startswith("Valkey (127.0.0.1:")
+    assert line.endswith("start it, or correct cluster.url")
+
+
+async def test_check_asks_the_servers_of_mcp(settings: SettingsFile, backend: FakeBackend) -> None:
+    async with mcp_server() as weather:
+        away = f"http://127.0.0.1:{free_port()}/mcp"
+        settings.write(
+            endpoints=[{"url": backend.url, "kind": "vllm"}],
+            mcp={"servers": {"weather": {"url": weather.url}, "away": {"url": away}}},
+        )
+        ran = await nomyo("check")
+    assert "ok     mcp.servers.weather: " in ran.out
+    (line,) = ran.wrong
+    assert line.startswith("mcp.servers.away: ")
+    assert line.endswith("start it, or correct its settings")

@@ -51,6 +51,11 @@ class Tried:
     kind: str | None = None
     problem: str = ""
 
+    @property
+    def url(self) -> str:
+        """Where it is, without a path."""
+        return f"http://{HOST}:{self.port}"
+
     def describe(self) -> dict[str, str | int | None]:
         """As JSON has it."""
         return {"port": self.port, "usual": self.usual, "kind": self.kind, "problem": self.problem or None}
@@ -69,7 +74,7 @@ class LocalServers:
     async def look(self) -> None:
         """Asks all ports at once."""
         self.tried = list(await asyncio.gather(*map(self._ask, self.tried)))
-        self.found = tuple(_endpoint(tried.port) for tried in self.tried if tried.kind)
+        self.found = tuple(EndpointConfig(url=tried.url) for tried in self.tried if tried.kind)
         for tried in self.tried:
             if tried.kind:
                 log.info("found at port %d of this machine: a server of the kind %s", tried.port, tried.kind)
@@ -89,7 +94,7 @@ class LocalServers:
         port, usual = before.port, before.usual
         if time.monotonic() < self._not_before.get(port, 0):
             return before
-        config = _endpoint(port)
+        config = EndpointConfig(url=before.url)
         client = BackendClient(config.url, config.url, connect_timeout_s=ASK_TIMEOUT_S, router_id=self._router_id)
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
@@ -108,10 +113,6 @@ class LocalServers:
         if not may_change:
             self._not_before[port] = time.monotonic() + ASK_OTHERS_AGAIN_S
         return Tried(port, usual, problem=problem)
-
-
-def _endpoint(port: int) -> EndpointConfig:
-    return EndpointConfig(url=f"http://{HOST}:{port}", kind="auto")
 
 
 def _problem(error: Exception) -> tuple[str, bool]:
