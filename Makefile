@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo cluster serve test test-all clients servers fuzz fuzz-setup contract bench hold opcodes gateways docs lint format clean
+.PHONY: help setup demo cluster serve test test-all clients servers fuzz fuzz-setup page-setup contract bench hold opcodes gateways docs lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,7 +42,7 @@ test: $(SYNCED) ## all tests but the heavy ones, two at once (ARGS="-k name -x" 
 	@$(PYTEST) --dist load -m "not heavy" $(ARGS)
 
 test-all: test ## those, the heavy ones (processes that are killed, crowds, fuzzed requests) and the real clients
-	@$(MAKE) --no-print-directory fuzz-setup
+	@$(MAKE) --no-print-directory fuzz-setup page-setup
 	@$(PYTEST) --dist loadfile -m heavy
 	@$(MAKE) --no-print-directory clients
 	@$(MAKE) --no-print-directory servers SERVERS=router
@@ -74,6 +74,11 @@ fuzz-setup: export UV_PYTHON_DOWNLOADS = never
 fuzz-setup: export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
 fuzz-setup: $(SYNCED)
 	@cd tests/fuzz && ../../.venv/bin/uv sync --quiet --locked
+
+# What its tests look for mistakes with that keep somebody out (axe-core). The browser is the machine's own.
+page-setup:
+	@if command -v npm >/dev/null; then npm ci --prefix tests/page --no-audit --no-fund --loglevel=error; \
+		else echo "npm is not installed: the page is not looked at by axe-core."; fi
 
 fuzz: fuzz-setup ## requests that nobody would send: schemathesis over the API, and 20,000 bodies
 	@$(VENV_PYTHON) -m pytest tests/fuzz $(ARGS)

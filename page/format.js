@@ -24,6 +24,9 @@ export function duration(ms) {
   return `${(ms / 3_600_000).toFixed(1)} h`;
 }
 
+/** Milliseconds as a tick of a scale: 10 ms, 1 s, 100 s. */
+export const shortDuration = (ms) => (ms < 1000 ? `${ms} ms` : `${ms / 1000} s`);
+
 /** How long ago a Unix time was. */
 export function ago(at, now = Date.now() / 1000) {
   const seconds = Math.max(0, now - at);

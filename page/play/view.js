@@ -22,9 +22,16 @@ const SAMPLES = [
 ];
 
 export function playgroundView({ session }) {
+  // What the next turn goes on from: an id, or all items where nothing is stored.
+  let previous = null;
+  let history = [];
+  let given = [];
+  let aborter = null;
+  let calls = [];
+
   const model = h("select", { id: "play-model", onchange: changed });
   const instructions = h("textarea", { id: "play-instructions", rows: 2, placeholder: "You are a helpful assistant.", oninput: changed });
-  const effort = h("select", { id: "play-effort", onchange: changed }, EFFORTS.map((value) => h("option", { value }, value || "as the model does")));
+  const effort = h("select", { id: "play-effort", onchange: changed }, EFFORTS.map((value) => h("option", { value }, value || "default")));
   const most = h("input", { id: "play-most", type: "number", min: 1, step: 1, placeholder: "no limit", oninput: changed });
   const stored = h("input", { id: "play-store", type: "checkbox", checked: true, onchange: changed });
   const tools = h("textarea", { id: "play-tools", rows: 4, spellcheck: "false", class: "mono", placeholder: "[ ]", oninput: changed, "aria-describedby": "play-tools-problem" });
@@ -37,7 +44,7 @@ export function playgroundView({ session }) {
   const events = rawEvents();
   const talk = conversation({ onCall });
   const hint = h("p", { class: "hint" }, "The answer appears here as it is made.");
-  const codes = { curl, Python: python, node, "Codex config": codex };
+  const codes = { curl, Python: python, node, Codex: codex };
   const blocks = Object.entries(codes).map(([name, make]) => ({ name, make, panel: codeBlock(() => make(body(), session.asks_for_keys), `The request as ${name}`) }));
   const form = h(
     "form",
@@ -62,13 +69,6 @@ export function playgroundView({ session }) {
       h("section", { class: "card play-raw", "aria-label": "Behind it" }, tabs("Behind the answer", [{ name: "Events", panel: events.element }, ...blocks])),
     ),
   );
-
-  // What the next turn goes on from: an id, or all items where nothing is stored.
-  let previous = null;
-  let history = [];
-  let given = [];
-  let aborter = null;
-  let calls = [];
 
   function toolsGiven() {
     const written = tools.value.trim();

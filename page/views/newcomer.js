@@ -23,11 +23,12 @@ export function newcomer() {
         "div",
         { class: "grid two" },
         h("div", {}, h("h3", {}, "Start it"), codeBlock(() => command, `How to start ${name}`)),
-        h("div", {}, h("h3", {}, "Name it in config.yaml"), codeBlock(() => setting(url, kind), `Settings for ${name}`)),
+        h("div", {}, h("h3", {}, "Or name it in config.yaml"), codeBlock(() => setting(url, kind), `Settings for ${name}`)),
       ),
     })),
   );
-  const element = h("section", { class: "card welcome", hidden: true, "aria-label": "What to do next" }, title, words, asked, starts, h("p", { class: "note" }, "The router looks again by itself every few seconds, and takes changes of config.yaml while it runs."));
+  const note = h("p", { class: "note" });
+  const element = h("section", { class: "card welcome", hidden: true, "aria-label": "What to do next" }, title, words, asked, note, starts);
   return {
     element,
     update() {
@@ -36,14 +37,22 @@ export function newcomer() {
       show(element, !works);
       if (works) return;
       text(title, endpoints.length ? "No model server answers yet" : "No model server is known yet");
-      text(words, endpoints.length ? "The router runs, and has asked:" : "The router runs. Start a server of models, and name it in config.yaml:");
-      keyed(asked, endpoints, ({ name }) => name, () => h("li", {}, h("code", {}), h("span", {})), (node, endpoint) => {
-        text(node.firstChild, endpoint.url);
-        text(node.lastChild, [endpoint.error ?? "it answers, and has no models.", endpoint.advice].filter(Boolean).join(" "));
+      const local = live.fleet.local;
+      const asks = endpoints.length || local;
+      text(words, asks ? "The router runs, and has asked:" : "The router runs. Start a server of models, and name it in config.yaml.");
+      const rows = endpoints.length ? endpoints.map(ofEndpoint) : (local ?? []).map(ofPort);
+      keyed(asked, rows, ({ where }) => where, () => h("li", {}, h("code", {}), h("span", {})), (node, { where, what }) => {
+        text(node.firstChild, where);
+        text(node.lastChild, what);
       });
+      text(note, local ? "It asks again every few seconds, and uses what it finds: a server on one of these ports needs no settings." : "It asks again every few seconds, and takes changes of config.yaml while it runs.");
     },
   };
 }
+
+const ofEndpoint = ({ url, error, advice }) => ({ where: url, what: [error ?? "it answers, and has no models.", advice].filter(Boolean).join(" ") });
+
+const ofPort = ({ port, usual, kind, problem }) => ({ where: `127.0.0.1:${port}`, what: `${usual}: ${kind ? `a server of the kind ${kind} answers` : (problem ?? "nobody answers")}` });
 
 function setting(url, kind) {
   const key = kind === "openai" ? "\n    api_key: ${OPENAI_API_KEY}" : "";

@@ -3,7 +3,7 @@
 import { ask } from "../api.js";
 import { h, keyed, set, show, text } from "../dom.js";
 import { follow, live, recent, series, routerNow, WINDOW_S } from "../feed.js";
-import { count, day, duration, percentile, plural, rate } from "../format.js";
+import { count, day, duration, percentile, plural, rate, shortDuration } from "../format.js";
 import { barPlot, dotPlot, meter, sparkline, timePlot } from "../plots.js";
 import { newcomer } from "./newcomer.js";
 import { heading, nothing, statePill } from "./parts.js";
@@ -23,7 +23,7 @@ export function overviewView() {
   };
   const tokens = timePlot("Tokens per second", { label: rate });
   const requests = timePlot("Turns per second", { label: rate });
-  const firsts = dotPlot("Time to first output, each turn", { label: duration, ticks: [10, 100, 1000, 10_000, 100_000] });
+  const firsts = dotPlot("Time to first output, each turn", { label: shortDuration, ticks: [10, 100, 1000, 10_000, 100_000] });
   const days = barPlot(`Tokens by model over ${DAYS} days`, { label: count });
   const daysLegend = h("ul", { class: "legend" });
   const daysNote = h("p", { class: "note" });
@@ -41,16 +41,21 @@ export function overviewView() {
     card("Time to first output", firsts.element, legendOf([["accent", "answered"], ["bad", "failed"]])),
     card("Tokens by day", days.element, daysLegend, daysNote),
   );
-  const element = h(
+  const known = h(
     "div",
     { class: "view" },
-    h("h1", {}, "Overview"),
-    welcome.element,
     h("div", { class: "tiles" }, Object.values(tiles).map(({ element: one }) => one)),
     h("section", { "aria-label": "Endpoints" }, heading("Endpoints", h("a", { href: "#/endpoints" }, "All details")), endpoints),
     plots,
     h("section", { "aria-label": "Turns" }, heading("Turns", h("a", { href: "#/turns" }, "All turns")), turns.element, quiet),
     h("section", { class: "grid two", "aria-label": "Since the start" }, card("Since the router started", since), card("Cache", cacheFacts)),
+  );
+  const element = h(
+    "div",
+    { class: "view" },
+    h("h1", {}, "Overview"),
+    welcome.element,
+    known,
   );
 
   function update() {
@@ -90,6 +95,8 @@ export function overviewView() {
     show(turns.element, live.now.running_total > 0 || live.turns.length > 0);
     show(quiet, turns.element.hidden);
     welcome.update();
+    // Of a router that has nothing yet there is nothing to see.
+    show(known, live.fleet.endpoints.length + live.turns.length > 0);
     facts(since, [
       ["Turns that failed over", count(live.now.counts.retries ?? 0)],
       ["Failures of servers", count(live.now.counts.failures ?? 0)],
@@ -184,7 +191,7 @@ function tile(name, note, has_line, tone) {
   const figure = h("p", { class: "figure" }, "–");
   const under = h("p", { class: "note" }, note);
   const spark = has_line ? sparkline(tone) : null;
-  const element = h("section", { class: "tile", "aria-label": name }, h("h2", {}, name), figure, under, spark?.element ?? null);
+  const element = h("section", { class: "tile", "aria-label": name }, h("h2", {}, name), h("div", { class: "row" }, figure, spark?.element ?? null), under);
   return {
     element,
     update(value, values, words) {

@@ -45,7 +45,7 @@ FLAGS = (
     "--force-device-scale-factor=1",
     "--remote-debugging-port=0",
 )
-START_S, LOOK_S, PATIENCE_S = 30.0, 0.03, 20.0
+START_S, LOOK_S, PATIENCE_S = 30.0, 0.03, 12.0
 KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "ArrowRight": ("", 39), "ArrowLeft": ("", 37), " ": (" ", 32)}
 # What somebody sees that has these words as its name, or in it: the closest first.
 FIND = """(words, kinds) => {
@@ -100,6 +100,10 @@ class Chromium:
                 await asyncio.sleep(LOOK_S)
         return found[1].decode()
 
+    def complaints(self) -> list[str]:
+        """Of all tabs."""
+        return [complaint for tab in self._tabs.values() for complaint in tab.complaints]
+
     async def open(self, url: str = "", *, width: int = 1440, height: int = 900, dark: bool = False) -> Tab:
         """A tab in a context of its own."""
         context = (await self.send("Target.createBrowserContext"))["browserContextId"]
@@ -141,13 +145,21 @@ class Chromium:
 
 
 class Tab:
-    """A tab. `complaints` are what its console has as an error: exceptions, and what a policy has kept out."""
+    """A tab. `complaints` are what its console has as an error: exceptions, and what a policy has kept out; but for
+    those that have one of the words `expects`."""
 
     def __init__(self, browser: Chromium, session: str) -> None:
         self._browser = browser
         self._session = session
-        self.complaints: list[str] = []
+        # Where its router has stopped before it.
+        self.expects = ["net::ERR_CONNECTION_REFUSED"]
+        self._complaints: list[str] = []
         self.requested: list[str] = []
+
+    @property
+    def complaints(self) -> list[str]:
+        """What is wrong, as far as it was not expected."""
+        return [one for one in self._complaints if not any(words in one for words in self.expects)]
 
     async def send(self, method: str, **params: Any) -> Any:
         """The answer to a command."""
@@ -157,10 +169,10 @@ class Tab:
         """An event of the tab."""
         if method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
-            self.complaints.append(details.get("exception", {}).get("description") or details["text"])
+            self._complaints.append(details.get("exception", {}).get("description") or details["text"])
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             entry = params["entry"]
-            self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
+            self._complaints.append(f"{entry['text']} {entry.get('url', '')}")
         elif method == "Network.requestWillBeSent":
             self.requested.append(params["request"]["url"])
 
