@@ -313,6 +313,10 @@ class Store(Protocol):
         that were made, and got their last items, before. Gives the number of responses."""
         ...
 
+    def observe_writes(self, observe: Callable[[float], object]) -> None:
+        """Has `observe` called with how long each batch of writes has taken, in seconds."""
+        ...
+
     async def outage(self) -> str | None:
         """Why nothing can be written now, in a line for whoever looks after the service; None where all is well. Looks,
         by writing, but not more often than once a second."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import logging.config
 import os
 import time
 from collections.abc import AsyncGenerator
@@ -17,9 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, TypeVar
-
-from uvicorn.logging import DefaultFormatter
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import api.admin.cache
 import api.admin.endpoints
@@ -67,6 +66,7 @@ from core.extras import need
 from core.files import raise_file_limit
 from core.flights import Flights
 from core.keyring import Keyring
+from core.logs import RequestLog, logging_config
 from core.reloading import keep_config, keep_keys
 from core.seals import Sealer
 from core.state import AppState
@@ -76,8 +76,10 @@ from core.telemetry import Telemetry
 from core.usage import DAY_S, UsageLog
 from db import INTERRUPTED, UnfinishedResponse, make_store
 
+if TYPE_CHECKING:
+    from core.tracing import Tracer
+
 log = logging.getLogger("nomyo")
-turns = logging.getLogger("nomyo.turns")
 
 MB = 1024 * 1024
 RETENTION_EVERY_S = 3600.0
@@ -126,6 +128,11 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.keys = Keyring(config)
     state.flights = Flights()
     state.telemetry = Telemetry()
+    state.tracer = state.request_log = None
+    if config.log.requests:
+        state.request_log = RequestLog(config.log.format)
+        state.telemetry.listen(state.request_log.turns)
+    state.db.observe_writes(state.telemetry.writes_s.append)
     state.usage = UsageLog(state.db)
     state.budgets = Budgets(state.db, state.usage)
     state.pool = Pool(config, state.cluster, state.telemetry)
@@ -142,10 +149,17 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
     state = app.state
     config = state.config
     cluster = state.cluster
-    log_to_stderr()
+    if not logging.getLogger().handlers:  # Else whoever runs us has set up logging: serve.py, or somebody else.
+        logging.config.dictConfig(logging_config(config.log.format, config.log.level))
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     if state.config_file is not None and not state.config_file.exists():
         log.info("there is no %s: every setting has its default", state.config_file.absolute())
     async with AsyncExitStack() as stack:
+        if config.traces.are_wanted():
+            state.tracer = _tracer(config)
+            stack.push_async_callback(state.tracer.close)
+            state.telemetry.listen(state.tracer.turns)
+        stack.callback(state.telemetry.count)  # What still waits is logged.
         await cluster.open()
         stack.push_async_callback(cluster.close)
         async with cluster.starting() as is_first:  # One after the other makes what the database lacks.
@@ -199,6 +213,8 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
             raise_file_limit()
             reloading = asyncio.create_task(keep_config(state), name="settings")
             stack.push_async_callback(_stopped, reloading)
+        lag = asyncio.create_task(state.telemetry.watch_loop(), name="event loop lag")
+        stack.push_async_callback(_stopped, lag)
         rolling_up = asyncio.create_task(_roll_up_usage(state), name="usage by day")
         stack.push_async_callback(_stopped, rolling_up)
         yield {CONNECTIONS: Connections(state)}
@@ -317,25 +333,17 @@ async def _stopped(task: asyncio.Task[None]) -> None:
         await task
 
 
-# ── the log ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def log_to_stderr() -> None:
-    """Shows our log beside uvicorn's, unless whoever runs us has set up logging already."""
-    if not logging.getLogger().handlers and not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(DefaultFormatter("%(asctime)s %(levelprefix)s %(name)s: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-    # A line a turn, where each request has one.
-    turns.disabled = not logging.getLogger("uvicorn.access").handlers
-
-
 def _is_news(record: logging.LogRecord) -> bool:
     """uvicorn calls it an error when we refuse a WebSocket, although the refusal was sent whole, and when we break off
     an answer."""
     return not str(record.msg).startswith("ASGI callable returned without completing")
+
+
+def _tracer(config: Config) -> Tracer:
+    need("otel", setting="traces.endpoint")
+    from core.tracing import Tracer
+
+    return Tracer.of(config.traces)
 
 
 def _joined(config: Config, inner: Cluster) -> Cluster:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import errno
 import ipaddress
 import math
@@ -22,7 +21,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
 from uvicorn.supervisors import Multiprocess
 
 from backends.kinds import KINDS
@@ -30,6 +28,7 @@ from cluster.workers import FOLDER, Workers, new_folder
 from core.config import Config
 from core.config_file import load_config
 from core.errors import ConfigError, StartError
+from core.logs import LEVELS, logging_config
 
 # What is interrupted is answered, and stored.
 LAST_WORDS_S = 5
@@ -123,12 +122,6 @@ def _is_served(address: tuple[int, str], host: str) -> bool:
     return True
 
 
-# uvicorn's, with the time.
-LOGGING: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
-for _formatter in LOGGING["formatters"].values():
-    _formatter["fmt"] = f"%(asctime)s {_formatter['fmt']}"
-
-
 class SharedPort(socket.socket):
     """A bound port that nobody listens at. On its way to a worker it becomes a socket of the worker's own at the same
     port: Linux spreads connections evenly over these, while of one socket for all the quickest worker takes what it
@@ -171,6 +164,14 @@ class Supervisor(Multiprocess):
                 os.kill(process.pid, signal.SIGHUP)
 
 
+def _override_log(given: argparse.Namespace) -> None:
+    """What was given at the start holds for the workers too, which read the settings themselves."""
+    if given.log_level is not None:
+        os.environ["ROUTER_LOG__LEVEL"] = given.log_level
+    if given.access_log is not None:
+        os.environ["ROUTER_LOG__REQUESTS"] = str(given.access_log).lower()
+
+
 def main() -> None:
     """Runs the service until it is stopped. Exits with the reason if it cannot start."""
     parser = argparse.ArgumentParser(
@@ -179,12 +180,11 @@ def main() -> None:
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=12434)
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-level", choices=LEVELS, help="in place of log.level")
     parser.add_argument(
         "--access-log",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="log each request, which costs a tenth of it",
+        help="log each request, or not: in place of log.requests",
     )
     parser.add_argument(
         "--one-socket",
@@ -199,6 +199,7 @@ def main() -> None:
     if not 0 <= given.port <= 65535:
         raise SystemExit(f"nomyo-router cannot start: --port {given.port} is no port: they are 0 (any) to 65535")
     try:
+        _override_log(given)
         settings = load_config(kinds=KINDS)
         check_address(given.host, settings)
         check_endpoints(given.host, given.port, settings)
@@ -213,9 +214,8 @@ def main() -> None:
         "router:app",
         host=given.host,
         port=given.port,
-        log_level=given.log_level,
-        access_log=given.access_log,
-        log_config=LOGGING,
+        access_log=False,  # The line of a request is ours.
+        log_config=logging_config(settings.log.format, settings.log.level),
         workers=settings.workers,
         # For what is interrupted then (core/stopping.py).
         timeout_graceful_shutdown=math.ceil(settings.background.drain_s) + LAST_WORDS_S,

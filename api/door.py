@@ -6,6 +6,7 @@ body ──door.read──▶ Responses request ──begin_turn──▶ run_tu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -96,6 +97,8 @@ class Encoded(StreamedReply):
         self.passed: PassedThrough | None = None
 
     def headers_now(self) -> dict[str, str]:
+        if self.passed is not None:
+            self._turn.builder.first_s = time.monotonic()
         translated = self._more_headers if self.passed is None else {}
         return {"Content-Type": self.content_type, **self._turn.headers, **translated}
 

@@ -45,7 +45,7 @@ async def count_input_tokens(request: Request) -> Response:
     )
     if is_limited(turn.request.principal):
         await admit_turn(state, turn)
-    has_failed = False
+    failure: APIError | None = None
     try:
         async with ClientWatch(request.scope, request.receive):
             model = turn.request.model
@@ -54,12 +54,15 @@ async def count_input_tokens(request: Request) -> Response:
                     endpoint = state.pool.endpoints[attempt.endpoint]
                     tokens, estimated = await _count(state, endpoint, turn.request, attempt.model)
                     attempt.was_asked = not estimated
+        turn.builder.response["status"] = "completed"
     except APIError as error:
-        has_failed = True
-        raise at_this_door(error, turn.request.model) from None
+        failure = at_this_door(error, turn.request.model)
+        raise failure from None
     finally:
+        turn.routing.attempts_made()
         turn.routing.slot_s = 0.0  # It has taken none.
-        settle_turn(state, turn, has_failed=has_failed)
+        settle_turn(state, turn, failure)
+        failure = None  # It holds this frame.
     headers = {**turn.routing.limits, "x-nomyo-estimated": "true"} if estimated else turn.routing.limits
     return json_response({"object": "response.input_tokens", "input_tokens": tokens}, headers=headers)
 

@@ -67,6 +67,23 @@ async def health(request: Request) -> Response:
     return json_response({"status": "ok", "endpoints": fleet, **cluster})
 
 
+@routes.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while a request may be sent here: an endpoint answers, responses can be stored, and no stop has begun; else
+    503, with what is missing. For load balancers; asks for no key, and names neither an endpoint nor a file."""
+    state = request.app.state
+    missing = []
+    if state.stopping.has_begun:
+        missing.append("the router stops")
+    if not any(endpoint.healthy and not endpoint.draining for endpoint in state.pool.endpoints.values()):
+        missing.append("no endpoint answers")
+    if await state.db.outage() is not None:
+        missing.append("nothing can be stored")
+    if missing:
+        return json_response({"status": "not_ready", "missing": missing}, 503, {"Retry-After": "5"})
+    return json_response({"status": "ready"})
+
+
 def _for_routers(endpoints: Endpoints, models: dict[str, Endpoint], asking: Collection[str]) -> Json:
     """What another router needs to know of this one: its id, how many requests it runs at once, what it knows of its
     models."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any
@@ -31,8 +32,10 @@ from backends.wire.relay import Relay
 from core.errors import APIError, BackendRefused, InvalidRequest
 from core.json import decode_json
 from core.keys import UNLIMITED
+from core.request_context import RequestContext, current_request
 from core.schemas import ANYTHING, FLAG, OBJECTS, TEXT, object_of
 from core.state import AppState
+from core.turn_record import TurnRecord
 from requests.bounded_json import BOM, LARGE, TooDeep, check_values
 from requests.chat import DecodeError
 from requests.members import with_model, without
@@ -93,6 +96,8 @@ class Head(msgspec.Struct):
         return [name for name in (f"{owner} {key}" if key and isinstance(key, str) else "", hashed) if name]
 
 
+# The answers that come piece by piece.
+STREAMS = ("text/event-stream", "application/x-ndjson")
 # What only goes on may hold so much more: the tokens of texts to embed.
 PASSED_ON = 4
 
@@ -179,6 +184,8 @@ class Passing(StreamedReply):
 
     # Whether the request had a parameter that is for us, and that only responses have.
     ignores_nomyo = False
+    # When the first of the answer left.
+    _first_s = 0.0
     content_type = "application/json"
 
     def __init__(self, request: Request, head: Head, body: bytes, routing: Routing) -> None:
@@ -195,6 +202,7 @@ class Passing(StreamedReply):
 
     def headers_now(self) -> dict[str, str]:
         """What became of the request, as headers of its answer."""
+        self._first_s = time.monotonic()
         headers = {"Content-Type": self.content_type, **self._routing.headers()}
         if self.ignores_nomyo:
             headers["x-nomyo-ignored"] = "nomyo"
@@ -223,16 +231,23 @@ class Passing(StreamedReply):
             allowed = head.max_completion_tokens or head.max_tokens
             given = partial(body_tokens, self._body)
             tally = await admit(state, principal, routing, given, allowed, answers=head.answers())
-        has_failed = False
+        status, failure = "cancelled", ""
         try:
             await self._ask(path, below_root=below_root)
-        except APIError:
-            has_failed = True
+            status = "completed"
+        except APIError as error:
+            status, failure = "failed", error.code or error.type
             raise
         finally:
             used = self.used()
             tokens = used or self._feed.estimated(self._body, self.content_type, is_text=routing.path in INPUTS)
-            settle(state, principal, routing, self.model, tokens, tally, has_failed, False, used is None)
+            first_s = self._first_s if self.content_type.startswith(STREAMS) else 0.0
+            request = current_request() or RequestContext(b"", path, began_s=routing.began_s)
+            record = TurnRecord(
+                *("", request, principal, routing, self.model, status, failure, tokens, first_s),
+                is_estimated=used is None,
+            )
+            settle(state, record, routing, tokens, tally)
 
     async def _ask(self, path: str, *, below_root: bool) -> None:
         pool = self._state.pool

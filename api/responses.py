@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any
@@ -60,8 +61,6 @@ from requests.responses import with_output_text
 from requests.tools import Item
 
 log = logging.getLogger("nomyo.responses")
-# Disabled but where each request has a line (`log_to_stderr`).
-turns = logging.getLogger("nomyo.turns")
 
 routes = Routes(prefix="/v1/responses", tags=["responses"])
 
@@ -70,35 +69,39 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
     """Runs a turn: its events leave by `out`, the last of them when the store knows it. Whatever happens, the slot is
     given back and the store knows how the turn ended. An error is the end of the stream; where there is none yet, or
     nobody reads one, it is raised."""
-    builder = turn.builder
-    is_stored, uses_cache = turn.request.stored, turn.request.uses_cache
+    builder, request = turn.builder, turn.request
+    params = request.params
+    is_stored, uses_cache = params.store is not False, params.nomyo is not None and request.uses_cache
     ending: list[Event] = []
-    principal = turn.request.principal
+    principal = request.principal
     if principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED:
         await admit_turn(state, turn)
     turn.out = out
-    if is_stored and turn.request.stream and not turn.row_begun:
+    if is_stored and request.stream and not turn.row_begun:
         out.on_begin = partial(begin_row, state, turn)
     try:
         if uses_cache and (cached := await _cached(state, turn)):
             turn.emit(replayed(turn, cached))
         elif uses_cache and (cache := get_llm_cache(state)) is not None and not turn.compacts:
             await shared_answer(state, turn, cache, run_turn)
-        elif (turn.request.params.tools or state.mcp.has_always) and (ours := router_tools_of(state, turn)) is not None:
+        elif (params.tools or state.mcp.has_always) and (ours := router_tools_of(state, turn)) is not None:
             await tool_rounds(state, turn, ours, partial(_ask, state, turn))
         else:
             await _ask(state, turn)
             if turn.is_passed_on:
+                builder.response["status"] = "completed"
                 settle_turn(state, turn)
                 out.end(b"")
                 return
         if not builder.ended:
             ending = builder.finish()
         _describe_answer(turn)
-        _count(state, turn)
-        if is_stored or uses_cache or turn.request.conversation:
+        settle_turn(state, turn)
+        if is_stored or uses_cache or request.conversation:
             # Before the last event leaves: a client that chains on it at once must find the row.
             await _to_the_end(record(state, turn))
+            if (context := turn.context) is not None:
+                context.stored_s = time.monotonic()
     except Exception as error:
         described = _described(error, turn)
         without_frames(error)
@@ -133,7 +136,7 @@ async def _ask(state: AppState, turn: Turn) -> None:
                 await _answered(state, turn, attempt)
             finally:
                 attempt.begun |= builder.ended or (is_read and builder.has_output)
-    if turn.request.stored or turn.feeds:
+    if turn.request.params.store is not False or turn.feeds:
         # The next turn of this conversation finds its prefix there.
         state.pool.remember([turn.id], attempt.endpoint)
 
@@ -173,11 +176,11 @@ async def _ended_by(state: AppState, turn: Turn, out: TurnOut, error: APIError) 
     """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
     builder = turn.builder
     if not out.has_begun or not builder.emission.makes_events:
-        settle_turn(state, turn, has_failed=True)
+        settle_turn(state, turn, error)
         raise error from error.__cause__
     events = builder.fail(error)
     turn.describe()
-    settle_turn(state, turn, has_failed=True)
+    settle_turn(state, turn, error)
     await _record_failure(state, turn)
     return events
 
@@ -202,9 +205,10 @@ async def _cached(state: AppState, turn: Turn) -> dict[str, Any] | None:
 
 def _answered(state: AppState, turn: Turn, attempt: Attempt) -> Awaitable[None]:
     """The answer of the endpoint of an attempt."""
-    client = _make_openai_client(state.pool, attempt.endpoint)
-    native = is_ext_openai_endpoint(state.pool, attempt.endpoint) and not turn.asks_chats
-    kind = state.pool.endpoints.kind(attempt.endpoint)
+    pool, key = state.pool, attempt.endpoint
+    client = _make_openai_client(pool, key)
+    native = is_ext_openai_endpoint(pool, key) and not turn.asks_chats
+    kind = pool.endpoints.kind(key)
     if turn.passes_on is not None and kind.speaks_ollama:
         return turn.passes_on(attempt)
     create: Any = partial(create_response_with_retries if native else create_chat_with_retries, client)
@@ -302,15 +306,6 @@ def _sealed(state: AppState, owner: str, text: str) -> str:
     return state.sealer.of(owner).seal(text, purpose="request")
 
 
-def _count(state: AppState, turn: Turn) -> None:
-    """What was used; and a line of the log, where each request has one."""
-    settle_turn(state, turn)
-    if not turns.disabled and not turn.feeds:
-        usage = turn.builder.response["usage"]
-        tokens = f"{usage['input_tokens']} + {usage['output_tokens']}" if usage else "no"
-        turns.info("%s: %s, %s tokens: %s", turn.id, turn.builder.response["status"], tokens, turn.describe_way())
-
-
 async def _record_failure(state: AppState, turn: Turn) -> None:
     try:
         await record(state, turn)
@@ -355,7 +350,7 @@ async def create_response(request: Request) -> Response:
     backend's failures, all in OpenAI's envelope. `x-nomyo-omitted-tools` names tools that the backend cannot run and
     was not offered.
     """
-    state: AppState = request.app.state
+    state: AppState = request.scope["app"].state
     turn = await begin_turn(state, await read_json(request), principal_of(request))
     if turn.request.background:
         return await _create_in_background(request, state, turn)
@@ -382,8 +377,8 @@ async def _create_in_background(request: Request, state: AppState, turn: Turn) -
     answer = None if turn.request.stream else _answer(turn.builder.response, turn.routing.limits)
     try:
         state.tasks.submit(job)
-    except BaseException:
-        settle_turn(state, turn, has_failed=True)
+    except APIError as error:
+        settle_turn(state, turn, error)
         raise
     job.share()
     try:

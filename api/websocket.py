@@ -39,6 +39,7 @@ from core.errors import (
     without_frames,
 )
 from core.json import encode_json
+from core.request_context import current_request, set_request, within
 from core.state import AppState
 from core.stopping import Stopping
 from requests.emission import EMIT_EVENTS
@@ -96,6 +97,7 @@ class Socket:
         self._websocket = websocket
         self._state = websocket.app.state
         self._principal = principal_of(websocket)
+        self._context = current_request()
         # A lane is here as long as it has a task, which answers what waits in it.
         # An error waits as its message: as an exception it would hold what it is about.
         self._lanes: dict[str | None, deque[SocketTurn | Event]] = {}
@@ -115,6 +117,7 @@ class Socket:
         assert task is not None
         listeners = self._state.stopping.listeners
         listeners.add(self._stop_if_idle)
+        self._state.telemetry.sockets += 1
         try:
             while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
                 self._take(message.get("text") or message.get("bytes") or b"")
@@ -127,6 +130,7 @@ class Socket:
                 task.uncancel()
             raise
         finally:
+            self._state.telemetry.sockets -= 1
             listeners.discard(self._stop_if_idle)
             # First: a turn that is being recorded takes no cancellation, and its lane would go on with the next one.
             for waiting in self._lanes.values():
@@ -230,6 +234,10 @@ class Socket:
         if isinstance(parent, str) and (steers := self._waiting.pop(parent, None)):
             running.takes_up += steers
             body["input"] = input_behind([item for steer in steers for item in steer.items], body.get("input"))
+        context = within(self._context, "websocket")
+        if self._state.tracer is not None:
+            self._state.tracer.begin(context)
+        set_request(context)
         turn = await begin_turn(self._state, body, self._principal, self._remembered, EMIT_EVENTS)
         # The store knows a chain only if it knows all of it.
         is_ours = not turn.request.stored or parent in self._remembered

@@ -81,6 +81,9 @@ class Alone(Cluster):
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
         return []
 
+    async def ask_machine(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        return []
+
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
         return None
 

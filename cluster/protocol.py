@@ -322,6 +322,10 @@ class Cluster(Protocol):
         """What each peer answers, as JSON; None for one that does not, or not with 200, within 2 s."""
         ...
 
+    async def ask_machine(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        """The same of those peers that are on this machine, as workers of one service are."""
+        ...
+
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
         """The answer of the first peer that has one other than 404; None if none has."""
         ...

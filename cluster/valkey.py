@@ -207,7 +207,10 @@ class Replicas(Cluster, Listener):
         host, port = self._advertised()
         own = host or self.membership.valkey.own_host or _own_host(self._at)
         listen_at = "" if host else own
-        async with peers.answering_at(app, http, listen_at, port, lambda: self.membership.secret) as port:
+        async with (
+            self._inner.answering(app, http),
+            peers.answering_at(app, http, listen_at, port, lambda: self.membership.secret) as port,
+        ):
             self.membership.answers_at(f"{f'[{own}]' if ':' in own else own or socket.gethostname()}:{port}")
             try:
                 yield
@@ -228,6 +231,9 @@ class Replicas(Cluster, Listener):
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
         return await peers.ask(self._others(), method, path, headers)
+
+    async def ask_machine(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        return await self._inner.ask(method, path, headers)
 
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
         return await peers.find(self._others(), method, path, headers)

@@ -199,6 +199,9 @@ class Workers(Cluster):
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
         return await peers.ask(self.living(), method, path, headers)
 
+    async def ask_machine(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
+        return await self.ask(method, path, headers)
+
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
         return await peers.find(self.living(), method, path, headers)
 

@@ -7,6 +7,8 @@ core/config_help.py has a line for each key; docs/settings.md and docs/settings.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -23,6 +25,8 @@ ReasoningReplay = Literal["reasoning_content", "reasoning", "think_tags", "none"
 StructuredOutputs = Literal["native", "prompt", "refuse"]
 ThinkTags = Literal["auto", "opened", "off"]
 HostedTools = Literal["omit", "refuse"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,6 +217,30 @@ class PageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: bool = False
 
 
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`log`: lines as `text` or as `json`, from a level on; `requests`: one for each request, too."""
+
+    format: LogFormat = "text"
+    level: LogLevel = "info"
+    requests: bool = False
+
+
+class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`traces`: where spans are sent by OTLP over gRPC (`http://collector:4317`), with these headers; empty: nowhere,
+    unless OTEL_EXPORTER_OTLP_ENDPOINT names a place. `content`: what was asked and answered goes with them."""
+
+    endpoint: str = ""
+    headers: dict[str, str] = {}
+    content: bool = False
+
+    def are_wanted(self, environ: Mapping[str, str] = os.environ) -> bool:
+        """Whether spans are to be sent: the settings, or OpenTelemetry's own variables, name a place."""
+        if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none":
+            return False
+        places = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+        return bool(self.endpoint) or any(environ.get(name) for name in places)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""
@@ -268,6 +296,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mcp: McpConfig = McpConfig()
     web_search: WebSearchConfig = WebSearchConfig()
     page: PageConfig = PageConfig()
+    log: LogConfig = LogConfig()
+    traces: TracesConfig = TracesConfig()
     fallback_models: dict[str, tuple[str, ...]] = {}
     # By model.
     prices: dict[str, PriceConfig] = {}
@@ -283,6 +313,8 @@ CHOICES = {
     "client_servers": ("allow", "deny"),
     "require_approval": ("always", "never"),
     "transport": ("http", "sse"),
+    "format": get_args(LogFormat),
+    "level": get_args(LogLevel),
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "": Config,
@@ -302,6 +334,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "images": ImagesConfig,
     "files": FilesConfig,
     "tools": ToolsConfig,
+    "log": LogConfig,
+    "traces": TracesConfig,
     "mcp": McpConfig,
     "mcp.servers[]": McpServerConfig,
     "web_search": WebSearchConfig,

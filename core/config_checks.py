@@ -32,6 +32,12 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
     if wrong := wrong_with_secret(config.api_key):
         raise ConfigError(f"api_key: {wrong}")
     check_keys(config.keys, config.owners, config.api_key)
+    if config.traces.endpoint:
+        if urlsplit(config.traces.endpoint).scheme not in ("http", "https"):
+            raise ConfigError("traces.endpoint: must be a URL, as http://collector:4317 is")
+        need("otel", setting="traces.endpoint")
+    if wrong := _wrong_with_headers(config.traces.headers):
+        raise ConfigError(f"traces.headers: {wrong}")
     for index, endpoint in enumerate(config.endpoints):
         if wrong := _wrong_with_value(endpoint.api_key):
             raise ConfigError(f"endpoints[{index}].api_key: {wrong}")

@@ -260,6 +260,23 @@ HELP: dict[str, str] = {
     "mcp.servers[].always": "Whether every turn of `/v1/responses` is offered it",
     "mcp.client_servers": "Whether clients may name servers by `server_url`. Default: `allow`, with keys `deny`",
     "mcp.allow_private": "Whether those may lie at addresses that are not public. Default: true, with keys false",
+    "log": "The log: one line each of what happens",
+    "log.format": "Lines as `text`, or each as an object of JSON",
+    "log.level": (
+        "From which level on lines are logged (`./nomyo serve --log-level`). Prompts and keys are at none. Libraries "
+        "log from `warning` on, whatever it is"
+    ),
+    "log.requests": (
+        "A line for each request too (`--access-log`): its id, owner, front door, model, endpoint, status, tokens, "
+        "times and tries"
+    ),
+    "traces": "A span for each turn, sent to a collector of OpenTelemetry",
+    "traces.endpoint": (
+        "Where spans are sent by OTLP over gRPC: `http://collector:4317`, or `https://…`. OpenTelemetry's own "
+        "variables hold too: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, …. Takes the extra `otel`"
+    ),
+    "traces.headers": "Headers for the collector",
+    "traces.content": "Whether what was asked and answered goes with the spans",
     "web_search": "Web searches that any model can make",
     "web_search.provider": (
         "Who searches: `searxng`, `brave`, `tavily`, `exa`, or `mcp:NAME` (a tool of one of `mcp.servers`); empty: "

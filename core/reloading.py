@@ -30,6 +30,8 @@ NEEDS_RESTART = (
     "files",
     "secret_key",
     "max_answer_mb",
+    "log",
+    "traces",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import State
 
@@ -20,12 +20,16 @@ from core.budgets import Budgets
 from core.config import Config
 from core.flights import Flights
 from core.keyring import Keyring
+from core.logs import RequestLog
 from core.seals import Sealer
 from core.stopping import Stopping
 from core.tasks import TaskRunner
 from core.telemetry import Telemetry
 from core.usage import UsageLog
 from db import Store
+
+if TYPE_CHECKING:
+    from core.tracing import Tracer
 
 
 class AppState(State):
@@ -42,6 +46,10 @@ class AppState(State):
     # Answers on their way that several requests share.
     flights: Flights[Any, Any]
     telemetry: Telemetry
+    # Where traces are on.
+    tracer: Tracer | None
+    # Where each request has a line of the log.
+    request_log: RequestLog | None
     usage: UsageLog
     budgets: Budgets
     pool: Pool

@@ -86,6 +86,8 @@ class ResponseBuilder:
     # The same of what a hosted tool has answered.
     _hides_outputs = False
     sequence_number = 0
+    # When the first item began, of the monotonic clock.
+    first_s = 0.0
     # How long the backend took, in its words, where it reports that.
     timings: Any = None
     text: OpenText | None = None
@@ -258,7 +260,7 @@ class ResponseBuilder:
         """Another backend answers, and nobody has got anything of what this one made but that the response began."""
         self.begin_again()
         del self._output[self._before :]
-        self.text, self.timings, self.hides_seals = None, None, False
+        self.text, self.timings, self.hides_seals, self.first_s = None, None, False, 0.0
         self._native, self.flows = None, NO_FLOWS
         self.response = self._resource or self.response
 
@@ -619,6 +621,8 @@ class ResponseBuilder:
         """The output index of a new item. Raises `BackendError` where there are too many of them."""
         if len(self._output) >= MOST_ITEMS:
             raise too_many_items()
+        if not self.first_s:
+            self.first_s = time.monotonic()
         self._output.append(None)
         return len(self._output) - 1
 

@@ -346,6 +346,9 @@ class QueuedStore(KeptConversations, ABC):
 
     # ── whether it works ─────────────────────────────────────────────────────────────────────────────────────────────
 
+    def observe_writes(self, observe: Callable[[float], object]) -> None:
+        self._queue.observe = observe
+
     async def outage(self) -> str | None:
         now = time.monotonic()
         if now - self._checked_at >= CHECK_EVERY_S:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
@@ -85,6 +86,8 @@ class WriteQueue:
         self._queue: list[Written] = []
         self._queued = asyncio.Event()
         self._is_open = False
+        # Called with how long each batch has taken, in seconds; here with something that does nothing.
+        self.observe: Callable[[float], object] = float
         # Why nothing could be written the last time.
         self.outage: str | None = None
         self._writer: asyncio.Task[None] | None = None
@@ -123,6 +126,7 @@ class WriteQueue:
                     await self._wrote([one])
 
     async def _wrote(self, batch: list[Written]) -> bool:
+        began_s = time.monotonic()
         try:
             late = await self._run([write for written in batch for write in written.writes])
         except Outage as error:
@@ -137,6 +141,7 @@ class WriteQueue:
                 log.exception("a write failed")
                 batch[0].end(not_stored(error))
             return False
+        self.observe(time.monotonic() - began_s)
         if self.outage is not None:
             log.warning("responses are stored again")
             self.outage = None

@@ -3,6 +3,10 @@ imported."""
 
 from __future__ import annotations
 
+# isort: off
+from tests.clock import CLOCK, Clock  # Before all that takes `time.monotonic`.
+
+# isort: on
 import asyncio
 import atexit
 import logging
@@ -10,7 +14,6 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -85,27 +88,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=distance)
 
 
-class Clock:
-    """`time.monotonic`, by which the timers of the loop go too: it goes on by itself, and jumps ahead for a test."""
-
-    def __init__(self) -> None:
-        self._ahead_s = 0.0
-        self._monotonic = time.monotonic
-        time.monotonic = self  # For good: it must never go back.
-
-    def __call__(self) -> float:
-        return self._monotonic() + self._ahead_s
-
-    def advance(self, seconds: float) -> None:
-        self._ahead_s += seconds
-
-
-_clock = Clock()
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return _clock
+    return CLOCK
 
 
 @pytest.fixture

@@ -506,7 +506,7 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
         for field in msgspec.structs.fields(fields):
             is_list = field.name in (
                 *("endpoints", "keys", "owners", "prices", "fallback_models", "cors_origins", "allowed_hosts"),
-                "servers",
+                *("servers", "headers"),
             )
             if "[]" in section or isinstance(field.default, msgspec.Struct) or is_list:
                 continue
@@ -516,6 +516,8 @@ def test_every_key_that_is_no_list_can_be_set_by_the_environment(load: Any) -> N
                 value = "valkey://host" if field.name == "url" else "host"
             if field.name == "public_url":
                 value = "https://router.example"
+            if (section, field.name) == ("traces", "endpoint"):
+                value = "http://collector:4317"
             also = {}
             if field.name == "direct_url":  # Only of a server.
                 value, also = "postgresql://direct/router", {"ROUTER_DATABASE__URL": "postgresql://pooler/router"}

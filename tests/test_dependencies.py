@@ -60,6 +60,7 @@ OF_EXTRAS = {
     "core/valkey.py": {"hiredis"},
     "backends/mcp/session.py": {"mcp"},
     "backends/web/readable.py": {"selectolax"},
+    "core/tracing.py": {"opentelemetry"},
     **{str(file.relative_to(ROOT)): {"psycopg"} for file in (ROOT / "stores").rglob("postgres*.py")},
 }
 

@@ -264,14 +264,15 @@ def read_metrics(text: str) -> Samples:
             else:
                 assert name not in types, f"a second TYPE, {at}"
                 assert name in helped, f"TYPE without HELP, {at}"
-                assert rest in ("counter", "gauge"), at
+                assert rest in ("counter", "gauge", "histogram"), at
                 assert (rest == "counter") == name.endswith("_total"), f"a counter is called …_total, {at}"
                 types[name] = rest
                 family = name
             continue
         found = _SAMPLE.fullmatch(line)
         assert found, f"no sample, {at}"
-        assert found["name"] == family, f"it does not stand with its family, {at}"
+        endings = ("_bucket", "_sum", "_count") if types.get(family) == "histogram" else ("",)
+        assert found["name"] in [family + ending for ending in endings], f"it does not stand with its family, {at}"
         labels = _labels(found["labels"] or "", at)
         key = (found["name"], frozenset(labels.items()))
         assert key not in samples, f"the series is there twice, {at}"

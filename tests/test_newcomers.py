@@ -204,11 +204,16 @@ class TestKeys:
 
 
 class TestLog:
-    async def test_a_line_a_turn_has_model_endpoint_tokens_and_time(self, stack, backend, caplog, monkeypatch) -> None:
-        running = await at(stack, backend.url, "vllm")
-        monkeypatch.setattr(logging.getLogger("nomyo.turns"), "disabled", False)
+    async def test_a_line_a_turn_has_model_endpoint_tokens_and_time(self, stack, backend, caplog) -> None:
+        caplog.set_level("INFO")
+        endpoint = {"url": backend.url, "kind": "vllm", "name": "mine"}
+        running = await stack.enter_async_context(running_router(endpoints=[endpoint], log={"requests": True}))
         identity = (await running.http.post(URL, json=turn())).json()["id"]
-        assert re.search(rf"{identity}: completed, 7 \+ \d+ tokens: test-model at mine, \d+\.\d\d s", caplog.text)
+        running.app.state.telemetry.count()
+        (line,) = [record.getMessage() for record in caplog.records if identity in record.getMessage()]
+        for field in ("door=responses", "model=test-model", "endpoint=mine", "status=completed", "input_tokens=7"):
+            assert f" {field} " in line
+        assert re.search(r" output_tokens=\d+ .* took_s=\d+\.\d+ waited_s=0\.0 tries=1$", line)
 
     async def test_a_failure_has_them_too(self, stack, backend, caplog) -> None:
         running = await at(stack, backend.url, "vllm")

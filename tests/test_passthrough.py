@@ -439,8 +439,8 @@ class TestUsage:
         await post(served, "/v1/embeddings")
         assert tokens(served) == (18, 6)
         metrics = (await served.http.get("/metrics")).text
-        assert 'nomyo_tokens_total{model="test-model",direction="input"} 18\n' in metrics, metrics
-        assert 'nomyo_tokens_total{model="test-model",direction="output"} 6\n' in metrics, metrics
+        assert 'nomyo_tokens_total{direction="input",model="test-model"} 18.0\n' in metrics, metrics
+        assert 'nomyo_tokens_total{direction="output",model="test-model"} 6.0\n' in metrics, metrics
         assert 'nomyo_requests_total{endpoint="' in metrics, "the requests are not counted"
 
 

@@ -310,7 +310,9 @@ async def test_tokens_are_counted_once(router: Running, backend: FakeBackend) ->
     end.set()
     usage = (await asyncio.gather(*asking))[0]["usage"]
     metrics = (await router.http.get("/metrics")).text
-    counted = [line for line in metrics.splitlines() if "tokens" in line and "input" in line and line[0] != "#"]
+    counted = [
+        line for line in metrics.splitlines() if "nomyo_tokens_total" in line and "input" in line and line[0] != "#"
+    ]
     assert [float(line.rsplit(" ", 1)[1]) for line in counted] == [usage["input_tokens"]], counted
 
 

@@ -1,12 +1,15 @@
-"""GET /metrics: what was counted, over all processes, for Prometheus."""
+"""GET /metrics: what was counted, for Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterable
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
+from api.admin.exposition import exposition, values
 from api.http.keys import require_admin
 from api.http.replies import json_response
 from api.http.routes import Routes
@@ -14,21 +17,7 @@ from api.peers import as_peer, is_from_peer
 from core.errors import NotFound
 from core.json import Json
 from core.state import AppState
-from core.telemetry import (
-    COUNTED,
-    ENDPOINT_IN_FLIGHT,
-    ENDPOINT_SLOTS,
-    ENDPOINT_UP,
-    QUEUE_LONGEST_WAIT,
-    QUEUE_WAIT,
-    QUEUE_WAITING,
-    REQUESTS,
-    TOKENS,
-    Metric,
-    Samples,
-    added,
-    exposition,
-)
+from core.telemetry import added
 
 routes = Routes(tags=["fleet"])
 
@@ -40,54 +29,28 @@ FIGURES = "/api/workers/figures"
 
 @routes.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """The counts of the fleet, over all processes, in Prometheus' text format, version 0.0.4. For admins, unless
-    `metrics_open` is set."""
+    """What was counted, by all processes on this machine, in Prometheus' text format 0.0.4, or as OpenMetrics where
+    `Accept` asks for that. For admins, unless `metrics_open` is set."""
     state: AppState = request.app.state
     if not state.config.metrics_open:
         require_admin(request)
-    text = exposition(_samples(state, await all_figures(request)))
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _samples(state: AppState, figures: Json) -> Iterator[tuple[Metric, Samples]]:
-    endpoints = [endpoint for endpoint in state.pool.endpoints.values() if not endpoint.leaving]
-    by_endpoint = [({"endpoint": endpoint.name}, endpoint) for endpoint in endpoints]
-    yield ENDPOINT_UP, [(at, float(endpoint.healthy)) for at, endpoint in by_endpoint]
-    yield ENDPOINT_IN_FLIGHT, [(at, endpoint.busy) for at, endpoint in by_endpoint]
-    yield ENDPOINT_SLOTS, [(at, endpoint.max_concurrent) for at, endpoint in by_endpoint]
-    yield (
-        REQUESTS,
-        [
-            ({"endpoint": name, "outcome": outcome}, count)
-            for name, outcomes in figures["outcomes"].items()
-            for outcome, count in outcomes.items()
-        ],
-    )
-    yield QUEUE_WAITING, [({}, figures["waiting"])]
-    yield QUEUE_LONGEST_WAIT, [({}, figures["longest_wait_s"])]
-    yield QUEUE_WAIT, [({}, figures["waited_s"])]
-    for name, metric in COUNTED.items():
-        yield metric, [({}, figures["counts"].get(name, 0))]
-    yield (
-        TOKENS,
-        [
-            ({"model": model, "direction": way}, count)
-            for model, ways in figures["tokens"].items()
-            for way, count in ways.items()
-        ],
-    )
+    figures = _sum(own_figures(state), await state.cluster.ask_machine("GET", FIGURES, as_peer(state)))
+    shown = values(state, figures, is_stored=await state.db.outage() is None)
+    # Not here: prometheus-client is loaded first, and thousands of series take a while.
+    text, content_type = await asyncio.to_thread(exposition, shown, request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": content_type})
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get(FIGURES, include_in_schema=False)
-async def own_figures(request: Request) -> Response:
+async def figures_for_peers(request: Request) -> Response:
     """For the peers alone: what this one has counted, and the responses that it is working on."""
     if not is_from_peer(request):
         raise NotFound(f"There is no GET {FIGURES}.", code="unknown_url")
     state: AppState = request.app.state
-    return json_response({**_figures(state), "running": ids_at_work(state)})
+    return json_response({**own_figures(state), "running": ids_at_work(state)})
 
 
 def ids_at_work(state: AppState) -> list[str]:
@@ -95,13 +58,15 @@ def ids_at_work(state: AppState) -> list[str]:
     return list({*state.db.running_ids(), *state.tasks.ids()})
 
 
-def _figures(state: AppState) -> Json:
+def own_figures(state: AppState) -> Json:
+    """What this process has counted, and what waits and runs in it."""
     pool = state.pool
     # One that was replaced, and still answers something, has the name of its successor.
     endpoints = [endpoint for endpoint in pool.endpoints.values() if not endpoint.leaving]
     return {
         **state.telemetry.figures(),
         "outcomes": {endpoint.name: dict(endpoint.outcomes) for endpoint in endpoints},
+        "background": len(state.tasks.ids()),
         "waiting": len(pool.line),
         "by_key": list(pool.line.counts().values()),
         "first": pool.first_waiting(SHOWN),
@@ -112,8 +77,11 @@ def _figures(state: AppState) -> Json:
 async def all_figures(request: Request) -> Json:
     """The figures of all processes as one: numbers are added, but for the longest wait."""
     state: AppState = request.app.state
-    total = _figures(state)
-    for figures in await state.cluster.ask("GET", FIGURES, as_peer(state)):
+    return _sum(own_figures(state), await state.cluster.ask("GET", FIGURES, as_peer(state)))
+
+
+def _sum(total: Json, others: Iterable[Any]) -> Json:
+    for figures in others:
         if figures is not None:
             longest = max(total["longest_wait_s"], figures["longest_wait_s"])
             total = added(total, figures)

@@ -35,9 +35,10 @@ async def read_body(request: Request) -> bytes:
     """The body, uncompressed; of a form, the object that it stands for, as JSON; with the model of its path. Raises
     `TooLarge` past `max_body_mb` of either, `UnsupportedCoding`, `BrokenBody`, and `InvalidRequest` for what is no
     form."""
-    headers = request.scope[HEADERS]
-    limit = request.app.state.config.max_body_mb * 1024 * 1024
-    if (wire := wire_of(request.scope)) is None or (body := wire.body) is None or len(body) > limit:
+    scope = request.scope
+    headers = scope[HEADERS]
+    limit = scope["app"].state.config.max_body_mb * 1024 * 1024
+    if (wire := wire_of(scope)) is None or (body := wire.body) is None or len(body) > limit:
         body = await _received(request, headers, limit)
     if b"content-encoding" in headers:
         body = await decoded(body, ",".join(request.headers.getlist("content-encoding")), limit, _too_large(limit))
@@ -46,8 +47,8 @@ async def read_body(request: Request) -> bytes:
             body = _form_as_json(body)
         elif body[:2] == b"--" and headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
             raise InvalidRequest("A multipart form is not read here: send JSON, or a form of names and values.")
-    if DEPLOYMENT in request.scope:
-        body = _for_deployment(body, request.scope[DEPLOYMENT])
+    if DEPLOYMENT in scope:
+        body = _for_deployment(body, scope[DEPLOYMENT])
     return body
 
 

@@ -23,15 +23,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from api.http.connection import EXTENSION
 from api.http.errors import error_reply, reply_to_error
 from api.http.headers import HEAD_ONLY, HEADERS
 from api.http.keys import check_key
 from api.http.origins import share
-from api.http.protocol import give_wire, take_wire
+from api.http.protocol import give_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
+from cluster.protocol import FROM_PEER
 from core import hops
 from core.errors import APIError, Interrupted, StartError, without_frames
+from core.request_context import HEADER as REQUEST_ID
+from core.request_context import begin_request
 from core.state import AppState
+from core.turn_record import door_of
 
 
 class Application(FastAPI):
@@ -69,19 +74,30 @@ class Application(FastAPI):
             await serve(scope, receive, send)
             return
         headers = scope[HEADERS] = dict(scope["headers"])
+        context = begin_request(headers, scope["path"])
+        state = self.state
+        if state.tracer is not None:
+            state.tracer.begin(context)
         endpoint = self.table.endpoints.get((scope["method"], scope["path"]))
         if endpoint is None:
             if scope["method"] == "HEAD":
                 send, scope[HEAD_ONLY] = _head_only(send), True
             scope, endpoint = self.table.find(scope)
-        give_wire(scope, receive, send)
+            context.path = scope["path"]
+        if not give_wire(scope, receive, send, context.id):
+            send = _with_id(send, context.id)
         try:
             reply = await self._reply(endpoint, scope, receive, send)
             if b"origin" in headers:
-                share(reply, scope, self.state.config)
+                share(reply, scope, state.config)
+            if context.ending != "completed":  # Those are counted with their turns.
+                state.telemetry.replies[door_of(context.path), reply.status_code] += 1
             await reply(scope, receive, send)
+            if state.request_log is not None and not context.ending and FROM_PEER not in scope:
+                owner = scope["principal"].owner if "principal" in scope else ""
+                state.request_log.request(context, scope["method"], reply.status_code, owner)
         finally:
-            take_wire(scope)
+            scope.pop(EXTENSION, None)  # The wire refers to the request, and the request to its wire.
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The lifespan. Of what stops the start the server logs a line, where one is enough."""
@@ -123,7 +139,8 @@ class Application(FastAPI):
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply of
         that error."""
-        scope[HEADERS] = dict(scope["headers"])
+        headers = scope[HEADERS] = dict(scope["headers"])
+        begin_request(headers, "/v1/responses")
         try:
             check_key(self.state, scope)
             await self.table.find_socket(scope)(WebSocket(scope, receive, send))
@@ -133,6 +150,17 @@ class Application(FastAPI):
                 await error_reply(error)(scope, receive, send)
             else:  # The server under us can refuse, but give no reason.
                 await send({"type": "websocket.close"})
+
+
+def _with_id(send: Send, request_id: bytes) -> Send:
+    """`send`, whose answer has the id of its request."""
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [(REQUEST_ID, request_id), *message.get("headers", ())]}
+        await send(message)
+
+    return send_with_id
 
 
 def _head_only(send: Send) -> Send:

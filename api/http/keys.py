@@ -19,7 +19,7 @@ from core.keys import Principal
 from core.state import AppState
 
 # Whoever looks whether the router is there needs no key, and whoever has none yet must be able to give one.
-OPEN_PATHS = frozenset({"/", "/health", SESSION})
+OPEN_PATHS = frozenset({"/", "/health", "/ready", SESSION})
 # The files of the page, which hold nothing of anybody's.
 OPEN_FOLDER = "/page/"
 METRICS = "/metrics"
@@ -65,8 +65,7 @@ NOBODY = Principal("", owner="nobody without a key", models=())
 
 def principal_of(request: HTTPConnection) -> Principal:
     """Who asks, as `check_key` found."""
-    principal: Principal = request.scope["principal"]
-    return principal
+    return request.scope["principal"]  # type: ignore[no-any-return]
 
 
 def require_admin(request: HTTPConnection) -> None:

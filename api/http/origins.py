@@ -24,13 +24,14 @@ from api.http.headers import headers_of
 from cluster.protocol import FROM_PEER
 from core.config import Config
 from core.errors import Forbidden, InvalidRequest
+from core.request_context import HEADER as REQUEST_ID
 
 APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-file", "vscode-webview"})
 METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 # A browser asks again then; Chrome takes no more.
 MAX_AGE_S = 7200
 # What of an answer a page may read, besides what every page may.
-EXPOSED = (b"x-nomyo-", b"x-ratelimit-", b"x-request-id", b"retry-after")
+EXPOSED = (b"x-nomyo-", b"x-ratelimit-", b"retry-after")
 
 # Names that nobody can own in public DNS: RFC 6761, RFC 6762, and what ICANN has set aside.
 PRIVATE_NAMES = (".localhost", ".local", ".internal")
@@ -235,6 +236,7 @@ def share(reply: Response, scope: Scope, config: Config) -> None:
             shared.append((b"access-control-allow-headers", asked))
         if headers.get(b"access-control-request-private-network") == b"true":
             shared.append((b"access-control-allow-private-network", b"true"))
-    elif exposed := sorted({name for name, _ in reply.raw_headers if name.startswith(EXPOSED)}):
+    else:
+        exposed = sorted({REQUEST_ID, *(name for name, _ in reply.raw_headers if name.startswith(EXPOSED))})
         shared.append((b"access-control-expose-headers", b", ".join(exposed)))
     reply.raw_headers.extend(shared)

@@ -23,6 +23,7 @@ from api.http.server import (
     get_path_with_query_string,
     is_built_on,
 )
+from core.request_context import HEADER
 
 Headers = Iterable[tuple[bytes, bytes]]
 # What the server runs for each connection.
@@ -144,22 +145,20 @@ class UnframedWire(Wire):
         self._end()
 
 
-def give_wire(scope: Scope, receive: Receive, send: Send) -> None:
+def give_wire(scope: Scope, receive: Receive, send: Send, request_id: bytes) -> bool:
     """Gives a request its wire, if the server under us has one, and these are the server's own: nobody else wants to
-    see what comes and goes. `take_wire` must follow: the wire refers to the request and the request to its wire, and
-    only the collector would free the two."""
+    see what comes and goes. Its answer has the id then. Gives whether there is one. It is to be taken
+    out of the scope again: the wire refers to the request and the request to its wire, and only the collector would
+    free the two."""
     protocol = (scope.get("extensions") or {}).get(EXTENSION)
     cycle = getattr(send, "__self__", None)
-    if protocol is not None and isinstance(cycle, RequestResponseCycle) and cycle.receive == receive:
+    if protocol is not None and cycle is not None and cycle.receive == receive:
         scope[EXTENSION] = (Wire if scope["http_version"] == "1.1" else UnframedWire)(protocol, cycle)
-
-
-def take_wire(scope: Scope) -> None:
-    """The request is answered."""
-    scope.pop(EXTENSION, None)
+        cycle.default_headers = [*cycle.default_headers, (HEADER, request_id)]
+        return True
+    return False
 
 
 def wire_of(scope: Scope) -> Wire | None:
     """The wire that an answer may use."""
-    wire: Wire | None = scope.get(EXTENSION)
-    return wire
+    return scope.get(EXTENSION)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from api.http.connection import EXTENSION
 from api.http.headers import headers_of
 from api.http.leaving import ClientLeft, ClientWatch
 from api.http.origins import share
@@ -48,7 +49,7 @@ class JSONReply(Response):
         self.raw_headers += raw(headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (wire := wire_of(scope)) is not None:
+        if (wire := scope.get(EXTENSION)) is not None:  # As `wire_of`: for most answers, once each.
             wire.respond(self.status_code, self.raw_headers, self.body)
         else:
             await super().__call__(scope, receive, send)
@@ -165,6 +166,8 @@ def pipe_of(request: Request) -> Pipe:
 class Sent(Response):
     """An answer that has left already; `error` is what broke it off."""
 
+    status_code = 200
+
     def __init__(self, error: Exception | None = None) -> None:
         self.raw_headers = []
         self.background = None
@@ -207,6 +210,8 @@ class StreamedReply(Response):
             log.warning("an answer broke off: %s", error.code)
         finally:
             self.stop()
+            if self.has_begun:
+                self._request.scope["app"].state.telemetry.streams -= 1
         return Sent()
 
     def headers_now(self) -> Mapping[str, str]:
@@ -223,6 +228,7 @@ class StreamedReply(Response):
             share(self, scope, scope["app"].state.config)
         self._pipe.start(200, self.raw_headers)
         self.has_begun = True
+        scope["app"].state.telemetry.streams += 1
         if self.sends_bytes:  # For each token one call less.
             self.write = self._pipe.write  # type: ignore[method-assign]
 

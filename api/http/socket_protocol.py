@@ -51,7 +51,8 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
+        """The client is gone, and what it has sent is nobody's."""
+        self._unread = b""
         super().connection_lost(exc)
         if self._unread_watch is not None:
             self._unread_watch.stop()

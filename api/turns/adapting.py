@@ -146,6 +146,9 @@ class Adapting:
     """The changes to the requests of a turn at one endpoint: `prepared` before it is asked, `changed` where it has
     refused."""
 
+    _fetcher: ImageFetcher | None = None
+    _changes = 0
+
     def __init__(self, turn: Turn, state: AppState, attempt: Attempt) -> None:
         endpoint = state.pool.endpoints.get(attempt.endpoint)
         self._turn = turn
@@ -153,11 +156,9 @@ class Adapting:
         self._model = attempt.model
         self._learned = endpoint.learned if endpoint else Learned()
         self._endpoint = endpoint
-        self._fetcher: ImageFetcher | None = None
         if endpoint and self._allowed.fetch_images and not endpoint.kind.fetches_images:
             self._fetcher = state.images
         self._made: set[str] = set()
-        self._changes = 0
 
     async def prepared(self, params: Params) -> Params:
         """The request, with what its endpoint is known to need. Raises `InvalidRequest` for images that cannot be

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from api.http.silence import KEEPALIVE_S
 from api.turns.turn import Turn, settle_turn
 from core.errors import APIError, Interrupted, ServerError, TakenOver
+from core.request_context import set_request, within
 
 if TYPE_CHECKING:
     from api.turns.turn import TurnOut
@@ -37,6 +38,7 @@ class Background:
         """`run` writes its events here. `is_again`: another process has begun it, so that the store knows more than
         this one."""
         turn.describes_itself = True  # Whoever reads its response has seen no headers of it.
+        turn.context = within(turn.context, "background")
         self._turn = turn
         self._state = state
         self._db = state.db
@@ -102,6 +104,7 @@ class Background:
 
     async def run(self) -> None:
         """Runs the turn to its end, and keeps its events."""
+        set_request(self._turn.context)  # It is run by whoever has room.
         if self._is_again and not await self._is_wanted():
             self._turn.builder.cancel()
             self._settle()

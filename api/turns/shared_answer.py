@@ -151,12 +151,14 @@ async def _feed_from_elsewhere(state: AppState, feeding: Feeding, key: str, lead
     def take_headers(headers: dict[str, str]) -> None:
         turn.headers = headers
 
-    has_failed = True
     try:
         await follow(state.cluster, leader, still_leads, take_headers, out)
-        has_failed = False
+        turn.builder.response["status"] = "completed"
+    except APIError as error:
+        settle_turn(state, turn, error)
+        raise
     finally:
-        settle_turn(state, turn, has_failed=has_failed)
+        settle_turn(state, turn)
 
 
 async def _make(state: AppState, feeding: Feeding, cache: Cache, messages: list[Any], run: Run, out: Fed) -> None:

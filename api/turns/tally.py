@@ -17,10 +17,12 @@ from backends.fleet.routing import Routing
 from cluster.protocol import Draw, Left, Quota, Taken
 from core.budgets import Account, ends_of
 from core.errors import LimitReached
+from core.histograms import OTHER
 from core.keys import UNLIMITED, Allowance, Limits, Principal, Window
 from core.state import AppState
+from core.turn_record import TurnRecord
 from core.usage import HOUR_S, Spent, Use
-from requests.usage import NO_TOKENS, Tokens
+from requests.usage import Tokens
 
 # Of an answer so much is expected: what the client allows, but for what few use.
 EXPECTED_TOKENS = 256
@@ -121,28 +123,22 @@ async def admit(
 
 
 def settle(
-    state: AppState,
-    principal: Principal,
-    routing: Routing,
-    model: str,
-    tokens: Tokens = NO_TOKENS,
-    tally: Tally | None = None,
-    has_failed: bool = False,
-    from_cache: bool = False,
-    is_estimated: bool = False,
+    state: AppState, record: TurnRecord, routing: Routing, tokens: Tokens, tally: Tally | None, from_cache: bool = False
 ) -> None:
-    """Counts what a request to a `model` has used, and gives back what it has not. To be called once, at its end,
-    whatever that was. `is_estimated`: no backend has counted the tokens."""
-    there = routing.model
+    """Counts what a request has used, gives back what it has not, and keeps a record of it, which gets the name by
+    which its model is counted. To be called once, at its end, whatever that was."""
+    model, there, principal = record.model, routing.model, record.principal
     cost = _cost(state, model, there, tokens) if state.config.prices else 0.0
+    counted = model if model == there else state.pool.endpoints.counted_name(model, there)
     # What has never got a slot was no request, unless that was its error.
-    if there or has_failed or from_cache:
-        counted = model if model == there else state.pool.endpoints.counted_name(model, there)
-        if tokens is not NO_TOKENS and not is_estimated:
-            state.telemetry.count_tokens(counted, tokens.input, tokens.output)
-        where = (principal.owner, int(time.time() // HOUR_S), principal.key, counted, routing.endpoint)
+    if there or from_cache or record.error:
+        where = (principal.owner, int(record.ended_at // HOUR_S), principal.key, counted, routing.endpoint)
         slot_s = 0.0 if from_cache else routing.slot_s
-        state.usage.add(where, Use(1, 1 if has_failed else 0, *tokens, slot_s, 1 if from_cache else 0, cost))
+        state.usage.add(where, Use(1, 1 if record.error else 0, *tokens, slot_s, 1 if from_cache else 0, cost))
+    if counted is not model:
+        record.model = counted or OTHER
+    record.request.ending = record.status
+    state.telemetry.end(record)
     if tally is not None:
         _give_back(state, tally, routing, model, tokens, from_cache=from_cache)
 

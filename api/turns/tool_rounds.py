@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from api.turns.turn import Turn, TurnRequest
 from core.config import ToolsConfig
 from core.errors import InvalidRequest
 from core.state import AppState
+from core.turn_record import ToolRun
 from requests.endings import incomplete_reason
 from requests.hosted_calls import HOSTED_TOOLS
 from requests.params import CreateParams
@@ -89,6 +91,7 @@ async def tool_rounds(state: AppState, turn: Turn, tools: TurnTools, ask: Callab
             await runner.run(is_over="The model may call no more tools in this turn." if is_last else "")
             if not ran or is_last or _ends_turn(turn):
                 return
+            turn.routing.attempts_made()  # The next one is another.
             usage = builder.chat_usage
     finally:
         tools.close()
@@ -196,6 +199,15 @@ class _Runner:
                 self._turn.emit(builder.end_work(output_index, item))
 
     async def _ran(self, call: Item) -> Item:
+        began_s = time.monotonic()
+        ran = await self._answered(call)
+        has_failed = ran.get("error") is not None
+        self._turn.tools.append(
+            ToolRun(call["type"], str(call.get("name") or ""), began_s, time.monotonic(), has_failed)
+        )
+        return ran
+
+    async def _answered(self, call: Item) -> Item:
         try:
             async with asyncio.timeout(self._limits.timeout_s):
                 return await self._tools.run(call)

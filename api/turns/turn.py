@@ -11,10 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from hashlib import blake2b
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from api.turns.history import resolve_conversation, resolve_history, resolve_references, stored_items
 from api.turns.tally import Tally, admit, routing_of, settle
@@ -22,9 +23,11 @@ from backends.fleet.failover import Attempt
 from backends.fleet.pool import Pool
 from backends.fleet.routing import Routing, printable
 from backends.wire.relay import NOWHERE, Out, Unread
-from core.errors import InvalidRequest, ServerError
+from core.errors import APIError, InvalidRequest, ServerError
 from core.keys import Principal
+from core.request_context import RequestContext, current_request
 from core.state import AppState
+from core.turn_record import ToolRun, TurnRecord
 from requests.emission import EMIT_EVENTS, EMIT_FRAMES, EMIT_NOTHING, EMIT_OBFUSCATED, Emission
 from requests.events import ResponseBuilder
 from requests.included import SEALED_REASONING
@@ -72,20 +75,14 @@ class TurnRequest(Struct, frozen=True):
         """Whether the client can ask for the response later, and go on from it: OpenAI's default."""
         return self.params.store is not False
 
-    @property
-    def stream(self) -> bool:
-        """Whether the client wants events."""
-        return bool(self.params.stream)
-
-    @property
-    def background(self) -> bool:
-        """Whether it runs on without its client."""
-        return bool(self.params.background)
+    # Asked for so often that a function of Python's would be felt.
+    stream = property(attrgetter("params.stream"), doc="Whether the client wants events.")
+    background = property(attrgetter("params.background"), doc="Whether it runs on without its client.")
 
     @property
     def uses_cache(self) -> bool:
         """Whether the same request may have been answered already."""
-        return bool(self.params.nomyo and self.params.nomyo.cache)
+        return (ours := self.params.nomyo) is not None and bool(ours.cache)
 
     @property
     def is_compaction(self) -> bool:
@@ -171,6 +168,9 @@ class Turn(Struct, eq=False):
     tally: Tally | None = None
     is_settled: bool = False
     runs_again: bool = False
+    # What goes with its request, and the calls of tools that the router ran.
+    context: RequestContext | None = field(default_factory=current_request)
+    tools: list[ToolRun] = []
 
     @property
     def id(self) -> str:
@@ -239,18 +239,41 @@ async def admit_turn(state: AppState, turn: Turn) -> None:
     turn.headers = turn.headers | turn.routing.limits
 
 
-def settle_turn(state: AppState, turn: Turn, *, has_failed: bool = False) -> None:
-    """Counts what a turn has used, at its end; once, however often it is called."""
+def settle_turn(state: AppState, turn: Turn, error: APIError | None = None) -> None:
+    """Counts what a turn has used, at its end, and records it; once, however often it is called. `error` is what it has
+    failed with."""
     if turn.is_settled:
         return
     turn.is_settled = True
-    if (usage := turn.builder.response["usage"]) and not turn.from_cache:
+    builder, request, from_cache = turn.builder, turn.request, turn.from_cache
+    response = builder.response
+    if (usage := response["usage"]) and not from_cache:
         tokens, is_estimated = tokens_of(usage), False
     else:
         tokens, is_estimated = tokens_used(turn)
-    if turn.fed_by is None:  # Else that one is counted, and has what this one has taken.
-        request, failed, cached = turn.request, has_failed, turn.from_cache
-        settle(state, request.principal, turn.routing, request.model, tokens, turn.tally, failed, cached, is_estimated)
+    if turn.fed_by is not None:
+        return  # That one is counted, and has what this one has taken.
+    routing, context = turn.routing, turn.context
+    if context is None:
+        context = RequestContext(b"", began_s=routing.began_s)
+    elif state.tracer is not None and state.tracer.with_content:
+        context.content = request.items, response["output"]
+    record = TurnRecord(
+        response["id"],
+        context,
+        request.principal,
+        routing,
+        request.model,
+        response["status"] if error is None else "failed",
+        "" if error is None else error.code or error.type,
+        tokens,
+        # A whole answer shows nothing of when it began.
+        builder.first_s if request.stream else 0.0,
+        turn.tools,
+        is_estimated,
+        from_cache,
+    )
+    settle(state, record, routing, tokens, turn.tally, from_cache)
 
 
 def tokens_used(turn: Turn) -> tuple[Tokens, bool]:

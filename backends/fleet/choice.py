@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,7 +93,13 @@ class Affinity:
 
     def put(self, name: str, endpoint: str, now: float) -> None:
         """Remembers the endpoint that serves a conversation; the oldest one is forgotten for it."""
-        self._places[name] = (endpoint, now)
-        self._places.move_to_end(name)
-        if len(self._places) > self._max_entries:
-            self._places.popitem(last=False)
+        self.put_all((name,), endpoint, now)
+
+    def put_all(self, names: Iterable[str], endpoint: str, now: float) -> None:
+        """The same for what has several names."""
+        places, place = self._places, (endpoint, now)
+        for name in names:
+            places[name] = place
+            places.move_to_end(name)
+        while len(places) > self._max_entries:
+            places.popitem(last=False)

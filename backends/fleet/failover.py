@@ -30,6 +30,7 @@ from core.errors import (
     TooManyRequests,
     without_frames,
 )
+from core.turn_record import Try
 
 log = logging.getLogger("nomyo.backends")
 
@@ -84,19 +85,23 @@ class Attempts:
                 if not unknown:
                     self._first_error = self._first_error or without_frames(error)
             else:
+                self._routing.asked_s = time.monotonic()
                 return Attempt(self, endpoint, model)
 
     async def finished(self, attempt: Attempt, error: BaseException | None) -> bool:
         """Gives the slot back. Whether `error` is swallowed, because there is a next attempt."""
         self._done = True
+        routing = self._routing
         if error is None and attempt.was_asked:
-            self._pool.succeeded(attempt.endpoint, attempt.model, self._routing)
+            self._pool.succeeded(attempt.endpoint, attempt.model, routing)
         elif isinstance(error, APIError):
             self._pool.failed(attempt.endpoint, attempt.model, error)
         else:
             self._pool.abandoned(attempt.endpoint, attempt.model)
         await self._release(self._pool, attempt.endpoint, attempt.model)
-        self._routing.slot_s += time.monotonic() - attempt.began_s
+        routing.slot_s += (ended_s := time.monotonic()) - routing.asked_s
+        if error is not None or routing.attempts > 1:  # Of most requests the first is the only one.
+            routing.tries.append(Try(routing.endpoint, routing.asked_s, ended_s, code_of(error) if error else ""))
         if attempt.begun or not isinstance(error, APIError) or not may_go_elsewhere(error):
             return False
         if self._plan(attempt.endpoint, error):
@@ -150,13 +155,12 @@ class Attempt:
     """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer.
     `was_asked`: its success counts for the endpoint."""
 
-    __slots__ = ("_attempts", "began_s", "begun", "endpoint", "model", "was_asked")
+    __slots__ = ("_attempts", "begun", "endpoint", "model", "was_asked")
 
     def __init__(self, attempts: Attempts, endpoint: str, model: str) -> None:
         self._attempts = attempts
         self.endpoint = endpoint
         self.model = model
-        self.began_s = time.monotonic()
         self.begun = False
         self.was_asked = True
 
@@ -167,6 +171,11 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Awaitable[bool]:
         return self._attempts.finished(self, error)
+
+
+def code_of(error: BaseException) -> str:
+    """What an attempt has failed with, in a word."""
+    return error.code or error.type if isinstance(error, APIError) else "cancelled"
 
 
 def may_go_elsewhere(error: APIError) -> bool:

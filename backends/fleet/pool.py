@@ -264,7 +264,7 @@ class Pool:
         if endpoint := self.endpoints.get(key):
             if endpoint.succeeded(model, time.monotonic()):
                 self._breakers.closed(endpoint, model)
-            self.remember(routing.affinity, key)
+            self.slots.remember(routing.affinity, key)
 
     def remember(self, affinity: Iterable[str], key: str) -> None:
         """What is warm at an endpoint."""

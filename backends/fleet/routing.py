@@ -9,6 +9,8 @@ from functools import lru_cache
 
 from msgspec import Struct, field
 
+from core.turn_record import Try
+
 # A model's name in the log: a client may write anything.
 MOST_OF_NAME = 100
 
@@ -32,12 +34,22 @@ class Routing(Struct, eq=False):
     attempts: int = 0
     began_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
+    # When it had its last slot.
+    asked_s: float = 0.0
+    # The attempts that have ended, unless there was but one, and it went well.
+    tries: list[Try] = []
     # How long it has held slots.
     slot_s: float = 0.0
     # What is left of the limits of whoever asks, as headers.
     limits: dict[str, str] = {}
     endpoint: str = ""
     model: str = ""
+
+    def attempts_made(self) -> list[Try]:
+        """The attempts that have ended."""
+        if not self.tries and self.asked_s and self.slot_s:
+            self.tries.append(Try(self.endpoint, self.asked_s, self.asked_s + self.slot_s))
+        return self.tries
 
     def describe(self, asked: str) -> str:
         """The model that was asked for, where it went and how long ago that was, for the log."""

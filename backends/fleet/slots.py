@@ -100,9 +100,7 @@ class Slots:
 
     def remember(self, affinity: Iterable[str], key: str) -> None:
         """What is warm at an endpoint."""
-        now = time.monotonic()
-        for name in affinity:
-            self.affinity.put(name, key, now)
+        self.affinity.put_all(affinity, key, time.monotonic())
         if not self._cluster.is_exact and len(self._endpoints) > 1 and (endpoint := self._endpoints.get(key)):
             self._cluster.remember(affinity, endpoint.running)
 

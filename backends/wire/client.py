@@ -12,6 +12,7 @@ The official SDK's client can stand in for it. Foreign errors, and the SDK's, be
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Collection, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from backends.wire.streams import Stream
 from core.errors import BackendError
 from core.hops import line_of_look, line_of_request
 from core.json import encode_json
+from core.request_context import RequestContext, current_request
 from requests.bounded_json import has_too_many_values, json_or_none, values_in
 from requests.chat import DecodeError, decode_completion
 from requests.chat_types import ChatCompletion, Dumped
@@ -192,26 +194,32 @@ class BackendClient:
         return self._send("POST", self._base_path + path, encode_json(params))
 
     async def _send(self, method: str, target: str, body: bytes = b"") -> Answer:
+        request = current_request()
         try:
-            answer = await self._origin.send(method, target, body, self._lines(method))
+            answer = await self._origin.send(method, target, body, self._lines(method, request))
+            if request is not None:
+                request.answered_s = time.monotonic()
             if answer.status >= 300:
                 raise await self._error_of(answer, target)
             return answer
         except Exception as error:
             raise_named(error)
 
-    def _lines(self, method: str) -> bytes:
-        """Which routers a request has come through, where the server may be one."""
+    def _lines(self, method: str, request: RequestContext | None) -> bytes:
+        """Whose request it is; and which routers it has come through, where the server may be one."""
         if method == "GET":
             return line_of_look(self._router_id)
-        return line_of_request(self._router_id) if self._is_router else b""
+        lines = b"" if request is None else request.lines()
+        return lines + line_of_request(self._router_id) if self._is_router else lines
 
     async def _answer_of(
         self, method: str, target: str, params: dict[str, Any], lacking: Collection[int] = LACKS_PATH
     ) -> Answer | None:
         """The answer of a path that not every server has; None where it is not there, as these statuses show."""
         try:
-            answer = await self._origin.send(method, target, encode_json(params), self._lines(method))
+            answer = await self._origin.send(
+                method, target, encode_json(params), self._lines(method, current_request())
+            )
             if answer.status in lacking:
                 answer.close()
                 return None
