@@ -273,7 +273,8 @@ HELP: dict[str, str] = {
     "traces": "A span for each turn, sent to a collector of OpenTelemetry",
     "traces.endpoint": (
         "Where spans are sent by OTLP over gRPC: `http://collector:4317`, or `https://…`. OpenTelemetry's own "
-        "variables hold too: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, …. Takes the extra `otel`"
+        "variables hold too: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, …. Takes the "
+        "extra `otel`"
     ),
     "traces.headers": "Headers for the collector",
     "traces.content": "Whether what was asked and answered goes with the spans",

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http.connection import EXTENSION
 from api.http.headers import headers_of
 from api.http.leaving import ClientLeft, ClientWatch
 from api.http.origins import share
@@ -38,6 +37,9 @@ def _raw(header: tuple[str, str]) -> tuple[bytes, bytes]:
     return name.lower().encode("latin-1"), value.encode("latin-1")
 
 
+JSON_TYPE = (b"content-type", b"application/json")
+
+
 class JSONReply(Response):
     """A whole answer: `body` is JSON already."""
 
@@ -45,11 +47,10 @@ class JSONReply(Response):
         self.status_code = status
         self.body: bytes = body
         self.background = None
-        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-        self.raw_headers += raw(headers)
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), JSON_TYPE, *map(_raw, headers.items())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (wire := scope.get(EXTENSION)) is not None:  # As `wire_of`: for most answers, once each.
+        if (wire := wire_of(scope)) is not None:
             wire.respond(self.status_code, self.raw_headers, self.body)
         else:
             await super().__call__(scope, receive, send)
