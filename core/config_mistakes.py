@@ -42,10 +42,11 @@ def _mended(data: Any, path: str, number: int) -> bool:
     try:
         for step in steps:
             at = at[step]
+        row = _row(str(steps[0]) if steps else "", number)
         if isinstance(last, int):
-            at[last] = _row(str(steps[0]), number)
-        elif stand_in := {"url": f"http://mistake-{number}.invalid", "name": f"mistake-{number}"}.get(last):
-            at[last] = stand_in
+            at[last] = row
+        elif last in row:  # Of a row whose other mistakes shall be found.
+            at[last] = row[last]
         else:
             del at[last]
     except (LookupError, TypeError):
@@ -54,8 +55,11 @@ def _mended(data: Any, path: str, number: int) -> bool:
 
 
 def _row(section: str, number: int) -> dict[str, Any]:
-    """An entry of a list in which nothing is wrong."""
+    """An entry of a list in which nothing is wrong; none of another section."""
+    name, url = f"mistake-{number}", f"http://mistake-{number}.invalid"
     return {
-        "endpoints": {"url": f"http://mistake-{number}.invalid"},
-        "keys": {"name": f"mistake-{number}", "sha256": f"{number:064x}"},
-    }.get(section, {"name": f"mistake-{number}"})
+        "endpoints": {"name": name, "url": url},
+        "keys": {"name": name, "sha256": f"{number:064x}"},
+        "owners": {"name": name},
+        "mcp": {"url": url},
+    }.get(section, {})

@@ -53,7 +53,7 @@ def explained(problem: str) -> str:
     if missing := re.search(r"missing required field `(.*)`", what):
         return f"missing key '{f'{where}.{missing[1]}'.lstrip('.')}'"
     if invalid := re.search(r"Invalid enum value '(.*)'", what):
-        key = re.sub(r"\[.*\]$", "", where).rpartition(".")[2]
+        key = re.sub(r"(\[[^\]]*\])+$", "", where).rpartition(".")[2]
         return f"{where}: '{invalid[1]}' is not known{nearest(invalid[1], CHOICES[key])}"
     if key_of := re.search(r" - at `key` in `\$\.?(.*)`", problem):
         return f"{key_of[1] or 'settings'}: each key must be text: put it in quotes"

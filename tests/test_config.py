@@ -166,6 +166,10 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         {"endpoints": [OLLAMA, OLLAMA | {"url": OLLAMA["url"] + "/"}]},
         ["endpoints[1].url", "twice"],
     ),
+    "a word for thinking that nobody knows": (
+        endpoint(reasoning_efforts=["low", "hgih"]),
+        ["endpoints[0].reasoning_efforts[1]", "'hgih'", "did you mean 'high'?"],
+    ),
     "no slots": (endpoint(max_concurrent=0), ["endpoints[0].max_concurrent", ">= 1"]),
     "slots in words": (endpoint(max_concurrent="many"), ["endpoints[0].max_concurrent", "a whole number", "text"]),
     "no time to connect": (endpoint(connect_timeout_s=0), ["endpoints[0].connect_timeout_s", "> 0"]),

@@ -17,6 +17,7 @@ from backends.kinds import KINDS
 from core.config import SECTIONS, Config
 from core.config_checks import parse_config
 from core.config_help import HELP
+from core.config_mistakes import mistakes_in
 from core.config_schema import every_key, settings_schema
 from core.errors import ConfigError
 from core.yaml import read_yaml
@@ -141,9 +142,14 @@ SCALARS = (
 VALUES = (
     SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(st.sampled_from(["url", "max", "a"]), SCALARS, max_size=2)
 )
-KEYS = st.sampled_from(
-    [(section, name) for section, struct in SECTIONS.items() for name in (*struct.__struct_fields__, "no")]
-)
+
+
+def every_pair() -> list[tuple[str, str]]:
+    """Every section with each of its keys, and with one that it does not have."""
+    return [(section, name) for section, struct in SECTIONS.items() for name in (*struct.__struct_fields__, "no")]
+
+
+KEYS = st.sampled_from(every_pair())
 
 
 def changed(section: str, name: str, value: Any) -> Any:
@@ -191,3 +197,29 @@ def test_a_variable_may_stand_for_any_single_value() -> None:
             settings = changed(section, name, "${A_VARIABLE:-x}")
             (settings["keys"][0] if name == "sha256" else {}).pop("key", None)
             assert CHECK.is_valid(settings), key.path
+
+
+# ── ./nomyo check ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SINGLE = [(section, name) for section, name in every_pair() if section and "[]" not in section]
+
+
+@given(KEYS, VALUES)
+def test_the_first_mistake_that_is_listed_is_the_one_that_stops_a_start(key: tuple[str, str], value: Any) -> None:
+    settings = changed(*key, value)
+    stops: list[str] = []
+    try:
+        parse_config(settings, KINDS)
+    except ConfigError as error:
+        stops.append(str(error))
+    assert mistakes_in(settings, KINDS)[:1] == stops
+
+
+@given(st.lists(st.sampled_from(SINGLE), min_size=2, max_size=4, unique_by=lambda key: key[0]), st.data())
+def test_mistakes_in_several_places_are_all_listed(keys: list[tuple[str, str]], data: st.DataObject) -> None:
+    settings, alone = dict(BASE), set()
+    for section, name in keys:
+        value = data.draw(VALUES)
+        settings |= {section.partition(".")[0]: changed(section, name, value)[section.partition(".")[0]]}
+        alone |= set(mistakes_in(changed(section, name, value), KINDS))
+    assert alone <= set(mistakes_in(settings, KINDS))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
 import shlex
 import tomllib
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from openai import AsyncOpenAI
 
@@ -18,7 +22,8 @@ from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import FakeBackend, json_answer
 from tests.mcp_server import mcp_server
-from tests.test_restart import free_port
+from tests.test_restart import ROOT, free_port
+from tests.turns import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -259,3 +264,31 @@ async def test_check_asks_the_servers_of_mcp(settings: SettingsFile, backend: Fa
     (line,) = ran.wrong
     assert line.startswith("mcp.servers.away: ")
     assert line.endswith("start it, or correct its settings")
+
+
+# ── without settings ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.heavy
+async def test_a_start_in_an_empty_folder_needs_no_settings(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    port, folder = free_port(), tmp_path / "empty"
+    folder.mkdir()
+    process = await asyncio.create_subprocess_exec(
+        ROOT / "nomyo", "serve", f"--port={port}", cwd=folder, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", verify=False) as http:
+
+            async def answers() -> bool:
+                with contextlib.suppress(httpx2.TransportError):
+                    return (await http.get("/health")).json()["status"] == "ok"
+                return False
+
+            await eventually(answers, "the router answers")
+            assert (await http.get("/api/endpoints")).json()["local"]
+    finally:
+        process.terminate()
+        _, log = await process.communicate()
+    assert f"there is no {folder}/config.yaml: every setting has its default" in log.decode()
+    assert (folder / "data" / "router.db").exists()
