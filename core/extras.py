@@ -12,7 +12,7 @@ EXTRAS = {
     "postgres": ("psycopg", "psycopg_pool", "procrastinate"),
     "valkey": ("hiredis",),
     "tools": ("mcp",),
-    "search": ("selectolax",),
+    "search": ("lxml",),
     "docs": ("fastapi_swagger",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"),
 }

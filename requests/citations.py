@@ -14,7 +14,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from core.json import Json
 
@@ -42,8 +42,9 @@ class PageSource:
     @property
     def shown(self) -> str:
         """A link, as OpenAI's models write it."""
-        host = (urlsplit(self.url).hostname or self.url).removeprefix("www.")
-        return f"([{host}]({self.url}))"
+        place = re.split(r"[/?#]", self.url.partition("://")[2], maxsplit=1)[0]
+        host = re.sub(r"^.*@|:\d*$", "", place).removeprefix("www.")
+        return f"([{host or 'source'}]({self.url}))"
 
     def annotation(self, start: int, end: int) -> Json:
         """A `url_citation`."""

@@ -37,13 +37,15 @@ class RouterTool:
 @dataclass(frozen=True, slots=True)
 class RouterTools:
     """Those of a turn. `labels` are the servers of the request that they are of, `kinds` the types of items of the
-    hosted tools among them; `heeded` are names of what something comes of because of them (`include.…`). Once they
-    `are_hidden`, the model is shown none of them any more, and calls of them are known for what they are."""
+    hosted tools among them; `heeded` are names of what something comes of because of them (`include.…`), `ignored` of
+    settings of theirs of which nothing comes. Once they `are_hidden`, the model is shown none of them any more, and
+    calls of them are known for what they are."""
 
     tools: tuple[RouterTool, ...]
     labels: frozenset[str]
     kinds: frozenset[str] = frozenset()
     heeded: frozenset[str] = frozenset()
+    ignored: frozenset[str] = frozenset()
     are_hidden: bool = False
 
     def stand_for(self, tool: Json) -> bool:

@@ -48,13 +48,18 @@ SIZES = {"low": Size(4, 300, 6_000), "medium": Size(8, 600, 16_000), "high": Siz
 @dataclass(frozen=True, slots=True)
 class WebSearchEntry:
     """A web search of a request. `allowed` and `blocked` are domains, with all below them; `opens_pages`: pages may be
-    fetched, and not only be found."""
+    fetched, and not only be found. `ignored` are names of settings of which nothing comes."""
 
     allowed: tuple[str, ...]
     blocked: tuple[str, ...]
     place: UserLocation
     size: Size
     opens_pages: bool
+    ignored: frozenset[str]
+
+
+HEEDED = frozenset({"type", "filters", "search_context_size", "user_location", "external_web_access"})
+HEEDED_FILTERS = frozenset({"allowed_domains", "blocked_domains"})
 
 
 def web_search_entry(tool: Json, where: str) -> WebSearchEntry:
@@ -76,6 +81,10 @@ def web_search_entry(tool: Json, where: str) -> WebSearchEntry:
         _place(tool.get("user_location") or {}, f"{where}.user_location"),
         SIZES[size],
         access is not False,
+        frozenset(
+            [f"tools.{key}" for key in tool.keys() - HEEDED if tool[key] and tool[key] != ["text"]]
+            + [f"tools.filters.{key}" for key in filters.keys() - HEEDED_FILTERS if filters[key]]
+        ),
     )
 
 
@@ -201,25 +210,26 @@ def take_sources(items: Iterable[Json], sources: Sources) -> None:
         for row in rows if isinstance(rows, list) else ():
             match row:
                 case [int(number), str(url), str(title)] if 0 < number < 10_000:
-                    sources.put(number, url, PageSource(url, title))
+                    sources.put(number, url, PageSource(plain_url(url), title[:MOST_TITLE]))
 
 
 def url_in(text: str, sources: Sources) -> str:
     """The URL that a model means: what it has given, or that of the source with this number."""
-    text = text.strip().strip("<>")
+    text = text.strip().strip("<>")[:MOST_URL]
     if numbered := re.fullmatch(r"[【\[]?(\d{1,4})(?:†[^】]*)?[】\]]?", text):
         source = sources.get(int(numbered[1]))
         return source.url if isinstance(source, PageSource) else ""
     return plain_url(text if "://" in text else f"https://{text}").partition("#")[0]
 
 
-# So many places, and so much around each.
-MOST_PLACES, AROUND = 8, 300
+MOST_URL = 4000
+# So many places, so much around each, and so long a pattern.
+MOST_PLACES, AROUND, MOST_PATTERN = 8, 300, 500
 
 
 def places_in(text: str, pattern: str) -> str:
     """Where words stand in a text, whatever their case, with what is around them; empty where they do not."""
-    words = r"\s+".join(map(re.escape, pattern.split()))
+    words = r"\s+".join(map(re.escape, pattern[:MOST_PATTERN].split()))
     places: list[str] = []
     end = 0
     if not words:

@@ -59,7 +59,7 @@ EVERYTHING = distributions([*PROJECT["dependencies"], *chain(*PROJECT["optional-
 OF_EXTRAS = {
     "core/valkey.py": {"hiredis"},
     "backends/mcp/session.py": {"mcp"},
-    "backends/web/readable.py": {"selectolax"},
+    "backends/web/readable.py": {"lxml"},
     "core/tracing.py": {"opentelemetry"},
     **{str(file.relative_to(ROOT)): {"psycopg"} for file in (ROOT / "stores").rglob("postgres*.py")},
 }
@@ -218,7 +218,7 @@ IN_USE = {
     "postgres": ["psycopg", "psycopg_pool", "procrastinate"],
     "valkey": ["hiredis"],
     "tools": ["mcp", "mcp.client.streamable_http", "mcp.client.stdio", "mcp.client.sse", "jsonschema"],
-    "search": ["selectolax", "selectolax.lexbor"],
+    "search": ["lxml", "lxml.etree"],
     "docs": [],  # Its files alone.
     "otel": [
         "opentelemetry.sdk.trace.export",

@@ -7,22 +7,24 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from openai.types.responses import Response as SDKResponse
 
 from core.errors import ConfigError, InvalidRequest
 from requests.events import ResponseBuilder, replay, unfinished
 from requests.web_search import web_search_entry
 from tests.conftest import Running, running_router
-from tests.fake_backend import Call, FakeBackend, call, chat, native
+from tests.fake_backend import Call, FakeBackend, call, chat, http_error, native
 from tests.mcp_server import mcp_server
 from tests.sdk import EVENT_CLASSES
 from tests.site import Site, never, reply, running_site
 from tests.stream_grammar import check_stream, fold
-from tests.turns import URL, assert_error, create, eventually, open_stream, retrieve, stream
+from tests.turns import URL, assert_error, create, ended, eventually, open_stream, rejoin, retrieve, stream, text_of
 
 Json = dict[str, Any]
 SEARCH: Json = {"type": "web_search"}
@@ -533,19 +535,144 @@ async def test_servers_that_speak_responses_search_themselves(backend: FakeBacke
         assert site.asked == []
 
 
-async def test_a_native_server_is_given_a_search_of_ours_without_what_is_hidden(
-    backend: FakeBackend, site: Site
+async def test_a_native_server_reads_an_earlier_search_as_its_client_has_seen_it(
+    backend: FakeBackend, site: Site, stack: AsyncExitStack
 ) -> None:
-    database = {"url": "sqlite://"}
-    async with router(backend, site, database=database) as served:
-        backend.script(chat(searches()), chat("Rain."))
+    other = await stack.enter_async_context(FakeBackend())
+    other.models = ["native-model"]
+    endpoints = [
+        {"url": f"{backend.url}/v1", "kind": "vllm"},
+        {"url": f"{other.url}/v1", "kind": "openai"},
+    ]
+    search = {"provider": "searxng", "url": site.url}
+    async with running_router(endpoints=endpoints, web_search=search) as served:
+        backend.script(chat(searches()), chat("Rain 【1】."))
         first = await create(served.http, tools=[SEARCH])
-        from api.turns.history import resolve_history
-        from requests.hidden import without_outputs
+        other.script(native("Yes."))
+        await create(served.http, model="native-model", previous_response_id=first["id"], tools=[SEARCH])
+        given = other.turns[-1].json["input"]
+        assert given[1:3] == first["output"]
 
-        items = await resolve_history(served.app.state, first["id"], {}, "")
-        assert any("nomyo_output" in item for item in items)
-        assert not any("nomyo_output" in item for item in without_outputs(items))
+
+async def test_in_a_conversation_what_was_found_is_kept_and_shown_to_no_client(
+    served: Running, backend: FakeBackend
+) -> None:
+    made = (await served.http.post("/v1/conversations", json={})).json()["id"]
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    await create(served.http, tools=[SEARCH], conversation=made)
+    listed = (await served.http.get(f"/v1/conversations/{made}/items")).json()["data"]
+    assert "web_search_call" in [item["type"] for item in listed]
+    assert not any("nomyo_output" in item for item in listed)
+    backend.script(chat("Again 【1】."))
+    response = await create(served.http, input="Again?", tools=[SEARCH], conversation=made)
+    assert "About /rain." in read(backend)
+    assert len(response["output"][0]["content"][0]["annotations"]) == 1
+
+
+async def test_in_the_background_it_is_searched_too(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    begun = await create(served.http, tools=[SEARCH], background=True, stream=False)
+    response = await ended(served.http, begun["id"])
+    assert [item["type"] for item in response["output"]] == ["web_search_call", "message"]
+    events = await rejoin(served.http, begun["id"])
+    check_stream(events)
+    assert fold(events)["output"] == response["output"]
+
+
+async def test_marks_in_json_leave_it_json(served: Running, backend: FakeBackend, site: Site) -> None:
+    rows = [{"url": 'https://a.example/"x\\y', "title": 'A "b"'}]
+    site.answers["/search"] = reply(json.dumps({"results": rows}).encode())
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    format = {"type": "json_schema", "name": "a", "schema": schema, "strict": True}
+    for response in await both(
+        served, backend, chat(searches()), chat('{"answer": "Rain 【1】"}'), text={"format": format}
+    ):
+        url = "https://a.example/%22x%5Cy"
+        assert json.loads(text_of(response)) == {"answer": f"Rain ([a.example]({url}))"}
+
+
+async def test_servers_of_mcp_and_searches_are_used_in_one_turn(backend: FakeBackend, site: Site) -> None:
+    async with mcp_server() as server, router(backend, site) as served:
+        weather = {"type": "mcp", "server_label": "w", "server_url": server.url, "require_approval": "never"}
+        script = (chat(searches(), call("w__plan", {"city": "Rome"}, id="call_2")), chat("Go 【1】."))
+        for response in await both(served, backend, *script, tools=[weather, SEARCH]):
+            kinds = [item["type"] for item in response["output"]]
+            assert kinds == ["mcp_list_tools", "web_search_call", "mcp_call", "message"]
+            assert response["output"][2]["output"] == "Go to Rome."
+        await eventually(lambda: served.app.state.mcp.sessions == 0, "no session is open")
+
+
+async def test_no_more_is_searched_than_the_request_allows(served: Running, backend: FakeBackend, site: Site) -> None:
+    calls = chat(searches("a"), uses("web_search", id="call_2", query="b"))
+    for response in await both(served, backend, calls, chat("Done."), max_tool_calls=1):
+        assert [item.get("status") for item in response["output"]] == ["completed", "failed", "completed"]
+        assert "max_tool_calls" in read(backend)
+    assert site.asked == ["/search"] * 2
+
+
+async def test_settings_of_which_nothing_comes_are_named(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat("Hi"))
+    tool = SEARCH | {"search_content_types": ["text", "image"], "return_token_budget": "unlimited", "filters": {"x": 1}}
+    answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [tool]})
+    named = answer.headers["x-nomyo-ignored"]
+    assert named == "tools.filters.x, tools.return_token_budget, tools.search_content_types"
+
+
+async def test_a_stream_names_what_has_failed_at_its_end(served: Running, backend: FakeBackend, site: Site) -> None:
+    site.answers["/search"] = reply(status="500 Internal Server Error")
+    backend.script(chat(searches()), chat("Sorry."))
+    events = await stream(served.http, tools=[SEARCH])
+    assert events[-1]["response"]["nomyo"]["failed_tools"] == "web_search"
+
+
+# ── whatever happens ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+WHAT = {
+    "search": ("web_search", {"query": "rain"}),
+    "open": ("open_page", {"url": "{site}/rain"}),
+    "number": ("open_page", {"url": "2"}),
+    "gone": ("open_page", {"url": "{site}/gone"}),
+    "find": ("find_in_page", {"url": "1", "pattern": "snow"}),
+    "odd": ("web_search", "no object"),
+    "mine": ("mine", {}),
+}
+ROUNDS = st.lists(st.lists(st.sampled_from([*WHAT]), min_size=1, max_size=3), max_size=3)
+MINE: Json = {"type": "function", "name": "mine", "parameters": {"type": "object"}}
+
+
+@given(rounds=ROUNDS.filter(bool), ends=st.sampled_from(["answer", "fail", "leave"]), after=st.integers(0, 12))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_called_leaves_nothing_and_the_stream_is_what_is_stored(
+    rounds: list[list[str]], ends: str, after: int
+) -> None:
+    asyncio.run(_goes_well(rounds, ends, after))
+
+
+async def _goes_well(rounds: list[list[str]], ends: str, after: int) -> None:
+    answers: dict[str, Any] = {"/rain": reply(RAIN, content_type="text/html")}
+    async with FakeBackend() as backend, running_site(answers) as site, router(backend, site) as served:
+        site.answers["/search"] = results(site, "/rain", "/snow")
+        script = []
+        for names in rounds:
+            calls = [(WHAT[name], f"call_{place}") for place, name in enumerate(names)]
+            given = [(name, json.loads(json.dumps(what).replace("{site}", site.url)), id) for (name, what), id in calls]
+            script.append(chat("Looking [1].", *(call(name, what, id=id) for name, what, id in given)))
+        backend.script(*script, http_error(400) if ends == "fail" else chat("It is 【1】[2], ", "`[1]` [", "9]."))
+        async with open_stream(served.http, tools=[SEARCH, MINE]) as events:
+            if ends == "leave":
+                for _ in range(after):  # May have left before it has begun.
+                    if await events.next() is None:
+                        break
+            else:
+                seen = await events.rest()
+                check_stream(seen)
+                response = seen[-1]["response"]
+                assert fold(seen) == response
+                assert (await retrieve(served.http, response["id"]))["output"] == response["output"]
+                builder = ResponseBuilder(unfinished(response))
+                assert fold([*replay(builder, response), builder.end()]) == response
+        tasks = [task for task in asyncio.all_tasks() if task.get_name() == "tool"]
+        await eventually(lambda: all(task.done() for task in tasks), "no task is left")
 
 
 async def test_without_settings_it_is_left_out_and_named(served: Running, backend: FakeBackend) -> None:

@@ -101,7 +101,7 @@ def prepare_chat(
         adapted=adapted,
     )
     if request.router_tools is not None:
-        ignored -= HELD_HERE | request.router_tools.heeded
+        ignored = (ignored - HELD_HERE - request.router_tools.heeded) | request.router_tools.ignored
     if stream is None:
         stream = request.stream or kind.streams_always
     params = chat_request(body, messages, model=backend.model, stream=stream, choice=choice, efforts=kind.efforts)

@@ -82,12 +82,13 @@ class ToolsOfTurn:
     async def offered(self, turn: Turn) -> RouterTools:
         """What the model is offered."""
         of_servers = await self._mcp.offered(turn)
-        tools, heeded = [*of_servers.tools], of_servers.heeded
+        tools, heeded, ignored = [*of_servers.tools], of_servers.heeded, of_servers.ignored
         for runner in self._runners.values():
             runner.begin(turn)
             tools += runner.tools
             heeded |= runner.heeded
-        return RouterTools(tuple(tools), of_servers.labels, frozenset(self._runners), heeded)
+            ignored |= runner.ignored
+        return RouterTools(tuple(tools), of_servers.labels, frozenset(self._runners), heeded, ignored)
 
     async def run(self, call: Item) -> Item:
         """The call with its output, or its error."""

@@ -97,6 +97,7 @@ async def tool_rounds(state: AppState, turn: Turn, tools: TurnTools, ask: Callab
         tools.close()
         turn.request = asked
         if tools.failed:
+            turn.describes_itself |= builder.emission.makes_events  # The headers have left.
             turn.note_failed_tools(tools.failed)
 
 

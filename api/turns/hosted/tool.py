@@ -16,12 +16,15 @@ from requests.tools import Item
 
 class HostedRunner(Protocol):
     """A hosted tool during one turn. `tools` are the functions that a model is offered for it, each of the `kind` of
-    its calls; `heeded` the names in `x-nomyo-ignored` of what something comes of because of it (`include.…`)."""
+    its calls; `heeded` are names in `x-nomyo-ignored` of what something comes of because of it (`include.…`),
+    `ignored` of settings of it of which nothing comes (`tools.…`)."""
 
     @property
     def tools(self) -> Sequence[RouterTool]: ...
     @property
     def heeded(self) -> frozenset[str]: ...
+    @property
+    def ignored(self) -> frozenset[str]: ...
 
     def begin(self, turn: Turn) -> None:
         """Before the model is asked for the first time."""

@@ -18,7 +18,7 @@ from api.turns.turn import Turn
 from backends.mcp.server import ServerFailed
 from backends.web.of_mcp import found_in_output, search_arguments, search_tool
 from backends.web.pages import Page
-from backends.web.query import Found, Query, SearchFailed, permits
+from backends.web.query import MOST_WORDS, Found, Query, SearchFailed, permits
 from backends.web.searches import chosen
 from core.errors import InvalidRequest
 from core.json import Json
@@ -61,6 +61,11 @@ class WebSearch:
         self._reader = SourceReader(self._sources)
 
     @property
+    def ignored(self) -> frozenset[str]:
+        """Settings of the tool of which nothing comes."""
+        return self._entry.ignored
+
+    @property
     def tools(self) -> Sequence[RouterTool]:
         """What the model is offered."""
         return search_tools(self._entry, time.strftime("%Y-%m-%d", time.gmtime()))
@@ -90,7 +95,9 @@ class WebSearch:
         if not words.strip():
             raise SearchFailed("A search needs a 'query'.")
         entry = self._entry
-        query = Query(" ".join(words.split()), entry.size.results, entry.allowed, entry.blocked, entry.place)
+        query = Query(
+            " ".join(words.split())[:MOST_WORDS], entry.size.results, entry.allowed, entry.blocked, entry.place
+        )
         found = await self._found(query)
         shown = [Shown(each.url, each.title, each.text, each.published) for each in found]
         more: Json = {}
