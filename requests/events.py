@@ -311,7 +311,7 @@ class ResponseBuilder:
             if part is not None and part.output_index >= 0:
                 self._output[part.output_index] = part.partial()
         for output_index, item in (self._handed or {}).items():
-            self._output[output_index] = {**item, "status": "incomplete"}
+            self._output[output_index] = item | ({"status": "incomplete"} if "status" in item else {})
         if self._native is not None:
             self._native.stop(self)
         self.response["output"] = self._kept([item for item in self._output if item is not None])

@@ -199,7 +199,8 @@ class _Conversation:
             case "mcp_approval_response" if item.get("approval_request_id") in self._asked:
                 pass
             case _ if kind in IGNORED_ITEMS:
-                self._ignored.add(f"input.{kind}")
+                if where:  # Else it is of a turn before, and may be our own.
+                    self._ignored.add(f"input.{kind}")
             case _ if kind not in SILENT:
                 # Something that OpenAI ran, in an earlier turn: the model reads what it was.
                 if kind not in KNOWN_ITEMS and self._adapted is not None:

@@ -458,7 +458,8 @@ def skeleton(item: Item) -> Item:
     elif (hosted := HOSTED_CALLS.get(item["type"])) is not None:
         begun |= hosted.before(item)
     elif item["type"] == "mcp_list_tools":
-        begun |= {"tools": [], "error": None}
+        begun["tools"] = []
+        begun.pop("error", None)
     elif item["type"] == "reasoning":
         begun = {"type": "reasoning", "id": item["id"], "summary": []}
     return begun

@@ -73,8 +73,9 @@ def hosted_call(kind: str, *, id: str, name: str, arguments: Json, status: str) 
 
 
 def list_of_tools(id: str, label: str) -> Json:
-    """The item of the tools of a server, before it has listed them."""
-    return {"type": "mcp_list_tools", "id": id, "server_label": label, "tools": [], "error": None}
+    """The item of the tools of a server, before it has listed them. It has an `error` if that fails, and no null for
+    it, which the AI SDK does not take."""
+    return {"type": "mcp_list_tools", "id": id, "server_label": label, "tools": []}
 
 
 def with_output(call: Json, output: str | Json) -> Json:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Image
-from mcp_types import ToolAnnotations
+from mcp_types import InputRequiredResult, SamplingMessage, TextContent, ToolAnnotations
 from pydantic import BaseModel
 
 PNG = base64.b64decode(
@@ -30,13 +30,14 @@ class Weather(BaseModel):
 
 @dataclass
 class Served:
-    """What it was asked: its requests, with their headers; `release` lets `hang` end."""
+    """What it was asked: its requests, with their headers; `release` lets `hang` end, which has `given_up` else."""
 
     url: str = ""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     called: list[str] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
     refuses: int = 0
+    given_up: int = 0
 
     @property
     def sent(self) -> str:
@@ -84,8 +85,15 @@ def tools_of(served: Served) -> MCPServer[Any]:
     async def hang(context: Context[Any, Any]) -> str:
         """It takes its time."""
         served.called.append("hang")
-        await context.report_progress(1, 2)
-        await served.release.wait()
+        try:
+            while not served.release.is_set():
+                await context.report_progress(1, 2)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await served.release.wait()
+        except asyncio.CancelledError:
+            served.given_up += 1
+            raise
         return "released"
 
     @server.tool()
@@ -98,13 +106,65 @@ def tools_of(served: Served) -> MCPServer[Any]:
         answer = await context.elicit("Who are you?", Answer)
         return f"{answer.action}"
 
+    @server.tool()
+    async def samples(context: Context[Any, Any]) -> str:
+        """It asks a model."""
+        messages = [SamplingMessage(role="user", content=TextContent(type="text", text="Hi"))]
+        answer = await context.session.create_message(messages, max_tokens=10)
+        return f"{answer.content}"
+
+    @server.tool()
+    async def waits() -> InputRequiredResult:
+        """It wants to be called again, for ever."""
+        served.called.append("waits")
+        return InputRequiredResult(request_state="not yet")
+
+    return server
+
+
+class Found(BaseModel):
+    """What a search has found."""
+
+    results: list[dict[str, Any]]
+
+
+def hosted_tools_of(served: Served) -> MCPServer[Any]:
+    """Tools that stand for those of OpenAI."""
+    server: MCPServer[Any] = MCPServer("hosted")
+
+    @server.tool()
+    def run_python(code: str, session_id: str = "") -> list[Any]:
+        """Runs code."""
+        served.called.append(f"{session_id}: {code}")
+        if code == "crash":
+            raise ValueError("NameError: crash")
+        return [f"ran {len(code)}", Image(data=PNG, format="png")] if "plot" in code else [f"ran {len(code)}"]
+
+    @server.tool()
+    async def search(query: str, limit: int = 10, vector_store_ids: list[str] | None = None) -> Found:
+        """Searches."""
+        served.called.append(f"{query} {limit} {vector_store_ids}")
+        if query == "slow":
+            await served.release.wait()
+        rows = [
+            {"id": f"file-{n}", "title": f"{n}.md", "text": f"{query} in {n}", "score": 1 - n / 4, "metadata": {"n": n}}
+            for n in range(4)
+        ]
+        return Found(results=[] if query == "nothing" else rows)
+
+    @server.tool()
+    def generate_image(prompt: str, size: str = "") -> Any:
+        """Makes an image."""
+        served.called.append(f"{prompt} {size}")
+        return Image(data=PNG, format="png") if prompt != "words" else "no image"
+
     return server
 
 
 @asynccontextmanager
-async def mcp_server(path: str = "/mcp") -> AsyncIterator[Served]:
+async def mcp_server(path: str = "/mcp", tools: Callable[[Served], MCPServer[Any]] = tools_of) -> AsyncIterator[Served]:
     served = Served()
-    server = tools_of(served)
+    server = tools(served)
     app = server.sse_app() if path == "/sse" else server.streamable_http_app()
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:

@@ -6,15 +6,17 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from requests.mcp_tools import mcp_entry
 from tests.conftest import Running, running_router
-from tests.fake_backend import FakeBackend, call, chat
+from tests.fake_backend import FakeBackend, call, chat, http_error
 from tests.mcp_server import Served, mcp_server
 from tests.sdk import EVENT_CLASSES
 from tests.stream_grammar import check_stream, fold
@@ -153,7 +155,9 @@ async def test_a_picture_is_shown_to_the_model(backend: FakeBackend, weather: Se
         assert last["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
 
 
-@pytest.mark.parametrize(("megabytes", "fits"), [(9, True), (30, False)])
+@pytest.mark.parametrize(
+    ("megabytes", "fits"), [(10, True), (30, False), pytest.param(100, False, marks=pytest.mark.heavy)]
+)
 async def test_an_answer_has_up_to_ten_megabytes(
     backend: FakeBackend, weather: Served, megabytes: int, fits: bool
 ) -> None:
@@ -162,6 +166,9 @@ async def test_an_answer_has_up_to_ten_megabytes(
         response = await create(served.http, tools=[by_url(weather)])
         called = response["output"][1]
         assert (called["status"] == "completed") == fits, str(called["error"])[:300]
+        if fits:
+            assert len(called["output"]) == megabytes * 1024 * 1024
+            assert backend.turns[-1].json["messages"][-1]["content"] == called["output"]
 
 
 @pytest.mark.parametrize(
@@ -259,6 +266,28 @@ async def test_a_client_that_leaves_while_a_server_works_leaves_no_session(
         await eventually(lambda: served.app.state.mcp.sessions == 0, "no session is open")
 
 
+async def test_progress_gives_a_call_no_more_time_and_whoever_is_given_up_hears_of_it(
+    backend: FakeBackend, weather: Served
+) -> None:
+    async with router(backend, tools={"timeout_s": 0.3}) as served:
+        await create(served.http, tools=[by_url(weather)])  # Its tools are known from here on.
+        backend.script(uses("hang"), chat("Too slow."))
+        response = await create(served.http, tools=[by_url(weather)])
+        called = response["output"][1]
+        assert (called["status"], called["error"]["code"]) == ("failed", -32001)
+        await eventually(lambda: weather.given_up == 1, "it works for nobody any more")
+
+
+async def test_what_takes_long_and_reports_progress_is_waited_for(backend: FakeBackend, weather: Served) -> None:
+    async with router(backend) as served:
+        backend.script(uses("hang"), chat("At last."))
+        asked = asyncio.create_task(create(served.http, tools=[by_url(weather)]))
+        await eventually(lambda: weather.called == ["hang"], "the tool runs")
+        assert served.in_flight() == 0
+        weather.release.set()
+        assert (await asked)["output"][1]["output"] == "released"
+
+
 async def test_a_service_that_stops_while_a_server_works_leaves_no_task(backend: FakeBackend, weather: Served) -> None:
     async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}]) as served:
         backend.script(uses("hang"))
@@ -322,13 +351,82 @@ async def test_a_program_of_the_settings_is_asked_over_stdio(backend: FakeBacken
         assert called["output"]
 
 
+async def test_tools_of_servers_count_as_input(backend: FakeBackend, weather: Served) -> None:
+    async def counted(served: Running, tools: list[Json]) -> int:
+        body = {"model": "test-model", "input": "x", "tools": tools}
+        answer = await served.http.post(f"{URL}/input_tokens", json=body)
+        assert answer.status_code == 200, answer.text
+        tokens: int = answer.json()["input_tokens"]
+        return tokens
+
+    async with router(backend) as served:
+        none = await counted(served, [])
+        one = await counted(served, [by_url(weather, allowed_tools=["plan"])])
+        everything = await counted(served, [by_url(weather)])
+        assert none < one < everything
+        usage = (await served.http.get("/api/usage")).json()
+        assert usage["total"]["input_tokens"] == usage["total"]["output_tokens"] == 0, "that was no model's work"
+        down = by_url(Served("http://127.0.0.1:9/mcp"))
+        answer = await served.http.post(
+            f"{URL}/input_tokens", json={"model": "test-model", "input": "x", "tools": [down]}
+        )
+        assert (answer.json()["input_tokens"], answer.headers["x-nomyo-failed-tools"]) == (none, "mcp:w")
+
+
+async def test_a_server_that_lies_about_its_schemas_harms_its_own_calls_alone(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = str(Path(__file__).parent / "lying_mcp.py")
+    async with router(backend, mcp={"servers": {"w": {"command": [sys.executable, program]}}}) as served:
+        backend.script(chat(*(call(f"w__{name}", {}, id=name) for name in ("number", "none", "typed"))), chat("So."))
+        response = await streamed(served, tools=[{"type": "mcp", "server_label": "w"}])
+        listed, number, none, other, _ = response["output"]
+        assert [tool["name"] for tool in listed["tools"]] == ["number", "none", "typed", "nested"]
+        for lied in (number, none):
+            assert lied["error"]["message"] == "The answer does not fit the schema that its tool has."
+        assert other["output"] == "typed"
+        assert "secret-1" not in json.dumps(response) + caplog.text
+        offered = [tool["function"]["parameters"] for tool in backend.turns[0].json["tools"]]
+        assert offered == [{"type": "object", "properties": {}}] * 4, "no model server is shown what is no schema"
+    wild = {"w": {"command": [sys.executable, program, "wildly"]}}
+    async with router(backend, mcp={"servers": wild}) as served:
+        listed, _ = (await streamed(served, tools=[{"type": "mcp", "server_label": "w"}]))["output"]
+        assert listed["error"].startswith("The server does not answer as one of MCP")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_program_that_does_not_end_is_ended(backend: FakeBackend, stops: bool, tmp_path: Path) -> None:
+    program = str(Path(__file__).parent / "lying_mcp.py")
+    servers = {"w": {"command": [sys.executable, program, "for ever", str(tmp_path)]}}
+
+    def runs() -> bool:
+        return any(str(tmp_path).encode() in _read(path) for path in Path("/proc").glob("[0-9]*/cmdline"))
+
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], mcp={"servers": servers}) as served:
+        await create(served.http, tools=[{"type": "mcp", "server_label": "w"}])
+        assert runs()
+        if not stops:
+            await eventually(lambda: served.app.state.mcp.sessions == 0, "its session has ended")
+            assert not runs()
+    assert not runs(), "no process is left"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
 async def test_nothing_is_named_as_ignored_that_is_not(backend: FakeBackend, weather: Served) -> None:
     async with router(backend) as served:
         first = await create(served.http, tools=[by_url(weather)])
         body = {"model": "test-model", "input": "x", "tools": [by_url(weather)], "max_tool_calls": 3}
-        answer = await served.http.post(URL, json=body | {"previous_response_id": first["id"]})
-        assert answer.status_code == 200
-        assert "x-nomyo-ignored" not in answer.headers
+        for chained in (body, {"model": "test-model", "input": "x"}):
+            answer = await served.http.post(URL, json=chained | {"previous_response_id": first["id"]})
+            assert answer.status_code == 200
+            assert "x-nomyo-ignored" not in answer.headers
 
 
 @pytest.mark.parametrize("stream_it", [False, True])
@@ -394,3 +492,64 @@ def test_approval_is_needed_where_a_filter_says_so() -> None:
     assert needed({"never": {"read_only": True}}) == [False, True]
     assert needed({"always": {"tool_names": ["w"]}}) == [False, True]
     assert needed({"always": {"tool_names": ["w", "r"]}, "never": {"tool_names": ["r"]}}) == [False, True]
+
+
+# ── laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROUNDS = st.lists(
+    st.lists(st.sampled_from(["forecast", "plan", "fail", "asks", "hang"]), min_size=1, max_size=3),
+    min_size=1,
+    max_size=3,
+)
+ENDS = st.sampled_from(["end", "fail", "leave", "cancel", "server ends"])
+
+
+@pytest.mark.heavy
+@given(rounds=ROUNDS, end=ENDS, after=st.integers(0, 25))
+@settings(max_examples=40, deadline=None)
+def test_whatever_happens_between_rounds_leaves_no_session_task_or_slot(
+    rounds: list[list[str]], end: str, after: int
+) -> None:
+    asyncio.run(_leaves_nothing(rounds, end, after))
+
+
+async def _leaves_nothing(rounds: list[list[str]], end: str, after: int) -> None:
+    async with AsyncExitStack() as stack:
+        weather = await stack.enter_async_context(mcp_server())
+        backend = await stack.enter_async_context(FakeBackend())
+        served = await stack.enter_async_context(router(backend, tools={"timeout_s": 5}))
+        if end in ("end", "fail"):
+            weather.release.set()
+        calls = [
+            [call(f"w__{name}", {"city": "Oslo"}, id=f"c{at}") for at, name in enumerate(names)] for names in rounds
+        ]
+        script = [chat("I look.", *names) for names in calls]
+        backend.script(*script, http_error(400) if end == "fail" else chat("Done."))
+        background = {"background": True} if end == "cancel" else {}
+        async with open_stream(served.http, tools=[by_url(weather)], **background) as events:
+            reading = asyncio.create_task(events.rest())
+            # Where a tool hangs, nothing more comes.
+            while not reading.done() and len(events.seen) <= after and "hang" not in weather.called:
+                await asyncio.wait([reading], timeout=0.005)
+            match end:
+                case "leave":
+                    reading.cancel()
+                    await asyncio.wait([reading])
+                case "cancel":
+                    await eventually(lambda: bool(events.seen), "it has begun")
+                    await served.http.post(f"{URL}/{events.seen[0]['response']['id']}/cancel")
+                case "server ends":
+                    weather.refuses = 503
+                    weather.release.set()
+            seen = [] if end == "leave" else await reading
+        if end != "leave":
+            check_stream(seen)
+            response = seen[-1]["response"]
+            assert fold(seen) == response
+            assert (await retrieve(served.http, response["id"]))["output"] == response["output"]
+            ran = [item for item in response["output"] if item["type"] == "mcp_call"]
+            assert response["status"] == "cancelled" or all(item["output"] or item["error"] for item in ran)
+        await eventually(lambda: served.app.state.mcp.sessions == 0 and served.in_flight() == 0, "nothing is open")
+        await eventually(
+            lambda: not [task for task in asyncio.all_tasks() if task.get_name() in ("mcp session", "tool")], "no task"
+        )

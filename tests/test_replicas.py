@@ -14,7 +14,21 @@ from cluster import membership, valkey_counts
 from cluster.membership import BEATS, LEASE_S
 from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer, free_port
-from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, http_error, pause, stall, steps, stream, until
+from tests.fake_backend import (
+    DONE,
+    FakeBackend,
+    Reply,
+    call,
+    chat,
+    chunk,
+    http_error,
+    pause,
+    stall,
+    steps,
+    stream,
+    until,
+)
+from tests.mcp_server import mcp_server
 from tests.stream_grammar import check_stream
 from tests.turns import SOON_S, URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, turn
 
@@ -442,3 +456,28 @@ async def test_without_the_valkey_a_reader_is_led_to_the_replica_that_makes_the_
 
 async def has_shared(valkey: ValkeyServer, response_id: str) -> None:
     await eventually(lambda: valkey.run("XLEN", f"{{nomyo}}:events:{response_id}") > 0, "its events are at the server")
+
+
+# ── tools that the router runs ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_one_replica_has_asked_for_is_approved_of_at_another(
+    backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    async with mcp_server() as weather, replicas(2, backend, tmp_path, valkey.url) as (first, second):
+        tools = [{"type": "mcp", "server_label": "w", "server_url": weather.url, "require_approval": "always"}]
+        backend.script(chat(call("w__plan", {"city": "Rome"}, id="c")))
+        asked = await create(first.http, tools=tools)
+        approval = {"approval_request_id": asked["output"][-1]["id"], "approve": True}
+        backend.script(chat("Done."))
+        done = await create(
+            second.http,
+            tools=tools,
+            input=[{"type": "mcp_approval_response", **approval}],
+            previous_response_id=asked["id"],
+        )
+        assert [item["type"] for item in done["output"]] == ["mcp_call", "message"]
+        assert weather.called == ["plan Rome"]
+        backend.script(chat("It ran."))
+        await create(first.http, tools=tools, previous_response_id=done["id"])
+        assert weather.called == ["plan Rome"], "it runs once, wherever the conversation goes on"

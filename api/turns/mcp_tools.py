@@ -142,7 +142,7 @@ class McpTools:
             async for output_index, item in ended:
                 if output_index >= 0:
                     turn.emit(builder.end_work(output_index, item))
-                elif item["error"]:
+                elif item.get("error"):
                     begin_early(turn)
                     turn.emit(builder.item(item))
         return RouterTools(tuple(self._tools.values()), frozenset(self._offers))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # So long, and of so many servers.
 TOOLS_FOR_S = 300.0
 MOST_LISTS = 500
-CLOSE_S = 2.0
 
 
 class McpServers:
@@ -28,7 +27,7 @@ class McpServers:
         self.take_settings(config)
         self._lists: dict[tuple[str, McpServer, bytes], tuple[float, list[Json]]] = {}
         self._transports: dict[bool, asyncio.Task[GuardedTransport]] = {}
-        self._sessions: set[asyncio.Task[Any]] = set()
+        self._sessions: dict[asyncio.Task[Any], Session] = {}
 
     def take_settings(self, config: McpConfig) -> None:
         """Goes by other settings from now on."""
@@ -60,8 +59,8 @@ class McpServers:
         if not server.command:
             http = over(await self._transport(not server.is_clients or allow_private), dict(server.headers))
         session = Session(server, http)
-        self._sessions.add(session.task)
-        session.task.add_done_callback(self._sessions.discard)
+        self._sessions[session.task] = session
+        session.task.add_done_callback(self._sessions.pop)
         return session
 
     def known_tools(self, server: McpServer, owner: str) -> list[Json] | None:
@@ -79,10 +78,11 @@ class McpServers:
 
     async def close(self) -> None:
         """Ends all sessions, and closes all connections."""
-        for session in [*self._sessions]:
-            session.cancel()
+        for session in self._sessions.values():
+            session.close()
         if self._sessions:
-            await asyncio.wait(self._sessions, timeout=CLOSE_S)
+            limit_s = max(session.closes_within_s for session in self._sessions.values())
+            await asyncio.wait([*self._sessions], timeout=limit_s)
         for made in self._transports.values():
             await (await made).aclose()
 

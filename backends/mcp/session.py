@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
+from msgspec import Struct
 
 from backends.mcp.server import McpServer, ServerFailed
-from backends.wire.outbound import ForbiddenAddress, ForbiddenURL
+from backends.wire.outbound import AnswerTooLarge, ForbiddenAddress, ForbiddenURL
 from core.json import Json, encode_json
 from requests.router_tools import http_error, protocol_error, with_error, with_output
 
@@ -24,6 +25,8 @@ MB = 1024 * 1024
 # Of one answer, as it comes: 10 MB, which many servers send twice, as text and structured.
 MOST_BYTES = 24 * MB
 CLOSE_S = 2.0
+# A program is asked to end, made to, and killed: the client takes seven seconds for that, and must not be disturbed.
+CLOSE_PROGRAM_S = 10.0
 MOST_PAGES = 100
 
 
@@ -39,6 +42,15 @@ def load() -> Any:
     return mcp
 
 
+class ToolAnswer(Struct, frozen=True):
+    """What a tool has answered: content blocks, and the same `structured`, where it gives that. `has_failed`: they hold
+    what went wrong."""
+
+    blocks: list[Json]
+    structured: Any
+    has_failed: bool
+
+
 class Session:
     """One session, opened at once. `http` is a client that sends to this server alone."""
 
@@ -50,12 +62,19 @@ class Session:
         self.task = asyncio.create_task(self._live(), name="mcp session")
 
     @property
+    def closes_within_s(self) -> float:
+        """How long it may take to end it."""
+        return CLOSE_PROGRAM_S if self._server.command else CLOSE_S
+
+    @property
     def is_over(self) -> bool:
         """Whether it has ended, or is about to."""
         return self._over.is_set() or self.task.done()
 
     def close(self) -> None:
         """Ends it. Nobody waits for that."""
+        if self._over.is_set():
+            return  # A second cancellation would take a program's time to end from it, and leave it behind.
         self._over.set()
         if not self._client.done():
             self.task.cancel()
@@ -67,12 +86,28 @@ class Session:
         except Exception as error:
             raise ServerFailed(described(error, self._server)) from None
 
+    async def ask(self, name: str, arguments: Json) -> ToolAnswer:
+        """What a tool of the server answers. Progress that it reports is no answer, and gives it no more time. Raises
+        `ServerFailed`."""
+        try:
+            client = await asyncio.shield(self._client)
+            result = await client.call_tool(name, arguments)
+        except Exception as error:
+            if type(error) is RuntimeError:  # The client's own, for an answer that its tool's schema does not have.
+                raise ServerFailed(protocol_error("The answer does not fit the schema that its tool has.")) from None
+            raise ServerFailed(described(error, self._server)) from None
+        blocks = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content]
+        return ToolAnswer(blocks, result.structured_content, bool(result.is_error))
+
     async def call(self, item: Json, arguments: Json) -> Json:
         """A call, with what came of it."""
         try:
-            return await self._called(item, arguments)
-        except Exception as error:
-            return with_error(item, described(error, self._server))
+            answer = await self.ask(item["name"], arguments)
+        except ServerFailed as error:
+            return with_error(item, error.error)
+        if answer.has_failed:
+            return with_error(item, {"type": "mcp_tool_execution_error", "content": answer.blocks})
+        return with_output(item, text_of(answer.blocks, answer.structured))
 
     async def _listed(self, most: int) -> list[Json]:
         client = await asyncio.shield(self._client)
@@ -81,23 +116,11 @@ class Session:
         for _ in range(MOST_PAGES):
             page = await client.list_tools(cursor=cursor)
             for tool in page.tools:
-                hints = tool.annotations
-                annotations = hints.model_dump(by_alias=True, exclude_none=True) if hints else None
-                schema = tool.input_schema if isinstance(tool.input_schema, dict) else {}
-                shown = {"name": tool.name, "description": tool.description, "input_schema": schema}
-                tools[tool.name] = shown | {"annotations": annotations}
+                tools[tool.name] = shown_tool(tool)
             cursor = page.next_cursor
             if not cursor or len(tools) >= most:
                 break
         return [*tools.values()][:most]
-
-    async def _called(self, item: Json, arguments: Json) -> Json:
-        client = await asyncio.shield(self._client)
-        result = await client.call_tool(item["name"], arguments)
-        blocks = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content]
-        if result.is_error:
-            return with_error(item, {"type": "mcp_tool_execution_error", "content": blocks})
-        return with_output(item, text_of(blocks, result.structured_content))
 
     async def _live(self) -> None:
         try:
@@ -105,7 +128,7 @@ class Session:
                 if not self._client.done():
                     self._client.set_result(client)
                 await self._over.wait()
-                late = asyncio.get_running_loop().call_later(CLOSE_S, self.task.cancel)
+                late = asyncio.get_running_loop().call_later(self.closes_within_s, self.task.cancel)
             late.cancel()
         except Exception as error:
             self._fail(described(error, self._server))
@@ -139,6 +162,28 @@ class Session:
 NAME, VERSION = "nomyo-router", "0.1.0"
 
 
+def shown_tool(tool: Any) -> Json:
+    """A tool, as items show it. What it does not have is left out: the AI SDK takes no null for it."""
+    shown: Json = {"name": tool.name, "input_schema": sound(tool.input_schema)}
+    if tool.description is not None:
+        shown["description"] = tool.description
+    if tool.annotations is not None:
+        shown["annotations"] = tool.annotations.model_dump(by_alias=True, exclude_none=True)
+    return shown
+
+
+def sound(schema: Json) -> Json:
+    """The schema of a tool's arguments, or that of any object where it is none that a model server could go by: each
+    request that has it would be refused."""
+    from jsonschema import Draft202012Validator, SchemaError  # type: ignore[import-untyped]
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except (SchemaError, RecursionError):
+        return {"type": "object"}
+    return schema
+
+
 def text_of(blocks: list[Json], structured: Any) -> str:
     """What a tool has answered, as the output of a call: its text, or else its blocks as JSON."""
     if not blocks:
@@ -156,6 +201,8 @@ def described(error: BaseException, server: McpServer) -> Json:
         return error.error
     if isinstance(error, ForbiddenURL | ForbiddenAddress):
         return http_error(403, "The router does not connect to where this server is.")
+    if isinstance(error, AnswerTooLarge):
+        return http_error(502, f"The server's answer is larger than {MOST_BYTES // MB} MB.")
     if isinstance(error, httpx2.HTTPStatusError):
         return http_error(error.response.status_code, f"The server answered {error.response.status_code}.")
     if isinstance(error, httpx2.TimeoutException | TimeoutError):

@@ -39,6 +39,7 @@ from tests.fake_backend import (
     reasoning,
     sse_error,
 )
+from tests.mcp_server import mcp_server
 
 Json = dict[str, Any]
 
@@ -107,6 +108,12 @@ CAPITALS = Scenario(
 )
 SHELL = call("shell", {"commands": ["ls"]})
 PATCH = call("apply_patch", {"type": "create_file", "path": "a.txt", "diff": "+a\n"})
+# The tool of a server of MCP, which the router runs.
+TRIP = Scenario(
+    (chat(call("trips__plan", {"city": "Rome"})), chat("Pack.")),
+    {"calls": [["plan", {"city": "Rome"}]], "outputs": ["Go to Rome."], "text": "Pack."},
+    (("user: Plan a trip.",), ("user: Plan a trip.", "assistant: trips__plan(city=Rome)", "tool: Go to Rome.")),
+)
 SUMMED_UP = f"user: {SUMMARY}\n\nShe is Ada."
 
 SCENARIOS = {
@@ -235,6 +242,8 @@ SCENARIOS = {
             ),
         ),
     ),
+    "mcp": TRIP,
+    "mcp_approval": TRIP,
     "handoff": Scenario(
         (chat(call("transfer_to_clerk")), chat("Here it is.")),
         {"agent": "clerk", "text": "Here it is."},
@@ -296,25 +305,25 @@ CLIENTS = {
     "openai-python": Client(
         "openai_python.py",
         "text stream reasoning tools tools_stream structured chain image length refused broken stored background "
-        "compact custom_tool websocket",
+        "compact custom_tool websocket mcp mcp_approval",
         {"length": INCOMPLETE},
     ),
     "openai-agents": Client(
         "agents_python.py",
         "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain "
         "conversations_session conversation compact_session handoff hosted_tool custom_tool shell apply_patch "
-        "websocket_tools",
+        "websocket_tools mcp mcp_approval",
     ),
     "langchain-openai": Client(
         "langchain_python.py",
         "text stream summary sealed tools tools_stream structured structured_by_function json_mode chain history image "
-        "length refused broken custom_tool",
+        "length refused broken custom_tool mcp mcp_approval",
         {"length": INCOMPLETE, "refused": {"error": "OpenAIInvalidRequestError"}},
     ),
     "pydantic-ai": Client(
         "pydantic_ai_python.py",
         "text stream reasoning tools tools_stream structured structured_by_function chain history image length refused "
-        "broken polled websocket_tools",
+        "broken polled websocket_tools mcp",
         {"refused": {"error": "ModelContextWindowExceededError"}, "broken": {"error": "ModelServerError"}},
     ),
     "agno": Client(
@@ -338,13 +347,13 @@ CLIENTS = {
     "openai-node": Client(
         "openai_node.mjs",
         "text stream reasoning tools tools_stream structured chain image length refused broken stored background "
-        "compact custom_tool tool_runner websocket",
+        "compact custom_tool tool_runner websocket mcp mcp_approval",
         {"length": INCOMPLETE},
     ),
     "ai-sdk-openai": Client(
         "ai_sdk_openai.mjs",
         "text stream summary sealed referred tools tools_stream structured structured_stream chain history image "
-        "length refused broken tool_choice hosted_tool custom_tool shell apply_patch",
+        "length refused broken tool_choice hosted_tool custom_tool shell apply_patch mcp mcp_approval",
         AI_SDK,
     ),
     "ai-sdk-open-responses": Client(
@@ -412,12 +421,12 @@ async def _run(client: Client, **settings: Any) -> Ran:
         sent[name].append(body)
         await (answers[name].popleft() if answers[name] else http_error(400, "nothing more is scripted"))(reply)
 
-    async with FakeBackend(strict=True) as backend:
+    async with FakeBackend(strict=True) as backend, mcp_server() as trips:
         backend.models = [*answers, "gpt-compact"]
         backend.default = by_model
         endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat"}
         async with running_router(endpoints=[endpoint], **settings) as router:
-            out, err = await _output(client.command, f"{router.url}/v1", *answers)
+            out, err = await _output(client.command, trips.url, f"{router.url}/v1", *answers)
             in_flight = router.in_flight() + backend.in_flight
     # Some libraries log to where we read.
     lines = [orjson.loads(line) for line in out.splitlines() if line.startswith('{"scenario"')]
@@ -425,10 +434,15 @@ async def _run(client: Client, **settings: Any) -> Ran:
     return Ran(printed, sent, {name: len(left) for name, left in answers.items()}, in_flight, err)
 
 
-async def _output(command: list[str], *args: str) -> tuple[str, str]:
+async def _output(command: list[str], mcp_url: str, *args: str) -> tuple[str, str]:
     """In a folder of its own: nothing of ours is in the way of what it imports."""
     with tempfile.TemporaryDirectory() as home:
-        environment = {"PATH": os.environ["PATH"], "HOME": home, "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": home,
+            "OPENAI_AGENTS_DISABLE_TRACING": "1",
+            "MCP_URL": mcp_url,
+        }
         # What all scripts share; and nobody's machine is asked for the like of tokens and figures.
         environment |= {"PYTHONPATH": str(HERE / "python"), "OTEL_SDK_DISABLED": "true", "AGNO_TELEMETRY": "false"}
         process = await asyncio.create_subprocess_exec(

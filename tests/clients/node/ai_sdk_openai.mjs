@@ -4,12 +4,26 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { isStepCount } from "ai";
 
 import { generate, scenarios, streamed } from "./ai_sdk.mjs";
-import { BASE_URL, run } from "./scenarios.mjs";
+import { BASE_URL, TRIPS, run } from "./scenarios.mjs";
 
 const provider = createOpenAI({ baseURL: BASE_URL, apiKey: "none" });
 const of = (name) => provider.responses(name);
 const common = scenarios(of);
 const UNSTORED = { store: false, forceReasoning: true, include: ["reasoning.encrypted_content"] };
+
+const trips = (more) =>
+  provider.tools.mcp({
+    serverLabel: TRIPS.server_label,
+    serverUrl: TRIPS.server_url,
+    allowedTools: TRIPS.allowed_tools,
+    ...more,
+  });
+
+const planned = ({ steps, text }) => ({
+  calls: steps.flatMap((step) => step.toolCalls.map((call) => [call.toolName.slice(4), JSON.stringify(call.input)])),
+  outputs: steps.flatMap((step) => step.toolResults.map((result) => result.output.output)),
+  text,
+});
 
 await run({
   ...common,
@@ -68,5 +82,19 @@ await run({
     });
     const request = { model: of(name), prompt: "Make a file.", tools: { apply_patch }, stopWhen: isStepCount(3) };
     return { operations: done, text: (await streamed(request)).text };
+  },
+
+  async mcp(name) {
+    return planned(await streamed({ model: of(name), prompt: "Plan a trip.", tools: { mcp: trips() } }));
+  },
+
+  // Its own code is asked whether the tool may run.
+  async mcp_approval(name) {
+    const tools = { mcp: trips({ requireApproval: "always" }) };
+    const question = { role: "user", content: "Plan a trip." };
+    const first = await generate({ model: of(name), messages: [question], tools });
+    const { approvalId } = first.content.find((part) => part.type === "tool-approval-request");
+    const approval = { role: "tool", content: [{ type: "tool-approval-response", approvalId, approved: true, providerExecuted: true }] };
+    return planned(await generate({ model: of(name), messages: [question, ...first.response.messages, approval], tools }));
   },
 });

@@ -6,7 +6,7 @@ import { ResponsesToolRunner } from "openai/helpers/responses-tool-runner";
 import { ResponsesWS } from "openai/resources/responses/ws";
 import { z } from "zod";
 
-import { BASE_URL, PIXEL, WEATHER, collected, raised, run } from "./scenarios.mjs";
+import { BASE_URL, PIXEL, TRIPS, WEATHER, collected, raised, run } from "./scenarios.mjs";
 
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: "none", maxRetries: 0 });
 const { responses } = client;
@@ -41,6 +41,12 @@ async function streamed(request, type) {
   for await (const event of stream) if (event.type === type) deltas.push(event.delta);
   return [deltas, await stream.finalResponse()];
 }
+
+const planned = (response) => {
+  const calls = response.output.filter((item) => item.type === "mcp_call");
+  const outputs = calls.map((call) => call.output);
+  return { calls: calls.map((call) => [call.name, call.arguments]), outputs, text: response.output_text };
+};
 
 const scenarios = {
   async text(model) {
@@ -179,6 +185,21 @@ const scenarios = {
     await done;
     socket.close();
     return { texts };
+  },
+
+  async mcp(model) {
+    const request = { model, input: "Plan a trip.", tools: [TRIPS] };
+    const [deltas, response] = await streamed(request, "response.mcp_call_arguments.delta");
+    if (deltas.join("") !== planned(response).calls[0][1]) throw new Error("the deltas are not the arguments");
+    return planned(response);
+  },
+
+  async mcp_approval(model) {
+    const tools = [{ ...TRIPS, require_approval: "always" }];
+    const first = await responses.create({ model, input: "Plan a trip.", tools });
+    const { id } = first.output.find((item) => item.type === "mcp_approval_request");
+    const input = [{ type: "mcp_approval_response", approval_request_id: id, approve: true }];
+    return planned(await responses.create({ model, input, tools, previous_response_id: first.id }));
   },
 };
 

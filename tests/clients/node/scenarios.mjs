@@ -8,6 +8,14 @@ export const BASE_URL = process.argv[2];
 export const WEATHER = { Paris: "sunny", Oslo: "rain" };
 export const PIXEL =
   "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+// A server of MCP with a tool `plan`, as clients name it; what it is asked for is run by the router.
+export const TRIPS = {
+  type: "mcp",
+  server_label: "trips",
+  server_url: process.env.MCP_URL,
+  allowed_tools: ["plan"],
+  require_approval: "never",
+};
 const LIMIT_MS = 20_000;
 
 /** Run those that the command line names, one after the other. */

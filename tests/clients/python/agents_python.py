@@ -7,6 +7,7 @@ from agents import (
     ApplyPatchResult,
     ApplyPatchTool,
     CustomTool,
+    HostedMCPTool,
     ModelSettings,
     OpenAIConversationsSession,
     OpenAIResponsesCompactionSession,
@@ -25,7 +26,7 @@ from agents.result import RunResultBase
 from openai import APIError, APIStatusError, AsyncOpenAI
 from openai.types.shared import Reasoning
 from pydantic import BaseModel
-from scenarios import BASE_URL, PIXEL, WEATHER, Json, run
+from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
 
 set_tracing_disabled(True)
 client = AsyncOpenAI(base_url=BASE_URL, api_key="none", max_retries=0)
@@ -256,6 +257,32 @@ async def websocket_tools(model: str) -> Json:
         await spoken.close()
     assert "".join(deltas) == second.final_output
     return {"calls": calls_of(result), "texts": [result.final_output, second.final_output]}
+
+
+def planned(result: RunResultBase) -> Json:
+    calls = [item.raw_item for item in result.new_items if item.type == "tool_call_item"]
+    outputs = [call.output for call in calls]
+    return {"calls": [[call.name, call.arguments] for call in calls], "outputs": outputs, "text": result.final_output}
+
+
+async def mcp(model: str) -> Json:
+    _, result = await streamed(agent(model, tools=[HostedMCPTool(tool_config=TRIPS)]), "Plan a trip.", "")
+    assert [item.type for item in result.new_items] == ["mcp_list_tools_item", "tool_call_item", "message_output_item"]
+    return planned(result)
+
+
+async def mcp_approval(model: str) -> Json:
+    """Its own code is asked whether the tool may run."""
+    asked: list[Any] = []
+
+    def approve(request: Any) -> Any:
+        asked.append(request.data.name)
+        return {"approve": True}
+
+    tool = HostedMCPTool(tool_config=TRIPS | {"require_approval": "always"}, on_approval_request=approve)
+    result = await Runner.run(agent(model, tools=[tool]), "Plan a trip.")
+    assert asked == ["plan"]
+    return planned(result)
 
 
 run(globals())

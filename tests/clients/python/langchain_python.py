@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, custom_tool
 from openai import APIError, APIStatusError
 from pydantic import BaseModel
-from scenarios import BASE_URL, PIXEL, WEATHER, Json, run
+from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
 
 
 class Person(BaseModel):
@@ -182,6 +182,26 @@ async def custom_tool_(model: str) -> Json:
     (call,) = message.tool_calls
     answer = await bound.ainvoke([question, message, await note.ainvoke(call)])
     return {"input": call["args"]["__arg1"], "text": answer.text}
+
+
+def planned(message: AIMessage) -> Json:
+    calls = [block for block in message.content if isinstance(block, dict) and block["type"] == "mcp_call"]
+    outputs = [call["output"] for call in calls]
+    return {"calls": [[call["name"], call["arguments"]] for call in calls], "outputs": outputs, "text": message.text}
+
+
+async def mcp(model: str) -> Json:
+    _, whole = await streamed(chat(model).bind_tools([TRIPS]), [HumanMessage("Plan a trip.")])
+    return planned(whole)
+
+
+async def mcp_approval(model: str) -> Json:
+    bound = chat(model).bind_tools([TRIPS | {"require_approval": "always"}])
+    first = await bound.ainvoke([HumanMessage("Plan a trip.")])
+    (request,) = [block for block in first.content if block["type"] == "mcp_approval_request"]
+    approval = {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": True}
+    second = await bound.ainvoke([HumanMessage([approval])], previous_response_id=first.response_metadata["id"])
+    return planned(second)
 
 
 run(globals() | {"custom_tool": custom_tool_})

@@ -5,7 +5,7 @@ from typing import Any
 from openai import APIError, APIStatusError, AsyncOpenAI, NotFoundError, pydantic_function_tool
 from openai.types.responses import Response, ToolParam
 from pydantic import BaseModel
-from scenarios import BASE_URL, PIXEL, WEATHER, Json, run
+from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
 
 client = AsyncOpenAI(base_url=BASE_URL, api_key="none", max_retries=0)
 responses = client.responses
@@ -197,6 +197,29 @@ async def websocket(model: str) -> Json:
                     texts.append(event.response.output_text)
                     break
     return {"texts": texts}
+
+
+def planned(response: Response) -> Json:
+    calls = [item for item in response.output if item.type == "mcp_call"]
+    outputs = [call.output for call in calls]
+    return {"calls": [[call.name, call.arguments] for call in calls], "outputs": outputs, "text": response.output_text}
+
+
+async def mcp(model: str) -> Json:
+    deltas, response = await streamed(
+        "response.mcp_call_arguments.delta", model=model, input="Plan a trip.", tools=[TRIPS]
+    )
+    assert "".join(deltas) == planned(response)["calls"][0][1]
+    return planned(response)
+
+
+async def mcp_approval(model: str) -> Json:
+    tools: Any = [TRIPS | {"require_approval": "always"}]
+    first = await responses.create(model=model, input="Plan a trip.", tools=tools)
+    request = first.output[-1]
+    assert request.type == "mcp_approval_request"
+    approval: Any = {"type": "mcp_approval_response", "approval_request_id": request.id, "approve": True}
+    return planned(await responses.create(model=model, input=[approval], tools=tools, previous_response_id=first.id))
 
 
 run(globals())

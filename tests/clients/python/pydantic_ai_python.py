@@ -1,5 +1,6 @@
 """The scenarios with pydantic-ai: `Agent` over `OpenAIResponsesModel`."""
 
+import json
 from typing import Any
 
 from openai import AsyncOpenAI
@@ -9,6 +10,8 @@ from pydantic_ai import (
     BinaryContent,
     ModelHTTPError,
     NativeOutput,
+    NativeToolCallPart,
+    NativeToolReturnPart,
     PartDeltaEvent,
     PartStartEvent,
     TextPart,
@@ -17,9 +20,11 @@ from pydantic_ai import (
     ToolCallPart,
     ToolOutput,
 )
+from pydantic_ai.capabilities import NativeTool
 from pydantic_ai.models.openai import OpenAIResponsesModel
+from pydantic_ai.native_tools import MCPServerTool
 from pydantic_ai.providers.openai import OpenAIProvider
-from scenarios import BASE_URL, PIXEL, WEATHER, Json, run
+from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
 
 client = AsyncOpenAI(base_url=BASE_URL, api_key="none", max_retries=0)
 provider = OpenAIProvider(openai_client=client)
@@ -172,6 +177,21 @@ async def websocket_tools(model: str) -> Json:
         result = await spoken.run("The weather in Paris and Oslo?")
         second = await spoken.run("Thanks.", message_history=result.all_messages())
     return {"calls": calls_of(result), "texts": [result.output, second.output]}
+
+
+async def mcp(model: str) -> Json:
+    """What the tool has answered is a part of its history, which it sends again."""
+    server = MCPServerTool(id=TRIPS["server_label"], url=TRIPS["server_url"], allowed_tools=TRIPS["allowed_tools"])
+    planner = agent(model, capabilities=[NativeTool(server)])
+    async with planner.run_stream("Plan a trip.") as result:
+        text = await result.get_output()
+    calls = [args for part in parts_of(result, NativeToolCallPart) if "tool_args" in (args := part.args_as_dict())]
+    returned = [part.content for part in parts_of(result, NativeToolReturnPart)]
+    return {
+        "calls": [[call["tool_name"], json.dumps(call["tool_args"])] for call in calls],
+        "outputs": [content["output"] for content in returned if "output" in content],
+        "text": text,
+    }
 
 
 run(globals())

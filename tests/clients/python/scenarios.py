@@ -6,6 +6,7 @@ python openai_python.py http://127.0.0.1:8000/v1 text stream …
 
 import asyncio
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -19,6 +20,14 @@ PIXEL = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+# A server of MCP with a tool `plan`, as clients name it; what it is asked for is run by the router.
+TRIPS: Json = {
+    "type": "mcp",
+    "server_label": "trips",
+    "server_url": os.environ.get("MCP_URL", ""),
+    "allowed_tools": ["plan"],
+    "require_approval": "never",
+}
 LIMIT_S = 20
 
 
