@@ -27,6 +27,7 @@ PAGES = [
 ]
 # [text](target), and images.
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = ("*.py", *(f"{part}/**/*.py" for part in ("api", "backends", "commands", "core", "requests", "stores")))
 ELSEWHERE = ("http://", "https://", "mailto:")
 
 
@@ -93,6 +94,17 @@ def test_each_command_is_there() -> None:
             assert made in targets, f"{page.name}: make {made}"
         for name in re.findall(r"\./nomyo ([a-z]+)", text):
             assert name in commands, f"{page.name}: ./nomyo {name}"
+
+
+def test_what_is_to_be_read_in_an_error_is_what_the_code_has() -> None:
+    code = "".join(file.read_text() for part in CODE for file in sorted(ROOT.glob(part)))
+    text = (DOCS / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)
+    assert len(quoted) > 15
+    for words in quoted:
+        # What the code puts in stands in braces there, and in quotes of its own.
+        for piece in re.split(r"[…{}']+", words):
+            assert piece.strip(" ;?") in code, f"{words!r}: nothing has {piece!r}"
 
 
 @pytest.mark.heavy
