@@ -72,6 +72,14 @@ def hosted_call(kind: str, *, id: str, name: str, arguments: Json, status: str) 
     return {"type": kind, "id": id, "status": status, **HOSTED_CALLS[kind].begun(name, arguments)}
 
 
+def called_name(call: Json) -> str:
+    """The name of the tool of a call; of a hosted tool that of the function that stands for it."""
+    if (hosted := HOSTED_CALLS.get(call["type"])) is None:
+        return str(call.get("name") or "")
+    called = hosted.called(call)
+    return call["type"].removesuffix("_call") if called is None else called[0]
+
+
 def list_of_tools(id: str, label: str) -> Json:
     """The item of the tools of a server, before it has listed them. It has an `error` if that fails, and no null for
     it, which the AI SDK does not take."""

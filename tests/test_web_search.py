@@ -625,6 +625,29 @@ async def test_a_stream_names_what_has_failed_at_its_end(served: Running, backen
     assert events[-1]["response"]["nomyo"]["failed_tools"] == "web_search"
 
 
+async def test_calls_are_counted_by_their_kind_and_how_they_ended(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(searches(), uses("open_page", id="call_2", url="9")), chat("Done."))
+    response = await create(served.http, tools=[SEARCH])
+    record = next(one for one in served.app.state.telemetry.recent if one.id == response["id"])
+    assert {(run.kind, run.name, run.has_failed) for run in record.tools} == {
+        ("web_search_call", "web_search", False),
+        ("web_search_call", "open_page", True),
+    }
+
+
+async def test_the_sdk_reads_a_search_as_it_streams(served: Running, backend: FakeBackend, site: Site) -> None:
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    tool: Any = {"type": "web_search", "search_context_size": "low"}
+    async with served.openai.responses.stream(model="test-model", input="Rain?", tools=[tool]) as events:
+        kinds = [event.type async for event in events]
+        response = await events.get_final_response()
+    assert "response.output_text.annotation.added" in kinds
+    called, message = response.output
+    assert (called.type, called.status, called.action.type) == ("web_search_call", "completed", "search")
+    note = message.content[0].annotations[0]
+    assert response.output_text[note.start_index : note.end_index].endswith(f"({site.url}/rain))")
+
+
 # ── whatever happens ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 WHAT = {

@@ -30,6 +30,7 @@ from requests.router_tools import (
     ASKED_FOR,
     RouterTools,
     call_of_router,
+    called_name,
     protocol_error,
     waiting_approvals,
     with_error,
@@ -202,10 +203,8 @@ class _Runner:
     async def _ran(self, call: Item) -> Item:
         began_s = time.monotonic()
         ran = await self._answered(call)
-        has_failed = ran.get("error") is not None
-        self._turn.tools.append(
-            ToolRun(call["type"], str(call.get("name") or ""), began_s, time.monotonic(), has_failed)
-        )
+        has_failed = ran["status"] == "failed"
+        self._turn.tools.append(ToolRun(call["type"], called_name(call), began_s, time.monotonic(), has_failed))
         return ran
 
     async def _answered(self, call: Item) -> Item:

@@ -15,8 +15,10 @@ from openai.types.responses import (
 )
 
 from demo.model_server import CONTEXT_TOKENS, MODEL
+from tests.conftest import running_router
 from tests.live.conftest import Live
 from tests.sdk import PIXEL, WEATHER_TOOL, GetWeather, Person, check_raw, check_types, collected, until_text
+from tests.site import reply, running_site
 from tests.turns import soon
 
 pytestmark = [pytest.mark.live, pytest.mark.asyncio(loop_scope="session")]
@@ -126,6 +128,37 @@ async def test_the_sdk_parses_a_call(live: Live) -> None:
     )
     (call,) = [item for item in response.output if item.type == "function_call"]
     assert isinstance(call.parsed_arguments, GetWeather)
+
+
+async def test_a_web_search_that_is_demanded_is_made_and_read(live: Live) -> None:
+    rows = [
+        {
+            "url": "https://example.org/paris",
+            "title": "Weather in Paris",
+            "content": "It rains in Paris, at 12 degrees.",
+        }
+    ]
+    answer = reply(orjson.dumps({"results": rows}), content_type="application/json")
+    endpoints = [{"url": str(live.model_server.base_url), "kind": "llama.cpp"}]
+    async with running_site({"/search": answer}) as site:
+        search = {"provider": "searxng", "url": site.url}
+        async with running_router(endpoints=endpoints, web_search=search) as router:
+            events = await collected(
+                await router.openai.responses.create(
+                    model=MODEL,
+                    input="What is the weather in Paris?",
+                    tools=[{"type": "web_search", "external_web_access": False}],
+                    tool_choice="required",
+                    max_output_tokens=96,
+                    stream=True,
+                )
+            )
+    check_raw(events)
+    response = events[-1].response
+    called = response.output[0]
+    assert (called.type, called.status, called.action.type) == ("web_search_call", "completed", "search")
+    assert site.requests[0].query["q"] == called.action.query
+    assert response.output_text, "the model has answered, with what it has read"
 
 
 async def test_structured_output_has_its_structure(live: Live) -> None:
