@@ -230,7 +230,7 @@ class Passing(StreamedReply):
             head = self._head
             allowed = head.max_completion_tokens or head.max_tokens
             given = partial(body_tokens, self._body)
-            tally = await admit(state, principal, routing, given, allowed, answers=head.answers())
+            tally = await admit(state, principal, routing, given, allowed, answers=head.answers(), with_slot=True)
         status, failure = "cancelled", ""
         try:
             await self._ask(path, below_root=below_root)

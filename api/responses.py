@@ -75,7 +75,7 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
     ending: list[Event] = []
     principal = request.principal
     if principal.limits is not UNLIMITED or principal.owner_limits is not UNLIMITED:
-        await admit_turn(state, turn)
+        await admit_turn(state, turn, with_slot=not uses_cache)
     turn.out = out
     if is_stored and request.stream and not turn.row_begun:
         out.on_begin = partial(begin_row, state, turn)

@@ -3,7 +3,7 @@
     kills     SIGKILL under load, again and again: whether a finished response is lost, or one is left running
     memory    bodies of 1 MB that fail in every way: what is left of them
     slow      normal requests beside connections that send a byte now and then: their p99 to that without these
-    replicas  the same of three replicas, of PostgreSQL and of Valkey (hold_replicas.py)
+    replicas  the same of three replicas, of PostgreSQL and of Valkey; and background turns meanwhile
     queue     background turns that wait, over a stop and over SIGKILL: whether all of them run, and in what order
 
 One row of the table each. Ends with 1 where something does not hold. The model server and the clients are in this
@@ -430,11 +430,11 @@ async def queue(count: int, stop: signal.Signals) -> Row:
     return f"{count:,} queued turns over {stop.name}", seen, holds
 
 
-async def over_replicas(count: int) -> Row:
-    """Kills of what a service of several replicas is made of."""
-    from benchmarks.hold_replicas import replica_kills  # Which starts servers that the others do without.
+def of_replicas(kills: int, turns: int) -> list[Callable[[], Awaitable[Row]]]:
+    """What is done to a service of several replicas."""
+    from benchmarks import hold_replicas  # Which starts servers that the others do without.
 
-    return await replica_kills(count)
+    return [lambda: hold_replicas.replica_kills(kills), lambda: hold_replicas.replica_turns(turns)]
 
 
 async def main() -> None:
@@ -443,6 +443,7 @@ async def main() -> None:
     parser.add_argument("--only", nargs="*", choices=("kills", "replicas", "memory", "slow", "queue"))
     parser.add_argument("--kills", type=int, default=340)
     parser.add_argument("--replica-kills", type=int, default=200)
+    parser.add_argument("--replica-turns", type=int, default=300)
     parser.add_argument("--workers", type=int, default=1, help="of the router that is killed")
     parser.add_argument("--failures", type=int, default=5000)
     parser.add_argument("--slow", type=int, default=500, help="connections")
@@ -451,7 +452,7 @@ async def main() -> None:
     given = parser.parse_args()
     runs: dict[str, list[Callable[[], Awaitable[Row]]]] = {
         "kills": [lambda: kills(given.kills, given.workers)],
-        "replicas": [lambda: over_replicas(given.replica_kills)],
+        "replicas": of_replicas(given.replica_kills, given.replica_turns),
         "memory": [lambda: memory(given.failures)],
         "slow": [lambda: slow(given.slow, given.requests)],
         "queue": [lambda: queue(given.queued, signal.SIGTERM), lambda: queue(given.queued, signal.SIGKILL)],

@@ -142,13 +142,10 @@ class OwnInFlight(InFlight):
     def begin(self) -> None:
         self._requests += 1
 
-    async def confirm(self, limit: int) -> bool:
-        return True
-
     def withdraw(self) -> None:
         self._requests -= 1
 
-    def end(self) -> None:
+    def end(self, model: str = "") -> None:
         self._requests -= 1
 
 

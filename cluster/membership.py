@@ -33,6 +33,8 @@ BEATS = 3
 BUSY_BEAT_S = 0.05
 # So often the leader adds up all requests anew: what a server loses of its own accord is there again then.
 SUM_S = 5.0
+# At once: a script takes no more than some thousands.
+LOOKED_AT = 4000
 # In this time those who live have joined again a server that has forgotten all.
 REJOIN_S = 0.6
 
@@ -60,8 +62,8 @@ class Listener(Protocol):
         """The notes that are known."""
         ...
 
-    def endpoints(self) -> list[str]:
-        """The server's names of the endpoints."""
+    def counted(self) -> list[str]:
+        """The server's names of the endpoints, and of their models."""
         ...
 
     def hear_totals(self, totals: dict[str, tuple[int, int]]) -> None:
@@ -259,9 +261,11 @@ class Membership:
             self._due.clear()
 
     def look_at_requests(self) -> None:
-        """Asks for the requests at all endpoints."""
-        if names := self._listener.endpoints():
-            self.send(scripts.LOOK, *names, on_answer=partial(self._hear_requests, names))
+        """Asks for the requests at all endpoints, and to their models."""
+        names = self._listener.counted()
+        for at in range(0, len(names), LOOKED_AT):
+            some = names[at : at + LOOKED_AT]
+            self.send(scripts.LOOK, *some, on_answer=partial(self._hear_requests, some))
 
     def _hear_requests(self, names: list[str], answer: Any) -> None:
         if answer == scripts.UNKNOWN:

@@ -32,12 +32,12 @@ FROM_PEER = "nomyo.from_peer"
 
 
 class Warm(NamedTuple):
-    """What a request is about, by `names`, the surest first, and where else it might go: the requests there, with the
-    limit of each. One of these is preferred where it was last, up to a load so much `above` that of the first
-    choice."""
+    """What a request is about, by `names`, the surest first, and where else it might go: the requests there, with what
+    its model is called there, and the limit of each. One of these is preferred where it was last, up to a load so much
+    `above` that of the first choice."""
 
     names: Sequence[str]
-    others: Sequence[tuple[InFlight, int]]
+    others: Sequence[tuple[InFlight, str, int]]
     above: float
 
 
@@ -51,27 +51,31 @@ class InFlight(Protocol):
         hears when it turns out to be less."""
         ...
 
+    def elsewhere(self, model: str) -> int:
+        """How many requests of other processes to a model, by its name there, run there, as far as is known here. None
+        where `Cluster.is_exact`: such processes are not asked for it."""
+        return 0
+
     def begin(self) -> None:
         """One more runs there, of this process. It is counted in `Cluster.exclusive`, together with the look at `total`
         that this follows from: no other process counts one meanwhile."""
         ...
 
-    async def confirm(self, limit: int) -> bool:
-        """Whether a request that was begun is one of at most `limit` in all processes, which no other process has
-        counted instead. After a no `total` gives what is right by then. Always yes where `Cluster.is_exact`."""
-        ...
-
-    async def confirm_at_warmest(self, limit: int, warm: Warm) -> InFlight | None:
-        """`confirm`, where what the request is about may be known to other processes: it is begun and confirmed there
-        instead, then. Gives where it is; None where there is no slot for it."""
-        return self if await self.confirm(limit) else None
+    async def confirm(
+        self, limit: int, model: str = "", warm: Warm | None = None, drawing: Drawing | None = None
+    ) -> InFlight | None:
+        """Where a request to a model that was begun is, if it is one of at most `limit` in all processes, which no
+        other process has counted instead: here, or where other processes know that it is `warm`. None where there is no
+        slot for it; `total` gives what is right by then. In the same round trip what `drawing` wants is taken; where
+        that is refused, so is the slot. Always here where `Cluster.is_exact`."""
+        return self
 
     def withdraw(self) -> None:
         """A request that was begun is not sent: it is not confirmed, or nobody knows, because whoever asked was
         cancelled."""
         ...
 
-    def end(self) -> None:
+    def end(self, model: str = "") -> None:
         """A request that was confirmed has ended. This needs no exclusion."""
         ...
 
@@ -146,15 +150,33 @@ class Taken(NamedTuple):
     wait_s: float = 0.0
 
 
+class Drawing(Protocol):
+    """What a request wants of quotas: all of it, or nothing. It is taken at once where that needs no wait; else when it
+    is asked for, by itself or together with a slot (`InFlight.confirm`). `taken` is None until then."""
+
+    taken: Taken | None
+
+    async def settled(self) -> Taken:
+        """What came of it, after one round trip where it was not asked for yet."""
+        ...
+
+    def give_up(self) -> None:
+        """The request has gone. What is taken of it, or is on its way to be, is given back."""
+        ...
+
+
 class Quotas(Protocol):
     """What is taken of limits, over all processes. A process that dies gives back what it had of quotas of so many at
     once, as it does with its requests at endpoints; what was taken of a period passes with it."""
 
-    async def take(self, draws: Sequence[Draw]) -> Taken:
-        """Takes all that a request wants, or nothing. Exact: what is admitted in all processes is within each limit.
-        This waits only where there is a network between the processes, for one round trip. An amount of 0 takes
+    def draw(self, draws: Sequence[Draw]) -> Drawing:
+        """What a request wants. Exact: what is admitted in all processes is within each limit. An amount of 0 takes
         nothing, and shows what is left."""
         ...
+
+    async def take(self, draws: Sequence[Draw]) -> Taken:
+        """The same, by itself."""
+        return await self.draw(draws).settled()
 
     def settle(self, taken: Taken, used: Sequence[int]) -> None:
         """What a request has used in the end, by draw, instead of what it took: less is given back, more counts on
@@ -308,7 +330,7 @@ class Cluster(Protocol):
         ...
 
     def remember(self, names: Iterable[str], running: InFlight) -> None:
-        """What is warm at an endpoint from now on, for the other processes (`InFlight.confirm_at_warmest`)."""
+        """What is warm at an endpoint from now on, for the other processes (`Warm`)."""
         return
 
     # ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────

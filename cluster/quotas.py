@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from cluster.protocol import Draw, Left, Quota, Quotas, Taken
+from cluster.protocol import Draw, Drawing, Left, Quota, Quotas, Taken
 from core.sliding import SlidingCounter
 
 NO_OTHERS: AbstractContextManager[None] = nullcontext()
@@ -42,6 +42,25 @@ class AtOnce:
         return 0.0
 
 
+class Drawn(Drawing):
+    """What was taken in memory."""
+
+    __slots__ = ("_quotas", "taken")
+
+    def __init__(self, quotas: CountedQuotas, taken: Taken) -> None:
+        self._quotas = quotas
+        self.taken: Taken | None = taken
+
+    async def settled(self) -> Taken:
+        assert self.taken is not None, "it was given up"
+        return self.taken
+
+    def give_up(self) -> None:
+        taken, self.taken = self.taken, None
+        if taken is not None and taken.refused is None:
+            self._quotas.settle(taken, [0] * len(taken.draws))
+
+
 class CountedQuotas(Quotas):
     """Those of one process. Whoever shares memory has counters of its own (`at_once`, `sliding`), and keeps the others
     out meanwhile (`exclusive`)."""
@@ -61,7 +80,10 @@ class CountedQuotas(Quotas):
         """In here no other process counts."""
         return NO_OTHERS
 
-    async def take(self, draws: Sequence[Draw]) -> Taken:
+    def draw(self, draws: Sequence[Draw]) -> Drawn:
+        return Drawn(self, self._taken(draws))
+
+    def _taken(self, draws: Sequence[Draw]) -> Taken:
         known = self._counters
         counters = [known.get(quota.name) or self._new(quota) for quota, _ in draws]
         now = time.monotonic()

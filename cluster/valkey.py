@@ -32,11 +32,12 @@ from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
-from cluster.valkey_counts import ReplicaInFlight, ReplicaLine, short, total_of
+from cluster.valkey_counts import ReplicaCount, ReplicaInFlight, ReplicaLine, total_of
 from cluster.valkey_events import ReplicaEvents
 from cluster.valkey_flights import ReplicaFlights
 from cluster.valkey_notes import ReplicaDeletions, ReplicaNotes
 from cluster.valkey_quotas import ReplicaQuotas
+from cluster.valkey_scripts import short
 from core.config import ClusterConfig
 from core.deletions import Deletions
 from core.valkey_address import Address
@@ -70,6 +71,8 @@ class Replicas(Cluster, Listener):
         self._at = Address.of(config.url, "cluster.url")
         self.membership = Membership(self._at, config.name, self, lease_s)
         self._requests: dict[str, ReplicaInFlight] = {}
+        # Of endpoints and their models.
+        self._counts: dict[str, ReplicaCount] = {}
         self._peers: dict[str, tuple[int, str]] = {}
         self._dead: dict[str, str] = {}
         # Of these the ones that still hold their port.
@@ -187,11 +190,15 @@ class Replicas(Cluster, Listener):
             def on_drain(draining: bool) -> None:
                 self.notes.set(f"drain:{name}", "1" if draining else "0")
 
-            found = ReplicaInFlight(name, self._inner.in_flight(url), self.membership, on_drain)
+            found = ReplicaInFlight(url, self._inner.in_flight(url), self.membership, on_drain, self._count)
             found.hear_of_drain(self.notes.known.get(f"drain:{name}") == "1")
             self._requests[name] = found
-            self.membership.look()
+            self._count(found)
         return found
+
+    def _count(self, count: ReplicaCount) -> None:
+        self._counts[count.name] = count
+        self.membership.look()
 
     def exclusive(self) -> AbstractContextManager[None]:
         return self._inner.exclusive()
@@ -244,7 +251,7 @@ class Replicas(Cluster, Listener):
         return self.line.is_busy() or any(one.confirmed for one in self._requests.values())
 
     def own_requests(self) -> Iterable[tuple[str, int]]:
-        return chain(total_of(self._requests.values()), self.quotas.own())
+        return chain(total_of(self._counts.values()), self.quotas.own())
 
     def own_line(self) -> tuple[int, int]:
         return self.line.own()
@@ -255,13 +262,13 @@ class Replicas(Cluster, Listener):
     def own_notes(self) -> Iterable[tuple[str, str]]:
         return self.notes.known.items()
 
-    def endpoints(self) -> list[str]:
-        return list(self._requests)
+    def counted(self) -> list[str]:
+        return list(self._counts)
 
     def hear_totals(self, totals: dict[str, tuple[int, int]]) -> None:
         freed = False
         for name, (total, own) in totals.items():
-            freed |= self._requests[name].hear(total - own)
+            freed |= self._counts[name].hear(total - own)
         if freed:
             self.line.woken()
 
@@ -284,8 +291,8 @@ class Replicas(Cluster, Listener):
             case "W":
                 words = text.split()
                 for name, total in zip(words[::2], words[1::2], strict=True):
-                    if one := self._requests.get(name):
-                        one.hear(int(total) - one.confirmed)
+                    if counted := self._counts.get(name):
+                        counted.hear(int(total) - counted.confirmed)
                 self.line.woken()
             case "L":
                 waiting, since_us = text.split()
@@ -328,7 +335,7 @@ class Replicas(Cluster, Listener):
     def lost(self) -> None:
         self.line.lost()
         self._deletions.lost()
-        for one in self._requests.values():
+        for one in self._counts.values():
             one.hear(0)
         self._has_lost = True
         # As far as is known, fewer run than did.

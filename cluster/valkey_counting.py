@@ -5,44 +5,99 @@ from __future__ import annotations
 
 from cluster.valkey_scripts import script
 
-# id, the endpoint, its limit; then, where another endpoint might be warm: how many of those there are, each with its
-# limit, the load above that of the chosen one up to which it is preferred, and the names of what may be warm. Gives
-# UNKNOWN; or whether it is taken, how many requests of others run there, and 0 or the number of the other endpoint that
-# it is instead.
+# Quotas among the arguments, from one of them on, each with its limit, its period in ms (0: so many at once) and how
+# much is wanted of it: all of it or nothing. The name of one of so many at once is an endpoint's. Gives the number of
+# the first that has no room, 0 where all have, the time in µs, and by quota what its counter holds behind that: bucket,
+# previous, current.
+DRAWING = """
+local function draw(first, quotas)
+    local now_us = clock()
+    local now = now_us / 1000
+    local counters, refused, last = {}, 0, first + 4 * quotas - 1
+    for at = first, last, 4 do
+        local name, limit = ARGV[at], tonumber(ARGV[at + 1])
+        local period, amount = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+        local counter, count
+        if period == 0 then
+            count = tonumber(redis.call('HGET', P .. 'total', name) or '0')
+            counter = {0, 0, count}
+        else
+            local kept = redis.call('HMGET', P .. 'quota:' .. name, 'bucket', 'previous', 'current')
+            local bucket, place = math.floor(now / period), now / period
+            local behind = bucket - tonumber(kept[1] or '0')
+            local previous, current = tonumber(kept[2] or '0'), tonumber(kept[3] or '0')
+            if behind == 1 then previous, current = current, 0 elseif behind > 1 then previous, current = 0, 0 end
+            count = current + previous * (1 - (place - bucket))
+            counter = {bucket, previous, current}
+        end
+        table.insert(counters, counter)
+        if amount > 0 and count + amount > limit and refused == 0 then refused = #counters end
+    end
+    if refused > 0 then return refused, now_us, counters end
+    for number, counter in ipairs(counters) do
+        local at = first + 4 * (number - 1)
+        local name, period, amount = ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+        counter[3] = counter[3] + amount
+        if amount ~= 0 then
+            if period == 0 then
+                redis.call('HINCRBY', P .. 'total', name, amount)
+                redis.call('HINCRBY', P .. 'own:' .. id, name, amount)
+            else
+                local key = P .. 'quota:' .. name
+                redis.call('HSET', key, 'bucket', counter[1], 'previous', counter[2], 'current', counter[3])
+                redis.call('PEXPIRE', key, 2 * period + 1000)
+            end
+        end
+    end
+    return 0, now_us, counters
+end
+"""
+
+# id, the endpoint, its limit, the model there, under a name as an endpoint's; how many quotas, and what is wanted of
+# them; then, where another endpoint might be warm: how many of those there are, each with its limit and the model, the
+# load above that of the chosen one up to which it is preferred, and the names of what may be warm. Gives UNKNOWN; or
+# whether it is taken, how many requests of others run there, 0 or the number of the other endpoint that it is instead,
+# and where there are quotas what DRAWING gives. What is refused there gets no slot.
 TAKE = script(
-    """
+    DRAWING
+    + """
 if not is_known() then return {-1, 0, 0} end
 local own = P .. 'own:' .. id
-local endpoint, limit, place = ARGV[2], tonumber(ARGV[3]), 0
+local endpoint, limit, model, place = ARGV[2], tonumber(ARGV[3]), ARGV[4], 0
 local total = tonumber(redis.call('HGET', P .. 'total', endpoint) or '0')
-if #ARGV > 3 then
-    local last = 4 + 2 * tonumber(ARGV[4])
+local quotas, refused, now_us, counters = tonumber(ARGV[5]), 0, nil, nil
+if quotas > 0 then refused, now_us, counters = draw(6, quotas) end
+local others = 6 + 4 * quotas
+if refused == 0 and #ARGV >= others then
+    local last = others + 3 * tonumber(ARGV[others])
     for at = last + 2, #ARGV do
         local warm = redis.call('GET', P .. 'warm:' .. ARGV[at])
         if warm == endpoint then break end
         local found = 0
-        for other = 5, last, 2 do
+        for other = others + 1, last, 3 do
             if ARGV[other] == warm then found = other end
         end
         if found > 0 then
             local there, most = tonumber(redis.call('HGET', P .. 'total', warm) or '0'), tonumber(ARGV[found + 1])
             local least = total >= limit and there / most or total / limit
             if there < most and there / most <= least + tonumber(ARGV[last + 1]) then
-                endpoint, limit, total, place = warm, most, there, (found - 3) / 2
+                endpoint, limit, total, model, place = warm, most, there, ARGV[found + 2], (found - others + 2) / 3
             end
             break
         end
     end
 end
-local mine = tonumber(redis.call('HGET', own, endpoint) or '0')
-if total >= limit then return {0, total - mine, 0} end
+local others_requests = total - tonumber(redis.call('HGET', own, endpoint) or '0')
+if refused > 0 or total >= limit then return {0, others_requests, 0, refused, now_us, counters} end
 redis.call('HINCRBY', P .. 'total', endpoint, 1)
 redis.call('HINCRBY', own, endpoint, 1)
-return {1, total - mine, place}
+redis.call('HINCRBY', P .. 'total', model, 1)
+redis.call('HINCRBY', own, model, 1)
+return {1, others_requests, place, refused, now_us, counters}
 """
 )
 
-# id, then endpoints, each with how many of its requests there have ended.
+# id, then endpoints and models, each with how many of its requests there have ended.
 END = script(
     """
 if not is_known() then return -1 end
@@ -89,51 +144,12 @@ return 0
 """
 )
 
-# id, then quotas, each with its limit, its period in ms (0: so many at once) and how much is wanted of it: all of it or
-# nothing. The name of one of so many at once is an endpoint's. Gives UNKNOWN; or the number of the first that has no
-# room, 0 where all have, the time in µs, and by quota what its counter holds behind that: bucket, previous, current.
+# id, how many quotas, and what is wanted of them. Gives UNKNOWN, or what DRAWING gives.
 DRAW = script(
-    """
+    DRAWING
+    + """
 if not is_known() then return -1 end
-local now_us = clock()
-local now = now_us / 1000
-local counters, refused = {}, 0
-for at = 2, #ARGV, 4 do
-    local name, limit, period, amount = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local counter, count
-    if period == 0 then
-        count = tonumber(redis.call('HGET', P .. 'total', name) or '0')
-        counter = {0, 0, count}
-    else
-        local kept = redis.call('HMGET', P .. 'quota:' .. name, 'bucket', 'previous', 'current')
-        local bucket, place = math.floor(now / period), now / period
-        local behind = bucket - tonumber(kept[1] or '0')
-        local previous, current = tonumber(kept[2] or '0'), tonumber(kept[3] or '0')
-        if behind == 1 then previous, current = current, 0 elseif behind > 1 then previous, current = 0, 0 end
-        count = current + previous * (1 - (place - bucket))
-        counter = {bucket, previous, current}
-    end
-    if amount > 0 and count + amount > limit and refused == 0 then refused = (at + 2) / 4 end
-    table.insert(counters, counter)
-end
-if refused == 0 then
-    for at = 2, #ARGV, 4 do
-        local name, period, amount = ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-        local counter = counters[(at + 2) / 4]
-        counter[3] = counter[3] + amount
-        if amount ~= 0 then
-            if period == 0 then
-                redis.call('HINCRBY', P .. 'total', name, amount)
-                redis.call('HINCRBY', P .. 'own:' .. id, name, amount)
-            else
-                local key = P .. 'quota:' .. name
-                redis.call('HSET', key, 'bucket', counter[1], 'previous', counter[2], 'current', counter[3])
-                redis.call('PEXPIRE', key, 2 * period + 1000)
-            end
-        end
-    end
-end
-return {refused, now_us, counters}
+return {draw(3, tonumber(ARGV[2]))}
 """
 )
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Membership
-from cluster.protocol import InFlight, SharedLine, Warm
+from cluster.protocol import Drawing, InFlight, SharedLine, Warm
+from cluster.valkey_quotas import ReplicaDrawing
+from cluster.valkey_scripts import short
 from core.valkey import Argument
 
 # How long a slot is left to another process in which somebody has waited longer: a wake-up takes a tenth of it.
@@ -22,69 +23,109 @@ GIVE_WAY_S = 0.02
 LINE_LAG_S = 0.01
 
 
-def short(name: str) -> str:
-    """A name of any length, and with whatever password in it, as the server has it."""
-    return blake2b(name.encode(), digest_size=9).hexdigest()
+class ReplicaCount:
+    """The requests at an endpoint, or to one of its models, under the server's name of it: those of this process that
+    were confirmed, and those of `others` as they were last heard of."""
 
+    __slots__ = ("confirmed", "name", "others")
 
-class ReplicaInFlight(InFlight):
-    """The requests at an endpoint: those that were begun here and not confirmed yet, those that were, and those of
-    others as they were last heard of."""
-
-    __slots__ = ("_begun", "_drained", "_elsewhere", "_inner", "_membership", "_on_drain", "confirmed", "name")
-
-    def __init__(self, name: str, inner: InFlight, membership: Membership, on_drain: Callable[[bool], None]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
+        self.confirmed = self.others = 0
+
+    def hear(self, others: int) -> bool:
+        """So many run there of others. Gives whether that is less than was known of."""
+        is_less = others < self.others
+        self.others = max(others, 0)
+        return is_less
+
+
+class ReplicaInFlight(ReplicaCount, InFlight):
+    """The requests at the endpoint at `url`; besides those that count: the ones that were begun here and not confirmed
+    yet. `on_count` gets the count of each of its models that is new."""
+
+    __slots__ = ("_begun", "_drained", "_inner", "_membership", "_models", "_on_count", "_on_drain", "_url")
+
+    def __init__(
+        self,
+        url: str,
+        inner: InFlight,
+        membership: Membership,
+        on_drain: Callable[[bool], None],
+        on_count: Callable[[ReplicaCount], None],
+    ) -> None:
+        super().__init__(short(url))
+        self._url = url
         self._inner = inner
         self._membership = membership
         self._on_drain = on_drain
+        self._on_count = on_count
         self._drained = False
-        self._begun = self._elsewhere = self.confirmed = 0
+        self._begun = 0
+        self._models: dict[str, ReplicaCount] = {}
 
     def total(self) -> int:
         if not self._membership.is_joined:
             return self._inner.total()
-        return self._begun + self.confirmed + self._elsewhere
+        return self._begun + self.confirmed + self.others
+
+    def elsewhere(self, model: str) -> int:
+        return self.of(model).others
+
+    def of(self, model: str) -> ReplicaCount:
+        """The requests to one of its models."""
+        if (count := self._models.get(model)) is None:
+            count = self._models[model] = ReplicaCount(short(f"{self._url} {model}"))
+            self._on_count(count)
+        return count
 
     def begin(self) -> None:
         self._begun += 1
         self._inner.begin()
 
-    async def confirm(self, limit: int) -> bool:
-        return await self._confirm(limit) is not None
-
-    async def confirm_at_warmest(self, limit: int, warm: Warm) -> InFlight | None:
-        others = [(other, most) for other, most in warm.others if isinstance(other, ReplicaInFlight)]
-        places = [word for other, most in others for word in (other.name, most)]
-        asked = (len(others), *places, warm.above, *map(short, warm.names))
-        return await self._confirm(limit, asked, [other for other, _ in others])
-
-    async def _confirm(
-        self, limit: int, asked: Sequence[Argument] = (), others: Sequence[ReplicaInFlight] = ()
-    ) -> ReplicaInFlight | None:
-        answer: asyncio.Future[ReplicaInFlight | None] = asyncio.get_running_loop().create_future()
-        self._ask((limit, *asked), others, answer)
+    async def confirm(
+        self, limit: int, model: str = "", warm: Warm | None = None, drawing: Drawing | None = None
+    ) -> InFlight | None:
+        at_server = drawing if isinstance(drawing, ReplicaDrawing) else None
+        places = [Place(self, model)]
+        words: list[Argument] = [self.name, limit, self.of(model).name]
+        words += at_server.words() if at_server else (0,)
+        if warm is not None:
+            words.append(len(warm.others))
+            for other, name, most in warm.others:
+                assert isinstance(other, ReplicaInFlight)
+                places.append(Place(other, name))
+                words += (other.name, most, other.of(name).name)
+            words += (warm.above, *map(short, warm.names))
+        asked = Asked(words, places, at_server, asyncio.get_running_loop().create_future())
+        self._ask(asked)
         try:
-            return await answer
+            taken = await asked.answer
         except BaseException:
-            if answer.done() and not answer.cancelled() and (taken := answer.result()):
+            if asked.answer.done() and not asked.answer.cancelled() and (taken := asked.answer.result()):
                 # It came in the moment in which nobody waited for it any more: it is begun here, and no more than that.
-                taken.confirmed -= 1
+                taken.requests._count(taken.model, -1)
                 self._begun += 1
-                if taken is not self:
-                    taken._inner.end()
+                if taken.requests is not self:
+                    taken.requests._inner.end()
                     self._inner.begin()
-                self._membership.ended(taken.name)
+                taken.requests.let_end(taken.model)
             raise
+        return taken.requests if taken else None
 
     def withdraw(self) -> None:
         self._begun -= 1
         self._inner.withdraw()
 
-    def end(self) -> None:
-        self.confirmed -= 1
+    def end(self, model: str = "") -> None:
+        self._count(model, -1)
         self._inner.end()
+        self.let_end(model)
+
+    def let_end(self, model: str) -> None:
+        """The server hears that a request has ended which it has counted."""
         self._membership.ended(self.name)
+        self._membership.ended(self.of(model).name)
 
     @property
     def draining(self) -> bool:
@@ -100,55 +141,63 @@ class ReplicaInFlight(InFlight):
         """Another process has drained it, or not any more."""
         self._drained = draining
 
-    def hear(self, elsewhere: int) -> bool:
-        """So many run there of others. Gives whether that is less than was known of."""
-        is_less = elsewhere < self._elsewhere
-        self._elsewhere = max(elsewhere, 0)
-        return is_less
+    def _count(self, model: str, requests: int) -> None:
+        self.confirmed += requests
+        self.of(model).confirmed += requests
 
-    def _ask(
-        self,
-        asked: Sequence[Argument],
-        others: Sequence[ReplicaInFlight],
-        answer: asyncio.Future[ReplicaInFlight | None],
-    ) -> None:
-        heard = partial(self._answered, asked, others, answer)
-        if not self._membership.send(counting.TAKE, self.name, *asked, on_answer=heard):
-            self._settle(self, answer)
+    def _ask(self, asked: Asked) -> None:
+        if not self._membership.send(counting.TAKE, *asked.words, on_answer=partial(self._answered, asked)):
+            self._count_here(asked)
 
-    def _answered(
-        self,
-        asked: Sequence[Argument],
-        others: Sequence[ReplicaInFlight],
-        answer: asyncio.Future[ReplicaInFlight | None],
-        given: Any,
-    ) -> None:
+    def _answered(self, asked: Asked, given: Any) -> None:
         if isinstance(given, Exception):
-            # Nobody knows; this process counts for itself until somebody does.
-            self._settle(self, answer)
+            self._count_here(asked)
         elif given[0] == scripts.UNKNOWN:
             self._membership.join()
-            self._ask(asked, others, answer)
+            self._ask(asked)
         else:
-            taken = others[given[2] - 1] if given[2] else self
-            taken.hear(given[1])
-            if given[0]:
-                if answer.done():
-                    self._membership.ended(taken.name)  # Whoever asked has gone.
-                else:
-                    self._settle(taken, answer)
-            elif not answer.done():
-                answer.set_result(None)
+            is_taken, others, place, *drawn = given
+            if asked.drawing is not None:
+                asked.drawing.hear(*drawn)
+            taken = asked.places[place]
+            taken.requests.hear(others)
+            self._settle(asked, taken if is_taken else None)
+            if is_taken and asked.answer.cancelled():
+                taken.requests.let_end(taken.model)  # Whoever asked has gone.
 
-    def _settle(self, taken: ReplicaInFlight, answer: asyncio.Future[ReplicaInFlight | None]) -> None:
+    def _count_here(self, asked: Asked) -> None:
+        """Nobody knows; this process counts for itself until somebody does."""
+        has_room = asked.drawing is None or asked.drawing.count_here()
+        self._settle(asked, asked.places[0] if has_room else None)
+
+    def _settle(self, asked: Asked, taken: Place | None) -> None:
         """It is one of those that run from now on, not only when whoever asked gets to hear of it."""
-        if not answer.done():
+        if asked.answer.done():
+            return
+        if taken is not None:
             self._begun -= 1
-            taken.confirmed += 1
-            if taken is not self:
+            taken.requests._count(taken.model, 1)
+            if taken.requests is not self:
                 self._inner.withdraw()
-                taken._inner.begin()
-            answer.set_result(taken)
+                taken.requests._inner.begin()
+        asked.answer.set_result(taken)
+
+
+class Place(NamedTuple):
+    """Where a request may go: an endpoint, and what its model is called there."""
+
+    requests: ReplicaInFlight
+    model: str
+
+
+class Asked(NamedTuple):
+    """A question to the server: whether a request may go to the first of some places, or to another one of them. The
+    answer is where it is; None where there is no slot for it."""
+
+    words: Sequence[Argument]
+    places: Sequence[Place]
+    drawing: ReplicaDrawing | None
+    answer: asyncio.Future[Place | None]
 
 
 class ReplicaLine(SharedLine):
@@ -249,6 +298,6 @@ class ReplicaLine(SharedLine):
             self._membership.look_at_requests()
 
 
-def total_of(requests: Iterable[ReplicaInFlight]) -> Iterable[tuple[str, int]]:
-    """The confirmed ones of each endpoint that has some."""
+def total_of(requests: Iterable[ReplicaCount]) -> Iterable[tuple[str, int]]:
+    """The confirmed ones of each count that has some."""
     return ((one.name, one.confirmed) for one in requests if one.confirmed)

@@ -1,8 +1,8 @@
 """The events of background streams at a Valkey: a stream of batches for each response, and a channel that has something
 new to read.
 
-    events ──20 ms──▶ APPEND ──▶ stream ──▶ read, from any number on
-                        └──────▶ channel ──▶ news
+    events ──20 ms, 32 KB──▶ APPEND ──▶ stream ──▶ read, from any number on
+                               └──────▶ channel ──▶ news
 
 What the server has forgotten is written again, from the first event on: the process that makes them has all of them.
 """
@@ -23,9 +23,9 @@ from core.valkey_address import Address
 
 Event = dict[str, Any]
 
+# A batch is sent when it is so old, or so long as JSON.
 BATCH_S = 0.02
-# Of one batch: the events of some 32 KB.
-MOST_EVENTS = 128
+BATCH_BYTES = 32 * 1024
 # What is on its way to the server at the same time.
 MOST_BATCHES = 16
 RETRY_S = 0.25
@@ -116,12 +116,17 @@ class StreamWriter(EventWriter):
         self._events = events
         # How many were sent, and how many the server has.
         self._sent = self._kept = 0
+        # The next batch, as JSON.
+        self._next: list[bytes] = []
+        self._next_bytes = 0
+        # How many are on their way.
         self._batches = 0
         self._due: asyncio.Handle | None = None
         self._is_closed = self._is_stored = self._is_ended = False
 
     def added(self) -> None:
-        if len(self._events) - self._sent >= MOST_EVENTS:
+        self._fill()
+        if self._next_bytes >= BATCH_BYTES:
             self._write()
         elif self._due is None:
             # The first at once: who knows the id of a stream shall find it there, and not only at its maker.
@@ -135,12 +140,27 @@ class StreamWriter(EventWriter):
         if self._due is not None:
             self._due.cancel()
             self._due = None
-        while self._sent < len(self._events) and self._batches < MOST_BATCHES:
-            events = self._events[self._sent : self._sent + MOST_EVENTS]
-            if not self._append(self._sent + len(events), events[-1]["sequence_number"] + 1, encode_json(events)):
+        self._fill()
+        while self._next and self._batches < MOST_BATCHES:
+            until = self._sent + len(self._next)
+            number = self._events[until - 1]["sequence_number"] + 1
+            if not self._append(until, number, b"[%b]" % b",".join(self._next)):
                 return
+            self._fill()
         if self._is_closed and self._sent == len(self._events) and not self._is_ended:
             self._is_ended = self._append(self._sent)
+
+    def _fill(self) -> None:
+        """Encodes what the next batch has room for."""
+        at = self._sent + len(self._next)
+        while self._next_bytes < BATCH_BYTES and at < len(self._events):
+            self._next.append(encode_json(self._events[at]))
+            self._next_bytes += len(self._next[-1]) + 1
+            at += 1
+
+    def _go_on_from(self, sent: int) -> None:
+        self._sent = sent
+        self._next, self._next_bytes = [], 0
 
     def _append(self, until: int, *batch: Argument) -> bool:
         """Sends the events up to one. False, and later again, where it cannot be."""
@@ -150,7 +170,7 @@ class StreamWriter(EventWriter):
             self._again()
             return False
         self._batches += 1
-        self._sent = until
+        self._go_on_from(until)
         return True
 
     def _written(self, until: int, answer: Any) -> None:
@@ -169,6 +189,6 @@ class StreamWriter(EventWriter):
         """What the server does not have is sent in a while: it is away, or has just come back."""
         if self._batches:
             return  # The last answer comes here too.
-        self._sent = self._kept
+        self._go_on_from(self._kept)
         if self._due is None:
             self._due = asyncio.get_running_loop().call_later(RETRY_S, self._write)

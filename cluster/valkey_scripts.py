@@ -2,7 +2,7 @@
 what a service keeps has that in front, in one slot of a server that is a cluster itself:
 
     {name}:alive     until when the lease of each process runs, in ms
-    {name}:total     requests at each endpoint, of all processes; {name}:own:ID those of one
+    {name}:total     requests at each endpoint, and to each of its models, of all processes; {name}:own:ID those of one
     {name}:line      how many wait in each process, and since when, in µs
     {name}:notes     small facts that all know
     {name}:peers     the number and the address of each process
@@ -18,6 +18,8 @@ lost is there again as soon as each has asked once.
 """
 
 from __future__ import annotations
+
+from hashlib import blake2b
 
 from core.valkey import Script
 
@@ -57,13 +59,19 @@ end
 """
 
 
+def short(name: str) -> str:
+    """A name of any length, and with whatever password in it, as the server has it."""
+    return blake2b(name.encode(), digest_size=9).hexdigest()
+
+
 def script(text: str) -> Script:
     """One that begins with what all have in common."""
     return Script(COMMON + text)
 
 
 # id, lease in ms, number (-1: a new one), address, deletions, epoch, secret, waiting, since, whether it serves; how
-# many endpoints, and each with its requests; then notes. Gives the number, and whether nothing was there before.
+# many endpoints and models, and each with its requests; then notes. Gives the number, and whether nothing was there
+# before.
 JOIN = script(
     """
 forget(id)
@@ -168,7 +176,7 @@ return answer
 """
 )
 
-# id, and endpoints. Gives UNKNOWN; or the requests there, of all processes and of this one.
+# id, and endpoints and models. Gives UNKNOWN; or the requests there, of all processes and of this one.
 LOOK = script(
     """
 if not is_known() then return -1 end

@@ -222,13 +222,10 @@ class SharedInFlight(InFlight):
     def begin(self) -> None:
         self._requests[self._mine] += 1
 
-    async def confirm(self, limit: int) -> bool:
-        return True
-
     def withdraw(self) -> None:
         self.end()
 
-    def end(self) -> None:
+    def end(self, model: str = "") -> None:
         # Without the lock: nobody else writes this number.
         self._requests[self._mine] -= 1
 

@@ -40,6 +40,12 @@ MOST_UNSENT = 64 * 1024 * 1024
 # The words of a server that is there, and will answer later.
 NOT_NOW = frozenset({"LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN", "CLUSTERDOWN"})
 
+# What a server may be besides one that keeps all by itself.
+UNUSABLE = {
+    b"sentinel": "it is a Sentinel, which keeps nothing: name the server itself, by an address that stays with it",
+    b"cluster": "it is a part of a cluster: what is shared takes one server, without cluster-enabled",
+}
+
 Argument = str | bytes | int | float
 OnAnswer = Callable[[Any], None]
 
@@ -232,7 +238,9 @@ class Valkey:
         address = self.address
         is_known = bool(address.user or address.password)
         who = ("AUTH", address.user or "default", address.password) if is_known else ()
-        await self._greeted(link, ("HELLO", 3, *who))
+        hello = await self._greeted(link, ("HELLO", 3, *who))
+        if (why := UNUSABLE.get(hello.get(b"mode"))) is not None:
+            raise StartError(f"{self._setting}: Valkey at {address} cannot be used: {why}")
         if address.database:
             await self._greeted(link, ("SELECT", address.database))
         rest = [self._greeted(link, ("SCRIPT", "LOAD", script.text)) for script in self._scripts]

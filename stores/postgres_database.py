@@ -41,10 +41,12 @@ SEEN_EVERY_S = 5.0
 LOOK_FOR_ABANDONED_S = 5.0
 # How long a row that somebody else changes is waited for.
 LOCKED_S = 5.0
-# The channels of deletions and cancellations, and how often it is looked for those that were not heard of.
+# The channels of deletions and cancellations, and how often it is looked for those that were not heard of: who cancels
+# waits for less than a second.
 DELETIONS = "nomyo_deletions"
 UNWANTED = "nomyo_unwanted"
 LOOK_EVERY_S = 1.0
+UNWANTED_EVERY_S = 0.5
 # After a longer gap nobody may have been seen.
 GAP_S = 3 * SEEN_EVERY_S
 # How long a start waits for a server that is not there.
@@ -157,9 +159,9 @@ class PostgresDatabase:
         return LEASE_S if is_steady else FOR_EVER_S
 
     async def wait_for_unwanted(self) -> None:
-        """Waits until something may be cancelled: no longer than a second."""
+        """Waits until something may be cancelled: no longer than half a second."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_EVERY_S):
+            async with asyncio.timeout(UNWANTED_EVERY_S):
                 await self._unwanted.wait()
         self._unwanted.clear()
 

@@ -231,6 +231,44 @@ class TestAtOnce:
             for _ in range(3):
                 assert (await create(ann, background=True))["status"] == "queued"
 
+    async def test_keys_of_an_owner_share_its_limit_of_background_turns(self, backend: FakeBackend) -> None:
+        backend.default = stall()
+        keys = [key("ann", owner="team"), key("ben", owner="team"), key("eve")]
+        settings = {"owners": [{"name": "team", "background": 2}], "background": {"max_concurrent": 1, "drain_s": 0}}
+        async with (
+            keyed_router(backend, *keys, **settings) as running,
+            as_key(running, "ann") as ann,
+            as_key(running, "ben") as ben,
+            as_key(running, "eve") as eve,
+        ):
+            first, _ = await create(ann, background=True), await create(ben, background=True)
+            for http in (ann, ben):
+                refused = await http.post(URL, json=turn(background=True))
+                assert_error(refused, 429, code="rate_limit_exceeded")
+                words = "the owner 'team' on background turns that wait or run: Limit 2, Used 2"
+                assert words in refused.json()["error"]["message"]
+            await create(eve, background=True)
+            await ann.post(f"{URL}/{first['id']}/cancel")
+            await create(ben, background=True)
+
+    async def test_of_background_turns_that_wait_those_of_a_lower_priority_go_first(self, backend: FakeBackend) -> None:
+        goes_on = asyncio.Event()
+        backend.default = steps(until(goes_on), chat("Hello."))
+        keys = [key("ann", priority=5), key("ben", priority=-5)]
+        async with (
+            keyed_router(backend, *keys, background={"max_concurrent": 1}) as running,
+            as_key(running, "ann") as ann,
+            as_key(running, "ben") as ben,
+        ):
+            asked = [(ann, "ann 1"), (ann, "ann 2"), (ben, "ben 1"), (ann, "ann 3"), (ben, "ben 2")]
+            begun = [(http, await create(http, background=True, input=said)) for http, said in asked]
+            await backend.wait_for(lambda b: b.in_flight == 1)
+            goes_on.set()
+            for http, one in begun:
+                await ended(http, one["id"])
+        order = [request.json["messages"][-1]["content"] for request in backend.turns]
+        assert order == ["ann 1", "ben 1", "ben 2", "ann 2", "ann 3"]
+
     async def test_those_that_were_admitted_run_after_a_restart_whatever_the_limits_are_then(
         self, backend: FakeBackend, tmp_path: Any
     ) -> None:

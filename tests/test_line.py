@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from backends.fleet.line import PRIORITY_S, Effects, Line, Place, Rejection
 from cluster.alone import OwnLine
-from cluster.protocol import SharedLine
 
 GIVE_WAY_S = 0.002
 
@@ -60,7 +58,7 @@ class World(Effects[Wish, str]):
         self.rejected.append((wish.name, why))
 
 
-class Between(SharedLine):
+class Between(OwnLine):
     """A line among the lines of several processes: what it announces all see, and `wakes` are the wake-ups that are on
     their way."""
 
@@ -83,12 +81,6 @@ class Between(SharedLine):
 
     def wake(self) -> None:
         self.wakes += 1
-
-    def listen(self, on_wake: Callable[[], None]) -> None:
-        raise NotImplementedError
-
-    def stop_listening(self) -> None:
-        raise NotImplementedError
 
 
 @pytest.fixture

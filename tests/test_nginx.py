@@ -15,7 +15,7 @@ import pytest
 
 from demo.cluster import running_nginx
 from tests.conftest import Running, running_router
-from tests.engines.postgres import free_port
+from tests.engines.server import free_port
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, steps, until
 from tests.stream_grammar import check_stream
 from tests.test_websocket import connected

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from tests.engines.postgres import PostgresServer
-from tests.engines.valkey import ValkeyServer, free_port
+from tests.engines.server import free_port
+from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import DONE, FakeBackend, Reply, chat, chunk, pause, steps, stream, until
 from tests.stream_grammar import check_stream
 from tests.turns import URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, text_of, turn

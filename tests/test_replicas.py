@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from cluster import membership, valkey_counts
 from cluster.membership import BEATS, LEASE_S
 from tests.conftest import Running, running_router
-from tests.engines.valkey import ValkeyServer, free_port
+from tests.engines.server import free_port
+from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import (
     DONE,
     FakeBackend,
@@ -30,7 +31,20 @@ from tests.fake_backend import (
 )
 from tests.mcp_server import mcp_server
 from tests.stream_grammar import check_stream
-from tests.turns import SOON_S, URL, create, ended, eventually, follow, has_status, open_stream, rejoin, retrieve, turn
+from tests.turns import (
+    SOON_S,
+    URL,
+    Events,
+    create,
+    ended,
+    eventually,
+    follow,
+    has_status,
+    open_stream,
+    rejoin,
+    retrieve,
+    turn,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -392,46 +406,57 @@ async def test_a_stream_of_many_events_comes_whole_from_any_number_on(
         assert theirs == mine[701:]
 
 
-async def test_a_stream_that_the_server_has_lost_is_written_again(
-    backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def followed(backend: FakeBackend, valkey: ValkeyServer, folder: Path) -> AsyncIterator[Followed]:
+    """A background stream of one replica, which the server has, and which halts in its middle; and who follows it at
+    another one."""
     goes_on = asyncio.Event()
     backend.default = halting(goes_on, "Hello", " world")
     async with (
-        replicas(2, backend, tmp_path, own_valkey.url) as (a, b),
+        replicas(2, backend, folder, valkey.url) as (a, b),
         open_stream(a.http, background=True) as events,
     ):
         response_id = (await events.until("response.created"))["response"]["id"]
         await events.until("response.output_text.delta")
-        await has_shared(own_valkey, response_id)
+        await has_shared(valkey, response_id)
         async with follow(b.http, response_id) as reader:
             await reader.until("response.output_text.delta")
-            own_valkey.restart()
-            goes_on.set()
-            mine, theirs = await events.rest(), await reader.rest()
+            yield Followed(b, response_id, events, reader, goes_on)
+
+
+class Followed(NamedTuple):
+    """`events` are its client's, `reader` those of who follows it `elsewhere`."""
+
+    elsewhere: Running
+    response_id: str
+    events: Events
+    reader: Events
+    goes_on: asyncio.Event
+
+    async def rest(self) -> list[dict[str, Any]]:
+        """All events of it, which both have seen."""
+        self.goes_on.set()
+        mine, theirs = await self.events.rest(), await self.reader.rest()
         check_stream(theirs)
         assert theirs == mine
+        return mine
+
+
+async def test_a_stream_that_the_server_has_lost_is_written_again(
+    backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    async with followed(backend, own_valkey, tmp_path) as stream:
+        own_valkey.restart()
+        await stream.rest()
 
 
 async def test_a_reader_gets_the_rest_from_the_store_where_the_valkey_has_gone(
     backend: FakeBackend, own_valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    goes_on = asyncio.Event()
-    backend.default = halting(goes_on, "Hello", " world")
-    async with (
-        replicas(2, backend, tmp_path, own_valkey.url) as (a, b),
-        open_stream(a.http, background=True) as events,
-    ):
-        response_id = (await events.until("response.created"))["response"]["id"]
-        await events.until("response.output_text.delta")
-        await has_shared(own_valkey, response_id)
-        async with follow(b.http, response_id) as reader:
-            await reader.until("response.output_text.delta")
-            own_valkey.kill()
-            goes_on.set()
-            mine, theirs = await events.rest(), await reader.rest()
-        assert theirs == mine
-        assert await rejoin(b.http, response_id) == mine
+    async with followed(backend, own_valkey, tmp_path) as stream:
+        own_valkey.kill()
+        events = await stream.rest()
+        assert await rejoin(stream.elsewhere.http, stream.response_id) == events
 
 
 async def test_without_the_valkey_a_reader_is_led_to_the_replica_that_makes_the_stream(

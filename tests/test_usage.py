@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ServerError
-from core.usage import PriceConfig, UsageLog, Use
+from core.usage import PriceConfig, Spent, UsageLog, Use
 from tests.conftest import Running, running_router
 from tests.doors import DOORS, every_door
 from tests.fake_backend import FakeBackend, chat, chat_usage, cut, http_error, stall
@@ -232,8 +232,8 @@ class Failing:
 
         return written()
 
-    async def spent(self, since: int, *, owner: str, key: str | None = None) -> Any:
-        raise NotImplementedError
+    async def spent(self, since: int, *, owner: str, key: str | None = None) -> Spent:
+        return Spent(sum(used.input_tokens + used.output_tokens for used in self.sums.values()))
 
 
 async def test_what_could_not_be_written_is_written_later_once() -> None:

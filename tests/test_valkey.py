@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ssl
 from collections.abc import AsyncIterator
@@ -19,7 +20,8 @@ from core.config_checks import parse_config
 from core.errors import ConfigError, StartError
 from core.valkey import Script, Valkey, ValkeyError
 from core.valkey_address import Address
-from tests.engines.valkey import ValkeyServer, free_port
+from tests.engines.server import free_port
+from tests.engines.valkey import ValkeyServer
 from tests.turns import SOON_S, eventually
 
 ECHO = Script("return {KEYS[1], ARGV[1]}")
@@ -105,6 +107,33 @@ async def test_a_server_that_lets_nobody_in_is_one_line_that_says_why() -> None:
             assert str(raised.value).startswith(f"cluster.url: Valkey at 127.0.0.1:{server.port} refuses: ")
         async with opened(f"{server.url}/3") as connection:
             assert await connection.call("SET", "mine", "1") == b"OK"
+
+
+async def test_a_part_of_a_cluster_is_refused_in_a_line() -> None:
+    with ValkeyServer.started(**{"cluster-enabled": "yes"}) as server, pytest.raises(StartError) as raised:
+        await Valkey(of(server.url), "cluster.url").open()
+    assert str(raised.value) == (
+        f"cluster.url: Valkey at 127.0.0.1:{server.port} cannot be used: it is a part of a cluster: "
+        "what is shared takes one server, without cluster-enabled"
+    )
+
+
+async def test_a_sentinel_is_refused_in_a_line() -> None:
+    is_left = asyncio.Event()
+
+    async def sentinel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"%2\r\n$6\r\nserver\r\n$6\r\nvalkey\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.read(100)
+        writer.close()
+        is_left.set()
+
+    async with await asyncio.start_server(sentinel, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(StartError, match="it is a Sentinel, which keeps nothing: name the server itself"):
+            await Valkey(of(f"valkey://127.0.0.1:{port}"), "cluster.url").open()
+        await is_left.wait()
 
 
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from backends.fleet.routing import Routing
-from cluster.protocol import Draw, Left, Quota, Taken
+from cluster.protocol import Draw, Drawing, Left, Quota, Taken
 from core.budgets import Account, ends_of
 from core.errors import LimitReached
 from core.histograms import OTHER
@@ -60,12 +60,27 @@ class Plan(NamedTuple):
 
 
 class Tally(Struct, eq=False):
-    """What a request that was admitted has taken: of the bounds, and of the accounts of its budgets."""
+    """What a request that was admitted has taken: of the bounds, and of the accounts of its budgets. `headers` are how
+    far those are used."""
 
     bounds: Sequence[Bound]
-    taken: Taken
+    drawing: Drawing
     accounts: Sequence[Account]
     tokens: int
+    headers: dict[str, str]
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there was no room for it."""
+        return self.drawing.taken is not None and self.drawing.taken.refused is not None
+
+    def check(self, routing: Routing) -> None:
+        """Puts what is left, when that is known, into the headers of its answer. Raises `LimitReached`."""
+        taken = self.drawing.taken
+        assert taken is not None
+        routing.limits = _headers(self.bounds, taken.left) | self.headers
+        if taken.refused is not None:
+            raise _refused(self.bounds, taken, routing.limits)
 
 
 def routing_of(principal: Principal, affinity: Sequence[str], path: str = "") -> Routing:
@@ -91,10 +106,13 @@ async def admit(
     answers: int = 1,
     in_background: bool = False,
     is_certain: bool = False,
+    with_slot: bool = False,
 ) -> Tally:
     """Takes what a request may use of the limits of its principal. `input_tokens` estimates how long it is, if that
     matters; `output_tokens` is what the client allows for each of so many `answers`. Puts what is left into the headers
-    of its answer. `is_certain`: it was admitted before, so it counts, and is not refused. Raises `LimitReached`."""
+    of its answer. `is_certain`: it was admitted before, so it counts, and is not refused. `with_slot`: it is about to
+    choose an endpoint, and where limits are counted behind a network they are taken with the slot, in one round trip.
+    Raises `LimitReached`."""
     plan = plan_of(principal)
     bounds = plan.background if in_background else plan.turns
     given = expected = 0
@@ -110,16 +128,18 @@ async def admit(
     ]
     if is_certain:
         draws = [(quota._replace(limit=NO_LIMIT), amount) for quota, amount in draws]
+    tally = Tally(bounds, state.cluster.quotas.draw(draws), accounts, expected, of_budgets)
+    if with_slot and tally.drawing.taken is None:
+        routing.admission = tally
+        return tally
     try:
-        taken = await state.cluster.quotas.take(draws)
-        routing.limits = _headers(bounds, taken.left) | of_budgets
-        if taken.refused is not None:
-            raise _refused(bounds, taken, routing.limits)
+        await tally.drawing.settled()
+        tally.check(routing)
     except BaseException:
         for account in accounts:
             account.reserved -= expected
         raise
-    return Tally(bounds, taken, accounts, expected)
+    return tally
 
 
 def settle(
@@ -128,6 +148,9 @@ def settle(
     """Counts what a request has used, gives back what it has not, and keeps a record of it, which gets the name by
     which its model is counted. To be called once, at its end, whatever that was."""
     model, there, principal = record.model, routing.model, record.principal
+    if tally is not None and tally.is_refused:  # It was no request.
+        _give_back(state, tally, routing, model, tokens)
+        return
     cost = _cost(state, model, there, tokens) if state.config.prices else 0.0
     counted = model if model == there else state.pool.endpoints.counted_name(model, there)
     # What has never got a slot was no request, unless that was its error.
@@ -153,8 +176,10 @@ def _give_back(
     for account in tally.accounts:
         account.reserved -= tally.tokens
         account.add(Spent(used, cost), now)
-    amounts = {"requests": int(bool(routing.model) or from_cache), "tokens": used}
-    state.cluster.quotas.settle(tally.taken, [amounts.get(bound.of, 0) for bound in tally.bounds])
+    taken = tally.drawing.taken
+    if taken is not None and taken.refused is None:
+        amounts = {"requests": int(bool(routing.model) or from_cache), "tokens": used}
+        state.cluster.quotas.settle(taken, [amounts.get(bound.of, 0) for bound in tally.bounds])
 
 
 def _cost(state: AppState, model: str, there: str, tokens: Tokens) -> float:

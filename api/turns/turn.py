@@ -221,9 +221,9 @@ class Turn(Struct, eq=False):
             self.builder.response["nomyo"] = named
 
 
-async def admit_turn(state: AppState, turn: Turn) -> None:
+async def admit_turn(state: AppState, turn: Turn, *, with_slot: bool = False) -> None:
     """Takes what a turn may use of the limits of its principal, which has some: once, and nothing for one that feeds
-    others. Raises `LimitReached`."""
+    others; `with_slot` as `admit`. Raises `LimitReached`."""
     request = turn.request
     if turn.tally is not None or turn.feeds:
         return
@@ -235,6 +235,7 @@ async def admit_turn(state: AppState, turn: Turn) -> None:
         request.params.max_output_tokens,
         in_background=request.background,
         is_certain=turn.runs_again,
+        with_slot=with_slot,
     )
     turn.headers = turn.headers | turn.routing.limits
 

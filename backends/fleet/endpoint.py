@@ -165,9 +165,11 @@ class Endpoint:
         )
 
     def has_loaded(self, model: str) -> bool:
-        """Whether a model is in memory. Where the server does not report it, all are taken to be."""
+        """Whether a model is in memory, or soon is, as another process asks it. Where the server does not report it,
+        all are taken to be."""
         facts = self.facts.get(model)
-        return facts is None or facts.loaded is None or model in self.loaded
+        is_loaded = facts is None or facts.loaded is None or model in self.loaded
+        return is_loaded or self.running.elsewhere(model) > 0
 
     @property
     def draining(self) -> bool:
@@ -183,10 +185,10 @@ class Endpoint:
         """How many requests run there, of all processes: `in_flight` are those that this one has sent to it."""
         return self.running.total()
 
-    def give_back(self) -> None:
+    def give_back(self, model: str) -> None:
         """A request has ended."""
         self.in_flight -= 1
-        self.running.end()
+        self.running.end(model)
 
     def take(self, model: str, now: float) -> None:
         """A request is sent there."""

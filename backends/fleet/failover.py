@@ -26,6 +26,7 @@ from core.errors import (
     BackendError,
     BackendRefused,
     BackendUnreachable,
+    LimitReached,
     NotFound,
     TooManyRequests,
     without_frames,
@@ -77,6 +78,8 @@ class Attempts:
         while True:
             try:
                 endpoint, model = await self._choose(self._pool, self._models[0], self._routing)
+            except LimitReached:
+                raise  # Whoever asks may not: no other model helps.
             except (NotFound, TooManyRequests, BackendUnreachable) as error:
                 # Of a name that nobody serves the fallback is the only place there is, and its errors are of more use.
                 unknown = isinstance(error, NotFound)

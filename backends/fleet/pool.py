@@ -127,6 +127,7 @@ class Pool:
         if slot is not None and not self._cluster.is_exact:
             slot = await self._confirmed(slot, model, routing)
         if slot is None:
+            await _admitted(routing)  # Who waits counts.
             slot = await self._wait(model, routing)
         endpoint, name = slot
         routing.endpoint, routing.model = endpoint.name, name
@@ -144,9 +145,9 @@ class Pool:
         routing.endpoint, routing.model = slot[0].name, slot[1]
         return slot
 
-    def release(self, endpoint: Endpoint) -> None:
-        """Gives back a slot that `choose` took."""
-        self.slots.give_back(endpoint)
+    def release(self, endpoint: Endpoint, model: str = "") -> None:
+        """Gives back a slot that `choose` took for a model, by its name there."""
+        self.slots.give_back(endpoint, model)
         self._freed()
 
     async def _wait(self, model: str, routing: Routing) -> Slot:
@@ -178,19 +179,27 @@ class Pool:
 
     async def _confirmed(self, slot: Slot, model: str, routing: Routing) -> Slot | None:
         """A slot that was taken, if it is one of those that there are over all processes; None, and it is taken no
-        more, if not. It may be one of another endpoint, where other processes know that the request finds it warm."""
-        endpoint, _ = slot
+        more, if not. It may be one of another endpoint, where other processes know that the request finds it warm. What
+        it is still to take of limits is taken with it. Raises `LimitReached`."""
+        endpoint, name = slot
         others = self.slots.warm_elsewhere(slot, model, routing)
+        warm = None
+        if others:
+            places = [(other.running, called, other.max_concurrent) for other, called in others]
+            warm = Warm(routing.affinity, places, CLEARLY_BUSIER)
+        admission, routing.admission = routing.admission, None
+        drawing = admission.drawing if admission is not None else None
         try:
-            if not others:
-                taken = endpoint.running if await endpoint.running.confirm(endpoint.max_concurrent) else None
-            else:
-                places = [(other.running, other.max_concurrent) for other, _ in others]
-                warm = Warm(routing.affinity, places, CLEARLY_BUSIER)
-                taken = await endpoint.running.confirm_at_warmest(endpoint.max_concurrent, warm)
+            taken = await endpoint.running.confirm(endpoint.max_concurrent, name, warm, drawing)
         except BaseException:
+            if drawing is not None:
+                drawing.give_up()
             self._drop(slot)
             raise
+        if admission is not None:
+            if admission.is_refused:
+                self._drop(slot)
+            admission.check(routing)
         if taken is None:
             self.slots.withdraw(slot)
             return None
@@ -346,6 +355,14 @@ class Pool:
         ]
 
 
+async def _admitted(routing: Routing) -> None:
+    """Takes what a request is still to take of limits, without a slot. Raises `LimitReached`."""
+    if (admission := routing.admission) is not None:
+        routing.admission = None
+        await admission.drawing.settled()
+        admission.check(routing)
+
+
 async def choose_endpoint(pool: Pool, model: str, routing: Routing | None = None) -> tuple[str, str]:
     """The key of the endpoint for `model` (its URL), with a slot taken, and the model's name there. Errors: as
     `Pool.choose`."""
@@ -365,7 +382,7 @@ async def keep_usage(pool: Pool, key: str, model: str) -> None:
 
 async def decrement_usage(pool: Pool, key: str, model: str) -> None:
     """Gives back the slot that `choose_endpoint` took."""
-    pool.release(pool.endpoints[key])
+    pool.release(pool.endpoints[key], model)
 
 
 def is_ext_openai_endpoint(pool: Pool, key: str) -> bool:

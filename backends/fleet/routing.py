@@ -6,13 +6,30 @@ import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Protocol
 
 from msgspec import Struct, field
 
+from cluster.protocol import Drawing
 from core.turn_record import Try
 
 # A model's name in the log: a client may write anything.
 MOST_OF_NAME = 100
+
+
+class Admission(Protocol):
+    """What a request is still to take of the limits of whoever asks: together with its first slot."""
+
+    drawing: Drawing
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether there was no room for it."""
+        ...
+
+    def check(self, routing: Routing) -> None:
+        """Puts what is left into its headers, when it is known. Raises `LimitReached`."""
+        ...
 
 
 class Routing(Struct, eq=False):
@@ -42,6 +59,7 @@ class Routing(Struct, eq=False):
     slot_s: float = 0.0
     # What is left of the limits of whoever asks, as headers.
     limits: dict[str, str] = {}
+    admission: Admission | None = None
     endpoint: str = ""
     model: str = ""
 

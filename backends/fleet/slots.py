@@ -60,9 +60,9 @@ class Slots:
         fit = [slot for slot in self._endpoints.serving(model, routing.models) if _may_take(slot[0], routing)]
         return min(fit, key=lambda slot: (not slot[0].candidate(slot[1], now).is_well, slot[0].busy), default=None)
 
-    def give_back(self, endpoint: Endpoint) -> None:
-        """A request has ended."""
-        endpoint.give_back()
+    def give_back(self, endpoint: Endpoint, model: str) -> None:
+        """A request to a model, by its name there, has ended."""
+        endpoint.give_back(model)
         if endpoint.leaving:
             self._endpoints.forget_if_done(endpoint)
 

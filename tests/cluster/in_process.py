@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 
 from cluster.alone import OwnEvents, OwnNotes
-from cluster.protocol import FROM_PEER, Cluster, InFlight, PeerAnswer, SharedLine
+from cluster.protocol import FROM_PEER, Cluster, Drawing, InFlight, PeerAnswer, SharedLine, Warm
 from cluster.quotas import AtOnce, CountedQuotas
 from core.deletions import OwnDeletions
 from core.sliding import SlidingCounter
@@ -175,13 +175,10 @@ class InProcessInFlight(InFlight):
         self._requests[self._member.number] += 1
         assert self._member.shared.is_locked, "another process may count at the same time"
 
-    async def confirm(self, limit: int) -> bool:
-        return True
-
     def withdraw(self) -> None:
         self.end()
 
-    def end(self) -> None:
+    def end(self, model: str = "") -> None:
         self._requests[self._member.number] -= 1
         assert self._requests[self._member.number] >= 0, "a slot was given back twice"
 
@@ -208,7 +205,9 @@ class FarInFlight(InProcessInFlight):
     def begin(self) -> None:
         self._begun += 1
 
-    async def confirm(self, limit: int) -> bool:
+    async def confirm(
+        self, limit: int, model: str = "", warm: Warm | None = None, drawing: Drawing | None = None
+    ) -> InFlight | None:
         # The question is on its way.
         await asyncio.sleep(0.0002)
         if is_ours := self._requests.total() < limit:
@@ -224,13 +223,13 @@ class FarInFlight(InProcessInFlight):
             raise
         finally:
             self.hear()
-        return is_ours
+        return self if is_ours else None
 
     def withdraw(self) -> None:
         self._begun -= 1
         assert self._begun >= 0, "a slot was given back twice"
 
-    def end(self) -> None:
+    def end(self, model: str = "") -> None:
         self.change(-1)
 
     def change(self, requests: int) -> None:

@@ -42,10 +42,12 @@ class Member(ABC):
 class Service(ABC):
     """The processes of a service. `here` is a new cluster of this process, not open yet."""
 
-    has_others = True
-
     @abstractmethod
     def here(self) -> Cluster: ...
+
+
+class Several(Service):
+    """One that may have others."""
 
     @abstractmethod
     def other(self) -> AbstractAsyncContextManager[Member]:
@@ -53,16 +55,11 @@ class Service(ABC):
 
 
 class AloneService(Service):
-    has_others = False
-
     def here(self) -> Cluster:
         return Alone()
 
-    def other(self) -> AbstractAsyncContextManager[Member]:
-        raise NotImplementedError("there is none")
 
-
-class ProcessService(Service):
+class ProcessService(Several):
     """Each member is a process of its own, which runs tests/cluster/member.py with `where` it finds the others."""
 
     where: str
@@ -149,7 +146,7 @@ class ProcessMember(Member):
         assert await self._process.wait() == 0
 
 
-class InProcessService(Service):
+class InProcessService(Several):
     """All members in this process: what the tests of the pool use. It keeps the same laws."""
 
     def __init__(self) -> None:

@@ -25,6 +25,7 @@ from tests.cluster.services import (
     Member,
     ReplicasService,
     Service,
+    Several,
     WorkersService,
 )
 from tests.turns import SOON_S, eventually
@@ -207,7 +208,7 @@ class TestAProcess:
     ) -> None:
         for _ in range(2):
             choose(cluster, HERE)
-            assert await cluster.in_flight(HERE).confirm(1) is True
+            assert await cluster.in_flight(HERE).confirm(1) is not None
             cluster.in_flight(HERE).end()
             choose(cluster, HERE)
             cluster.in_flight(HERE).withdraw()
@@ -261,7 +262,7 @@ class TestAProcess:
 
 @with_others
 class TestProcesses:
-    async def test_requests_are_counted_over_all(self, service: Service, cluster: Cluster) -> None:
+    async def test_requests_are_counted_over_all(self, service: Several, cluster: Cluster) -> None:
         await begin(cluster, HERE, 2)
         async with service.other() as other:
             await begin_there(other, HERE, 3)
@@ -274,7 +275,7 @@ class TestProcesses:
             end(cluster, HERE, 1)
             await holds(cluster, lambda: seen_there(4), "and that one has ended")
 
-    async def test_an_endpoint_is_drained_for_all(self, service: Service, cluster: Cluster) -> None:
+    async def test_an_endpoint_is_drained_for_all(self, service: Several, cluster: Cluster) -> None:
         async with service.other() as other:
             await other.run(f"cluster.in_flight({HERE!r}).draining = True")
             await holds(cluster, lambda: cluster.in_flight(HERE).draining, "it is drained here")
@@ -285,7 +286,7 @@ class TestProcesses:
 
             await holds(cluster, is_enabled_there, "it is enabled there")
 
-    async def test_the_sums_are_those_of_a_model_whatever_each_does(self, service: Service, cluster: Cluster) -> None:
+    async def test_the_sums_are_those_of_a_model_whatever_each_does(self, service: Several, cluster: Cluster) -> None:
         dice = random.Random(5)
         running: Counter[tuple[int, str]] = Counter()
         waiting: dict[int, tuple[int, float]] = {0: (0, 0.0), 1: (0, 0.0)}
@@ -341,7 +342,7 @@ class TestProcesses:
                 except AssertionError:
                     assert seen == expected
 
-    async def test_a_wake_up_reaches_those_in_which_somebody_waits(self, service: Service, cluster: Cluster) -> None:
+    async def test_a_wake_up_reaches_those_in_which_somebody_waits(self, service: Several, cluster: Cluster) -> None:
         woken = asyncio.Event()
         cluster.line.listen(woken.set)
         async with service.other() as other:
@@ -361,13 +362,13 @@ class TestProcesses:
             assert not woken.is_set(), "nobody waits here"
         cluster.line.stop_listening()
 
-    async def test_a_wake_up_for_a_dead_one_hurts_nobody(self, service: Service, cluster: Cluster) -> None:
+    async def test_a_wake_up_for_a_dead_one_hurts_nobody(self, service: Several, cluster: Cluster) -> None:
         async with service.other() as other:
             await other.run("cluster.line.announce(1, 1.0)")
             await other.kill()
             cluster.line.wake()
 
-    async def test_one_that_leaves_takes_its_counts_along(self, service: Service, cluster: Cluster) -> None:
+    async def test_one_that_leaves_takes_its_counts_along(self, service: Several, cluster: Cluster) -> None:
         async with service.other() as other:
             await begin_there(other, HERE, 3)
             await other.run("cluster.line.announce(4, 1.0)")
@@ -382,7 +383,7 @@ class TestProcesses:
             assert await cluster.ask("GET", "/answer/200", {}) == []
 
     async def test_what_a_dead_one_had_is_cleared_for_its_successor_which_inherits_its_work(
-        self, service: Service, cluster: Cluster
+        self, service: Several, cluster: Cluster
     ) -> None:
         await begin(cluster, HERE, 1)
         woken = asyncio.Event()
@@ -410,7 +411,7 @@ class TestProcesses:
                 counting.cancel()
         cluster.line.stop_listening()
 
-    async def test_one_of_them_leads(self, service: Service) -> None:
+    async def test_one_of_them_leads(self, service: Several) -> None:
         async with AsyncExitStack() as stack:
             members = [await stack.enter_async_context(service.other()) for _ in range(3)]
             leading = [await member.run("cluster.leads") for member in members]
@@ -425,7 +426,7 @@ class TestProcesses:
 
             await holds(service.here(), one_leads, "another one leads")
 
-    async def test_they_start_one_after_the_other_and_the_first_alone_is_the_first(self, service: Service) -> None:
+    async def test_they_start_one_after_the_other_and_the_first_alone_is_the_first(self, service: Several) -> None:
         start = """
 started = []
 async def start():
@@ -446,7 +447,7 @@ async def start():
             assert await first.run("started") == [True]
             assert await second.run("started") == [False]
 
-    async def test_what_is_done_in_exclusion_is_one_step(self, service: Service, cluster: Cluster) -> None:
+    async def test_what_is_done_in_exclusion_is_one_step(self, service: Several, cluster: Cluster) -> None:
         """Two add to the same number, each by reading it and writing it back."""
         async with service.other() as other:
             adding = asyncio.create_task(other.run("for _ in range(20_000): cluster.deletions.add(1)"))
@@ -460,7 +461,7 @@ async def start():
 
 
 @pytest.fixture
-async def peers(service: Service, cluster: Cluster) -> AsyncIterator[list[Member]]:
+async def peers(service: Several, cluster: Cluster) -> AsyncIterator[list[Member]]:
     """Two that answer, and this process."""
     async with service.other() as first, service.other() as second:
         members = [first, second]
@@ -589,7 +590,7 @@ class TestQuotas:
 
 @with_others
 class TestQuotasOfSeveral:
-    async def test_processes_take_of_the_same(self, service: Service, cluster: Cluster) -> None:
+    async def test_processes_take_of_the_same(self, service: Several, cluster: Cluster) -> None:
         async with service.other() as other:
             assert (await cluster.quotas.take([(LONG, 30)])).refused is None
             assert await take_there(other, LONG, 60)
@@ -598,7 +599,7 @@ class TestQuotasOfSeveral:
             await _eventually_left(cluster, LONG, 50)
             assert not await take_there(other, LONG, 51)
 
-    async def test_what_is_admitted_in_all_processes_is_the_limit(self, service: Service, cluster: Cluster) -> None:
+    async def test_what_is_admitted_in_all_processes_is_the_limit(self, service: Several, cluster: Cluster) -> None:
         """Each asks for more than there is, at the same time."""
         quota = Quota("key c, requests", 50, 3600.0)
         async with service.other() as other:
@@ -612,7 +613,7 @@ class TestQuotasOfSeveral:
                 await asyncio.sleep(0)
             assert sum(here) + sum(await taking) == 50
 
-    async def test_what_a_dead_process_had_at_once_is_given_back(self, service: Service, cluster: Cluster) -> None:
+    async def test_what_a_dead_process_had_at_once_is_given_back(self, service: Several, cluster: Cluster) -> None:
         async with service.other() as other:
             assert await take_there(other, AT_ONCE, 2)
             own = await cluster.quotas.take([(AT_ONCE, 1)])
@@ -623,7 +624,7 @@ class TestQuotasOfSeveral:
         cluster.quotas.settle(own, [0])
         assert await left_of(cluster, AT_ONCE) == 3
 
-    async def test_who_leaves_gives_back_what_it_had_at_once(self, service: Service, cluster: Cluster) -> None:
+    async def test_who_leaves_gives_back_what_it_had_at_once(self, service: Several, cluster: Cluster) -> None:
         async with service.other() as other:
             assert await take_there(other, AT_ONCE, 3)
             assert await left_of(cluster, AT_ONCE) == 0

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import importlib.util
 import itertools
 import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,11 +27,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.engines.server import START_S, Server
+
 # For these there are wheels, as pyproject.toml has them.
 PLATFORMS = {"darwin": ("x86_64", "arm64"), "linux": ("x86_64", "aarch64", "armv7l")}
 # Why there is none here; empty where there is one.
 ABSENT = "" if platform.machine() in PLATFORMS.get(sys.platform, ()) else "there is no PostgreSQL for this platform"
-START_S = 60.0
 # The disk of a test need not survive a power cut. What was committed survives a SIGKILL nevertheless.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -52,22 +51,22 @@ EMPTY = (
     "DROP SCHEMA public CASCADE",
     "CREATE SCHEMA public",
 )
-PR_SET_PDEATHSIG = 1
 # PostgreSQL does not run as root: this user's processes cannot read what is ours.
 NOBODY = 65534
 
 
-class PostgresServer:
-    """A server that `start` starts, always on the same port and with the same data. It ends with the process that has
-    started it, however that one ends."""
+class PostgresServer(Server):
+    """A server that `start` starts, always on the same port and with the same data."""
+
+    name = "PostgreSQL"
+    ends_by = signal.SIGQUIT
+    look_s = 0.01
 
     def __init__(self, folder: Path, **settings: str) -> None:
         """`folder` is to be a new one. `settings` are those of postgresql.conf."""
-        self.folder = folder
+        super().__init__(folder)
         self.data = folder / "data"
-        self.port = free_port()
         self._settings = SETTINGS | settings
-        self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._emptied: list[str] = []
 
@@ -102,22 +101,8 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        """Starts it, and waits until it takes connections."""
         settings = [f"--{name}={value}" for name, value in {**self._settings, "port": str(self.port)}.items()]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [_binaries() / "postgres", "-D", self.data, *settings],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-                **_as_whom(),
-            )
-        give_up_at = time.time() + START_S
-        while not self._is_ready():
-            assert self._process.poll() is None, f"PostgreSQL does not start:\n{self.log()}"
-            assert time.time() < give_up_at, f"PostgreSQL is not ready:\n{self.log()}"
-            time.sleep(0.01)
+        self._start([_binaries() / "postgres", "-D", self.data, *settings], **_as_whom())
 
     def stop(self) -> None:
         """Stops it as an operator in a hurry does: connections are ended, what they had begun is rolled back."""
@@ -143,10 +128,6 @@ class PostgresServer:
     def ask_for_passwords(self) -> None:
         """From its next start on it takes those alone who have one. (Of TLS this build knows nothing.)"""
         (self.data / "pg_hba.conf").write_text("host all all all scram-sha-256\n")
-
-    def log(self) -> str:
-        """What the server has logged."""
-        return (self.folder / "log").read_text(errors="replace")
 
     def url(self, database: str = "postgres") -> str:
         """The URL of a database, for its superuser."""
@@ -224,13 +205,6 @@ def shared_server() -> PostgresServer:
     return server.__enter__()
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -243,11 +217,6 @@ def _as_whom() -> dict[str, Any]:
     """As root: as nobody. Else as we are."""
     own = {"cwd": "/", "env": {"PATH": os.environ.get("PATH", ""), "TZ": "UTC"}}
     return {**own, "user": NOBODY, "group": NOBODY, "extra_groups": []} if os.getuid() == 0 else own
-
-
-def _end_with_parent() -> None:
-    """In the child, as whom it runs (which would forget it): it is stopped when the thread ends that has started it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 @cache

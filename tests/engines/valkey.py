@@ -11,44 +11,42 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import importlib.util
 import platform
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.engines.server import START_S, Server
+
 # For these there are wheels, as pyproject.toml has them.
 PLATFORMS = {"darwin": ("x86_64", "arm64"), "linux": ("x86_64", "aarch64")}
 # Why there is none here; empty where there is one.
 ABSENT = "" if platform.machine() in PLATFORMS.get(sys.platform, ()) else "there is no Valkey for this platform"
-START_S = 30.0
-PR_SET_PDEATHSIG = 1
 
 
-class ValkeyServer:
-    """A server that `start` starts, always on the same port. It keeps nothing on a disk, and ends with the process that
-    has started it, however that one ends. `password`: of the user `default`."""
+class ValkeyServer(Server):
+    """A server that `start` starts, always on the same port. It keeps nothing on a disk. `password`: of the user
+    `default`; `settings` are other ones."""
 
-    def __init__(self, folder: Path, *, password: str = "") -> None:
-        self.folder = folder
-        self.port = free_port()
+    name = "Valkey"
+
+    def __init__(self, folder: Path, *, password: str = "", **settings: str) -> None:
+        super().__init__(folder)
         self._password = password
-        self._process: subprocess.Popen[bytes] | None = None
+        self._settings = settings
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls, *, password: str = "") -> Iterator[ValkeyServer]:
+    def started(cls, *, password: str = "", **settings: str) -> Iterator[ValkeyServer]:
         """One that runs, in a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="nomyo-valkey-", dir="/tmp") as folder:
-            server = cls(Path(folder), password=password)
+            server = cls(Path(folder), password=password, **settings)
             server.start()
             try:
                 yield server
@@ -67,25 +65,11 @@ class ValkeyServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Starts it, and waits until it answers."""
-        settings = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "appendonly": "no"}
+        settings = {"port": str(self.port), "bind": "127.0.0.1", "save": "", "appendonly": "no", **self._settings}
         if self._password:
             settings["requirepass"] = self._password
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [_binary(), *arguments],
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
-        give_up_at = time.time() + START_S
-        while not self._is_ready():
-            assert self._process.poll() is None, f"Valkey does not start:\n{self.log()}"
-            assert time.time() < give_up_at, f"Valkey is not ready:\n{self.log()}"
-            time.sleep(0.002)
+        self._start([_binary(), *arguments], cwd=self.folder)
 
     def kill(self) -> None:
         """Ends it at once: what it had is lost, as it keeps nothing on a disk."""
@@ -109,10 +93,6 @@ class ValkeyServer:
         """It goes on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
-
-    def log(self) -> str:
-        """What the server has logged."""
-        return (self.folder / "log").read_text(errors="replace")
 
     def run(self, *command: str | bytes | int) -> Any:
         """The answer to a command. Raises what it answers if that is an error."""
@@ -153,18 +133,6 @@ def shared_server() -> ValkeyServer:
     server = ValkeyServer.started()
     atexit.register(server.__exit__, None, None, None)
     return server.__enter__()
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _end_with_parent() -> None:
-    """In the child: it is killed when the thread ends that has started it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @cache

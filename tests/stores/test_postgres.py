@@ -22,7 +22,8 @@ from stores import postgres_sql
 from stores.migrations import NewerDatabase
 from stores.postgres import statements_of
 from tests.engines.pooler import Pooler, certificate_for
-from tests.engines.postgres import PostgresServer, free_port
+from tests.engines.postgres import PostgresServer
+from tests.engines.server import free_port
 from tests.stores.rows import item, row, said
 from tests.turns import eventually, soon
 
@@ -420,11 +421,15 @@ async def test_what_waits_for_long_is_taken_by_its_priority_and_once(opened: Ope
     assert {response["id"] for response in await full.unfinished()} == {"stays", "runs"}
 
 
+def test_who_cancels_waits_for_less_than_a_second_also_where_nothing_is_heard() -> None:
+    assert stores.postgres_database.UNWANTED_EVERY_S < 1
+
+
 @pytest.mark.parametrize("hears", [True, False])
 async def test_a_process_learns_what_others_were_asked_to_cancel(
     opened: Opened, hears: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores.postgres_database, "LOOK_EVERY_S", 3600 if hears else 0.02)
+    monkeypatch.setattr(stores.postgres_database, "UNWANTED_EVERY_S", 3600 if hears else 0.02)
     if not hears:
         monkeypatch.setattr(stores.postgres_listener.PostgresListener, "open", lambda self: None)
     one, two = await opened("one"), await opened("two")
