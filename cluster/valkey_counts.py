@@ -87,17 +87,17 @@ class ReplicaInFlight(ReplicaCount, InFlight):
         self, limit: int, model: str = "", warm: Warm | None = None, drawing: Drawing | None = None
     ) -> InFlight | None:
         at_server = drawing if isinstance(drawing, ReplicaDrawing) else None
-        places = [Place(self, model)]
+        places = [Destination(self, model)]
         words: list[Argument] = [self.name, limit, self.of(model).name]
         words += at_server.words() if at_server else (0,)
         if warm is not None:
             words.append(len(warm.others))
             for other, name, most in warm.others:
                 assert isinstance(other, ReplicaInFlight)
-                places.append(Place(other, name))
+                places.append(Destination(other, name))
                 words += (other.name, most, other.of(name).name)
             words += (warm.above, *map(short, warm.names))
-        asked = Asked(words, places, at_server, asyncio.get_running_loop().create_future())
+        asked = SlotQuestion(words, places, at_server, asyncio.get_running_loop().create_future())
         self._ask(asked)
         try:
             taken = await asked.answer
@@ -145,11 +145,11 @@ class ReplicaInFlight(ReplicaCount, InFlight):
         self.confirmed += requests
         self.of(model).confirmed += requests
 
-    def _ask(self, asked: Asked) -> None:
+    def _ask(self, asked: SlotQuestion) -> None:
         if not self._membership.send(counting.TAKE, *asked.words, on_answer=partial(self._answered, asked)):
             self._count_here(asked)
 
-    def _answered(self, asked: Asked, given: Any) -> None:
+    def _answered(self, asked: SlotQuestion, given: Any) -> None:
         if isinstance(given, Exception):
             self._count_here(asked)
         elif given[0] == scripts.UNKNOWN:
@@ -165,12 +165,12 @@ class ReplicaInFlight(ReplicaCount, InFlight):
             if is_taken and asked.answer.cancelled():
                 taken.requests.let_end(taken.model)  # Whoever asked has gone.
 
-    def _count_here(self, asked: Asked) -> None:
+    def _count_here(self, asked: SlotQuestion) -> None:
         """Nobody knows; this process counts for itself until somebody does."""
         has_room = asked.drawing is None or asked.drawing.count_here()
         self._settle(asked, asked.places[0] if has_room else None)
 
-    def _settle(self, asked: Asked, taken: Place | None) -> None:
+    def _settle(self, asked: SlotQuestion, taken: Destination | None) -> None:
         """It is one of those that run from now on, not only when whoever asked gets to hear of it."""
         if asked.answer.done():
             return
@@ -183,21 +183,21 @@ class ReplicaInFlight(ReplicaCount, InFlight):
         asked.answer.set_result(taken)
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """Where a request may go: an endpoint, and what its model is called there."""
 
     requests: ReplicaInFlight
     model: str
 
 
-class Asked(NamedTuple):
+class SlotQuestion(NamedTuple):
     """A question to the server: whether a request may go to the first of some places, or to another one of them. The
     answer is where it is; None where there is no slot for it."""
 
     words: Sequence[Argument]
-    places: Sequence[Place]
+    places: Sequence[Destination]
     drawing: ReplicaDrawing | None
-    answer: asyncio.Future[Place | None]
+    answer: asyncio.Future[Destination | None]
 
 
 class ReplicaLine(SharedLine):
