@@ -72,7 +72,10 @@ HELP: dict[str, str] = {
     "keys[].models": (
         'Patterns of the models that it may see and use: `["qwen*"]`; a model goes by all of its names and aliases'
     ),
-    "keys[].priority": "Of those who wait for a slot the lower ones come first (-1000 to 1000), before any fairness",
+    "keys[].priority": (
+        "Of those who wait for a slot, and of background turns that wait, the lower ones come first (-1000 to 1000), "
+        "before any fairness. A client's `service_tier` is the server's to heed"
+    ),
     "keys[].expires": "The last day on which it is valid, in UTC (`2027-01-31`), or a time (`2027-01-31T12:00:00Z`)",
     "keys[].rpm": "Requests a minute",
     "keys[].tpm": "Tokens a minute",

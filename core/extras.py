@@ -9,7 +9,7 @@ from core.errors import ConfigError
 
 # Each extra of pyproject.toml, and the modules that it brings.
 EXTRAS = {
-    "postgres": ("psycopg", "psycopg_pool", "procrastinate"),
+    "postgres": ("psycopg",),
     "valkey": ("hiredis",),
     "tools": ("mcp",),
     "search": ("lxml",),

@@ -198,7 +198,7 @@ def test_imports_of_requests_are_found_wherever_they_stand(source: str, expected
 
 def test_nothing_that_we_depend_on_imports_pypis_requests_where_we_come() -> None:
     assert {"fastapi", "starlette", "uvicorn", "httpcore2", "truststore"} <= RUNTIME.keys(), "the walk found too little"
-    brought = {"psycopg-pool", "hiredis", "jsonschema", "opentelemetry-sdk", "grpcio"}
+    brought = {"psycopg-binary", "hiredis", "jsonschema", "opentelemetry-sdk", "grpcio"}
     assert brought <= EVERYTHING.keys() - RUNTIME.keys(), "the walk found too little of the extras"
     assert "requests" not in EVERYTHING
     mentioned = re.compile(rb"\b(import|from) requests\b")
@@ -215,7 +215,7 @@ def test_nothing_that_we_depend_on_imports_pypis_requests_where_we_come() -> Non
 
 # What a setting that switches an extra on imports of it.
 IN_USE = {
-    "postgres": ["psycopg", "psycopg_pool", "procrastinate"],
+    "postgres": ["psycopg"],
     "valkey": ["hiredis"],
     "tools": ["mcp", "mcp.client.streamable_http", "mcp.client.stdio", "mcp.client.sse", "jsonschema"],
     "search": ["lxml", "lxml.etree"],

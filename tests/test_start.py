@@ -17,7 +17,6 @@ HEAVY = {
     "httpx2": "HTTP out: images, peers",
     "openai": "tests",
     "psycopg": "the extra postgres",
-    "procrastinate": "the extra postgres",
     "hiredis": "the extra valkey",
     "mcp": "the extra tools",
     "jsonschema": "the extra tools",
