@@ -175,8 +175,9 @@ HELP: dict[str, str] = {
     "cluster": "What several replicas share",
     "cluster.url": (
         "A Valkey, or a Redis from 6 on, by which several replicas share what they count: "
-        "`valkey://:password@host:6379/0`, `valkeys://` over TLS (`redis://`, `rediss://` too). While it is away "
-        "each replica counts for itself, and `/health` has `cluster: apart`"
+        "`valkey://:password@host:6379/0`, `valkeys://` over TLS (`redis://`, `rediss://` too). One server: a "
+        "Sentinel, or a part of a cluster, is refused at the start; give an address that follows the primary. While it "
+        "is away each replica counts for itself, and `/health` has `cluster: apart`"
     ),
     "cluster.name": "Sets apart services that share one Valkey",
     "cluster.advertise": (

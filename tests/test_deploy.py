@@ -22,15 +22,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-<<<<<<< HEAD
 from core.config_file import load_config
 from core.metric_names import ALL
-from tests.engines.postgres import PostgresServer, free_port
-=======
-from core.config import load_config
 from tests.engines.postgres import PostgresServer
 from tests.engines.server import free_port
->>>>>>> da35cbe6 (A request with limits asks the Valkey once; counts by model)
 from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import FakeBackend
 from tests.test_containers import COMPOSE, ROOT, healthcheck_command, last
