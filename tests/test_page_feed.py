@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
 import pytest
 
+import router
+from api.page.snapshots import Snapshots
+from backends.fleet.routing import Routing
 from core.broadcast import Broadcast
+from core.config_checks import parse_config
+from tests.cluster.in_process import InProcess, Shared
 from tests.conftest import Running, running_router
-from tests.fake_backend import FakeBackend, chat, stall
+from tests.fake_backend import FakeBackend, chat, http_error, say, stall
 from tests.keyed import ADMIN, as_key, keyed_router, with_secret
 from tests.test_page_session import sign_in
-from tests.turns import URL, assert_error, create, eventually, soon, turn
+from tests.turns import URL, assert_error, create, eventually, soon, stream, turn
 
 FEED = "/api/page/feed"
 
@@ -127,6 +132,72 @@ class TestTheFeed:
             assert now["queue"]["longest_wait_s"] > 0
 
 
+class TestTurns:
+    async def test_that_ended_before_somebody_looked_are_there_at_first(self, backend: FakeBackend) -> None:
+        backend.script(say("Hello."))
+        endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "gpu"}
+        async with running_router(endpoints=[endpoint]) as running:
+            made = (await stream(running.http, input="a secret question"))[-1]["response"]
+            async with looking(running.http) as frames:
+                ((row),) = frames.turns
+                assert row["id"] == made["id"]
+                expected = {"model": "test-model", "endpoint": "gpu", "status": "completed", "door": "responses"}
+                expected |= {"input": 7, "output": 3, "attempts": 1, "tries": [], "tools": [], "error": None}
+                assert expected.items() <= row.items()
+                assert 0 <= row["asked_ms"] <= row["answered_ms"] <= row["first_ms"] <= row["total_ms"]
+                assert "secret" not in str(row)
+                await create(running.http)
+                await frames.until(lambda _: len(frames.turns) == 2)
+                assert len({row["id"] for row in frames.turns}) == 2
+
+    async def test_name_each_try_that_failed(self, backends_: list[FakeBackend]) -> None:
+        backends_[0].default = http_error(503)
+        endpoints = [
+            {"url": f"{one.url}/v1", "kind": "openai-chat", "name": name, "priority": priority}
+            for one, name, priority in zip(backends_, ("bad", "good"), (0, 1), strict=True)
+        ]
+        async with running_router(endpoints=endpoints) as running, looking(running.http) as frames:
+            await create(running.http)
+            await frames.until(lambda _: frames.turns)
+            (row,) = frames.turns
+            assert (row["status"], row["endpoint"], row["attempts"]) == ("completed", "good", 2)
+            ((tried),) = row["tries"]
+            assert (tried["endpoint"], tried["error"]) == ("bad", "backend_unreachable")
+
+    async def test_that_run_are_there_while_they_do(self, backend: FakeBackend) -> None:
+        backend.script(chat("Hel", then=stall()))
+        endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "gpu"}
+        async with running_router(endpoints=[endpoint]) as running, looking(running.http) as frames:
+            async with running.http.stream("POST", URL, json=turn(stream=True)):
+                now = await frames.until(lambda now: now["running"])
+                (row,) = now["running"]
+                assert (row["model"], row["endpoint"], row["attempts"]) == ("test-model", "gpu", 1)
+                assert abs(row["since"] - now["at"]) < 60
+            now = await frames.until(lambda now: not now["running"])
+            assert now["running_total"] == 0
+            await frames.until(lambda _: frames.turns)
+            assert frames.turns[0]["status"] == "cancelled"
+
+    async def test_many_that_run_make_no_frame_longer(self, served: Running) -> None:
+        pool = served.app.state.pool
+        pool.asked = {Routing(model="m", endpoint="e", began_s=float(number)): None for number in range(1000)}
+        async with looking(served.http) as frames:
+            now = frames.nows[-1]
+            assert now["running_total"] == 1000
+            assert [round(row["since"] - now["running"][0]["since"]) for row in now["running"]] == [*range(50)]
+        pool.asked = {}
+
+    async def test_are_known_to_nobody_once_they_are_forgotten(self, served: Running) -> None:
+        snapshots = Snapshots(served.app.state)
+        for _ in range(3):
+            await create(served.http)
+            await snapshots.make()
+        seen = [await snapshots.make() for _ in range(2)]
+        assert len(seen[-1].turns) == 3
+        assert b"event: turns" not in seen[-1].changes
+        assert seen[-1].whole().count(b"event: turns") == 1
+
+
 class TestWhileNobodyLooks:
     async def test_nothing_is_gathered_and_no_task_runs(self, served: Running) -> None:
         made: list[int] = []
@@ -211,19 +282,19 @@ async def test_a_page_that_reads_slowly_is_given_all_again(served: Running) -> N
     def made(number: int) -> Snapshot:
         return Snapshot(b"change %d" % number, b"fleet", [], b"now %d" % number)
 
-    stream = Slow()
-    follower = Follower(stream, lambda: True)
+    slow = Slow()
+    follower = Follower(slow, lambda: True)
     follower.take(made(1))
     follower.take(made(2))
-    stream.room = False
+    slow.room = False
     follower.take(made(3))
     follower.take(made(4))
-    stream.room = True
-    stream.drained()
+    slow.room = True
+    slow.drained()
     follower.take(made(5))
     follower.take(made(6))
     whole = [made(number).whole() for number in (1, 5)]
-    assert stream.written == [whole[0], b"change 2", b"change 3", whole[1], b"change 6"]
+    assert slow.written == [whole[0], b"change 2", b"change 3", whole[1], b"change 6"]
 
 
 async def test_a_snapshot_that_fails_is_logged_and_the_next_one_comes(caplog: pytest.LogCaptureFixture) -> None:
@@ -249,3 +320,41 @@ async def test_a_head_follows_nothing(served: Running) -> None:
 
 async def test_what_a_process_knows_is_for_its_peers_alone(served: Running) -> None:
     assert_error(await served.http.get("/api/workers/page"), 404, code="unknown_url")
+
+
+async def test_figures_are_those_of_all_processes(backend: FakeBackend, stack: AsyncExitStack) -> None:
+    backend.script(chat("Hel", then=stall()), chat("Hel", then=stall()))
+    backend.default = say("Hello.")
+    shared = Shared()
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "gpu", "max_concurrent": 2}
+    clients = []
+    for _ in range(2):
+        settings = {"endpoints": [endpoint], "database": {"url": "sqlite://"}, "background": {"drain_s": 0.0}}
+        app = router.create_app(parse_config(settings), cluster=InProcess(shared))
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        transport = httpx2.ASGITransport(app)
+        client = httpx2.AsyncClient(transport=transport, base_url="http://router", timeout=None)
+        clients.append(await stack.enter_async_context(client))
+    for client in (clients[0], clients[1], clients[1]):
+        await client.post(URL, json=turn(background=True))
+    await backend.wait_for(lambda b: len(b.turns) == 2)
+    snapshots = Snapshots(app.state)
+
+    async def now() -> dict[str, Any]:
+        made = await snapshots.make()
+        return json.loads(made.now.partition(b"data: ")[2])
+
+    shown = await now()
+    assert shown["processes"] == 2
+    assert shown["endpoints"]["gpu"]["in_flight"] == shown["running_total"] == len(shown["running"]) == 2
+    assert len({row["id"] for row in shown["running"]}) == 2
+    assert shown["background"] == {"running": 3, "queued": 0}
+    assert shown["queue"]["waiting"] == 1
+    for client in clients:
+        for row in (await client.get("/api/page/background")).json()["data"]:
+            assert (await client.post(f"/api/page/responses/{row['id']}/cancel")).status_code == 200
+    shown = await now()
+    assert (shown["running_total"], shown["background"]["running"]) == (0, 0)
+    turns = (await snapshots.make()).turns
+    assert len(turns) == len({row["id"] for row in turns}) == 3
+    assert "cancelled" in {row["status"] for row in turns}

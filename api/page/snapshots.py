@@ -12,6 +12,9 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
+from heapq import nsmallest
+from operator import attrgetter
+from secrets import token_hex
 from typing import Annotated, NamedTuple
 
 from fastapi import Query, Request
@@ -19,6 +22,7 @@ from starlette.responses import Response
 
 from api.http.replies import json_response
 from api.http.routes import Routes
+from api.page.turn_rows import ended_row, running_row
 from api.peers import as_peer, is_from_peer
 from backends.fleet.endpoint import Endpoint
 from core.errors import NotFound
@@ -36,6 +40,8 @@ MOST_ENDED = 500
 OVERLAP_S = 5.0
 # What moves, and stands in `now`; the rest of an endpoint's description is the fleet's.
 MOVING = frozenset({"in_flight", "outcomes", "max_concurrent"})
+# Of this process: what names its turns that run.
+PROCESS = token_hex(4)
 
 
 class Snapshot(NamedTuple):
@@ -97,17 +103,20 @@ async def show_process(request: Request, since: Annotated[float, Query(ge=0)] = 
 def how_it_is_here(state: AppState, since: float) -> Json:
     """What runs and waits in this process, what it has counted, and the turns that have ended in it since a Unix
     time."""
-    pool = state.pool
+    pool, now, at = state.pool, time.monotonic(), time.time()
+    first = nsmallest(MOST_RUNNING, pool.asked, key=attrgetter("began_s"))
     running, queued = state.tasks.counts()
     return {
-        "ended": list[Json](),
-        "running": list[Json](),
-        "running_total": sum(endpoint.in_flight for endpoint in _shown(state)),
+        "ended": [ended_row(record) for record in state.telemetry.recent if record.ended_at >= since],
+        "running": [running_row(routing, PROCESS, now, at) for routing in first],
+        "running_total": len(pool.asked),
         "waiting": len(pool.line),
         "longest_wait_s": pool.longest_wait_s(),
         "counts": dict(state.telemetry.counts),
         "outcomes": {endpoint.name: dict(endpoint.outcomes) for endpoint in _shown(state)},
         "background": {"running": running, "queued": queued},
+        "streams": state.telemetry.streams,
+        "sockets": state.telemetry.sockets,
     }
 
 
@@ -153,6 +162,8 @@ def _now(state: AppState, parts: Sequence[Json]) -> Json:
         "running_total": sum(part["running_total"] for part in parts),
         "counts": _sum(part["counts"] for part in parts),
         "background": _sum(part["background"] for part in parts),
+        "streams": sum(part["streams"] for part in parts),
+        "sockets": sum(part["sockets"] for part in parts),
     }
 
 

@@ -89,12 +89,14 @@ class Attempts:
                     self._first_error = self._first_error or without_frames(error)
             else:
                 self._routing.asked_s = time.monotonic()
+                self._pool.asked[self._routing] = None
                 return Attempt(self, endpoint, model)
 
     async def finished(self, attempt: Attempt, error: BaseException | None) -> bool:
         """Gives the slot back. Whether `error` is swallowed, because there is a next attempt."""
         self._done = True
         routing = self._routing
+        del self._pool.asked[routing]
         if error is None and attempt.was_asked:
             self._pool.succeeded(attempt.endpoint, attempt.model, routing)
         elif isinstance(error, APIError):

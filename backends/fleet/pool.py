@@ -86,6 +86,8 @@ class Pool:
         limits = config.queue
         self.line = Line(Wishes(self.slots), cluster.line, most=limits.max, timeout_s=limits.timeout_s)
         self.budget = RetryBudget(config.retry.budget)
+        # The ways of the requests that endpoints are asked now: a set, which takes fewer steps as a dict.
+        self.asked: dict[Routing, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 

@@ -17,11 +17,12 @@ export function overviewView() {
     requests: tile("Requests per second", "over the last minute", true),
     tokens: tile("Output tokens per second", "over the last minute", true),
     running: tile("In flight", "", false),
-    first: tile("First output", "median of 10 min", false),
-    took: tile("Whole turn", "median of 10 min", false),
+    first: tile("First output", "", false),
+    took: tile("Whole turn", "", false),
     failed: tile("Failed", "in 10 min", true, "bad"),
   };
-  const tokens = timePlot("Tokens per second", { label: rate });
+  const tokens = timePlot("Output tokens per second", { label: rate });
+  const tokensNote = h("p", { class: "note" });
   const requests = timePlot("Turns per second", { label: rate });
   const firsts = dotPlot("Time to first output, each turn", { label: shortDuration, ticks: [10, 100, 1000, 10_000, 100_000] });
   const days = barPlot(`Tokens by model over ${DAYS} days`, { label: count });
@@ -36,9 +37,9 @@ export function overviewView() {
   const plots = h(
     "div",
     { class: "grid two" },
-    card("Tokens per second", tokens.element, tokensLegend()),
+    card("Output tokens per second", tokens.element, tokensNote),
     card("Turns per second", requests.element, legendOf([["accent", "ended"], ["bad", "failed"]])),
-    card("Time to first output", firsts.element, legendOf([["accent", "answered"], ["bad", "failed"]])),
+    card("Time to first output", firsts.element, legendOf([["accent", "streams"], ["second", "whole answers: their end"], ["bad", "failed"]])),
     card("Tokens by day", days.element, daysLegend, daysNote),
   );
   const known = h(
@@ -77,7 +78,8 @@ export function overviewView() {
     const failed = window.filter(({ status }) => status === "failed").length;
     tiles.failed.update(count(failed), over.failures, `of ${plural(window.length, "turn")} in 10 min`);
     set(tiles.failed.element, "data-bad", failed > 0);
-    tokens.update({ times: over.times, lines: [{ name: "output", values: over.output, tone: "accent" }, { name: "input", values: over.input, tone: "second" }] });
+    tokens.update({ times: over.times, lines: [{ name: "output", values: over.output, tone: "accent" }] });
+    text(tokensNote, `Counted when a turn ends. Input: ${rate(lastMinute(over.input))} tokens per second over the last minute.`);
     requests.update({ times: over.times, lines: [{ name: "ended", values: over.requests, tone: "accent" }, { name: "failed", values: over.failures, tone: "bad" }] });
     const to = routerNow();
     firsts.update({
@@ -86,8 +88,8 @@ export function overviewView() {
       dots: window.map((turn) => ({
         at: turn.at,
         value: turn.first_ms ?? turn.total_ms,
-        tone: turn.status === "failed" ? "bad" : "accent",
-        words: `${turn.model || "no model"} ${turn.status}: ${turn.first_ms === null ? "no output" : `first output after ${duration(turn.first_ms)}`}`,
+        tone: turn.status === "failed" ? "bad" : turn.first_ms === null ? "second" : "accent",
+        words: `${turn.model || "no model"} ${turn.status}: ${turn.first_ms === null ? `no stream, ended after ${duration(turn.total_ms)}` : `first output after ${duration(turn.first_ms)}`}`,
       })),
     });
     keyed(endpoints, live.fleet.endpoints, ({ name }) => name, endpointRow, (node, endpoint) => node.update(endpoint));
@@ -173,8 +175,6 @@ function openBreakers() {
   return live.fleet.endpoints.reduce((sum, { models }) => sum + models.filter(({ breaker }) => breaker !== "closed").length, 0);
 }
 
-const tokensLegend = () => legendOf([["accent", "output"], ["second", "input"]]);
-
 function legendOf(entries) {
   return h("ul", { class: "legend" }, entries.map(([tone, words]) => h("li", {}, h("span", { class: `swatch ${tone}` }), words)));
 }
@@ -191,7 +191,7 @@ function tile(name, note, has_line, tone) {
   const figure = h("p", { class: "figure" }, "–");
   const under = h("p", { class: "note" }, note);
   const spark = has_line ? sparkline(tone) : null;
-  const element = h("section", { class: "tile", "aria-label": name }, h("h2", {}, name), h("div", { class: "row" }, figure, spark?.element ?? null), under);
+  const element = h("div", { class: "tile" }, h("h2", {}, name), h("div", { class: "row" }, figure, spark?.element ?? null), under);
   return {
     element,
     update(value, values, words) {

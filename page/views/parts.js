@@ -21,21 +21,24 @@ export const heading = (words, ...aside) => h("div", { class: "heading" }, h("h2
 /** What stands where there is nothing. */
 export const nothing = (words, ...more) => h("div", { class: "nothing" }, h("p", {}, words), ...more);
 
-/** The times of a turn from one end to the other, each with words. */
+/** The times of a turn from one end to the other, each with words. Of an answer that is no stream nobody knows when it began. */
 export function partsOf(turn) {
   const total = turn.total_ms;
-  const asked = Math.min(turn.asked_ms ?? 0, total);
-  const waited = Math.min(turn.waited_ms ?? 0, asked || total);
-  const first = turn.first_ms === null ? total : Math.min(turn.first_ms, total);
-  const answered = turn.answered_ms === null ? first : Math.min(Math.max(turn.answered_ms, asked), first);
-  const before = Math.max(0, asked - waited);
+  const asked = Math.min(turn.asked_ms ?? total, total);
+  const waited = Math.min(turn.waited_ms ?? 0, asked);
+  const answered = Math.min(Math.max(turn.answered_ms ?? total, asked), total);
+  const is_stream = turn.first_ms !== null;
+  const first = is_stream ? Math.min(Math.max(turn.first_ms, answered), total) : answered;
   const tried = turn.tries.length > 0;
+  const has_failed = !is_stream && turn.status === "failed";
   return [
     { ms: waited, kind: "waited", words: `waited ${duration(waited)} for a slot` },
-    { ms: before, kind: tried ? "tried" : "before", words: `${tried ? "tried elsewhere for" : "before it was sent"} ${duration(before)}` },
+    { ms: asked - waited, kind: tried ? "tried" : "before", words: `${tried ? "tried elsewhere in vain for" : "before it was sent"} ${duration(asked - waited)}` },
     { ms: answered - asked, kind: "connected", words: `${duration(answered - asked)} until the server answered` },
     { ms: first - answered, kind: "thought", words: `${duration(first - answered)} until the first output` },
-    { ms: total - first, kind: "streamed", words: `${duration(total - first)} of output` },
+    has_failed
+      ? { ms: total - first, kind: "failed", words: `${duration(total - first)} until it had failed` }
+      : { ms: total - first, kind: "streamed", words: `${duration(total - first)} of ${is_stream ? "output" : "a whole answer"}` },
   ].filter(({ ms }) => ms > 0);
 }
 
@@ -48,7 +51,7 @@ export const legend = () =>
     { class: "legend", "aria-label": "Phases of a turn" },
     [
       ["waited", "waited for a slot"],
-      ["tried", "tried elsewhere"],
+      ["tried", "tried in vain"],
       ["connected", "until the server answered"],
       ["thought", "until the first output"],
       ["streamed", "output"],

@@ -38,8 +38,7 @@ function updateRunning(node, turn) {
   text(time, duration(Math.max(0, routerNow() - turn.since) * 1000));
   text(model, turn.model || "–");
   text(where, turn.endpoint);
-  text(state, turn.state === "answering" ? "answers" : turn.state === "waiting" ? "waits for a slot" : "asked, no answer yet");
-  set(node, "data-state", turn.state);
+  text(state, turn.attempts > 1 ? `runs, ${turn.attempts} tries` : "runs");
 }
 
 function rescale(node, turn, full_ms) {

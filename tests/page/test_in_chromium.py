@@ -57,9 +57,14 @@ class TestWhatHappensIsSeen:
             await tab.sees("0 / 4")
             asking = asyncio.create_task(stream(running.http))
             await tab.sees("1 / 4")
+            await tab.until("document.querySelector('.turns.running .model')?.innerText === 'test-model'")
             go_on.set()
             await asking
             await tab.sees("0 / 4")
+            await tab.until("document.querySelector('.turns:not(.running) .turn')?.innerText.includes('completed')")
+            await tab.click("test-model", "summary")
+            await tab.sees("First output after")
+            await tab.until("document.querySelector('.phase.streamed') !== null")
 
     async def test_a_server_dies_and_is_seen_dying_and_comes_back(
         self, backend: FakeBackend, browser: Chromium
