@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from backends.fetching import Fetched
 from backends.web import pages as pages_module
 from backends.web.of_mcp import found_in_output, search_arguments, search_tool
-from backends.web.pages import Page, Pages
-from backends.web.query import Found, Query, SearchFailed
+from backends.web.pages import Pages
+from backends.web.query import Query, SearchFailed
 from backends.web.readable import MOST_TEXT, readable
 from core.config import WebSearchConfig
-from requests.web_search import places_in
+from requests.web_search import Found, places_in
 from tests.site import Site, reply, running_site
 
 
@@ -102,6 +102,11 @@ def config() -> WebSearchConfig:
         ("<p>é".encode(), "", "é"),
         (b'{"a":1}', "application/ld+json", '{"a":1}'),
         (b"<p>\xe9", "text/html; charset=hex", "\ufffd"),
+        (b"a-b", "text/plain; charset=punycode", "a-b"),
+        (b"a-b", "text/plain; charset=unicode_escape", "a-b"),
+        ("日本".encode("shift_jis"), "text/plain; charset=Shift_JIS", "日本"),
+        ("中文".encode("gb18030"), "text/plain; charset=GB18030", "中文"),
+        ("№".encode("cp1251"), "text/plain; charset=windows-1251", "№"),
     ],
 )
 async def test_a_page_is_decoded_as_it_declares(
@@ -137,7 +142,7 @@ async def test_a_page_knows_where_it_was_found(config: WebSearchConfig) -> None:
     async with running_site({"/b": reply(b"x", content_type="text/plain")}) as site:
         site.answers["/a"] = reply(status="302 Found", location=f"{site.url}/b")
         pages = Pages(config)
-        assert await pages.page(f"{site.url}/a") == Page(f"{site.url}/b", f"{site.url}/b", "x")
+        assert await pages.page(f"{site.url}/a") == Found(f"{site.url}/b", f"{site.url}/b", "x")
         await pages.close()
 
 

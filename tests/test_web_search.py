@@ -289,6 +289,12 @@ async def test_only_permitted_domains_are_found_and_opened(served: Running, back
     assert [item.get("status") for item in response["output"]] == ["completed", "failed", "completed"]
 
 
+def test_a_domain_is_known_however_it_is_written() -> None:
+    given = ["https://www.A.example/path?x", "münchen.example", "b.example."]
+    entry = web_search_entry(SEARCH | {"filters": {"allowed_domains": given}}, "tools[0]")
+    assert entry.allowed == ("a.example", "xn--mnchen-3ya.example", "b.example")
+
+
 async def test_a_page_that_leads_to_a_forbidden_domain_is_not_read(
     served: Running, backend: FakeBackend, site: Site
 ) -> None:
@@ -552,6 +558,10 @@ async def test_a_native_server_reads_an_earlier_search_as_its_client_has_seen_it
         await create(served.http, model="native-model", previous_response_id=first["id"], tools=[SEARCH])
         given = other.turns[-1].json["input"]
         assert given[1:3] == first["output"]
+        other.script(native("Yes."))
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        await create(served.http, model="native-model", input=[reference], tools=[SEARCH])
+        assert other.turns[-1].json["input"] == first["output"][:1]
 
 
 async def test_in_a_conversation_what_was_found_is_kept_and_shown_to_no_client(
@@ -577,6 +587,59 @@ async def test_in_the_background_it_is_searched_too(served: Running, backend: Fa
     events = await rejoin(served.http, begun["id"])
     check_stream(events)
     assert fold(events)["output"] == response["output"]
+
+
+async def test_over_a_websocket_a_later_turn_reads_what_was_found(served: Running, backend: FakeBackend) -> None:
+    backend.script(chat(searches()), chat("Rain 【1】."), chat("Still 【1】."))
+    before = None
+    async with served.openai.responses.connect() as connection:
+        for _ in range(2):
+            tools: Any = [SEARCH]
+            await connection.response.create(
+                model="test-model", input="Hi", tools=tools, store=False, previous_response_id=before
+            )
+            async for event in connection:
+                assert "nomyo_output" not in event.to_json()
+                if event.type in ("response.completed", "response.failed", "error"):
+                    break
+            before = event.response.id
+    assert "About /rain." in read(backend)
+    assert len(event.response.output[0].content[0].annotations) == 1
+
+
+async def test_an_answer_out_of_the_cache_is_the_same(served: Running, backend: FakeBackend, site: Site) -> None:
+    def lasting(response: Json) -> list[Json]:
+        return [{key: value for key, value in item.items() if key != "id"} for item in response["output"]]
+
+    params: Json = {"tools": [SEARCH], "nomyo": {"cache": True}}
+    backend.script(chat(searches()), chat("Rain 【1】."))
+    first = await create(served.http, **params)
+    events = await stream(served.http, **params)
+    check_stream(events)
+    assert fold(events) == events[-1]["response"]
+    assert lasting(events[-1]["response"]) == lasting(first)
+    assert len(first["output"][1]["content"][0]["annotations"]) == 1
+    assert site.asked == ["/search"]
+
+
+async def test_a_search_may_be_the_only_tool_that_is_allowed(served: Running, backend: FakeBackend) -> None:
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "web_search"}]}
+    backend.script(chat(uses("mine"), searches()), chat("Rain."))
+    response = await create(served.http, tools=[MINE, SEARCH], tool_choice=choice)
+    assert [item["type"] for item in response["output"]] == ["web_search_call", "message"]
+    (first, second) = backend.turns[-2:]
+    assert "mine" not in [tool["function"]["name"] for tool in first.json["tools"]]
+    assert second.json["tool_choice"] == "auto"
+
+
+async def test_a_search_that_is_cancelled_is_incomplete(served: Running, backend: FakeBackend, site: Site) -> None:
+    site.answers["/search"] = never
+    backend.script(chat(searches()))
+    begun = await create(served.http, tools=[SEARCH], background=True)
+    await eventually(lambda: site.asked == ["/search"], "it is searched")
+    await served.http.post(f"{URL}/{begun['id']}/cancel")
+    response = await ended(served.http, begun["id"])
+    assert [(item["type"], item["status"]) for item in response["output"]] == [("web_search_call", "incomplete")]
 
 
 async def test_marks_in_json_leave_it_json(served: Running, backend: FakeBackend, site: Site) -> None:

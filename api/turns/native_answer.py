@@ -105,7 +105,7 @@ def _native_input(request: TurnRequest, sealer: Sealer) -> Any:
     ids, and reasoning that it cannot open is of no use to it."""
     given, places = request.params.input, request.places
     if request.has_references:
-        given = request.input
+        given = without_outputs(request.input)
     elif places is not None and isinstance(given, list):
         given = [given[place] for place in places]
     if isinstance(given, list):

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from backends.web.query import Found, Query
+from backends.web.query import Query
 from core.json import Json, decode_json
+from requests.web_search import Found
 
 # What the words of a search are called, and how many results it shall give.
 WORDS = ("query", "q", "search_query", "queries", "text", "keywords")

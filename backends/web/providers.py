@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from html import unescape
 from typing import Any
 
-from backends.web.query import Found, Query
+from backends.web.query import Query
 from core.json import Json
+from requests.web_search import Found
 
 # Of a result, for a provider that is asked how much it shall give.
 SNIPPET = 1000

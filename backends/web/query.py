@@ -1,4 +1,4 @@
-"""What is searched for, and what was found: the same for every provider."""
+"""What is searched for: the same for every provider."""
 
 from __future__ import annotations
 
@@ -36,16 +36,6 @@ class Query:
 
 # Engines take queries of some hundred characters.
 MOST_WORDS, MOST_OPERATORS = 400, 150
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A result: a page, and what its provider shows of it. `published` is a date, as the provider has it."""
-
-    url: str
-    title: str
-    text: str = ""
-    published: str = ""
 
 
 class SearchFailed(Exception):

@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 
 from backends.fetching import Fetcher
 from backends.web.providers import PROVIDERS
-from backends.web.query import Found, Query, SearchFailed
+from backends.web.query import Query, SearchFailed
 from core.config import WebSearchConfig
 from core.json import decode_json
+from requests.web_search import Found
 
 log = logging.getLogger("nomyo.tools")
 

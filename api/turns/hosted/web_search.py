@@ -17,8 +17,7 @@ from api.turns.hosted.tool import HostedTool
 from api.turns.turn import Turn
 from backends.mcp.server import ServerFailed
 from backends.web.of_mcp import found_in_output, search_arguments, search_tool
-from backends.web.pages import Page
-from backends.web.query import MOST_WORDS, Found, Query, SearchFailed, permits
+from backends.web.query import MOST_WORDS, Query, SearchFailed, permits
 from backends.web.searches import chosen
 from core.errors import InvalidRequest
 from core.json import Json
@@ -30,7 +29,7 @@ from requests.web_search import (
     INCLUDE_RESULTS,
     INCLUDE_SOURCES,
     KIND,
-    Shown,
+    Found,
     SourceReader,
     WebSearchEntry,
     places_in,
@@ -83,8 +82,7 @@ class WebSearch:
                     return await self._search(call, action["query"])
                 case "open_page":
                     page = await self._page(action["url"])
-                    shown = [Shown(page.url, page.title, page.text)]
-                    return self._ended(call, {"url": page.url}, shown, self._entry.size.page)
+                    return self._ended(call, {"url": page.url}, [page], self._entry.size.page)
                 case _:
                     return await self._find(call, action["url"], action["pattern"])
         except (SearchFailed, ServerFailed) as error:
@@ -99,11 +97,10 @@ class WebSearch:
             " ".join(words.split())[:MOST_WORDS], entry.size.results, entry.allowed, entry.blocked, entry.place
         )
         found = await self._found(query)
-        shown = [Shown(each.url, each.title, each.text, each.published) for each in found]
         more: Json = {}
         if INCLUDE_SOURCES in self._include:
             more["sources"] = [{"type": "url", "url": each.url} for each in found]
-        ended = self._ended(call, more, shown, entry.size.snippet, none="Nothing was found.")
+        ended = self._ended(call, more, found, entry.size.snippet, none="Nothing was found.")
         if INCLUDE_RESULTS in self._include:
             ended["results"] = [{"url": each.url, "title": each.title, "text": each.text} for each in found]
         return ended
@@ -119,11 +116,11 @@ class WebSearch:
     async def _find(self, call: Item, url: str, pattern: str) -> Item:
         page = await self._page(url)
         places = places_in(page.text, pattern)
-        shown = [Shown(page.url, page.title, places)] if places else []
+        shown = [Found(page.url, page.title, places)] if places else []
         none = "These words are not in the page." if pattern.strip() else "There is no 'pattern' to look for."
         return self._ended(call, {"url": page.url}, shown, self._entry.size.page, none=none)
 
-    async def _page(self, given: str) -> Page:
+    async def _page(self, given: str) -> Found:
         if not self._entry.opens_pages:
             raise SearchFailed("The request does not allow to open pages.")
         url = url_in(given, self._sources)
@@ -142,9 +139,9 @@ class WebSearch:
         if not permits(host, self._entry.allowed, self._entry.blocked):
             raise SearchFailed("The request does not allow pages of this domain.")
 
-    def _ended(self, call: Item, more: Json, shown: Sequence[Shown], size: int, *, none: str = "") -> Item:
+    def _ended(self, call: Item, more: Json, pages: Sequence[Found], size: int, *, none: str = "") -> Item:
         """The call with more of its action, and what the model reads."""
-        ran = with_output(call, self._reader.read(shown, size, none=none))
+        ran = with_output(call, self._reader.read(pages, size, none=none))
         return {**ran, "action": {**call["action"], **more}}
 
     def close(self) -> None:
