@@ -15,8 +15,8 @@ import re
 import time
 import traceback
 from collections.abc import Sequence
+from functools import lru_cache
 from types import TracebackType
-from typing import Any
 
 import orjson
 
@@ -59,6 +59,13 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        record.exc_text = None  # As another formatter may have put it.
+        line = super().format(record)
+        record.exc_text = None
+        return _without_values(line) if record.name == "asyncio" else line
+
     def formatException(self, ei: ExcInfo) -> str:  # logging's name
         """The traceback, with the texts of those exceptions alone that repeat nothing of a request."""
         return described_exception(ei[1])
@@ -73,13 +80,18 @@ class JsonFormatter(TextFormatter):
             "time": time_of(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _without_values(record.getMessage()) if record.name == "asyncio" else record.getMessage(),
         }
         if (request := current_request()) is not None:
             line["request_id"] = request.id.decode()
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _without_values(text: str) -> str:
+    """A text of asyncio's, which shows exceptions and tasks as Python does: without what they hold."""
+    return re.sub(r"(exception=\w+)\(.*\)", r"\1(…)", text, flags=re.DOTALL)
 
 
 def described_exception(error: BaseException | None) -> str:
@@ -192,17 +204,21 @@ def json_line(line: Json) -> str:
 
 def text_line(line: Json) -> str:
     """A line as text: what every line begins with, and the rest as `key=value`."""
-    at = line["time"]
-    begins = f"{time.strftime(DATE, time.localtime(at))},{int(at % 1 * 1000):03d} INFO {line['logger']}:"
-    fields = (f"{key}={_value(value)}" for key, value in line.items() if key not in ("time", "level", "logger"))
-    return " ".join((begins, *fields))
+    at: float = line["time"]
+    fields = [f"{key}={value if type(value) is int else _value(value)}" for key, value in line.items()]
+    return " ".join((f"{_second(int(at))},{int(at % 1 * 1000):03d} INFO {REQUESTS}:", *fields[3:]))
 
 
-# As `logging` has it.
-DATE = "%Y-%m-%d %H:%M:%S"
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    """Unix seconds as `logging` has them."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 _PLAIN = re.compile(r"[^\s\"=\\]+")
 
 
-def _value(value: Any) -> str:
+@lru_cache(maxsize=1024, typed=True)  # Else 1.0 would be true.
+def _value(value: str | float | bool) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if text.isprintable() and _PLAIN.fullmatch(text) else json.dumps(text)

@@ -363,6 +363,25 @@ class TestClientsThatSendAndDoNotRead:
             assert protocol.transport.get_write_buffer_size() < 1_000_000
             assert len(protocol._unread) < 1_000_000
 
+    async def test_and_leave_a_websocket_are_gone_with_what_they_have_sent(
+        self, served: Running, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with line_to(served) as line:
+            line.writer.write(HANDSHAKE)
+            async with soon():
+                await line.reader.readuntil(b"\r\n\r\n")
+            (protocol,) = served.connections
+            line.writer.transport.pause_reading()
+            ping = b"\x89" + bytes([0x80 | 125]) + bytes(4) + b"p" * 125
+            for _ in range(60):
+                line.writer.write(ping * 1000)
+            await eventually(lambda: not protocol.writable.is_set() and protocol._unread, "it reads no more")
+            line.writer.transport.abort()
+            await eventually(lambda: not served.connections, "it is gone")
+            await eventually(lambda: served.app.state.telemetry.sockets == 0, "nobody serves it")
+        assert not protocol._unread
+        assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
     async def test_a_body_behind_its_answer_is_read_for_a_while_and_not_for_ever(self, backend: FakeBackend) -> None:
         endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
         async with running_router(endpoints=endpoints, max_body_mb=1) as running, line_to(running) as line:

@@ -16,6 +16,7 @@ from api.http.leaving import ClientLeft
 from api.http.replies import json_response
 from core.errors import APIError, InvalidRequest, ServerError
 from core.json import Json
+from core.turn_record import door_of
 
 log = logging.getLogger("nomyo")
 
@@ -50,5 +51,6 @@ def describe(error: Exception, scope: Scope) -> APIError:
         return InvalidRequest(f"Invalid value for '{param}': {first['msg']}.", param=param, code="invalid_value")
     if isinstance(error, HTTPException):
         return InvalidRequest(f"{scope['method']} {scope['path']}: {error.detail}.", status=error.status_code)
-    log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+    # Not its path: clients may write anything.
+    log.error("a request at the front door %s failed", door_of(scope["path"]), exc_info=error)
     return ServerError("The router failed to answer this request.")

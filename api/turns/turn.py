@@ -206,7 +206,7 @@ class Turn(Struct, eq=False):
 
     def describe_way(self) -> str:
         """Its model, where it went and how long ago it came, for the log."""
-        return self.routing.describe(self.request.model)
+        return self.routing.describe()
 
     def describe(self) -> None:
         """Puts into a response that has ended what its headers do not show: under `nomyo` by their names, without

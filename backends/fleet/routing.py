@@ -13,9 +13,6 @@ from msgspec import Struct, field
 from cluster.protocol import Drawing
 from core.turn_record import Try
 
-# A model's name in the log: a client may write anything.
-MOST_OF_NAME = 100
-
 
 class Admission(Protocol):
     """What a request is still to take of the limits of whoever asks: together with its first slot."""
@@ -69,10 +66,10 @@ class Routing(Struct, eq=False):
             self.tries.append(Try(self.endpoint, self.asked_s, self.asked_s + self.slot_s))
         return self.tries
 
-    def describe(self, asked: str) -> str:
-        """The model that was asked for, where it went and how long ago that was, for the log."""
-        where = f" at {printable(self.endpoint)}" if self.endpoint else ""
-        return f"{printable(asked[:MOST_OF_NAME])}{where}, {time.monotonic() - self.began_s:.2f} s"
+    def describe(self) -> str:
+        """The model, where that is one that there is, where it went and how long ago that was, for the log."""
+        where = f"{printable(self.model)} at {printable(self.endpoint)}, " if self.endpoint else ""
+        return f"{where}{time.monotonic() - self.began_s:.2f} s"
 
     def headers(self) -> dict[str, str]:
         """What the client reads of it."""
