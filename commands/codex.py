@@ -51,7 +51,7 @@ OUTPUT_SHARE, MOST_OUTPUT = 8, 10_000
     help=f"Where the catalog is written. Default: {CATALOG} in Codex's folder (~/.codex, or CODEX_HOME).",
 )
 @json_option
-def codex(url: str, key: str | None, model: str | None, catalog: Path | None, as_json: bool) -> None:
+def codex(url: str | None, key: str | None, model: str | None, catalog: Path | None, as_json: bool) -> None:
     """Prints the lines for Codex's config.toml, and writes a catalog of the models that the router serves: how long a
     context each has, whether it sees images, how much it can think. Again, when other models are there.
 

@@ -5,7 +5,6 @@ ask_router ──GET /v1/models──▶ Served: its models, their context and w
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import click
 import httpx2
 
 from commands import Failed, json_option, print_json, print_line
+from core.config import Config
 from core.config_file import load_config
 from core.errors import ConfigError
 from core.hops import HEADER
@@ -52,7 +52,9 @@ class Served(NamedTuple):
 
 def router_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--url` and `--key`, for a command that asks the router that runs."""
-    url = click.option("--url", metavar="URL", default=URL, help=f"Where the router is. Default: {URL}.")
+    url = click.option(
+        "--url", metavar="URL", help=f"Where the router is. Default: public_url of the settings, else {URL}."
+    )
     key = click.option(
         "--key",
         metavar="KEY",
@@ -63,10 +65,11 @@ def router_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
-def ask_router(url: str, key: str | None) -> Served:
-    """What the router at `url` serves whoever has `key`. Raises `Failed`, with what to do."""
-    url = url.rstrip("/").removesuffix("/v1")
-    given = key or _key_of_settings()
+def ask_router(url: str | None, key: str | None) -> Served:
+    """What the router at `url` serves whoever has `key`; without them those of the settings are taken. Raises `Failed`,
+    with what to do."""
+    url = (url or _settings().public_url or URL).rstrip("/").removesuffix("/v1")
+    given = key or _settings().api_key
     try:
         with httpx2.Client(timeout=TIMEOUT_S, trust_env=False) as client:
             bare = client.get(f"{url}/v1/models", headers={HEADER.decode(): WHO})
@@ -94,10 +97,12 @@ def _with_key(client: httpx2.Client, url: str, key: str) -> httpx2.Response:
     return client.get(f"{url}/v1/models", headers={HEADER.decode(): WHO, "Authorization": f"Bearer {key}"})
 
 
-def _key_of_settings() -> str:
-    with contextlib.suppress(ConfigError):
-        return load_config().api_key
-    return ""
+def _settings() -> Config:
+    """Those of this folder, if they can be read: a router elsewhere needs none here."""
+    try:
+        return load_config()
+    except ConfigError:
+        return Config()
 
 
 def _reason(error: Exception) -> str:
@@ -112,7 +117,7 @@ def _model(name: str, facts: dict[str, Any]) -> Model:
 @click.command(short_help="Print the variables by which OpenAI's SDKs find the router.")
 @router_options
 @json_option
-def env(url: str, key: str | None, as_json: bool) -> None:
+def env(url: str | None, key: str | None, as_json: bool) -> None:
     """Prints the variables by which OpenAI's SDKs, and all that is built on them, find the router.
 
     \b
@@ -123,7 +128,7 @@ def env(url: str, key: str | None, as_json: bool) -> None:
     """
     served = ask_router(url, key)
     # SDKs want some key.
-    key = (key or _key_of_settings()) if served.asks_for_key else "none"
+    key = (key or _settings().api_key) if served.asks_for_key else "none"
     variables = {"OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": key}
     if as_json:
         print_json(variables)

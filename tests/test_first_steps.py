@@ -82,6 +82,11 @@ async def test_where_a_router_asks_for_a_key_env_has_it(
         assert shlex.split(ran.out.splitlines()[-1]) == ["export", "OPENAI_API_KEY=it's secret"]
 
 
+async def test_behind_a_proxy_the_public_url_of_the_settings_is_taken(vllm: Running, settings: SettingsFile) -> None:
+    settings.write(public_url=vllm.url)
+    assert json.loads((await nomyo("env", "--json")).out)["OPENAI_BASE_URL"] == f"{vllm.url}/v1"
+
+
 async def test_what_keeps_a_command_from_the_router_is_one_line(backend: FakeBackend, vllm: Running) -> None:
     async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], api_key="secret") as locked:
         nobody = f"http://127.0.0.1:{free_port()}"
