@@ -1,6 +1,6 @@
 """`./nomyo check`: what is wrong with the settings, the servers and what is kept, a line each, with what to do.
 
-settings ──▶ database, cache, Valkey ──▶ every endpoint ──▶ names that lead nowhere ──▶ servers of MCP
+settings ──▶ database, cache, Valkey ──▶ every endpoint ──▶ names that lead nowhere ──▶ servers of MCP, web search
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from backends.fleet.local import LocalServers
 from backends.kinds import KINDS
 from backends.mcp.server import ServerFailed, server_of_settings
 from backends.mcp.servers import McpServers
+from backends.web.query import Query, SearchFailed
+from backends.web.searches import Searches
 from cluster.alone import Alone
 from commands import FAILED, UNAVAILABLE, json_option, print_json, print_line
 from commands.env import WHO
@@ -119,7 +121,12 @@ def _file(what: str, path: str, key: str) -> Finding:
 
 async def _asked(config: Config) -> list[Finding]:
     """What answers that a router with these settings talks to."""
-    return [*await _valkeys(config), *await _servers(config), *await _mcp_servers(config)]
+    return [
+        *await _valkeys(config),
+        *await _servers(config),
+        *await _mcp_servers(config),
+        *await _web_search(config),
+    ]
 
 
 async def _valkeys(config: Config) -> list[Finding]:
@@ -208,6 +215,23 @@ async def _mcp_servers(config: Config) -> list[Finding]:
     finally:
         await servers.close()
     return found
+
+
+async def _web_search(config: Config) -> list[Finding]:
+    """What the provider of searches finds; one that is a server of MCP has been asked before."""
+    provider = config.web_search.provider
+    if not provider or provider.startswith("mcp:"):
+        return []
+    what = f"web_search ({provider})"
+    searches = Searches(config.web_search)
+    try:
+        results = await searches.find(Query("test", 3))
+    except SearchFailed as error:
+        return [Finding(False, what, f"{str(error).rstrip('.')}: start it, or correct web_search")]
+    finally:
+        await searches.close()
+    line = f"{len(results)} results for one word" if results else "finds nothing for 'test': look at its engines"
+    return [Finding(bool(results), what, line)]
 
 
 def _names(config: Config, endpoints: Endpoints) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from tests.conftest import Running, running_router
 from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import FakeBackend, json_answer
 from tests.mcp_server import mcp_server
+from tests.site import reply, running_site
 from tests.test_restart import ROOT, free_port
 from tests.turns import eventually
 
@@ -269,6 +270,20 @@ async def test_check_asks_the_servers_of_mcp(settings: SettingsFile, backend: Fa
     (line,) = ran.wrong
     assert line.startswith("mcp.servers.away: ")
     assert line.endswith("start it, or correct its settings")
+
+
+async def test_check_makes_a_web_search(settings: SettingsFile, backend: FakeBackend) -> None:
+    rows = b'{"results":[{"url":"https://a.example/","title":"A"}]}'
+    async with running_site({"/search": reply(rows)}) as site:
+        search = {"provider": "searxng", "url": site.url}
+        settings.write(endpoints=[{"url": backend.url, "kind": "vllm"}], web_search=search)
+        assert "ok     web_search (searxng): 1 results" in (await nomyo("check")).out
+        site.answers["/search"] = reply(status="403 Forbidden")
+        (line,) = (await nomyo("check")).wrong
+        assert "json among search.formats" in line
+        site.answers["/search"] = reply(b'{"results":[]}')
+        (line,) = (await nomyo("check")).wrong
+        assert "finds nothing" in line
 
 
 # ── without settings ─────────────────────────────────────────────────────────────────────────────────────────────────
