@@ -34,11 +34,11 @@ def mistakes_in(data: dict[str, Any], kinds: Collection[str] = ()) -> list[str]:
     return found
 
 
-def _mended(data: Any, path: str, number: int) -> bool:
+def _mended(data: dict[str, Any], path: str, number: int) -> bool:
     """Puts something right in the place of a value, and whether it could: what must be there gets a stand-in, the rest
-    is left out."""
+    is left out, with its section where the mistake is that something else is not there."""
     *steps, last = (int(step) if step.isdecimal() else step for step in re.findall(r"[\w-]+", path))
-    at = data
+    at: Any = data
     try:
         for step in steps:
             at = at[step]
@@ -50,7 +50,7 @@ def _mended(data: Any, path: str, number: int) -> bool:
         else:
             del at[last]
     except (LookupError, TypeError):
-        return False
+        return data.pop(path.partition(".")[0].partition("[")[0], None) is not None
     return True
 
 

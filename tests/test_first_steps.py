@@ -202,12 +202,24 @@ async def test_check_finds_every_mistake_in_the_settings_at_once(settings: Setti
         keys=[{"name": "ann"}],
         queue={"max": -1},
         databse={},
+        web_search={"url": "http://search"},
+        cache={"backend": "valkey"},
     )
     ran = await nomyo("check")
     assert ran.status == 3
-    for words in ("'x' is not", "'olama' is not", "'weight'", "endpoints[2]", "keys[0]", "queue.max", "'database'"):
+    for words in (
+        "'x' is not",
+        "'olama' is not",
+        "'weight'",
+        "endpoints[2]",
+        "keys[0]",
+        "queue.max",
+        "'database'",
+        "web_search",
+        "cache.backend",
+    ):
         assert len([line for line in ran.wrong if words in line]) == 1, f"{words}: {ran.out}"
-    assert len(ran.wrong) == 7
+    assert len(ran.wrong) == 9
 
 
 async def test_without_servers_check_looks_at_the_usual_ports(settings: SettingsFile, backend: FakeBackend) -> None:
