@@ -48,6 +48,7 @@ from api.http.protocol import Protocol
 from backends.fetching import Fetcher
 from backends.files import FileFetcher
 from backends.fleet.pool import Pool
+from backends.image_server import ImageServer
 from backends.images import ImageFetcher
 from backends.kinds import KINDS
 from backends.mcp.servers import McpServers
@@ -137,6 +138,7 @@ def create_app(config: Config, file: Path | None = None, cluster: Cluster | None
     state.budgets = Budgets(state.db, state.usage)
     state.pool = Pool(config, state.cluster, state.telemetry)
     state.mcp = McpServers(config.mcp)
+    state.image_server = ImageServer()
     state.searches = Searches(config.web_search)
     state.pages = Pages(config.web_search)
     state.page_feed = Broadcast(api.page.snapshots.Snapshots(state).make, PAGE_EVERY_S)
@@ -182,6 +184,7 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
         state.files = _fetcher(FileFetcher, config.files)
         stack.push_async_callback(state.files.close)
         stack.push_async_callback(state.mcp.close)
+        stack.push_async_callback(state.image_server.close)
         stack.push_async_callback(state.searches.close)
         stack.push_async_callback(state.pages.close)
         await state.pool.open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
@@ -22,8 +22,8 @@ from core.errors import InvalidRequest, NotFound
 from core.state import AppState
 from requests.credentials import shown_item
 from requests.events import ResponseBuilder, replay, unfinished
-from requests.hidden import drop, reveal
-from requests.included import SEALED_REASONING, without_unasked
+from requests.hidden import drop
+from requests.included import without_unasked
 from requests.open_items import Event
 from requests.responses import with_output_text
 
@@ -39,15 +39,15 @@ async def retrieve_response(
     include_obfuscation: bool = False,
 ) -> Response:
     """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a
-    background response as they come, those of a finished one again. `include` may ask for the reasoning that its server
-    has sealed. 404 if there is none."""
+    background response as they come, those of a finished one again. `include` may ask for what is kept and not shown:
+    the reasoning that its server has sealed, and what came of tools. 404 if there is none."""
     state: AppState = request.app.state
     owner = principal_of(request).owner
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
         followed = job.follow(starting_after)
         return await stream_of(request, followed, obfuscate=include_obfuscation, still_here=job.still_here)
     include = included(request)
-    row = await _row(state, response_id, owner, shows_seals=SEALED_REASONING in include)
+    row = await _row(state, response_id, owner, include)
     if not stream:
         return json_response(with_output_text(row["response"]), headers=ignored_includes(include))
     runs = row["status"] in UNFINISHED
@@ -170,17 +170,12 @@ async def _cancelled_elsewhere(state: AppState, row: Mapping[str, Any], owner: s
     return await _row(state, response_id, owner)
 
 
-async def _row(state: AppState, response_id: str, owner: str, *, shows_seals: bool = False) -> Mapping[str, Any]:
-    """What is kept of a response (`db.StoredResponse`), the object among it."""
+async def _row(state: AppState, response_id: str, owner: str, include: Collection[str] = ()) -> Mapping[str, Any]:
+    """What is kept of a response (`db.StoredResponse`), the object among it, with what of it `include` asks for."""
     row = await state.db.get_response(response_id, owner=owner)
     if row is None or row["response"] is None:
         raise _not_found(response_id)
-    response = row["response"]
-    if not shows_seals:
-        response = drop(response)
-    elif output := response.get("output"):
-        response = {**response, "output": reveal(output)}
-    return {**row, "response": response}
+    return {**row, "response": drop(row["response"], include)}
 
 
 async def _cancelled(state: AppState, response_id: str, owner: str) -> bool:

@@ -161,13 +161,25 @@ class FilesConfig(ImagesConfig, frozen=True, forbid_unknown_fields=True):
     """`files`: those that requests name by URL, and the router fetches for chat backends."""
 
 
+class ImageServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`tools.image_generation`, where it is a server of images that speaks OpenAI's API: its `url` ends with `/v1`."""
+
+    url: str
+    api_key: str = ""
+    model: str = ""
+
+
 class ToolsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`tools`: those that the router runs. `max_rounds`: so often a model is asked again, with what its tools have
-    answered; `concurrency`: calls of one turn at once; `timeout_s`: for each."""
+    answered; `concurrency`: calls of one turn at once; `timeout_s`: for each, whatever progress it reports. The others
+    are what runs OpenAI's own tools: `mcp:NAME`, or `mcp:NAME/TOOL`, is a server of `mcp.servers`."""
 
     max_rounds: Count = 20
     concurrency: Count = 4
     timeout_s: Positive = 60.0
+    code_interpreter: str = ""
+    file_search: str = ""
+    image_generation: str | ImageServerConfig = ""
 
 
 class McpServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -334,6 +346,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "images": ImagesConfig,
     "files": FilesConfig,
     "tools": ToolsConfig,
+    "tools.image_generation": ImageServerConfig,
     "log": LogConfig,
     "traces": TracesConfig,
     "mcp": McpConfig,

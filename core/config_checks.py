@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from core.config import SEARCH_PROVIDERS, ClusterConfig, Config, DatabaseConfig, McpConfig, WebSearchConfig, name_of
+from core.config import (
+    SEARCH_PROVIDERS,
+    ClusterConfig,
+    Config,
+    DatabaseConfig,
+    ImageServerConfig,
+    McpConfig,
+    ToolsConfig,
+    WebSearchConfig,
+    name_of,
+)
 from core.config_words import explained, nearest
 from core.errors import ConfigError
 from core.extras import need
@@ -76,6 +86,7 @@ def parse_config(data: dict[str, Any], kinds: Collection[str] = ()) -> Config:
             raise ConfigError(f"endpoints[{index}].name: '{name}' is there twice")
     _check_mcp(config.mcp)
     _check_web_search(config.web_search, config.mcp)
+    _check_hosted(config.tools, config.mcp)
     _check_database(config.database)
     _check_cluster(config.cluster)
     if config.cache.backend == "valkey" and not config.cache.url:
@@ -127,6 +138,25 @@ def _check_web_search(search: WebSearchConfig, mcp: McpConfig) -> None:
         raise ConfigError(f"web_search.url: {wrong}")
     if wrong := _wrong_with_value(search.api_key):
         raise ConfigError(f"web_search.api_key: {wrong}")
+
+
+def _check_hosted(tools: ToolsConfig, mcp: McpConfig) -> None:
+    """Raises `ConfigError`."""
+    for kind in ("code_interpreter", "file_search", "image_generation"):
+        setting: str | ImageServerConfig = getattr(tools, kind)
+        if isinstance(setting, ImageServerConfig):
+            if wrong := _wrong_with_url(setting.url):
+                raise ConfigError(f"tools.{kind}.url: {wrong}")
+            if wrong := _wrong_with_value(setting.api_key):
+                raise ConfigError(f"tools.{kind}.api_key: {wrong}")
+        elif setting:
+            prefix, _, named = setting.partition(":")
+            name = named.partition("/")[0]
+            if prefix != "mcp" or name not in mcp.servers:
+                hint = nearest(name, mcp.servers) if mcp.servers else ""
+                raise ConfigError(f"tools.{kind}: is mcp:NAME or mcp:NAME/TOOL, with a NAME of mcp.servers{hint}")
+            if mcp.servers[name].require_approval == "always":
+                raise ConfigError(f"tools.{kind}: mcp.servers.{name} asks for approval, which nobody could give here")
 
 
 def _check_cluster(cluster: ClusterConfig) -> None:

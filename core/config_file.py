@@ -179,6 +179,6 @@ def _variables() -> dict[str, tuple[str, str]]:
     """Each ROUTER_ variable, and the section and key that it sets."""
     variables = {f"ROUTER_{key.upper()}": ("", key) for key in Config.__struct_fields__}
     for section, fields in SECTIONS.items():
-        if section and "[]" not in section:
+        if section and "[]" not in section and "." not in section:
             variables |= {f"ROUTER_{section}__{key}".upper(): (section, key) for key in fields.__struct_fields__}
     return variables

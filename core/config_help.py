@@ -248,7 +248,20 @@ HELP: dict[str, str] = {
     "tools": "Tools that the router runs",
     "tools.max_rounds": "How often a model is asked again with what its tools have answered",
     "tools.concurrency": "Calls of one turn at once",
-    "tools.timeout_s": "Seconds for each call",
+    "tools.timeout_s": "Seconds for each call, whatever progress it reports",
+    "tools.code_interpreter": (
+        "What runs the code of models: `mcp:NAME`, or `mcp:NAME/TOOL`, is a tool of one of `mcp.servers` that takes "
+        "`code` (and keeps files by `container_id` or `session_id`, if it takes that); empty: nothing does, and the "
+        "tool is left out"
+    ),
+    "tools.file_search": "What searches files, in the same way: a tool that takes a `query`",
+    "tools.image_generation": (
+        "What makes pictures: a tool that takes a `prompt`, in the same way, or a server of images that speaks "
+        'OpenAI\'s API: `{url: "http://10.0.0.9:8000/v1", model: flux}`'
+    ),
+    "tools.image_generation.url": "Where it is, with its `/v1`",
+    "tools.image_generation.api_key": "The key that it asks for",
+    "tools.image_generation.model": "Its model, where a request names none",
     "mcp": "MCP servers that any model can use",
     "mcp.servers": (
         "By name, which requests use as `{type: mcp, server_label: NAME}` (or `connector_id: NAME`): `{wiki: {url: "

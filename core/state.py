@@ -9,6 +9,7 @@ from starlette.datastructures import State
 
 from backends.files import FileFetcher
 from backends.fleet.pool import Pool
+from backends.image_server import ImageServer
 from backends.images import ImageFetcher
 from backends.mcp.servers import McpServers
 from backends.web.pages import Pages
@@ -54,6 +55,7 @@ class AppState(State):
     budgets: Budgets
     pool: Pool
     mcp: McpServers
+    image_server: ImageServer
     searches: Searches
     pages: Pages
     # What the live page is given, while somebody looks.

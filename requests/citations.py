@@ -51,6 +51,23 @@ class PageSource:
         return {"type": "url_citation", "start_index": start, "end_index": end, "url": self.url, "title": self.title}
 
 
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A file that was searched."""
+
+    file_id: str
+    filename: str
+
+    @property
+    def shown(self) -> str:
+        """Nothing: OpenAI's annotation has the place where a client may show it."""
+        return ""
+
+    def annotation(self, start: int, end: int) -> Json:
+        """A `file_citation`."""
+        return {"type": "file_citation", "file_id": self.file_id, "filename": self.filename, "index": start}
+
+
 def plain_url(url: str) -> str:
     """A URL that can stand in a link and in a JSON text: what would end either is percent-encoded."""
     scheme, separator, rest = url.partition("://")

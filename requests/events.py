@@ -48,7 +48,7 @@ from requests.open_items import (
     too_many_items,
 )
 from requests.responses import ID_PREFIXES, has_words, new_id, usage_chat_to_responses, whole_item
-from requests.router_tools import ASKED_FOR, ROUTER_CALLS
+from requests.router_tools import ASKED_FOR, ROUTER_CALLS, cut_off
 from requests.thinking import ThinkSplitter
 from requests.thoughts import texts_in, thought_in
 from requests.tools import CALLS, NO_BOOK, Item, ToolBook, call_item, is_cut_off, object_of
@@ -311,7 +311,7 @@ class ResponseBuilder:
             if part is not None and part.output_index >= 0:
                 self._output[part.output_index] = part.partial()
         for output_index, item in (self._handed or {}).items():
-            self._output[output_index] = item | ({"status": "incomplete"} if "status" in item else {})
+            self._output[output_index] = cut_off(item)
         if self._native is not None:
             self._native.stop(self)
         self.response["output"] = self._kept([item for item in self._output if item is not None])

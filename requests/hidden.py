@@ -7,6 +7,7 @@ the backend sealed for us and not for the client, and what a hosted tool has ans
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 Item = dict[str, Any]
@@ -14,7 +15,8 @@ Item = dict[str, Any]
 SEALED = "encrypted_content"
 SEALED_KEY = SEALED.encode()
 HIDDEN = "nomyo_encrypted_content"
-# A text, or an object with that `text`, in the item of a call of a hosted tool.
+# A text, or an object with that `text`, in the item of a call of a hosted tool; `kept` in it has by their keys what the
+# item shows where `include` asks for it.
 OUTPUT = "nomyo_output"
 
 
@@ -32,12 +34,29 @@ def reveal(items: list[Item]) -> list[Item]:
     return [_renamed(item, HIDDEN, SEALED) if HIDDEN in item else item for item in items]
 
 
-def drop(response: dict[str, Any]) -> dict[str, Any]:
-    """A response as its client sees it: without what was hidden."""
+def drop(response: dict[str, Any], include: Collection[str] = ()) -> dict[str, Any]:
+    """A response as its client sees it: without what was hidden, but for what `include` asks for."""
     items = response.get("output") or []
     if not any(HIDDEN in item or OUTPUT in item for item in items):
         return response
-    return {**response, "output": [without(without(item, HIDDEN), OUTPUT) for item in items]}
+    if f"reasoning.{SEALED}" in include:
+        items = reveal(items)
+    return {**response, "output": [without(shown_call(item, include), HIDDEN) for item in items]}
+
+
+def shown_call(item: Item, include: Collection[str]) -> Item:
+    """The item without what a hosted tool has answered, but for what `include` asks for (`TYPE.KEY`)."""
+    if OUTPUT not in item:
+        return item
+    asked = {key: value for key, value in kept_in(item).items() if f"{item['type']}.{key}" in include}
+    return without(item, OUTPUT) | asked
+
+
+def kept_in(item: Item) -> dict[str, Any]:
+    """What a call of a hosted tool has kept of its answer, by the keys under which it can be shown."""
+    output = item.get(OUTPUT)
+    kept = output.get("kept") if isinstance(output, dict) else None
+    return kept if isinstance(kept, dict) else {}
 
 
 def without_outputs(items: list[Item]) -> list[Item]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from requests.hidden import OUTPUT
+from requests.hidden import shown_call
 from requests.tools import Item
 
 
 def without_unasked(item: Item, include: Collection[str]) -> Item:
     """The item without what `include` does not ask for, and what no client sees. Whatever a client must find stays as
     null, or as an empty list."""
-    item = _without(item, OUTPUT)
+    item = shown_call(item, include)
     for name, shorten in SHORTENED.get(item.get("type", "message"), ()):
         if name not in include:
             item = shorten(item)

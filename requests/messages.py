@@ -191,7 +191,8 @@ class _Conversation:
                 self._run_call(item, made, *output_as_text(item, shows_pictures=self._content.carries_images))
             case _ if (hosted := HOSTED_CALLS.get(kind)) and (output := output_in(item)) is not None:
                 name, arguments = hosted.called(item) or (kind.removesuffix("_call"), {})
-                self._run_call(item, (Call(kind, name), arguments), output)
+                pictures = hosted.pictures(item) if self._content.carries_images else ()
+                self._run_call(item, (Call(kind, name), arguments), output, pictures)
             case _ if kind == ASKED_FOR and _names_a_tool(item) and (answer := self._approval(item["id"])):
                 if item["id"] not in self._approved:  # Else its call follows, with what came of it.
                     made = _call_of_server(item), item.get("arguments")

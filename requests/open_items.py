@@ -12,11 +12,11 @@ from core.errors import BackendError
 from core.json import Halves, Json, has_half
 from requests.deltas import DeltaFrames
 from requests.emission import Emission
-from requests.hosted_calls import HOSTED_CALLS
+from requests.hosted_calls import CODE, HOSTED_CALLS
 from requests.patches import may_be_wrapped
 from requests.responses import ID_PREFIXES, logprobs_chat_to_responses, new_id
 from requests.router_tools import ROUTER_CALLS
-from requests.tools import Call, Item, TextOfJSON, arguments_of, call_item, object_of
+from requests.tools import CODE_KEY, Call, Item, TextOfJSON, arguments_of, call_item, object_of
 from requests.whole_json import WholeJSON
 
 Event = Json
@@ -39,7 +39,12 @@ STREAMED_CALLS = {
     "custom_tool_call": ("response.custom_tool_call_input", "input"),
 }
 # The same, with those that the router runs.
-GROWING_CALLS = STREAMED_CALLS | {"mcp_call": ("response.mcp_call_arguments", "arguments")}
+GROWING_CALLS = STREAMED_CALLS | {
+    "mcp_call": ("response.mcp_call_arguments", "arguments"),
+    CODE: ("response.code_interpreter_call_code", "code"),
+}
+# Those of which a text is shown that is in their arguments.
+TEXT_CALLS = frozenset({"custom_tool_call", CODE})
 
 
 # For calls that come without any: clients parse what they get, and some read the deltas alone.
@@ -360,7 +365,9 @@ class OpenCall:
         if not self.appears:
             return []
         call = self._known()
-        if call.type in HOSTED_CALLS:  # What is no object is run, too: the model reads what is wrong.
+        if (
+            call.type in HOSTED_CALLS and call.type not in GROWING_CALLS
+        ):  # What is no object is run, too: the model reads what is wrong.
             self.id, self.call_id = new_id(ID_PREFIXES[call.type]), ""
             return ladder.begin_call(self.item(status)) if status == "completed" else []
         if self.output_index < 0:
@@ -372,19 +379,19 @@ class OpenCall:
         item = self.item(status)
         if call.type in GROWING_CALLS:
             name, key = GROWING_CALLS[call.type]
-            if call.type == "custom_tool_call" and (rest := item[key].removeprefix(self._emitted)):
+            if call.type in TEXT_CALLS and (rest := item[key].removeprefix(self._emitted)):
                 events.append(ladder.event(f"{name}.delta", **self._where, delta=rest))
             named = {"name": call.name} if call.type == "function_call" else {}
             events.append(ladder.event(f"{name}.done", **self._where, **named, **{key: item[key]}))
         if call.type in ROUTER_CALLS and status == "completed":
             ladder.hand_over(self.output_index, self.item("in_progress"))
-            return events
+            return events + steps_of(ladder, self._where, call.type)
         return [*events, ladder.done(self.output_index, item)]
 
     def partial(self) -> Item:
         """What of it was in events, as an item."""
         item = self.item("incomplete")
-        return item | {"input": self._emitted} if item["type"] == "custom_tool_call" else item
+        return item | {GROWING_CALLS[item["type"]][1]: self._emitted} if item["type"] in TEXT_CALLS else item
 
     def item(self, status: str) -> Item:
         """It as it stands, as an output item."""
@@ -407,6 +414,8 @@ class OpenCall:
         self.output_index = ladder.add()
         self.id = new_id(ID_PREFIXES[self._known().type])
         self.call_id = ladder.free_call_id(self.backend_id)
+        if self._known().type == CODE:
+            self._text = TextOfJSON(CODE_KEY)
         self._where = {"item_id": self.id, "output_index": self.output_index}
         item = skeleton(self.item("in_progress"))
         events = [ladder.event("response.output_item.added", output_index=self.output_index, item=item)]
@@ -420,14 +429,14 @@ class OpenCall:
         kind = self._known().type
         if kind not in GROWING_CALLS:
             return []
-        delta = self._more_text(arguments) if kind == "custom_tool_call" else arguments
+        delta = self._more_text(arguments) if kind in TEXT_CALLS else arguments
         return [ladder.event(f"{GROWING_CALLS[kind][0]}.delta", **self._where, delta=delta)] if delta else []
 
     def _more_text(self, arguments: str) -> str:
-        """What the client of a custom tool has not got of its text yet. A patch is held back while it may be wrapped in
-        something."""
+        """What the client has not got yet of the text for a custom tool, or of code. A patch is held back while it may
+        be wrapped in something."""
         delta = self._text.feed(arguments)
-        if not self._emitted:
+        if not self._emitted and self._known().type != CODE:
             delta = "" if may_be_wrapped(self._text.text) else self._text.text
         self._emitted += delta
         return delta
@@ -444,6 +453,12 @@ def empty_part(kind: str) -> Json:
     return {"type": kind, STREAMED_PARTS[kind][1]: ""}
 
 
+def steps_of(ladder: Ladder, where: Json, kind: str) -> list[Event]:
+    """The events of a hosted tool at work; none for any other."""
+    hosted = HOSTED_CALLS.get(kind)
+    return [ladder.event(f"{ROUTER_CALLS[kind]}.{step}", **where) for step in hosted.steps] if hosted else []
+
+
 def skeleton(item: Item) -> Item:
     """An item as it is added: begun, and empty."""
     begun = dict(item)
@@ -453,15 +468,15 @@ def skeleton(item: Item) -> Item:
         begun["content"] = []
     elif item["type"] in GROWING_CALLS:
         begun[GROWING_CALLS[item["type"]][1]] = ""
-        if item["type"] in ROUTER_CALLS:
+        if item["type"] == "mcp_call":
             begun |= {"output": None, "error": None}
-    elif (hosted := HOSTED_CALLS.get(item["type"])) is not None:
-        begun |= hosted.before(item)
     elif item["type"] == "mcp_list_tools":
         begun["tools"] = []
         begun.pop("error", None)
     elif item["type"] == "reasoning":
         begun = {"type": "reasoning", "id": item["id"], "summary": []}
+    if (hosted := HOSTED_CALLS.get(item["type"])) is not None:
+        begun |= hosted.before(item)
     return begun
 
 

@@ -8,7 +8,7 @@ web_search_call …  what OpenAI runs else (hosted_calls.py): begins once its ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from core.json import Json
@@ -24,7 +24,8 @@ ASKED_FOR = "mcp_approval_request"
 @dataclass(frozen=True, slots=True)
 class RouterTool:
     """A tool that the router runs: `label` is that of its server, empty where it has none, `parameters` a JSON schema.
-    Its calls are items of the type `kind`. One that `needs_approval` is asked for, and run in a later turn."""
+    Its calls are items of the type `kind`, with these `facts`. One that `needs_approval` is asked for, and run in a
+    later turn."""
 
     label: str
     name: str
@@ -32,6 +33,7 @@ class RouterTool:
     parameters: Json | None = None
     needs_approval: bool = False
     kind: str = "mcp_call"
+    facts: Json | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,28 @@ def with_output(call: Json, output: str | Json) -> Json:
     return {**call, "status": "completed", OUTPUT if call["type"] in HOSTED_CALLS else "output": output}
 
 
+def with_outcome(call: Json, output: Json, kept: Json, include: Collection[str]) -> Json:
+    """A call whose hosted tool has answered: `output` has the `text` that the model reads, `kept` what the item shows
+    where `include` asks for it (`TYPE.KEY`)."""
+    shown = {key: value for key, value in kept.items() if f"{call['type']}.{key}" in include}
+    unasked = {key: value for key, value in kept.items() if key not in shown}
+    return {**with_output(call, output | {"kept": unasked}), **shown}
+
+
 def with_error(call: Json, error: Json) -> Json:
     """A call that has failed: `error` is a protocol error, one of HTTP, or what the tool itself had to report. The item
     of a hosted tool has no place for it: the model reads it alone."""
-    if call["type"] in HOSTED_CALLS:
-        return {**call, "status": "failed", OUTPUT: f"The tool failed: {error.get('message')}"}
+    if (hosted := HOSTED_CALLS.get(call["type"])) is not None:
+        return {**call, "status": "failed", OUTPUT: f"The tool failed: {error.get('message')}", **hosted.failed(error)}
     return {**call, "status": "failed", "error": error}
+
+
+def cut_off(item: Json) -> Json:
+    """An item that the router had not done with when its turn ended."""
+    if "status" not in item:
+        return item
+    hosted = HOSTED_CALLS.get(item["type"])
+    return {**item, "status": hosted.cut if hosted is not None else "incomplete"}
 
 
 def protocol_error(message: str, code: int = -32603) -> Json:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from core.errors import InvalidRequest
 from core.json import decode_json, whole_text
 from requests.bounded_json import check_bounds
 from requests.compatibility import ITEMS, TOOLS
-from requests.hosted_calls import HOSTED_CALLS, HOSTED_TOOLS
+from requests.hosted_calls import CODE, HOSTED_CALLS, HOSTED_TOOLS
 from requests.patches import operation_in, patch_in, unwrapped
 from requests.router_tools import ASKED_FOR, ROUTER_CALLS, RouterTool, RouterTools, call_of_router, hosted_call
 
@@ -42,6 +42,8 @@ class Call:
     type: str
     name: str
     namespace: str | None = None
+    # What its items have besides; they are no other call for that.
+    facts: Tool | None = field(default=None, compare=False)
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class ToolBook:
             self.omitted.append(f"{kind}:{name}" if name else str(kind))
 
     def _add_ours(self, tool: RouterTool, *, is_hidden: bool) -> None:
-        run = Call(tool.kind, tool.name, tool.label or None)
+        run = Call(tool.kind, tool.name, tool.label or None, tool.facts)
         if run in self._names:
             return
         call = Call(ASKED_FOR, tool.name, run.namespace) if tool.needs_approval else run
@@ -312,14 +314,16 @@ def _custom_parameters(tool: Tool) -> dict[str, Any]:
     return _object(input=text)
 
 
+INPUT, CODE_KEY = (re.compile(rf'\s*\{{\s*"{key}"\s*:\s*"') for key in ("input", "code"))
+
+
 class TextOfJSON:
-    """Gives the text of `{"input": "…"}` while its JSON is still arriving. It reads what models write, not only what is
-    JSON: raw line ends, escapes that there are not, halves of characters. Anything else than such an object has no
-    `text`."""
+    """Gives the text of `{"input": "…"}` while its JSON is still arriving; `start` is what comes before that text. It
+    reads what models write, not only what is JSON: raw line ends, escapes that there are not, halves of characters.
+    Anything else than such an object has no `text`."""
 
-    __slots__ = ("_at", "_json", "is_open", "text")
+    __slots__ = ("_at", "_json", "_start", "is_open", "text")
 
-    _START = re.compile(r'\s*\{\s*"input"\s*:\s*"')
     _PIECE = re.compile(
         r"""(?P<plain>[^"\\]+) | \\u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\u(?P<low>[dD][c-fC-F][0-9a-fA-F]{2})
         | \\u(?P<code>[0-9a-fA-F]{4}) | \\(?P<escape>[^u]) | (?P<unicode>\\u)""",
@@ -329,7 +333,8 @@ class TextOfJSON:
     _PARTIAL = re.compile(r"\\(u([0-9a-fA-F]{0,3}|[dD][89abAB][0-9a-fA-F]{2}(\\(u[0-9a-fA-F]{0,3})?)?))?\Z")
     _ESCAPES: ClassVar = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "/": "/"}
 
-    def __init__(self) -> None:
+    def __init__(self, start: re.Pattern[str] = INPUT) -> None:
+        self._start = start
         self._json = ""
         self._at = 0
         self.is_open = False
@@ -338,7 +343,7 @@ class TextOfJSON:
     def feed(self, fragment: str) -> str:
         """What `fragment` adds to the text."""
         self._json += fragment
-        if not self._at and (start := self._START.match(self._json)):
+        if not self._at and (start := self._start.match(self._json)):
             self._at, self.is_open = start.end(), True
         if not self.is_open:
             return ""
@@ -393,6 +398,19 @@ def custom_input(arguments: str, *, whole: bool = True) -> str:
     return given if isinstance(given, str) else arguments
 
 
+def code_in(arguments: str) -> str:
+    """The code in the arguments of the function that runs it, as far as they have come; or all of them, where a model
+    has written nothing else."""
+    reader = TextOfJSON(CODE_KEY)
+    reader.feed(arguments)
+    if reader.begun:
+        return reader.text
+    if (given := arguments_of(arguments)) is None:
+        return "" if arguments.lstrip()[:1] == "{" else arguments
+    texts = [value for value in given.values() if isinstance(value, str)]
+    return given["code"] if isinstance(given.get("code"), str) else texts[0] if len(texts) == 1 else ""
+
+
 # ── calls, as items ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 # The items that are calls, and those that answer one.
@@ -408,8 +426,8 @@ def call_id_of(item: Item) -> str | None:
 def call_item(call: Call, *, id: str, call_id: str, arguments: str, status: str) -> Item:
     """A backend's call, as the item that the client expects."""
     if call.type in HOSTED_CALLS:
-        given = arguments_of(arguments) or {}
-        return hosted_call(call.type, id=id, name=call.name, arguments=given, status=status)
+        given = {"code": code_in(arguments)} if call.type == CODE else arguments_of(arguments) or {}
+        return hosted_call(call.type, id=id, name=call.name, arguments=given, status=status) | (call.facts or {})
     if call.type in ROUTER_CALLS or call.type == ASKED_FOR:
         label = call.namespace or ""
         return call_of_router(call.type, id=id, label=label, name=call.name, arguments=arguments, status=status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.json import Json
 from requests.hosted_calls import HOSTED_CALLS
-from requests.open_items import GROWING_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton
+from requests.open_items import GROWING_CALLS, STREAMED_PARTS, Event, Ladder, empty_part, skeleton, steps_of
 from requests.router_tools import ROUTER_CALLS
 from requests.tools import Item
 
@@ -20,8 +20,8 @@ def item_events(
         events.append(ladder.event(f"{run or LIST_EVENTS}.in_progress", **where))
     if item["type"] in GROWING_CALLS:
         events += _arguments(ladder, where, item, closes)
-    elif item["type"] in HOSTED_CALLS:
-        events += _work(ladder, where, item)
+    if closes:
+        events += steps_of(ladder, where, item["type"])
     if item["type"] == "compaction":
         events.append(ladder.event("response.compaction.compacting", **where))
     for index, part in enumerate(item.get("summary") or ()):
@@ -45,23 +45,12 @@ def end_of_run(ladder: Ladder, where: Json, item: Item) -> list[Event]:
     return [ladder.event(f"{name}.{'failed' if item.get('error') else 'completed'}", **where)]
 
 
-def _work(ladder: Ladder, where: Json, item: Item) -> list[Event]:
-    """The events of a hosted tool at work."""
-    hosted = HOSTED_CALLS[item["type"]]
-    events = []
-    if hosted.text is not None:
-        key, name = hosted.text
-        events.append(ladder.event(f"{name}.delta", **where, delta=item[key]))
-        events.append(ladder.event(f"{name}.done", **where, **{key: item[key]}))
-    run = ROUTER_CALLS[item["type"]]
-    return [*events, *(ladder.event(f"{run}.{step}", **where) for step in hosted.steps)]
-
-
 def _arguments(ladder: Ladder, where: Json, item: Item, closes: bool) -> list[Event]:
     name, key = GROWING_CALLS[item["type"]]
     named = {"name": item["name"]} if item["type"] == "function_call" else {}
-    delta = [ladder.event(f"{name}.delta", **where, delta=item[key])] if item[key] else []
-    return [*delta, ladder.event(f"{name}.done", **where, **named, **{key: item[key]})] if closes else delta
+    text = item.get(key) or ""  # Of code that another server has run there may be none.
+    delta = [ladder.event(f"{name}.delta", **where, delta=text)] if text else []
+    return [*delta, ladder.event(f"{name}.done", **where, **named, **{key: text})] if closes else delta
 
 
 def summary_events(ladder: Ladder, where: Json, part: Json) -> list[Event]:

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Image
-from mcp_types import InputRequiredResult, SamplingMessage, TextContent, ToolAnnotations
+from mcp_types import CallToolResult, InputRequiredResult, SamplingMessage, TextContent, ToolAnnotations
 from pydantic import BaseModel
 
 PNG = base64.b64decode(
@@ -133,11 +133,11 @@ def hosted_tools_of(served: Served) -> MCPServer[Any]:
     server: MCPServer[Any] = MCPServer("hosted")
 
     @server.tool()
-    def run_python(code: str, session_id: str = "") -> list[Any]:
+    def run_python(code: str, session_id: str = "") -> Any:
         """Runs code."""
         served.called.append(f"{session_id}: {code}")
         if code == "crash":
-            raise ValueError("NameError: crash")
+            return CallToolResult(content=[TextContent(type="text", text="NameError: crash")], is_error=True)
         return [f"ran {len(code)}", Image(data=PNG, format="png")] if "plot" in code else [f"ran {len(code)}"]
 
     @server.tool()

@@ -328,19 +328,19 @@ PART_EXAMPLES: Mapping[str, Example] = {
 }
 
 
-def tool(type: str, **fields: Any) -> Example:
-    return Example({"tools": [{"type": type, **fields}]}, name=type)
+def tool(type: str, effect: Any = None, **fields: Any) -> Example:
+    return Example({"tools": [{"type": type, **fields}]}, name=type, effect=effect)
 
 
 NAMESPACE: Json = {"type": "namespace", "name": "n", "tools": [FUNCTION]}
 SKILL: Json = {"name": "pdf", "description": "Reads PDFs.", "path": "/skills/pdf"}
 TOOL_EXAMPLES: Mapping[str, Example] = {
     "apply_patch": tool("apply_patch"),
-    "code_interpreter": tool("code_interpreter", container={"type": "auto"}),
+    "code_interpreter": tool("code_interpreter", effect=is_answered, container={"type": "auto"}),
     "computer": tool("computer"),
     "computer_use_preview": tool("computer_use_preview", display_height=1, display_width=1, environment="linux"),
     "custom": tool("custom", name="c"),
-    "file_search": tool("file_search", vector_store_ids=["vs_1"]),
+    "file_search": tool("file_search", effect=is_answered, vector_store_ids=["vs_1"]),
     "function": Example(
         TOOLED,
         sent={
@@ -349,7 +349,7 @@ TOOL_EXAMPLES: Mapping[str, Example] = {
             ]
         },
     ),
-    "image_generation": tool("image_generation"),
+    "image_generation": tool("image_generation", effect=is_answered),
     "local_shell": tool("local_shell"),
     "mcp": Example(
         {"tools": [{"type": "mcp", "server_label": "s", "server_url": "http://127.0.0.1:9/mcp"}]},
@@ -437,7 +437,11 @@ async def served(backend: FakeBackend) -> AsyncIterator[Running]:
     """One that runs what it can."""
     search = {"provider": "searxng", "url": "http://127.0.0.1:9"}
     endpoints = [{"url": f"{backend.url}/v1", "kind": "openai-chat"}]
-    async with running_router(endpoints=endpoints, web_search=search) as running:
+    servers = {"s": {"url": "http://127.0.0.1:9/mcp"}}
+    hosted = dict.fromkeys(("code_interpreter", "file_search", "image_generation"), "mcp:s")
+    async with running_router(
+        endpoints=endpoints, web_search=search, mcp={"servers": servers}, tools=hosted
+    ) as running:
         yield running
 
 
@@ -586,7 +590,7 @@ async def test_it_can_be_published(served: Running) -> None:
     plain = (await served.http.get("/v1/compatibility")).json()
     assert plain == orjson.loads(orjson.dumps(compatibility()))
     assert plain["parameters"]["max_output_tokens"] == {"chat": "adapted", "native": "carried", "note": "max_tokens"}
-    assert plain["tools"]["file_search"] == {"chat": "ignored", "native": "carried"}
+    assert plain["tools"]["computer"] == {"chat": "ignored", "native": "carried"}
     ways = {row[server] for table in plain.values() for row in table.values() for server in ("chat", "native")}
     assert ways == set(get_args(Way))
 

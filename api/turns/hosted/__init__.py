@@ -3,7 +3,11 @@ tools in a request."""
 
 from __future__ import annotations
 
+from api.turns.hosted.code_interpreter import CODE_INTERPRETER
+from api.turns.hosted.file_search import FILE_SEARCH
+from api.turns.hosted.image_generation import IMAGE_GENERATION
 from api.turns.hosted.tool import HostedTool
 from api.turns.hosted.web_search import WEB_SEARCH
 
-HOSTED: dict[str, HostedTool] = {type: tool for tool in (WEB_SEARCH,) for type in tool.types}
+ALL = (CODE_INTERPRETER, FILE_SEARCH, IMAGE_GENERATION, WEB_SEARCH)
+HOSTED: dict[str, HostedTool] = {type: tool for tool in ALL for type in tool.types}
