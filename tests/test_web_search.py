@@ -22,7 +22,7 @@ from tests.conftest import Running, running_router
 from tests.fake_backend import Call, FakeBackend, call, chat, http_error, native
 from tests.mcp_server import mcp_server
 from tests.sdk import EVENT_CLASSES
-from tests.site import Site, never, reply, running_site
+from tests.site import Asked, Site, never, reply, running_site
 from tests.stream_grammar import check_stream, fold
 from tests.turns import URL, assert_error, create, ended, eventually, open_stream, rejoin, retrieve, stream, text_of
 
@@ -456,6 +456,24 @@ async def test_each_provider_is_asked_in_its_way(backend: FakeBackend, site: Sit
     assert {name: request.headers[name] for name in headers} == headers
 
 
+async def test_searches_that_come_too_fast_are_made_one_by_one(
+    served: Running, backend: FakeBackend, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.web.searches.AGAIN_S", 0.01)
+    found, asked = site.answers["/search"], 0
+
+    async def limited(request: Asked, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.write(reply(status="429 Too Many Requests") if asked <= 3 else found)
+
+    site.answers["/search"] = limited
+    backend.script(chat(*(uses("web_search", id=f"call_{word}", query=word) for word in "abc")), chat("Done."))
+    response = await create(served.http, tools=[SEARCH])
+    assert [item["status"] for item in response["output"]] == ["completed"] * 4
+    assert asked == 6
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
@@ -469,8 +487,14 @@ async def test_each_provider_is_asked_in_its_way(backend: FakeBackend, site: Sit
     ],
 )
 async def test_a_provider_that_fails_is_an_item_a_header_and_a_line(
-    backend: FakeBackend, site: Site, answer: Any, why: str, caplog: pytest.LogCaptureFixture
+    backend: FakeBackend,
+    site: Site,
+    answer: Any,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("backends.web.searches.AGAIN_S", 0.01)
     site.answers["/search"] = answer
     async with router(backend, site, web_search={"timeout_s": 0.2, "api_key": "s3cret"}) as served:
         backend.script(chat(searches()), chat("Sorry."))

@@ -3,19 +3,19 @@ at any address."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
+from functools import partial
 from urllib.parse import urlsplit
 
-from backends.fetching import Fetcher
+from backends.fetching import Fetched, Fetcher
 from backends.web.providers import PROVIDERS
 from backends.web.query import Query, SearchFailed
 from core.config import WebSearchConfig
 from core.json import decode_json
 from requests.web_search import Found
 
-log = logging.getLogger("nomyo.tools")
-
 MB = 1024 * 1024
+TOO_MANY, AGAIN_S = 429, 1.1
 
 
 class Searches(Fetcher):
@@ -28,6 +28,8 @@ class Searches(Fetcher):
     def __init__(self, config: WebSearchConfig) -> None:
         super().__init__(max_bytes=4 * MB, timeout_s=config.timeout_s, allow_private=True)
         self._config = config
+        # Many plans allow one search a second, and a model makes several at once.
+        self._one_by_one = asyncio.Lock()
 
     def take_settings(self, config: WebSearchConfig) -> None:
         """Goes by another provider from now on."""
@@ -39,12 +41,16 @@ class Searches(Fetcher):
         provider = PROVIDERS[config.provider]
         asked = provider.request(query, config.api_key)
         url = (config.url or provider.url).rstrip("/").removesuffix(asked.path) + asked.path
-        answer = await self.answered(url, query=asked.query, body=asked.body, headers=asked.headers)
+        ask = partial(self.answered, url, query=asked.query, body=asked.body, headers=asked.headers)
+        answer = await ask()
+        if isinstance(answer, Fetched) and answer.status == TOO_MANY:
+            async with self._one_by_one:
+                await asyncio.sleep(AGAIN_S)
+                answer = await ask()
         if isinstance(answer, str):
             raise SearchFailed(f"The search cannot be made: {answer}.")
         if answer.status != 200:
             hint = provider.hint.get(answer.status) or HINTS.get(answer.status, "")
-            log.warning("the search provider answered %d%s", answer.status, f": {hint}" if hint else "")
             raise SearchFailed(f"The search provider answered {answer.status}{f': {hint}' if hint else ''}.")
         try:
             results = [*provider.found(decode_json(answer.content))]
@@ -53,7 +59,7 @@ class Searches(Fetcher):
         return chosen(results, query)
 
 
-HINTS = {401: "its api_key is not accepted", 403: "its api_key is not accepted", 429: "too many searches"}
+HINTS = {401: "its api_key is not accepted", 403: "its api_key is not accepted", TOO_MANY: "too many searches"}
 
 
 def chosen(results: list[Found], query: Query) -> list[Found]:
