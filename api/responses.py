@@ -138,7 +138,7 @@ async def _ask(state: AppState, turn: Turn) -> None:
                 attempt.begun |= builder.ended or (is_read and builder.has_output)
     if turn.request.params.store is not False or turn.feeds:
         # The next turn of this conversation finds its prefix there.
-        state.pool.remember([turn.id], attempt.endpoint)
+        state.pool.slots.remember([turn.id], attempt.endpoint)
 
 
 def _describe_answer(turn: Turn) -> None:

@@ -154,7 +154,7 @@ class Replica:
 def running_nginx(port: int, replicas: list[int]) -> Iterator[str]:
     """The URL of an nginx with the settings of deploy/nginx.conf, but for its addresses."""
     settings = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
-    servers = "\n".join(f"        server {HOST}:{replica} max_fails=1 fail_timeout=5s;" for replica in replicas)
+    servers = "\n".join(f"        server {HOST}:{replica} max_fails=1 fail_timeout=2s;" for replica in replicas)
     settings = re.sub(r"^ *server router:.*$", servers, settings, flags=re.MULTILINE)
     settings = re.sub(r"^ *resolver .*$", "", settings, flags=re.MULTILINE)
     settings = settings.replace("listen 12434;", f"listen {HOST}:{port};")

@@ -184,15 +184,15 @@ class TestAffinity:
     async def test_not_when_it_is_clearly_busier(self, backends_):
         async with open_pool(*named(backends_, {"max_concurrent": 4}, {"max_concurrent": 4})) as pool:
             first = next(iter(pool.endpoints.values()))
-            pool.remember(["k"], first.key)
+            pool.slots.remember(["k"], first.key)
             assert await taken(pool, 3, affinity=["k"]) == {"a": 3}, "up to half of its slots more"
             assert await taken(pool, 1, affinity=["k"]) == {"b": 1}
 
     async def test_the_surest_name_counts(self, backends_):
         async with open_pool(*named(backends_, {}, {})) as pool:
             first, second = pool.endpoints
-            pool.remember(["prefix"], first)
-            pool.remember(["conversation"], second)
+            pool.slots.remember(["prefix"], first)
+            pool.slots.remember(["conversation"], second)
             assert await taken(pool, 4, affinity=["conversation", "prefix"]) == {"b": 4}
 
     async def test_a_name_whose_endpoint_is_gone_gives_way_to_the_next(self, backends_):
@@ -200,8 +200,8 @@ class TestAffinity:
             *named(backends_, {}, {}), {"url": "http://127.0.0.1:9/v1", "kind": "openai-chat"}
         ) as pool:
             first, _, down = pool.endpoints
-            pool.remember(["prefix"], first)
-            pool.remember(["conversation"], down)
+            pool.slots.remember(["prefix"], first)
+            pool.slots.remember(["conversation"], down)
             assert await taken(pool, 4, affinity=["conversation", "prefix"]) == {"a": 4}
 
     async def test_failures_are_not_remembered(self, backends_):

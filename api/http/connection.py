@@ -60,6 +60,8 @@ LEAST_REQUEST = 1024
 LOOK_FOR_END_S = 1.0
 # Behind a refusal so much more is read, for so long.
 LINGERING, LINGERING_S = 1024 * 1024, 2.0
+# So long, once the service stops, a request on a connection that was idle is answered.
+LAST_REQUEST_S = 0.2
 # So many file descriptors from the last one, a line is logged that they run out; and not more often than this.
 LAST_FILES = 32
 WARN_EVERY_S = 60.0
@@ -197,8 +199,23 @@ class Protocol(HttpToolsProtocol):
         self.pipeline.clear()
 
     def shutdown(self) -> None:
-        super().shutdown()
+        """The service stops. What runs is the last of its connection; of one that is idle a request may be on its way
+        already, as of a proxy that keeps it for the next: that is answered too, for a moment, and with a word that it
+        was the last."""
+        if self._is_busy:
+            super().shutdown()
+        else:
+            self._start_asgi_task = self._start_last  # type: ignore[method-assign]  # costs no other request anything
+            self.loop.call_later(LAST_REQUEST_S, self._close_unless_busy)
         begin_to_stop(self)
+
+    def _start_last(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.keep_alive = False
+        super()._start_asgi_task(cycle, app)
+
+    def _close_unless_busy(self) -> None:
+        if not self._is_busy:
+            self.transport.close()
 
     def waits_since(self) -> float | None:
         """Since when it waits for a request or the rest of a head; None while it answers one."""

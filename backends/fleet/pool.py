@@ -16,7 +16,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -276,10 +276,6 @@ class Pool:
             if endpoint.succeeded(model, time.monotonic()):
                 self._breakers.closed(endpoint, model)
             self.slots.remember(routing.affinity, key)
-
-    def remember(self, affinity: Iterable[str], key: str) -> None:
-        """What is warm at an endpoint."""
-        self.slots.remember(affinity, key)
 
     def failed(self, key: str, model: str, error: APIError) -> None:
         """A request failed. What a backend refuses, or we did not even send, is no failure of its."""
