@@ -5,12 +5,12 @@
 //   turns   turns that have ended                       as they do
 
 export const WINDOW_S = 600;
-const STEP_S = 5;
-const MOST_TURNS = 1000;
+export const STEP_S = 5;
+const MOST_TURNS = 5000;
 const LATE_MS = 6000;
 
-/** `state`: `connecting`, `live`, `lost` or `refused`. Times of the router are made those of this browser. */
-export const live = { state: "connecting", fleet: null, now: null, turns: [], skew_s: 0 };
+/** `state`: `connecting`, `live`, `lost` or `refused`. `knows_since`: before that, turns have ended that are not in `turns`. */
+export const live = { state: "connecting", fleet: null, now: null, turns: [], knows_since: 0, skew_s: 0 };
 const listeners = new Set();
 let source = null;
 let watchdog = null;
@@ -41,8 +41,13 @@ export function open() {
     live.fleet = JSON.parse(event.data);
   });
   source.addEventListener("turns", (event) => add(JSON.parse(event.data)));
+  let is_first = true;
   source.addEventListener("now", (event) => {
+    const before = live.now?.at ?? 0;
     live.now = JSON.parse(event.data);
+    // Of the time in which nobody followed the router may have forgotten some.
+    if (is_first && live.now.knows_since > before) live.knows_since = live.now.knows_since;
+    is_first = false;
     live.skew_s = Date.now() / 1000 - live.now.at;
     live.state = "live";
     clearTimeout(watchdog);
@@ -67,14 +72,16 @@ export function close() {
 /** Forgets all that was shown, as whoever signs out expects. */
 export function forget() {
   close();
-  Object.assign(live, { state: "connecting", fleet: null, now: null, turns: [] });
+  Object.assign(live, { state: "connecting", fleet: null, now: null, turns: [], knows_since: 0 });
 }
 
 function add(rows) {
   const known = new Set(live.turns.map((turn) => turn.id));
   const fresh = rows.filter((turn) => !known.has(turn.id));
   if (!fresh.length) return;
-  live.turns = [...live.turns, ...fresh].sort((a, b) => a.at - b.at).slice(-MOST_TURNS);
+  const all = [...live.turns, ...fresh].sort((a, b) => a.at - b.at);
+  live.turns = all.slice(-MOST_TURNS);
+  if (all.length > MOST_TURNS) live.knows_since = Math.max(live.knows_since, live.turns[0].at);
 }
 
 /** The time of the router, in Unix seconds. */
@@ -86,7 +93,11 @@ export function recent(window_s = WINDOW_S) {
   return live.turns.filter((turn) => turn.at >= since);
 }
 
-/** Values per second over the window, in steps: `ends` of turns, and their tokens over the time in which they came. */
+/** How far back all turns are known, within the window, in seconds. */
+export const known_s = () => Math.max(0, Math.min(WINDOW_S, routerNow() - live.knows_since));
+
+/** Values per second over the window, in steps: turns that ended, and their tokens over the time in which they came; null for a
+ * step of which not all turns are known. */
 export function series() {
   const steps = WINDOW_S / STEP_S;
   const end = Math.ceil(routerNow() / STEP_S) * STEP_S;
@@ -106,6 +117,8 @@ export function series() {
     const from = Math.max(0, at(first));
     for (let step = from; step <= place; step += 1) output[step] += turn.output / (place - from + 1) / STEP_S;
   }
+  const unknown = Math.min(steps, Math.max(0, Math.ceil((live.knows_since - begin) / STEP_S)));
+  for (const values of [requests, failures, output, input]) values.fill(null, 0, unknown);
   const times = Array.from({ length: steps }, (_, index) => begin + (index + 0.5) * STEP_S);
   return { times, requests, failures, output, input, step_s: STEP_S };
 }

@@ -84,8 +84,9 @@ export function timePlot(title, { height = 190, label, unit = "" }) {
     const { x, y, ticks } = scales(width);
     axes(svg, width, height, { ticks, y, label, times: [times[0], times[times.length - 1]] });
     lines.forEach(({ values, tone }, index) => {
-      const points = values.map((value, at) => [x(at), y(value)]);
-      if (index === 0) svg.append(s("path", { class: `area ${tone}`, d: `${line(points)}L${x(times.length - 1)} ${y(0)}L${x(0)} ${y(0)}Z` }));
+      const points = values.map((value, at) => [x(at), value === null ? null : y(value)]).filter(([, high]) => high !== null);
+      if (!points.length) return;
+      if (index === 0) svg.append(s("path", { class: `area ${tone}`, d: `${line(points)}L${x(times.length - 1)} ${y(0)}L${points[0][0]} ${y(0)}Z` }));
       svg.append(s("path", { class: `line ${tone}`, d: line(points) }));
     });
     svg.append(cursor);
@@ -96,7 +97,7 @@ export function timePlot(title, { height = 190, label, unit = "" }) {
     const { x } = scales(plot.width());
     for (const [name, value] of Object.entries({ x1: x(at), x2: x(at), y1: MARGIN.top, y2: height - MARGIN.bottom })) set(cursor, name, value);
     set(cursor, "visibility", "visible");
-    const values = data.lines.map(({ name, values: given }) => `${name} ${label(given[at])}${unit}`).join(" · ");
+    const values = data.lines.map(({ name, values: given }) => (given[at] === null ? `${name} not known` : `${name} ${label(given[at])}${unit}`)).join(" · ");
     text(plot.tip, `${clock(data.times[at])}  ${values}`);
     show(plot.tip, true);
     plot.tip.style.left = `${Math.min(Math.max(x(at) - plot.tip.offsetWidth / 2, 0), plot.width() - plot.tip.offsetWidth)}px`;
@@ -222,9 +223,11 @@ export function sparkline(tone = "accent") {
     element,
     update(values) {
       const top = Math.max(...values, 1e-9);
-      const points = values.map((value, at) => [(at / (values.length - 1)) * width, height - 2 - (value / top) * (height - 4)]);
+      const points = values
+        .map((value, at) => [(at / (values.length - 1)) * width, value === null ? null : height - 2 - (value / top) * (height - 4)])
+        .filter(([, high]) => high !== null);
       set(path, "d", line(points));
-      set(area, "d", `${line(points)}L${width} ${height}L0 ${height}Z`);
+      set(area, "d", points.length ? `${line(points)}L${width} ${height}L${points[0][0]} ${height}Z` : "");
     },
   };
 }

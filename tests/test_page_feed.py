@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -195,7 +196,19 @@ class TestTurns:
         seen = [await snapshots.make() for _ in range(2)]
         assert len(seen[-1].turns) == 3
         assert b"event: turns" not in seen[-1].changes
+        assert b'"knows_since":0.0' in seen[-1].now
         assert seen[-1].whole().count(b"event: turns") == 1
+
+    async def test_that_were_too_many_are_known_to_be_missing(
+        self, served: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("api.page.snapshots.MOST_RECENT", 2)
+        served.app.state.telemetry._recent = deque(maxlen=2)
+        for _ in range(3):
+            await create(served.http)
+        async with looking(served.http) as frames:
+            assert len(frames.turns) == 2
+            assert round(frames.nows[-1]["knows_since"], 3) == frames.turns[0]["at"]
 
 
 class TestWhileNobodyLooks:

@@ -28,6 +28,7 @@ from backends.fleet.endpoint import Endpoint
 from core.errors import NotFound
 from core.json import Json, encode_json
 from core.state import AppState
+from core.telemetry import MOST_RECENT
 
 routes = Routes(tags=["page"], for_admins=True)
 
@@ -35,7 +36,7 @@ routes = Routes(tags=["page"], for_admins=True)
 HERE = "/api/workers/page"
 # So many turns are shown of those that run, and of those that have ended.
 MOST_RUNNING = 50
-MOST_ENDED = 500
+MOST_ENDED = 1000
 # Clocks of several machines differ: turns are asked for again that may have been seen, and known by what they are.
 OVERLAP_S = 5.0
 # What moves, and stands in `now`; the rest of an endpoint's description is the fleet's.
@@ -74,7 +75,8 @@ class Snapshots:
         parts = [how_it_is_here(state, since), *(answer for answer in answers if answer is not None)]
         new = self._take(row for part in parts for row in part["ended"])
         self._since = at
-        fleet, now = _frame("fleet", _fleet(state)), _frame("now", _now(state, parts))
+        fleet = _frame("fleet", _fleet(state))
+        now = _frame("now", _now(state, parts) | {"knows_since": self._knows_since(parts)})
         changes = [now]
         if new:
             changes.insert(0, _frame("turns", new))
@@ -82,6 +84,11 @@ class Snapshots:
             self._fleet = fleet
             changes.insert(0, fleet)
         return Snapshot(b"".join(changes), fleet, self._turns, now)
+
+    def _knows_since(self, parts: Sequence[Json]) -> float:
+        """Since when all turns are known that have ended; 0: since the start."""
+        own = self._turns[0]["at"] if len(self._turns) == MOST_ENDED else 0.0
+        return max(own, *(part["knows_since"] for part in parts))
 
     def _take(self, rows: Iterable[Json]) -> list[Json]:
         """Those that were not seen before."""
@@ -104,10 +111,12 @@ def how_it_is_here(state: AppState, since: float) -> Json:
     """What runs and waits in this process, what it has counted, and the turns that have ended in it since a Unix
     time."""
     pool, now, at = state.pool, time.monotonic(), time.time()
+    recent = state.telemetry.recent
     first = nsmallest(MOST_RUNNING, pool.asked, key=attrgetter("began_s"))
     running, queued = state.tasks.counts()
     return {
-        "ended": [ended_row(record) for record in state.telemetry.recent if record.ended_at >= since],
+        "ended": [ended_row(record) for record in recent if record.ended_at >= since],
+        "knows_since": recent[0].ended_at if len(recent) == MOST_RECENT else 0.0,
         "running": [running_row(routing, PROCESS, now, at) for routing in first],
         "running_total": len(pool.asked),
         "waiting": len(pool.line),

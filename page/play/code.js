@@ -57,7 +57,7 @@ for await (const event of stream) {
 }
 
 export function codex(body, asks_for_key) {
-  return `# ~/.codex/config.toml
+  return `# ~/.codex/config.toml; ./nomyo codex writes a catalog of the models, too
 model = ${JSON.stringify(body.model)}
 model_provider = "nomyo"${body.reasoning?.effort ? `\nmodel_reasoning_effort = ${JSON.stringify(body.reasoning.effort)}` : ""}
 

@@ -28,6 +28,8 @@ export function playgroundView({ session }) {
   let given = [];
   let aborter = null;
   let calls = [];
+  // What was sent last: the request that is shown elsewhere while no other one is written.
+  let last = null;
 
   const model = h("select", { id: "play-model", onchange: changed });
   const instructions = h("textarea", { id: "play-instructions", rows: 2, placeholder: "You are a helpful assistant.", oninput: changed });
@@ -99,7 +101,7 @@ export function playgroundView({ session }) {
     };
   }
   function changed() {
-    const now = body();
+    const now = last !== null && !input.value ? last : body();
     for (const { make, panel } of blocks) text(panel.querySelector("code"), make(now, session.asks_for_keys));
   }
   function addTool(tool) {
@@ -125,6 +127,7 @@ export function playgroundView({ session }) {
   async function run(fresh) {
     const sent = body(fresh);
     if (!toolsProblem.hidden) return;
+    last = sent;
     for (const item of asItems(fresh)) talk.add(item);
     given = asItems(fresh);
     calls = [];
@@ -192,17 +195,17 @@ export function playgroundView({ session }) {
     const answer = h("textarea", { id, rows: 2, class: "mono", placeholder: '{"weather": "sunny"}' });
     const button = actionButton("Answer the call", async () => {
       item.answer = answer.value;
-      set(answer, "disabled", true);
-      button.remove();
+      box.remove();
       if (calls.every((call) => call.answer !== undefined)) {
         await run(calls.map((call) => ({ type: "function_call_output", call_id: call.call_id, output: call.answer })));
       }
     });
-    entry.querySelector(".said").append(h("div", { class: "answer" }, h("label", { for: id }, `What ${item.name} gives`), answer, button));
+    const box = h("div", { class: "answer" }, h("label", { for: id }, `What ${item.name} gives`), answer, button);
+    entry.querySelector(".said").append(box);
   }
   function startAnew() {
     aborter?.abort();
-    previous = null;
+    previous = last = null;
     history = [];
     calls = [];
     talk.clear();

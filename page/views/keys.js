@@ -93,7 +93,7 @@ function budgetsOf(key) {
       const most = Number(match[1]) * { "": 1, k: 1e3, M: 1e6 }[match[2]];
       const value = key.used[match[3]][of];
       const bar = meter(`${key.name}: ${of} of the ${match[3]}`);
-      const words = `${of === "cost" ? value.toFixed(2) : count(value)} of ${of === "cost" ? most : count(most)}${unit} this ${match[3]}`;
+      const words = `${of === "cost" ? value.toFixed(2) : count(value)} of ${of === "cost" ? most : count(most)}${unit} ${match[3] === "day" ? "today" : "this month"}`;
       bar.update(value, most, words);
       found.push(h("div", { class: "slots" }, bar.element, h("span", { class: "number" }, words)));
     }

@@ -2,7 +2,7 @@
 
 import { ask } from "../api.js";
 import { h, keyed, set, show, text } from "../dom.js";
-import { follow, live, recent, series, routerNow, WINDOW_S } from "../feed.js";
+import { follow, known_s, live, recent, routerNow, series, STEP_S, WINDOW_S } from "../feed.js";
 import { count, day, duration, percentile, plural, rate, shortDuration } from "../format.js";
 import { barPlot, dotPlot, meter, sparkline, timePlot } from "../plots.js";
 import { newcomer } from "./newcomer.js";
@@ -10,16 +10,17 @@ import { heading, nothing, statePill } from "./parts.js";
 import { turnList } from "./turn_list.js";
 
 const DAYS = 14;
+const MOST_RUNNING = 4;
 const TONES = ["accent", "second", "third", "fourth", "rest"];
 
 export function overviewView() {
   const tiles = {
-    requests: tile("Requests per second", "over the last minute", true),
-    tokens: tile("Output tokens per second", "over the last minute", true),
+    requests: tile("Turns / s", "over the last minute", true),
+    tokens: tile("Output tokens / s", "over the last minute", true),
     running: tile("In flight", "", false),
     first: tile("First output", "", false),
     took: tile("Whole turn", "", false),
-    failed: tile("Failed", "in 10 min", true, "bad"),
+    failed: tile("Failed", "", true, "bad"),
   };
   const tokens = timePlot("Output tokens per second", { label: rate });
   const tokensNote = h("p", { class: "note" });
@@ -33,7 +34,7 @@ export function overviewView() {
   const turns = turnList({ most: 8 });
   const since = h("dl", { class: "facts" });
   const cacheFacts = h("dl", { class: "facts" });
-  const quiet = nothing("No turn has ended in the last ten minutes.", h("p", { class: "note" }, "Send one from the ", h("a", { href: "#/playground" }, "playground"), "."));
+  const quiet = nothing("No turn has ended yet.", h("p", { class: "note" }, "Send one from the ", h("a", { href: "#/playground" }, "playground"), "."));
   const plots = h(
     "div",
     { class: "grid two" },
@@ -64,22 +65,22 @@ export function overviewView() {
     if (!live.now || !live.fleet) return;
     const window = recent();
     const over = series();
-    const lastMinute = (values) => values.slice(-12).reduce((sum, value) => sum + value, 0) / 12;
+    const minutes = plural(Math.max(1, Math.round(known_s() / 60)), "minute");
     tiles.requests.update(rate(lastMinute(over.requests)), over.requests);
     tiles.tokens.update(rate(lastMinute(over.output)), over.output);
     const slots = live.fleet.endpoints.reduce((sum, { name }) => sum + (live.now.endpoints[name]?.max_concurrent ?? 0), 0);
     const running = live.fleet.endpoints.reduce((sum, { name }) => sum + (live.now.endpoints[name]?.in_flight ?? 0), 0);
-    tiles.running.update(count(running), null, `of ${plural(slots, "slot")}${live.now.queue.waiting ? `, ${count(live.now.queue.waiting)} wait` : ", nobody waits"}`);
+    tiles.running.update(count(running), null, `of ${plural(slots, "slot")}, ${live.now.queue.waiting ? `${count(live.now.queue.waiting)} wait` : "none waits"}`);
     set(tiles.running.element, "data-warn", live.now.queue.waiting > 0);
     const firstTimes = window.filter(({ first_ms }) => first_ms !== null).map(({ first_ms }) => first_ms).sort((a, b) => a - b);
     const times = window.filter(({ status }) => status === "completed").map(({ total_ms }) => total_ms).sort((a, b) => a - b);
     tiles.first.update(duration(percentile(firstTimes, 0.5)), null, `95 % within ${duration(percentile(firstTimes, 0.95))}`);
     tiles.took.update(duration(percentile(times, 0.5)), null, `95 % within ${duration(percentile(times, 0.95))}`);
     const failed = window.filter(({ status }) => status === "failed").length;
-    tiles.failed.update(count(failed), over.failures, `of ${plural(window.length, "turn")} in 10 min`);
+    tiles.failed.update(count(failed), over.failures, `of ${plural(window.length, "turn")} in ${minutes}`);
     set(tiles.failed.element, "data-bad", failed > 0);
     tokens.update({ times: over.times, lines: [{ name: "output", values: over.output, tone: "accent" }] });
-    text(tokensNote, `Counted when a turn ends. Input: ${rate(lastMinute(over.input))} tokens per second over the last minute.`);
+    text(tokensNote, `Counted when a turn ends. Input: ${rate(lastMinute(over.input))} tokens a second over the last minute.${known_s() < WINDOW_S - STEP_S ? " Of the time before, the router remembers no turns." : ""}`);
     requests.update({ times: over.times, lines: [{ name: "ended", values: over.requests, tone: "accent" }, { name: "failed", values: over.failures, tone: "bad" }] });
     const to = routerNow();
     firsts.update({
@@ -93,7 +94,8 @@ export function overviewView() {
       })),
     });
     keyed(endpoints, live.fleet.endpoints, ({ name }) => name, endpointRow, (node, endpoint) => node.update(endpoint));
-    turns.update(live.now.running, live.turns);
+    // Room is left for those that have ended.
+    turns.update(live.now.running.slice(0, MOST_RUNNING), live.turns);
     show(turns.element, live.now.running_total > 0 || live.turns.length > 0);
     show(quiet, turns.element.hidden);
     welcome.update();
@@ -169,6 +171,12 @@ export function overviewView() {
       clearInterval(timer);
     },
   };
+}
+
+/** The mean over the last minute, as far as it is known. */
+function lastMinute(values) {
+  const known = values.slice(-60 / STEP_S).filter((value) => value !== null);
+  return known.reduce((sum, value) => sum + value, 0) / Math.max(1, known.length);
 }
 
 function openBreakers() {

@@ -53,7 +53,7 @@ class TestWhatHappensIsSeen:
         backend.script(chat("Hello", then=steps(until(go_on), chunk({"content": " you."}, finish_reason="stop"), DONE)))
         async with running_router(endpoints=[at(backend, max_concurrent=4)]) as running:
             tab = await browser.open(f"{running.url}/")
-            await tab.sees("of 4 slots, nobody waits")
+            await tab.sees("of 4 slots, none waits")
             await tab.sees("0 / 4")
             asking = asyncio.create_task(stream(running.http))
             await tab.sees("1 / 4")
