@@ -87,8 +87,10 @@ class Snapshots:
 
     def _knows_since(self, parts: Sequence[Json]) -> float:
         """Since when all turns are known that have ended; 0: since the start."""
-        own = self._turns[0]["at"] if len(self._turns) == MOST_ENDED else 0.0
-        return max(own, *(part["knows_since"] for part in parts))
+        oldest = [float(part["knows_since"]) for part in parts]
+        if len(self._turns) == MOST_ENDED:
+            oldest.append(self._turns[0]["at"])
+        return max(oldest)
 
     def _take(self, rows: Iterable[Json]) -> list[Json]:
         """Those that were not seen before."""
