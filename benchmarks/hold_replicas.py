@@ -128,8 +128,8 @@ async def replica_kills(count: int) -> Row:
 
 # ── turns ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# Of each replica, and at the one model server.
-AT_ONCE, SLOTS = 16, 24
+# Of each replica, and at the one model server: so few that turns wait, for each other and for a slot.
+AT_ONCE, SLOTS, ANSWER_S = 8, 20, 0.6
 STOPPED_S = 20.0
 
 
@@ -147,11 +147,12 @@ class Counting(Mock):
         Counting.asked_for[named[1].decode()] += 1
         Counting.running += 1
         Counting.most = max(Counting.most, Counting.running)
-        asyncio.get_running_loop().call_later(0.3, self._answer, head, body)
+        asyncio.get_running_loop().call_later(ANSWER_S, self._answer, head, body)
 
     def _answer(self, head: bytes, body: bytes) -> None:
         Counting.running -= 1
-        super().answer(head, body)
+        if not self._transport.is_closing():
+            super().answer(head, body)
 
 
 async def replica_turns(count: int) -> Row:
@@ -174,10 +175,9 @@ async def replica_turns(count: int) -> Row:
                 for number in range(REPLICAS)
             ]
 
-            async def make(number: int) -> None:
+            async def make(number: int, replica: Replica) -> None:
                 """Until it is promised; not what a dying replica may have promised."""
                 nonlocal refused
-                replica = replicas[number % REPLICAS]
                 while True:
                     line = Line(replica.port)
                     try:
@@ -203,7 +203,8 @@ async def replica_turns(count: int) -> Row:
                 }
                 making, stopped_at = [], 0.0
                 for number in range(count):
-                    making.append(asyncio.create_task(make(number)))
+                    asked_at = replicas if number <= count // 3 else replicas[1:]
+                    making.append(asyncio.create_task(make(number, asked_at[number % len(asked_at)])))
                     if number in events:
                         await events[number]()
                     if number == count // 3 + 15:
