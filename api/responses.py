@@ -48,7 +48,7 @@ from backends.fleet.pool import _make_openai_client, choose_endpoint, decrement_
 from backends.wire.client import compact_with_retries, create_chat_with_retries, create_response_with_retries
 from backends.wire.relay import NOWHERE
 from cache import get_llm_cache
-from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, without_frames
+from core.errors import APIError, BackendError, Interrupted, NotFound, ServerError, TakenOver, without_frames
 from core.json import TOO_DEEP, decode_json, encode_json
 from core.keys import UNLIMITED
 from core.schemas import schema_of
@@ -173,15 +173,18 @@ def _break_off(state: AppState, turn: Turn) -> None:
 
 
 async def _ended_by(state: AppState, turn: Turn, out: TurnOut, error: APIError) -> list[Event]:
-    """The events of a turn that fails, once the store knows. Raises the error where nobody reads events."""
+    """The events of a turn that fails, once the store knows. Raises the error where nobody reads events, and where the
+    end of a background turn is another process's to write."""
     builder = turn.builder
-    if not out.has_begun or not builder.emission.makes_events:
+    is_taken_over = isinstance(error, TakenOver)
+    if not out.has_begun or not builder.emission.makes_events or (is_taken_over and turn.request.background):
         settle_turn(state, turn, error)
         raise error from error.__cause__
     events = builder.fail(error)
     turn.describe()
     settle_turn(state, turn, error)
-    await _record_failure(state, turn)
+    if not is_taken_over:
+        await _record_failure(state, turn)
     return events
 
 

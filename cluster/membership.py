@@ -78,8 +78,9 @@ class Listener(Protocol):
         """One change of it, or a wake-up, of another process: kinds are those of the scripts."""
         ...
 
-    def hear_deaths(self, dead: dict[str, str]) -> None:
-        """The processes whose work is this one's to take over, each with the address where it was asked."""
+    def hear_deaths(self, dead: dict[str, str], of_others: dict[str, str]) -> None:
+        """The processes whose work is this one's to take over, and those whose work is another one's, each with the
+        address where it was asked."""
         ...
 
     def lost(self) -> None:
@@ -294,7 +295,7 @@ class Membership:
         self.look_at_requests()
 
     def _hear_beat(self, answer: list[Any], sent_at: float) -> None:
-        server_us, version, leads, dead, *changed = answer
+        server_us, version, leads, dead, of_others, *changed = answer
         now = time.monotonic()
         # The quickest answer knows the time best; the clocks may drift apart.
         self._least_round_trip_s *= 1.01
@@ -306,7 +307,7 @@ class Membership:
             lines, notes, peers, deletions, epoch, secret = changed
             self._version, self._epoch, self.secret = version, epoch.decode(), secret.decode() or self.secret
             self._listener.hear_all(_texts(lines), _texts(notes), _texts(peers), int(deletions))
-        self._listener.hear_deaths(_texts(dead))
+        self._listener.hear_deaths(_texts(dead), _texts(of_others))
         self._heard.set()
 
     def _news(self, message: bytes) -> None:

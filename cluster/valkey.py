@@ -74,9 +74,9 @@ class Replicas(Cluster, Listener):
         # Of endpoints and their models.
         self._counts: dict[str, ReplicaCount] = {}
         self._peers: dict[str, tuple[int, str]] = {}
+        # Whose leases have ended: those whose work is this one's to take over, and the others.
         self._dead: dict[str, str] = {}
-        # Of these the ones that still hold their port.
-        self._slow: dict[str, str] = {}
+        self._dead_of_others: dict[str, str] = {}
         self._taken_over: set[str] = set()
         # Who was there before the server may have forgotten it.
         self._before: dict[str, str] = {}
@@ -154,11 +154,8 @@ class Replicas(Cluster, Listener):
         """Whose port is still held is slow, and not dead: what he runs is his."""
         while True:
             await self._has_dead.wait()
-            gone = list(self._dead.items())
-            # All are looked at first: a slow one must be asked what it runs before a dead one is inherited from.
-            self._slow = {dead: address for dead, address in gone if await self._holds(address)}
-            for dead, _ in gone:
-                if dead in self._slow or dead in self._peers:
+            for dead, address in list(self._dead.items()):
+                if dead in self._peers or await self._holds(address):
                     continue
                 yield
                 self.membership.send(scripts.TAKEN_OVER, dead)
@@ -231,19 +228,26 @@ class Replicas(Cluster, Listener):
 
     def _others(self) -> list[peers.Peer]:
         known = sorted((number, address) for number, address in self._peers.values() if address)
-        addresses = [address for _, address in known]
-        # They do not answer, and that is what whoever asks must know.
-        addresses += [address for who, address in self._slow.items() if who in self._dead and who not in self._peers]
-        return [peers.Peer(f"peer {address}", None, address, self.membership.secret) for address in addresses]
+        return [self._peer(address) for _, address in known]
+
+    async def _asked(self) -> list[peers.Peer]:
+        """The others, and who is slow: it does not answer, and that is what whoever asks must know, for what it runs is
+        nobody else's. Also where another process looks after it, or where the server has forgotten it."""
+        gone = {**self._before, **self._dead_of_others, **self._dead}
+        slow = [address for who, address in gone.items() if who not in self._peers and await self._holds(address)]
+        return self._others() + [self._peer(address) for address in dict.fromkeys(slow)]
+
+    def _peer(self, address: str) -> peers.Peer:
+        return peers.Peer(f"peer {address}", None, address, self.membership.secret)
 
     async def ask(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
-        return await peers.ask(self._others(), method, path, headers)
+        return await peers.ask(await self._asked(), method, path, headers)
 
     async def ask_machine(self, method: str, path: str, headers: Mapping[str, str]) -> list[Any]:
         return await self._inner.ask(method, path, headers)
 
     async def find(self, method: str, path: str, headers: Mapping[str, str]) -> PeerAnswer | None:
-        return await peers.find(self._others(), method, path, headers)
+        return await peers.find(await self._asked(), method, path, headers)
 
     # ── what is heard ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -308,7 +312,8 @@ class Replicas(Cluster, Listener):
         if kind == "drain" and (one := self._requests.get(about)):
             one.hear_of_drain(text == "1")
 
-    def hear_deaths(self, dead: dict[str, str]) -> None:
+    def hear_deaths(self, dead: dict[str, str], of_others: dict[str, str]) -> None:
+        self._dead_of_others = of_others
         # What is on its way may have been asked before it was taken over.
         self._taken_over &= dead.keys()
         self._dead = {who: address for who, address in dead.items() if who not in self._taken_over}
@@ -316,7 +321,8 @@ class Replicas(Cluster, Listener):
             self._has_dead.set()
 
     def joining(self) -> None:
-        self._before |= {who: address for who, (_, address) in self._peers.items()} | self._dead
+        known = {who: address for who, (_, address) in self._peers.items()}
+        self._before |= known | self._dead_of_others | self._dead
         if self._before:
             if self._looking_for is not None:
                 self._looking_for.cancel()

@@ -108,8 +108,8 @@ return {number, is_empty}
 )
 
 # id, lease in ms, the version that it knows, whether to add up all requests anew. Gives UNKNOWN; or the time in µs, the
-# version, whether it leads, whose work it inherits, each with its address; and, where the version is another one, the
-# lines, notes, peers, deletions, epoch and secret.
+# version, whether it leads, whose work it inherits, each with its address, whose work others inherit; and, where the
+# version is another one, the lines, notes, peers, deletions, epoch and secret.
 BEAT = script(
     """
 if not is_known() then return -1 end
@@ -133,7 +133,7 @@ if #ended > 0 then
     publish('V ' .. id)
     publish('W ' .. id)
 end
-local inherited = {}
+local inherited, elsewhere = {}, {}
 local dead = redis.call('HGETALL', P .. 'dead')
 for at = 1, #dead, 2 do
     local heir, address = string.match(dead[at + 1], '^(%S*) (.*)$')
@@ -141,10 +141,9 @@ for at = 1, #dead, 2 do
         redis.call('HSET', P .. 'dead', dead[at], id .. ' ' .. address)
         heir = id
     end
-    if heir == id then
-        table.insert(inherited, dead[at])
-        table.insert(inherited, address)
-    end
+    local list = heir == id and inherited or elsewhere
+    table.insert(list, dead[at])
+    table.insert(list, address)
 end
 local leader = redis.call('GET', P .. 'leader')
 local leads = 0
@@ -163,7 +162,7 @@ if leads == 1 and ARGV[4] == '1' then
 end
 local state = P .. 'state'
 local version = tonumber(redis.call('HGET', state, 'version') or '0')
-local answer = {now, version, leads, inherited}
+local answer = {now, version, leads, inherited, elsewhere}
 if version ~= tonumber(ARGV[3]) then
     table.insert(answer, redis.call('HGETALL', P .. 'line'))
     table.insert(answer, redis.call('HGETALL', P .. 'notes'))

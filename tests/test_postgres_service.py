@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
 
 import psycopg
@@ -13,7 +13,7 @@ import stores.postgres_database
 from cluster.alone import Alone
 from tests.conftest import Running, running_router
 from tests.engines.postgres import PostgresServer
-from tests.fake_backend import FakeBackend, chat, stall
+from tests.fake_backend import FakeBackend, chat, stall, steps, until
 from tests.turns import (
     URL,
     assert_error,
@@ -233,6 +233,39 @@ async def test_a_turn_that_another_router_has_taken_is_cancelled_there(
     assert other.app.state.tasks.ids() == [taken]
     assert (await full.http.post(f"{URL}/{taken}/cancel")).json()["status"] == "cancelled"
     assert other.app.state.tasks.ids() == []
+
+
+@pytest.mark.parametrize("end", ["answer", "stop"])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_turn_that_was_given_to_another_router_is_ended_by_that_one_alone(
+    stack: AsyncExitStack, backend: FakeBackend, url: str, streams: bool, end: str
+) -> None:
+    gate = asyncio.Event()
+    backend.default = steps(until(gate), chat("late"))
+    slow, other = await on(stack, backend, url, background={"drain_s": 0}), await on(stack, backend, url)
+    async with open_stream(slow.http, background=True) if streams else nullcontext() as events:
+        if events is None:
+            running = (await create(slow.http, background=True))["id"]
+        else:
+            running = (await events.until("response.created"))["response"]["id"]
+        await backend.wait_for(lambda b: b.in_flight == 1)
+        begun = await has_status(other.http, running, "in_progress")
+        # As if it had stood still for longer than it may.
+        store = other.app.state.db
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("UPDATE responses SET process = %s", [store._database.process])
+        store._claimed.add(("", running))
+        await store.update_response(running, {**begun, "status": "completed"})
+        await store.store_events(running, [{"sequence_number": 0, "type": "response.completed"}])
+        if end == "answer":
+            gate.set()
+        else:
+            await slow.app.state.tasks.cancel(running)
+        await eventually(lambda: slow.app.state.tasks.ids() == [], "it has left it")
+        for router in (slow, other):
+            last = await retrieve(router.http, running)
+            assert (last["status"], last["error"], last["output"]) == ("completed", None, [])
+    assert [event["sequence_number"] for event in await store.get_events(running) or []] == [0]
 
 
 @pytest.mark.parametrize("reruns", [False, True])

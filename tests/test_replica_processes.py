@@ -179,16 +179,22 @@ async def test_a_replica_that_stands_still_for_20_s_loses_its_slots_and_no_turn(
     await eventually(are_free, "no slot is lost")
 
 
+@pytest.mark.parametrize("is_slow_first", [True, False])
 async def test_who_takes_over_from_the_dead_leaves_alone_what_a_slow_one_runs(
-    backend: FakeBackend, fleet: Fleet, stack: AsyncExitStack
+    backend: FakeBackend, fleet: Fleet, stack: AsyncExitStack, is_slow_first: bool
 ) -> None:
+    """Also where its lease ends while it is asked, and where two look after what was left, each after one."""
     goes_on = asyncio.Event()
-    dead, slow, heir = [await fleet.start(stack) for _ in range(3)]
+    dead, slow, heir, _ = [await fleet.start(stack) for _ in range(4)]
     backend.default = halting(goes_on, "Hello")
     of_dead, of_slow = [[await create(at.http, background=True) for _ in range(2)] for at in (dead, slow)]
     await backend.wait_for(lambda b: b.in_flight == 4)
-    slow.send(signal.SIGSTOP)
+    if is_slow_first:
+        slow.send(signal.SIGSTOP)
     await dead.die()
+    if not is_slow_first:
+        await asyncio.sleep(0.5)
+        slow.send(signal.SIGSTOP)
     for _ in range(20):  # A lease is 3 s, and its heir asks twice.
         await asyncio.sleep(0.5)
         states = [(await retrieve(heir.http, one["id"]))["status"] for one in of_slow]

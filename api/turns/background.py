@@ -123,7 +123,11 @@ class Background:
             except ServerError:
                 pass  # It is refused when it ends, if it is not mended until then.
         self._add(progress)
-        await self._run(self)
+        try:
+            await self._run(self)
+        except TakenOver:
+            self._leave()
+            return
         await self._end()
 
     def write(self, events: list[Event]) -> bool:
@@ -156,6 +160,9 @@ class Background:
             self._settle()
             try:
                 await self._db.update_response(self.id, builder.response, owner=self.owner)
+            except TakenOver:
+                self._leave()
+                return
             except ServerError:
                 log.error("%s: its end could not be stored", self.id)
         self._add([builder.end()])
