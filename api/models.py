@@ -10,6 +10,7 @@ from starlette.responses import Response
 from api.http.keys import principal_of
 from api.http.replies import json_response
 from api.http.routes import Routes
+from api.turns.hosted import types_set_up
 from backends.fleet.endpoint import Endpoint
 from backends.fleet.endpoints import Endpoints
 from backends.kinds.server import ModelFacts
@@ -24,11 +25,17 @@ routes = Routes(tags=["models"])
 @routes.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """Every model that an endpoint is known to serve, as OpenAI's list of models."""
-    endpoints = request.app.state.pool.endpoints
+    state = request.app.state
+    endpoints, principal = state.pool.endpoints, principal_of(request)
     # What the router that asks has itself it shall not look for here.
     asking = came_through()
-    models = endpoints.models(asking, principal_of(request).models)
-    described: Json = {"nomyo": _for_routers(endpoints, models, asking)} if asking else {}
+    models = endpoints.models(asking, principal.models)
+    described: Json = {}
+    if asking:
+        described["nomyo"] = {
+            **_for_routers(endpoints, models, asking),
+            "tools": types_set_up(state, principal.owner),
+        }
     listed = [_model(name, endpoint) for name, endpoint in models.items()]
     return json_response({"object": "list", "data": listed, **described})
 

@@ -347,6 +347,7 @@ NOMYO = {
         "nomyo": {
             "router": "a1",
             "max_concurrent": 7,
+            "tools": ["web_search", 5],
             "models": {
                 "m": {"loaded": True, "context": 4096, "capabilities": ["completion", "tools"]},
                 "e": {"loaded": None, "context": None, "capabilities": ["embedding"]},
@@ -360,6 +361,7 @@ class TestAnotherRouter:
     async def test_it_has_its_room_and_what_it_knows_of_its_models(self):
         found = await discover("nomyo", server := Server(NOMYO))
         assert (found.slots, found.router, server.asked) == (7, "a1", ["/v1/models"])
+        assert found.tools == {"web_search"}
         assert found.models == {"m": ModelFacts(True, 4096), "e": ModelFacts()}
         assert found.models["e"].capabilities == ("embedding",)
 

@@ -407,19 +407,25 @@ PROVIDERS: dict[str, tuple[str, Json, Json, Json]] = {
     "searxng": (
         "/search",
         {"results": [FOUND | {"content": "Words."}]},
-        {"q": "x site:a.example", "format": "json"},
+        {"q": "x site:a.example -site:b.example", "format": "json"},
         {},
     ),
     "brave": (
         "/res/v1/web/search",
         {"web": {"results": [FOUND | {"description": "<strong>Words.</strong>"}]}},
-        {"q": "x site:a.example", "count": "8", "extra_snippets": "true"},
+        {"q": "x site:a.example -site:b.example", "count": "8", "extra_snippets": "true"},
         {"x-subscription-token": "s3cret", "x-loc-city": "Oslo", "x-loc-country": "NO"},
     ),
     "tavily": (
         "/search",
         {"results": [FOUND | {"content": "Words."}]},
-        {"query": "x", "max_results": 8, "search_depth": "basic", "include_domains": ["a.example"]},
+        {
+            "query": "x",
+            "max_results": 8,
+            "search_depth": "basic",
+            "include_domains": ["a.example"],
+            "exclude_domains": ["b.example"],
+        },
         {"authorization": "Bearer s3cret"},
     ),
     "exa": (
@@ -443,7 +449,7 @@ async def test_each_provider_is_asked_in_its_way(backend: FakeBackend, site: Sit
     path, answer, asked, headers = PROVIDERS[provider]
     site.answers = {path: reply(json.dumps(answer).encode(), content_type="application/json")}
     tool = SEARCH | {
-        "filters": {"allowed_domains": ["a.example"]},
+        "filters": {"allowed_domains": ["a.example"], "blocked_domains": ["b.example"]},
         "user_location": {"type": "approximate", "city": "Oslo", "country": "no"},
     }
     async with router(backend, site, web_search={"provider": provider, "api_key": "s3cret"}) as served:
@@ -586,6 +592,27 @@ async def test_a_native_server_reads_an_earlier_search_as_its_client_has_seen_it
         reference = {"type": "item_reference", "id": first["output"][0]["id"]}
         await create(served.http, model="native-model", input=[reference], tools=[SEARCH])
         assert other.turns[-1].json["input"] == first["output"][:1]
+
+
+@pytest.mark.parametrize("inner_searches", [False, True])
+async def test_of_two_routers_the_first_that_has_a_provider_searches(
+    backend: FakeBackend, site: Site, inner_searches: bool
+) -> None:
+    search = {"web_search": {"provider": "searxng", "url": site.url}}
+    endpoints = [{"url": f"{backend.url}/v1", "kind": "vllm"}]
+    async with (
+        running_router(endpoints=endpoints, **(search if inner_searches else {})) as inner,
+        running_router(endpoints=[{"url": inner.url}], **search) as outer,
+    ):
+        backend.script(chat(searches()), chat("Rain 【1】."))
+        response = await create(outer.http, tools=[SEARCH])
+        assert [item["type"] for item in response["output"]] == ["web_search_call", "message"]
+        assert len(response["output"][1]["content"][0]["annotations"]) == 1
+        assert site.asked == ["/search"]
+        ran = [
+            [run.kind for record in one.app.state.telemetry.recent for run in record.tools] for one in (outer, inner)
+        ]
+        assert ran == ([[], ["web_search_call"]] if inner_searches else [["web_search_call"], []])
 
 
 async def test_in_a_conversation_what_was_found_is_kept_and_shown_to_no_client(

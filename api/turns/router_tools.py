@@ -8,7 +8,7 @@ set up (`hosted/`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from api.turns.hosted import HOSTED
 from api.turns.hosted.tool import HostedRunner, HostedTool
@@ -38,11 +38,12 @@ def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
     if not given and not always:
         return None
     servers = [(where, tool) for where, tool in given if tool["type"] == "mcp"]
+    wanted = _set_up(state, turn, given)
     is_here = always or any(is_of_settings(state, turn, tool) for _, tool in servers)
-    if not is_here and _runs_elsewhere(state, turn):
+    if not is_here and _runs_elsewhere(state, turn, {type for hosted in wanted for type in hosted.types}):
         return None
     offers = offers_of(state, turn, servers, always)
-    runners = {hosted.call: hosted.runner(state, turn, each) for hosted, each in _set_up(state, turn, given).items()}
+    runners = {hosted.call: hosted.runner(state, turn, each) for hosted, each in wanted.items()}
     if not offers and not runners:
         return None
     choice = request.params.tool_choice
@@ -58,16 +59,20 @@ def _set_up(state: AppState, turn: Turn, given: list[tuple[str, Json]]) -> dict[
     wanted: dict[HostedTool, list[tuple[str, Json]]] = {}
     for where, tool in given:
         hosted = HOSTED.get(tool["type"])
-        if hosted is not None and hosted.is_set_up(state, turn):
+        if hosted is not None and hosted.is_set_up(state, turn.owner):
             wanted.setdefault(hosted, []).append((where, tool))
     return wanted
 
 
-def _runs_elsewhere(state: AppState, turn: Turn) -> bool:
-    """Whether the servers that could answer the turn all speak Responses, and run such tools themselves."""
+def _runs_elsewhere(state: AppState, turn: Turn, types: Set[str]) -> bool:
+    """Whether the servers that could answer the turn all speak Responses, and run such tools themselves: of another
+    router it is known which it runs."""
     pool = state.pool
     serving = pool.endpoints.serving(turn.request.model, turn.request.principal.models)
-    return bool(serving) and all(is_ext_openai_endpoint(pool, endpoint.key) for endpoint, _ in serving)
+    return bool(serving) and all(
+        is_ext_openai_endpoint(pool, endpoint.key) and (endpoint.tools is None or types <= endpoint.tools)
+        for endpoint, _ in serving
+    )
 
 
 class ToolsOfTurn:

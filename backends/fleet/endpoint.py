@@ -102,6 +102,11 @@ class Endpoint:
         return self.seen.router if self.seen else None
 
     @property
+    def tools(self) -> frozenset[str] | None:
+        """The types of hosted tools that it runs, where it is another router; None where nobody knows."""
+        return self.seen.tools if self.seen else None
+
+    @property
     def healthy(self) -> bool:
         """Whether it answered when it was last asked for its models."""
         return self.error is None

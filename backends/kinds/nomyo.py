@@ -17,7 +17,13 @@ class NomyoRouter(Kind):
         known = dict_of(its.get("models"))
         names = [name for row in rows if (name := text_of(row.get("id")))]
         models = {name: _facts(dict_of(known.get(name))) for name in names}
-        return Discovery(models, count(its.get("max_concurrent")), router=text_of(its.get("router")))
+        tools = its.get("tools")  # An older one leaves them out.
+        return Discovery(
+            models,
+            count(its.get("max_concurrent")),
+            router=text_of(its.get("router")),
+            tools=frozenset(filter(None, map(text_of, tools))) if isinstance(tools, list) else None,
+        )
 
     async def unload(self, model: str, get_json: GetJson, post_json: PostJson) -> None:
         """As Ollama's clients ask it to."""

@@ -54,8 +54,9 @@ class Discovery:
     # How many requests the server runs at once.
     slots: int | None = None
     version: str | None = None
-    # Of another router, its id.
+    # Of another router, its id, and the types of hosted tools that it runs.
     router: str | None = None
+    tools: frozenset[str] | None = None
 
 
 @dataclass(slots=True)

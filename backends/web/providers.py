@@ -75,7 +75,7 @@ def _exa(query: Query, key: str) -> SearchRequest:
     }
     if query.allowed:
         body["includeDomains"] = [*query.allowed]
-    if query.blocked:
+    elif query.blocked:  # It takes one of them; what it finds is looked through anyway.
         body["excludeDomains"] = [*query.blocked]
     if query.place.country:
         body["userLocation"] = query.place.country.upper()

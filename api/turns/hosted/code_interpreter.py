@@ -93,8 +93,8 @@ def _last_container(turn: Turn) -> str:
     return next((container for item in calls if isinstance(container := item.get("container_id"), str)), "")
 
 
-def _is_set_up(state: AppState, turn: Turn) -> bool:
-    return serves(state, state.config.tools.code_interpreter, turn.owner)
+def _is_set_up(state: AppState, owner: str) -> bool:
+    return serves(state, state.config.tools.code_interpreter, owner)
 
 
 def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Json]]) -> CodeInterpreter:

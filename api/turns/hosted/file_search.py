@@ -78,8 +78,8 @@ class FileSearch:
         self._tool.close()
 
 
-def _is_set_up(state: AppState, turn: Turn) -> bool:
-    return serves(state, state.config.tools.file_search, turn.owner)
+def _is_set_up(state: AppState, owner: str) -> bool:
+    return serves(state, state.config.tools.file_search, owner)
 
 
 def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Json]]) -> FileSearch:

@@ -86,9 +86,9 @@ class ImageGeneration:
             self._tool.close()
 
 
-def _is_set_up(state: AppState, turn: Turn) -> bool:
+def _is_set_up(state: AppState, owner: str) -> bool:
     setting = state.config.tools.image_generation
-    return isinstance(setting, ImageServerConfig) or serves(state, setting, turn.owner)
+    return isinstance(setting, ImageServerConfig) or serves(state, setting, owner)
 
 
 def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Json]]) -> ImageGeneration:

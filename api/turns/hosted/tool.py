@@ -43,12 +43,11 @@ class HostedRunner(Protocol):
 
 class HostedTool(Struct, frozen=True):
     """A hosted tool. `types` are those of it in a request, `call` is that of its items (`requests/hosted_calls.py` has
-    what these look like); `is_set_up`: the settings have it for the owner of a turn, else it is left out and named to
-    the client. `runner` is
-    given the entries of the request that it is asked for by, each with its place there, and raises `InvalidRequest` for
-    one that is wrong."""
+    what these look like); `is_set_up`: the settings have it for an owner, else it is left out and named to the
+    client. `runner` is given the entries of the request that it is asked for by, each with its place there, and raises
+    `InvalidRequest` for one that is wrong."""
 
     call: str
     types: tuple[str, ...]
-    is_set_up: Callable[[AppState, Turn], bool]
+    is_set_up: Callable[[AppState, str], bool]
     runner: Callable[[AppState, Turn, Sequence[tuple[str, Json]]], HostedRunner]

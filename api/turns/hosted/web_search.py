@@ -150,9 +150,9 @@ class WebSearch:
             self._server.close()
 
 
-def _is_set_up(state: AppState, turn: Turn) -> bool:
+def _is_set_up(state: AppState, owner: str) -> bool:
     kind, _, name = state.config.web_search.provider.partition(":")
-    return bool(kind) and (kind != "mcp" or state.mcp.named(name, turn.owner) is not None)
+    return bool(kind) and (kind != "mcp" or state.mcp.named(name, owner) is not None)
 
 
 def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Any]]) -> WebSearch:
