@@ -76,7 +76,7 @@ async def count_input_tokens(request: Request) -> Response:
 
 async def _with_router_tools(state: AppState, turn: Turn) -> TurnRequest:
     """The request, with the tools that the router would run for it, as its model would be offered them."""
-    tools = router_tools_of(state, turn) if turn.request.params.tools or state.mcp.has_always else None
+    tools = router_tools_of(state, turn)
     if tools is None:
         return turn.request
     try:

@@ -38,7 +38,7 @@ from api.turns.cached import CACHE_ROUTE, cache_key, replayed
 from api.turns.chat_answer import chat_answer
 from api.turns.ignored import name_ignored
 from api.turns.native_answer import native_answer
-from api.turns.router_tools import router_tools_of
+from api.turns.router_tools import has_brought, router_tools_of
 from api.turns.shared_answer import shared_answer
 from api.turns.tally import is_limited
 from api.turns.tool_rounds import tool_rounds
@@ -84,7 +84,11 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
             turn.emit(replayed(turn, cached))
         elif uses_cache and (cache := get_llm_cache(state)) is not None and not turn.compacts:
             await shared_answer(state, turn, cache, run_turn)
-        elif (params.tools or state.mcp.has_always) and (ours := router_tools_of(state, turn)) is not None:
+        elif (
+            params.tools
+            or state.mcp.has_always
+            or ((request.history or type(params.input) is not str) and has_brought(request))
+        ) and (ours := router_tools_of(state, turn)) is not None:
             await tool_rounds(state, turn, ours, partial(_ask, state, turn))
         else:
             await _ask(state, turn)

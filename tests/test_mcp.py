@@ -351,6 +351,28 @@ async def test_a_program_of_the_settings_is_asked_over_stdio(backend: FakeBacken
         assert called["output"]
 
 
+async def test_a_server_that_an_item_brings_is_used_from_there_on(backend: FakeBackend, weather: Served) -> None:
+    brought = {"type": "additional_tools", "role": "developer", "tools": [by_url(weather, authorization="s3cret")]}
+    question = {"role": "user", "content": "Plan."}
+    async with router(backend) as served:
+        backend.script(uses("plan", city="Rome"), chat("Done."))
+        first = await streamed(served, input=[question, brought])
+        assert [item["type"] for item in first["output"]] == ["mcp_list_tools", "mcp_call", "message"]
+        assert "Bearer s3cret" in weather.sent
+        backend.script(uses("plan", city="Oslo"), chat("Done."))
+        second = await streamed(served, input=[question, brought], previous_response_id=first["id"])
+        assert [item["type"] for item in second["output"]] == ["mcp_call", "message"], "brought again, it is the same"
+        listed = await served.http.get(f"{URL}/{second['id']}/input_items")
+        assert "s3cret" not in listed.text
+        wrong = brought | {"tools": [by_url(weather, server_label=5)]}
+        answer = await served.http.post(URL, json={"model": "test-model", "input": [question, wrong]})
+        assert_error(answer, 400, param="input[1].tools[0].server_label")
+        only = by_url(weather, allowed_tools=["forecast"])
+        backend.script(chat("Hi."))
+        await create(served.http, input=[question, brought], tools=[only])
+        assert names(backend) == ["w__forecast"], "what the request has itself counts"
+
+
 async def test_tools_of_servers_count_as_input(backend: FakeBackend, weather: Served) -> None:
     async def counted(served: Running, tools: list[Json]) -> int:
         body = {"model": "test-model", "input": "x", "tools": tools}

@@ -66,7 +66,9 @@ def prepare_chat(
         raise Unsupported("Stored prompts are known to OpenAI alone.", param="prompt")
     kind = backend.kind
     given = request.input if items is None else items
-    earlier, places = len(request.history), _places(request, len(given))
+    earlier, places = len(request.history), request.places
+    if places is not None:  # Those of any that follow are theirs.
+        places = [*places, *range(len(places), len(given))]
     items = [*request.history, *given] if earlier else given
     unread: set[str] = set()
     types = set(map(type_of, items))
@@ -110,14 +112,6 @@ def prepare_chat(
             params[theirs] = params.pop(name)
     one_call = request.params.parallel_tool_calls is False
     return ChatRequest(params, book, choice, one_call, ignored, adapted, by_url.wanted if by_url else {})
-
-
-def _places(request: TurnRequest, count: int) -> list[int] | None:
-    """The places in the request of the items that are given of it, and of any that follow them; None where they are
-    theirs."""
-    if (places := request.places) is None:
-        return None
-    return [*places, *range(len(places), count)]
 
 
 def apply(backend: Backend, turn: Turn, chat: ChatRequest) -> None:

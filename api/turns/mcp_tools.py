@@ -51,6 +51,7 @@ class Offer(Struct, frozen=True):
         return self.settings.require_approval == "always" or bool(wanted)
 
 
+# Tools of a request, each with its place there.
 Given = Sequence[tuple[str, Json]]
 
 

@@ -12,15 +12,17 @@ from collections.abc import Mapping, Set
 
 from api.turns.hosted import HOSTED
 from api.turns.hosted.tool import HostedRunner, HostedTool
-from api.turns.mcp_tools import McpTools, allows_private, is_of_settings, offers_of
+from api.turns.mcp_tools import Given, McpTools, allows_private, is_of_settings, offers_of
 from api.turns.tool_rounds import TurnTools
-from api.turns.turn import Turn
+from api.turns.turn import Turn, TurnRequest
 from backends.fleet.pool import is_ext_openai_endpoint
 from core.errors import InvalidRequest
 from core.json import Json
 from core.state import AppState
+from requests.hosted_calls import HOSTED_TOOLS
+from requests.items import type_of
 from requests.router_tools import RouterTools
-from requests.tools import Item
+from requests.tools import BRINGS_TOOLS, Item
 
 # The types of tools that may be run here.
 OURS = HOSTED.keys() | {"mcp"}
@@ -33,6 +35,8 @@ def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
         return None
     tools = enumerate(request.params.tools or ())
     given = [(f"tools[{place}]", tool) for place, tool in tools if tool["type"] in OURS]
+    if has_brought(request):
+        given += _brought(request, {_key(tool) for _, tool in given})
     # A front door of another API has no place for their items.
     always = [] if turn.asks_chats else state.mcp.always(turn.owner)
     if not given and not always:
@@ -52,6 +56,29 @@ def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
     turn.asks_chats = True
     mcp = McpTools(state.mcp, offers, turn.owner, state.config, allow_private=allows_private(state))
     return ToolsOfTurn(mcp, runners)
+
+
+def has_brought(request: TurnRequest) -> bool:
+    """Whether items of a conversation bring tools along: few do."""
+    return not BRINGS_TOOLS.isdisjoint(map(type_of, request.items))
+
+
+def _brought(request: TurnRequest, known: set[object]) -> Given:
+    """Those that items bring along, with their places, without those that are `known`. What comes again later stands
+    for what came before."""
+    found: dict[object, tuple[str, Json]] = {}
+    for place, item in enumerate(request.items, -len(request.history)):
+        if item["type"] in BRINGS_TOOLS:
+            places = request.places
+            at = "previous_response_id" if place < 0 else f"input[{places[place] if places else place}]"
+            tools = enumerate(item.get("tools") or ())
+            found |= {_key(tool): (f"{at}.tools[{n}]", tool) for n, tool in tools if tool["type"] in OURS}
+    return [each for key, each in found.items() if key not in known]
+
+
+def _key(tool: Json) -> object:
+    """What there is one of in a turn: a server of a label, a hosted tool."""
+    return HOSTED_TOOLS.get(tool["type"]) or str(tool.get("server_label"))
 
 
 def _set_up(state: AppState, turn: Turn, given: list[tuple[str, Json]]) -> dict[HostedTool, list[tuple[str, Json]]]:

@@ -320,7 +320,8 @@ async def begin_turn(
     `InvalidRequest`."""
     check_counts(body, max_items=state.config.max_items, max_tools=state.config.max_tools)
     params = check_request(body)
-    if isinstance(params.input, list) and len(params.input) > MANY_ITEMS:
+    is_text = isinstance(params.input, str)
+    if not is_text and len(params.input or ()) > MANY_ITEMS:
         await asyncio.sleep(0)  # Others are waiting: what is checked next takes as long again.
     model = params.model or _model_for_prompts(state.pool, principal)
     conversation: str | None = params.conversation  # type: ignore[assignment]  # Checked: it is an id.
@@ -329,12 +330,11 @@ async def begin_turn(
     else:
         history = []
     given = input_items(params.input)
-    new_items = (
-        given
-        if isinstance(params.input, str)
-        else await resolve_references(state, given, principal.owner, conversation)
-    )
-    has_references, places = new_items != given, None
+    if is_text:
+        new_items, has_references, places = given, False, None
+    else:
+        new_items = await resolve_references(state, given, principal.owner, conversation)
+        has_references, places = new_items != given, None
     if history and may_repeat(history, params.input):
         new_items, places = without_repeats(history, new_items)
     is_remembered = remembered is not NOTHING_REMEMBERED
@@ -402,9 +402,10 @@ def _principal_again(state: AppState, key: str, owner: str) -> Principal:
 
 def _emission(request: TurnRequest) -> Emission:
     """What is made of the events of a request by HTTP. Those of a background turn are kept as they are."""
-    if request.background:
+    params = request.params
+    if params.background:
         return EMIT_EVENTS
-    if not request.stream:
+    if not params.stream:
         return EMIT_NOTHING
     return EMIT_OBFUSCATED if request.obfuscated else EMIT_FRAMES
 
