@@ -84,7 +84,8 @@ class WriteQueue:
     def __init__(self, run: Callable[[list[Write]], Awaitable[Sequence[Write]]]) -> None:
         self._run = run
         self._queue: list[Written] = []
-        self._queued = asyncio.Event()
+        # Resolved where something is queued, while the writer waits for that.
+        self._idle: asyncio.Future[None] | None = None
         self._is_open = False
         # Called with how long each batch has taken, in seconds; here with something that does nothing.
         self.observe: Callable[[float], object] = float
@@ -94,14 +95,14 @@ class WriteQueue:
 
     def open(self) -> None:
         """Starts to write what is queued."""
-        self._queue, self._queued, self._is_open = [], asyncio.Event(), True
+        self._queue, self._idle, self._is_open = [], None, True
         self._writer = asyncio.create_task(self._write_batches(), name="store writer")
 
     async def close(self) -> None:
         """Writes what is queued, and stops."""
         if self._writer is not None:
             self._is_open = False
-            self._queued.set()
+            self._wake()
             await self._writer
 
     def write(
@@ -112,13 +113,20 @@ class WriteQueue:
             raise not_stored()
         written = Written(writes, then, failed)
         self._queue.append(written)
-        self._queued.set()
+        if self._idle is not None:
+            self._wake()
         return written
+
+    def _wake(self) -> None:
+        idle, self._idle = self._idle, None
+        if idle is not None and not idle.done():
+            idle.set_result(None)
 
     async def _write_batches(self) -> None:
         while self._is_open or self._queue:
-            await self._queued.wait()
-            self._queued.clear()
+            if not self._queue:
+                self._idle = asyncio.get_running_loop().create_future()
+                await self._idle
             batch, self._queue = self._queue, []
             if batch and not await self._wrote(batch) and len(batch) > 1:
                 # One of them is bad. Alone, it takes nobody else down.
