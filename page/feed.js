@@ -41,13 +41,11 @@ export function open() {
     live.fleet = JSON.parse(event.data);
   });
   source.addEventListener("turns", (event) => add(JSON.parse(event.data)));
-  let is_first = true;
   source.addEventListener("now", (event) => {
     const before = live.now?.at ?? 0;
     live.now = JSON.parse(event.data);
-    // Of the time in which nobody followed the router may have forgotten some.
-    if (is_first && live.now.knows_since > before) live.knows_since = live.now.knows_since;
-    is_first = false;
+    // Of the time in which nothing came the router may have forgotten some.
+    if (live.now.knows_since > before) live.knows_since = live.now.knows_since;
     live.skew_s = Date.now() / 1000 - live.now.at;
     live.state = "live";
     clearTimeout(watchdog);

@@ -131,6 +131,8 @@ class TestTheFeed:
             now = await frames.until(lambda now: now["queue"]["waiting"] == 1)
             assert now["background"] == {"running": 2, "queued": 0}
             assert now["queue"]["longest_wait_s"] > 0
+            ((row),) = now["queue"]["first"]
+            assert (row["model"], row["position"]) == ("test-model", 0)
 
 
 class TestTurns:

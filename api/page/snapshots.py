@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Sequence
 from heapq import nsmallest
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from secrets import token_hex
 from typing import Annotated, NamedTuple
 
@@ -34,8 +34,9 @@ routes = Routes(tags=["page"], for_admins=True)
 
 # Where the peers are asked.
 HERE = "/api/workers/page"
-# So many turns are shown of those that run, and of those that have ended.
+# So many turns are shown of those that run, that wait for a slot, and that have ended.
 MOST_RUNNING = 50
+MOST_WAITING = 20
 MOST_ENDED = 1000
 # Clocks of several machines differ: turns are asked for again that may have been seen, and known by what they are.
 OVERLAP_S = 5.0
@@ -122,6 +123,7 @@ def how_it_is_here(state: AppState, since: float) -> Json:
         "running": [running_row(routing, PROCESS, now, at) for routing in first],
         "running_total": len(pool.asked),
         "waiting": len(pool.line),
+        "first": pool.first_waiting(MOST_WAITING),
         "longest_wait_s": pool.longest_wait_s(),
         "counts": dict(state.telemetry.counts),
         "outcomes": {endpoint.name: dict(endpoint.outcomes) for endpoint in _shown(state)},
@@ -152,6 +154,7 @@ def _now(state: AppState, parts: Sequence[Json]) -> Json:
     for part in parts:
         for name, counts in part["outcomes"].items():
             outcomes.setdefault(name, Counter()).update(counts)
+    first = [row for part in parts for row in part["first"]]
     running = sorted((row for part in parts for row in part["running"]), key=lambda row: row["since"])
     return {
         "at": time.time(),
@@ -167,6 +170,7 @@ def _now(state: AppState, parts: Sequence[Json]) -> Json:
         },
         "queue": {
             "waiting": sum(part["waiting"] for part in parts),
+            "first": sorted(first, key=itemgetter("waited_s"), reverse=True)[:MOST_WAITING],
             "longest_wait_s": max(part["longest_wait_s"] for part in parts),
         },
         "running": running[:MOST_RUNNING],

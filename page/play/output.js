@@ -10,12 +10,12 @@ export function conversation({ onCall }) {
 
   function begin(index, item) {
     if (item.type === "message" || item.type === "reasoning" || item.type.endsWith("_call")) {
-      const said = h("div", { class: "said" });
+      const body = h("div", { class: "body" });
       const growing = item.type.endsWith("_call") ? h("pre", { tabindex: "0" }) : h("p", {});
-      said.append(growing);
+      body.append(growing);
       const who = item.type === "message" ? "assistant" : item.type === "reasoning" ? "reasoning" : `calls ${item.name ?? item.type.replaceAll("_", " ")}`;
       const kind = item.type === "message" ? "assistant" : item.type === "reasoning" ? "reasoning" : "call";
-      const entry = h("li", { class: `item ${kind} growing` }, h("span", { class: "who" }, who), said);
+      const entry = h("li", { class: `item ${kind} growing` }, h("span", { class: "who" }, who), body);
       open.set(index, { entry, growing });
       element.append(entry);
     }
@@ -38,7 +38,7 @@ export function conversation({ onCall }) {
       element.append(itemOf(item));
     },
     note(words, kind = "") {
-      element.append(h("li", { class: `item end ${kind}` }, h("span", { class: "who" }, kind === "failed" ? "failed" : ""), h("div", { class: "said" }, h("p", {}, words))));
+      element.append(h("li", { class: `item end ${kind}` }, h("span", { class: "who" }, kind === "failed" ? "failed" : ""), h("div", { class: "body" }, h("p", {}, words))));
     },
     take(event) {
       switch (event.type) {

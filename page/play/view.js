@@ -201,7 +201,7 @@ export function playgroundView({ session }) {
       }
     });
     const box = h("div", { class: "answer" }, h("label", { for: id }, `What ${item.name} gives`), answer, button);
-    entry.querySelector(".said").append(box);
+    entry.querySelector(".body").append(box);
   }
   function startAnew() {
     aborter?.abort();

@@ -26,7 +26,7 @@ export function itemOf(item) {
 }
 
 function entry(who, kind, ...content) {
-  return h("li", { class: `item ${kind}` }, h("span", { class: "who" }, who), h("div", { class: "said" }, content));
+  return h("li", { class: `item ${kind}` }, h("span", { class: "who" }, who), h("div", { class: "body" }, content));
 }
 
 function partsOf(content) {

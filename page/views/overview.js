@@ -26,7 +26,8 @@ export function overviewView() {
   const tokensNote = h("p", { class: "note" });
   const requests = timePlot("Turns per second", { label: rate });
   const firsts = dotPlot("Time to first output, each turn", { label: shortDuration, ticks: [10, 100, 1000, 10_000, 100_000] });
-  const days = barPlot(`Tokens by model over ${DAYS} days`, { label: count });
+  const days = barPlot(`Tokens over ${DAYS} days`, { label: count });
+  const by = h("select", { id: "days-by", onchange: loadDays }, ["model", "endpoint", "key", "owner"].map((value) => h("option", { value }, value)));
   const daysLegend = h("ul", { class: "legend" });
   const daysNote = h("p", { class: "note" });
   const endpoints = h("ul", { class: "strip" });
@@ -41,7 +42,7 @@ export function overviewView() {
     card("Output tokens per second", tokens.element, tokensNote),
     card("Turns per second", requests.element, legendOf([["accent", "ended"], ["bad", "failed"]])),
     card("Time to first output", firsts.element, legendOf([["accent", "streams"], ["second", "whole answers: their end"], ["bad", "failed"]])),
-    card("Tokens by day", days.element, daysLegend, daysNote),
+    card("Tokens by day", h("p", { class: "choice" }, h("label", { for: "days-by" }, "by"), by), days.element, daysLegend, daysNote),
   );
   const known = h(
     "div",
@@ -123,7 +124,7 @@ export function overviewView() {
   async function loadDays() {
     const from = Math.floor(Date.now() / 86_400_000) * 86_400 - (DAYS - 1) * 86_400;
     try {
-      const usage = await ask(`api/usage?by=model&step=day&from=${from}`);
+      const usage = await ask(`api/usage?by=${by.value}&step=day&from=${from}`);
       showDays(usage, from);
     } catch (error) {
       text(daysNote, error.message);
@@ -131,17 +132,17 @@ export function overviewView() {
   }
   function showDays(usage, from) {
     const totals = new Map();
-    for (const row of usage.data) totals.set(row.model, (totals.get(row.model) ?? 0) + row.input_tokens + row.output_tokens);
+    for (const row of usage.data) totals.set(row[usage.by], (totals.get(row[usage.by]) ?? 0) + row.input_tokens + row.output_tokens);
     const names = [...totals.keys()].sort((a, b) => totals.get(b) - totals.get(a));
     const shown = names.length > TONES.length ? [...names.slice(0, TONES.length - 1), null] : names;
     const stacks = shown.map((name, index) => {
       const values = new Array(DAYS).fill(0);
       for (const row of usage.data) {
-        const is_it = name === null ? !shown.includes(row.model) : row.model === name;
+        const is_it = name === null ? !shown.includes(row[usage.by]) : row[usage.by] === name;
         const at = Math.floor((row.at - from) / 86_400);
         if (is_it && at >= 0 && at < DAYS) values[at] += row.input_tokens + row.output_tokens;
       }
-      return { name: name === null ? "others" : name || "unknown", values, tone: TONES[index] };
+      return { name: name === null ? "others" : name || { key: "api_key, or none", owner: "admins" }[usage.by] || "none", values, tone: TONES[index] };
     });
     const labels = Array.from({ length: DAYS }, (_, at) => day(from + at * 86_400));
     days.update({ labels, stacks });

@@ -29,7 +29,7 @@ export function partsOf(turn) {
   const answered = Math.min(Math.max(turn.answered_ms ?? total, asked), total);
   const is_stream = turn.first_ms !== null;
   const first = is_stream ? Math.min(Math.max(turn.first_ms, answered), total) : answered;
-  const tried = turn.tries.length > 0;
+  const tried = turn.attempts > 1;
   const has_failed = !is_stream && turn.status === "failed";
   return [
     { ms: waited, kind: "waited", words: `waited ${duration(waited)} for a slot` },

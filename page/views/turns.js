@@ -1,9 +1,9 @@
 // Turns that run, and those that have ended lately.
 
-import { h, show, text } from "../dom.js";
+import { h, keyed, show, text } from "../dom.js";
 import { follow, live } from "../feed.js";
-import { plural } from "../format.js";
-import { nothing } from "./parts.js";
+import { duration, plural } from "../format.js";
+import { nothing, pill } from "./parts.js";
 import { turnList } from "./turn_list.js";
 
 const MOST = 200;
@@ -19,6 +19,7 @@ export function turnsView() {
   ].map(([value, words]) => h("option", { value }, words)));
   const note = h("p", { class: "note" });
   const list = turnList({ most: MOST });
+  const waiting = h("ul", { class: "rows waiting", "aria-label": "Requests that wait for a slot", hidden: true });
   const empty = nothing("Nothing here yet.", h("p", { class: "note" }, "Turns appear as they run, and stay until the router has seen a few hundred others. What is stored of them is under ", h("a", { href: "#/stored" }, "Stored"), "."));
   const element = h(
     "div",
@@ -26,6 +27,7 @@ export function turnsView() {
     h("h1", {}, "Turns"),
     h("div", { class: "filters" }, h("label", { for: "turn-search" }, "Search"), search, h("label", { for: "turn-status" }, "Show"), only),
     note,
+    waiting,
     list.element,
     empty,
   );
@@ -51,6 +53,9 @@ export function turnsView() {
     const ended = live.turns.filter(fits);
     const running = is_filtered ? [] : live.now.running;
     list.update(running, ended);
+    const first = live.now.queue.first.map((row, index) => ({ ...row, id: index }));
+    keyed(waiting, first, ({ id }) => id, waitingRow, updateWaiting);
+    show(waiting, first.length > 0 && !is_filtered);
     const shown = Math.min(ended.length, MOST);
     const more = live.now.running_total > live.now.running.length ? `, ${plural(live.now.running.length, "of them is", "of them are")} shown` : "";
     text(note, `${plural(live.now.running_total, "turn runs", "turns run")}${more}. ${plural(shown, "that has ended is", "that have ended are")} listed${is_filtered ? " by what you look for" : ""}.`);
@@ -58,4 +63,13 @@ export function turnsView() {
     show(empty, running.length + ended.length === 0);
   }
   return { element, leave: follow(update) };
+}
+
+function waitingRow(row) {
+  return h("li", {}, h("span", { class: "status" }, pill("warn", "waits")), h("span", { class: "model" }, row.model), h("span", { class: "where" }), h("span", { class: "time number" }));
+}
+
+function updateWaiting(node, row) {
+  text(node.children[2], row.position ? `${plural(row.position, "is", "are")} before it` : "is next");
+  text(node.children[3], duration(row.waited_s * 1000));
 }

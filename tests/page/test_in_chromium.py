@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,31 @@ class TestWhatHappensIsSeen:
             tab = await browser.open(f"{running.url}/")
             await tab.sees("No model server is known yet")
             await tab.sees("127.0.0.1:11434")
+            await tab.resize(390, 844)
+            assert await tab.value("document.documentElement.scrollWidth") <= 390
             await tab.click("llama.cpp", "[role=tab]")
             await tab.sees("llama-server -m model.gguf")
+
+    async def test_who_waits_for_a_slot_is_seen_waiting(self, backend: FakeBackend, browser: Chromium) -> None:
+        backend.script(chat("Hel", then=stall()))
+        async with running_router(endpoints=[at(backend, max_concurrent=1)]) as running:
+            for _ in range(3):
+                await running.http.post(URL, json=turn(background=True))
+            tab = await browser.open(f"{running.url}/#/turns")
+            await tab.until("document.querySelectorAll('.waiting li').length === 2")
+            await tab.sees("is next")
+            await tab.sees("1 is before it")
+
+    async def test_nothing_is_asked_of_another_host(self, backend: FakeBackend, browser: Chromium) -> None:
+        async with running_router(endpoints=[at(backend)]) as running:
+            await create(running.http)
+            tab = await browser.open(f"{running.url}/")
+            await tab.until(LIVE)
+            for view in VIEWS:
+                await tab.value(f"location.hash = '#/{view}'")
+                await tab.until("document.querySelector('main h1') !== null")
+            assert len(tab.requested) > 20
+            assert all(url.startswith(f"{running.url}/") for url in tab.requested), tab.requested
 
 
 class TestWhatCanBeDone:
@@ -209,6 +233,34 @@ class TestThePlayground:
             await tab.sees("Eight.")
             texts = [message["content"] for message in backend.turns[-1].json["messages"]]
             assert texts == ["Two and two?", "Four.", "Twice that?"]
+
+    @pytest.mark.parametrize("name", ["Python", "curl"])
+    async def test_the_same_request_can_be_made_elsewhere(
+        self, name: str, backend: FakeBackend, browser: Chromium
+    ) -> None:
+        backend.script(say("Here."), say("Elsewhere."))
+        words = 'It\'s "quoted", with a $HOME, a \\ and two\nlines; ünï.'
+        async with keyed_router(backend, endpoints=[at(backend)]) as running:
+            tab = await signed_in(browser, running)
+            await tab.value("location.hash = '#/playground'")
+            await tab.until("document.querySelector('#play-model').value === 'test-model'")
+            await tab.click("Tools", "summary")
+            await tab.click("Add: A function")
+            await tab.write("#play-input", words)
+            await tab.click("Send")
+            await tab.sees("Here.")
+            await tab.sees("Completed")
+            await tab.click(name, "[role=tab]")
+            code = await tab.text("[role=tabpanel]:not([hidden]) code")
+            command = ["bash", "-c", code] if name == "curl" else [sys.executable, "-I", "-c", code]
+            environment = {**os.environ, "ROUTER_API_KEY": ADMIN}
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+            said, problem = await process.communicate()
+            assert "Elsewhere." in said.decode() or b"Else" in said, problem.decode()
+            here, elsewhere = (asked.json for asked in backend.turns)
+            assert here == elsewhere
+            assert here["messages"][-1]["content"] == words
 
 
 class TestWhoLooks:
