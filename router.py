@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import logging.config
 import os
 import time
 from collections.abc import AsyncGenerator
@@ -67,7 +66,7 @@ from core.extras import need
 from core.files import raise_file_limit
 from core.flights import Flights
 from core.keyring import Keyring
-from core.logs import RequestLog, logging_config
+from core.logs import RequestLog, log_to_stderr
 from core.reloading import keep_config, keep_keys
 from core.seals import Sealer
 from core.state import AppState
@@ -151,8 +150,7 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
     state = app.state
     config = state.config
     cluster = state.cluster
-    if not logging.getLogger().handlers:  # Else whoever runs us has set up logging: serve.py, or somebody else.
-        logging.config.dictConfig(logging_config(config.log.format, config.log.level))
+    log_to_stderr(config.log.format, config.log.level)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     if state.config_file is not None and not state.config_file.exists():
         log.info("there is no %s: every setting has its default", state.config_file.absolute())

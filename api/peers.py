@@ -16,8 +16,10 @@ from starlette.types import Receive, Scope, Send
 from api.http.keys import OWNER, principal_of
 from api.http.replies import framed_for
 from cluster.protocol import FROM_PEER, PeerAnswer
+from core.request_context import HEADER, current_request
 from core.state import AppState
 
+REQUEST_ID = HEADER.decode()
 PASSED_ON = ("content-type", "cache-control", "x-accel-buffering")
 
 
@@ -27,8 +29,14 @@ def is_from_peer(request: Request) -> bool:
 
 
 def as_peer(state: AppState, owner: str = "") -> dict[str, str]:
-    """The headers by which a peer knows this process, which may ask it all, on behalf of an owner."""
-    return {"authorization": f"Bearer {state.keys.peer_key}", **({OWNER: quote(owner)} if owner else {})}
+    """The headers by which a peer knows this process, which may ask it all, on behalf of an owner; and the id of the
+    request that it is asked for."""
+    headers = {"authorization": f"Bearer {state.keys.peer_key}"}
+    if owner:
+        headers[OWNER] = quote(owner)
+    if (request := current_request()) is not None:
+        headers[REQUEST_ID] = request.id.decode()
+    return headers
 
 
 async def answer_of_peer(request: Request) -> Response | None:

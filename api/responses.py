@@ -203,10 +203,10 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 async def _cached(state: AppState, turn: Turn) -> dict[str, Any] | None:
     """The response to the same request, from the cache."""
-    cache = get_llm_cache(state)
-    found = (
-        await cache.get_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request)) if cache is not None else None
-    )
+    if (cache := get_llm_cache(state)) is None:
+        return None
+    state.telemetry.counts["cache_lookups"] += 1
+    found = await cache.get_chat(CACHE_ROUTE, turn.request.model, cache_key(turn.request))
     return decode_json(found) if found else None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import re
 import time
 import traceback
@@ -40,6 +41,7 @@ def logging_config(log_format: str, level: str) -> Json:
     """The configuration of `logging` for the service and all that it uses. `level` is that of our own lines; libraries
     are at `warning`, whatever it is: some log what they send."""
     ours = level.upper()
+    uvicorns = max("INFO", ours, key=logging.getLevelName)
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -48,9 +50,21 @@ def logging_config(log_format: str, level: str) -> Json:
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
             "nomyo": {"level": ours},
-            "uvicorn": {"level": max("INFO", ours, key=logging.getLevelName)},
+            # It has handlers of its own where it has configured itself; without a level it would look for a lower one.
+            "uvicorn": {"level": uvicorns, "propagate": True},
+            "uvicorn.error": {"level": uvicorns},
         },
     }
+
+
+def log_to_stderr(log_format: str, level: str) -> None:
+    """Configures `logging`, unless whoever runs us has done so. Whether uvicorn logs requests too stays as it is."""
+    if logging.getLogger().handlers:
+        return
+    access = logging.getLogger("uvicorn.access")
+    is_wanted = access.hasHandlers()
+    logging.config.dictConfig(logging_config(log_format, level))
+    access.propagate = is_wanted
 
 
 class TextFormatter(logging.Formatter):

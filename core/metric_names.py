@@ -78,6 +78,7 @@ COUNTED = {
     "retries": Metric("nomyo_retries", "Requests tried again after a failure."),
     "failovers": Metric("nomyo_failovers", "Turns that were answered after an attempt that failed."),
     "failures": Metric("nomyo_failures", "Failures of backends."),
+    "cache_lookups": Metric("nomyo_cache_lookups", "Turns that asked the cache."),
     "cache_hits": Metric("nomyo_cache_hits", "Turns that were answered from the cache, or with another one."),
 }
 

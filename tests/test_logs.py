@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +35,9 @@ from core.logs import (
     text_line,
 )
 from tests.conftest import Running, running_router
+from tests.engines.server import free_port
 from tests.fake_backend import FakeBackend, chat, chunk, cut, http_error, json_answer, stream
+from tests.test_containers import ROOT
 from tests.test_telemetry import record_of
 from tests.turns import URL, create, eventually, turn
 
@@ -129,6 +135,7 @@ async def test_each_request_has_one_line(backend: FakeBackend, written: Log, mon
         "responses 200",
         "responses 400",
         "responses completed",
+        "websocket 101",
         "websocket completed",
     ]
     (ours,) = [line for line in lines if line.get("response_id") == response["id"]]
@@ -337,5 +344,42 @@ def test_libraries_do_not_log_what_they_send() -> None:
     for level in ("debug", "info"):
         config = logging_config("text", level)
         assert config["root"]["level"] == "WARNING"
-        assert set(config["loggers"]) == {"nomyo", "uvicorn"}
+        assert set(config["loggers"]) == {"nomyo", "uvicorn", "uvicorn.error"}
         assert config["loggers"]["uvicorn"]["level"] == "INFO"
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("start", [["serve.py", "--access-log"], ["-m", "uvicorn", "router:app", "--no-access-log"]])
+async def test_all_lines_of_the_service_are_in_one_format(
+    start: list[str], backend: FakeBackend, tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = {
+        "endpoints": [{"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "one"}],
+        "database": {"url": "sqlite://"},
+        "log": {"format": "json", "requests": True},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    environment = {**os.environ, "ROUTER_CONFIG": str(tmp_path / "config.yaml")}
+    command = (sys.executable, *start, "--port", str(port))
+    with (tmp_path / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment, stderr=log, stdout=log)
+    try:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", verify=False) as http:
+
+            async def is_there() -> bool:
+                await asyncio.sleep(0.05)
+                with contextlib.suppress(httpx2.TransportError):
+                    return (await http.get("/ready")).status_code == 200
+                return False
+
+            await eventually(is_there, (tmp_path / "log").read_text())
+            response = await create(http)
+    finally:
+        process.terminate()
+        await process.wait()
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("INFO: ")]
+    read = [json.loads(line) for line in lines]
+    assert [line["door"] for line in read if line.get("response_id") == response["id"]] == ["responses"]
+    assert "Application startup complete." in [line.get("message") for line in read]
+    assert not [line for line in read if line["logger"] == "uvicorn.access"]

@@ -31,6 +31,7 @@ from tests.fake_backend import (
 )
 from tests.mcp_server import mcp_server
 from tests.stream_grammar import check_stream
+from tests.test_telemetry import scraped, value
 from tests.turns import (
     SOON_S,
     URL,
@@ -93,6 +94,20 @@ async def know_each_other(routers: list[Running]) -> None:
 
 def test_a_lease_and_a_beat_take_less_than_the_5_s_in_which_slots_are_back() -> None:
     assert LEASE_S + LEASE_S / BEATS < 5
+
+
+async def test_each_shows_what_it_has_counted_itself(
+    valkey: ValkeyServer, backend: FakeBackend, tmp_path: Path
+) -> None:
+    async with replicas(2, backend, tmp_path, valkey.url) as routers:
+        await know_each_other(routers)
+        for times, router in enumerate(routers, 1):
+            for _ in range(times):
+                await create(router.http, store=False)
+        for times, router in enumerate(routers, 1):
+            samples = await scraped(router.http)
+            assert value(samples, "nomyo_turns_total") == times
+            assert value(samples, "nomyo_processes") == 1
 
 
 # ── slots ────────────────────────────────────────────────────────────────────────────────────────────────────────────

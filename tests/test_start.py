@@ -22,6 +22,7 @@ HEAVY = {
     "jsonschema": "the extra tools",
     "opentelemetry.sdk": "the extra otel",
     "grpc": "the extra otel",
+    "prometheus_client": "the first /metrics",
     "python_multipart": "mcp's servers, of which we run none",
 }
 

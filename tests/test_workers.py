@@ -26,6 +26,7 @@ from tests.fake_backend import FakeBackend, Reply, chat, pause, say, stall, step
 from tests.stream_grammar import check_stream
 from tests.test_command import nomyo
 from tests.test_restart import free_port
+from tests.test_telemetry import scraped, value
 from tests.turns import (
     SOON_S,
     assert_error,
@@ -256,6 +257,26 @@ async def has_metric(http: httpx2.AsyncClient, name: str, value: float) -> None:
 
 def post(http: httpx2.AsyncClient, times: int) -> list[asyncio.Task[httpx2.Response]]:
     return [asyncio.create_task(http.post("/v1/responses", json=TURN)) for _ in range(times)]
+
+
+@in_module
+async def test_the_metrics_of_both_are_one_and_prometheus_reads_them(running: Service) -> None:
+    here, there = await running.both()
+    ours = {"door": "responses", "status": "completed"}
+    first = await scraped(here)
+    before, apis = value(first, "nomyo_turns_total", ours), value(first, "nomyo_http_requests_total", {"door": "api"})
+    assert {answer.status_code for answer in await asyncio.gather(*post(here, 3), *post(there, 4))} == {200}
+    for http in (here, there):
+        for is_open in (False, True):
+            samples = await scraped(http, is_open=is_open)
+            assert value(samples, "nomyo_turns_total", ours) == before + 7
+            assert value(samples, "nomyo_turn_duration_seconds_count", {"door": "responses"}) == before + 7
+            filled = {"door": "responses", "le": "+Inf"}
+            assert value(samples, "nomyo_turn_duration_seconds_bucket", filled) == before + 7
+            assert value(samples, "nomyo_http_requests_total", {"door": "responses", "status": "200"}) >= 7
+            assert value(samples, "nomyo_http_requests_total", {"door": "api"}) == apis, "what peers ask is nobody's"
+            assert value(samples, "nomyo_processes") == 2
+            assert value(samples, "nomyo_build_info") == 1
 
 
 class Crowd:

@@ -34,7 +34,7 @@ from cluster.protocol import FROM_PEER
 from core import hops
 from core.errors import APIError, Interrupted, StartError, without_frames
 from core.request_context import HEADER as REQUEST_ID
-from core.request_context import begin_request
+from core.request_context import RequestContext, begin_request
 from core.state import AppState
 from core.turn_record import door_of
 
@@ -90,12 +90,9 @@ class Application(FastAPI):
             reply = await self._reply(endpoint, scope, receive, send)
             if b"origin" in headers:
                 share(reply, scope, state.config)
-            if context.ending != "completed":  # Those are counted with their turns.
-                state.telemetry.replies[door_of(context.path), reply.status_code] += 1
             await reply(scope, receive, send)
-            if state.request_log is not None and not context.ending and FROM_PEER not in scope:
-                owner = scope["principal"].owner if "principal" in scope else ""
-                state.request_log.request(context, scope["method"], reply.status_code, owner)
+            if context.ending != "completed" and FROM_PEER not in scope:  # Those are counted with their turns.
+                self._note_reply(context, scope, reply.status_code)
         finally:
             scope.pop(EXTENSION, None)  # The wire refers to the request, and the request to its wire.
 
@@ -136,16 +133,27 @@ class Application(FastAPI):
             without_frames(error)
             return reply
 
+    def _note_reply(self, context: RequestContext, scope: Scope, status: int) -> None:
+        """Counts a reply, and logs one that was no turn's."""
+        state = self.state
+        state.telemetry.replies[context.door or door_of(context.path), status] += 1
+        if state.request_log is not None and not context.ending:
+            owner = scope["principal"].owner if "principal" in scope else ""
+            state.request_log.request(context, scope.get("method", "GET"), status, owner)
+
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An endpoint takes its socket by accepting it. An error before that is a refused handshake, with the reply of
         that error."""
         headers = scope[HEADERS] = dict(scope["headers"])
-        begin_request(headers, "/v1/responses")
+        context = begin_request(headers, scope["path"])
+        context.door = "websocket"
         try:
             check_key(self.state, scope)
             await self.table.find_socket(scope)(WebSocket(scope, receive, send))
+            self._note_reply(context, scope, 101)
         except APIError as error:
             without_frames(error)
+            self._note_reply(context, scope, error.status)
             if "websocket.http.response" in scope.get("extensions", {}):
                 await error_reply(error)(scope, receive, send)
             else:  # The server under us can refuse, but give no reason.
