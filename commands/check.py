@@ -65,7 +65,7 @@ def check(as_json: bool) -> int:
         config = load_config(kinds=KINDS)
         file = config_file()
         named = str(file) if file.exists() else f"there is no {file}: every setting has its default"
-        found += [Finding(True, "settings", named), *_kept(config), *asyncio.run(_asked(config))]
+        found += [Finding(True, "settings", named), _access(config), *_kept(config), *asyncio.run(_asked(config))]
     if as_json:
         print_json({"ok": all(one.is_right for one in found), "found": [one._asdict() for one in found]})
     else:
@@ -78,6 +78,18 @@ def check(as_json: bool) -> int:
 
 
 COMMAND = check
+
+
+def _access(config: Config) -> Finding:
+    """Who may use it, as far as the settings have that."""
+    keys = len(config.keys) + bool(config.api_key)
+    if keys:
+        line = f"{keys} key{'s' if keys > 1 else ''} in the settings (./nomyo keys has those of the database)"
+    elif config.allow_open:
+        line = "no key in the settings: whoever reaches it may use it (allow_open)"
+    else:
+        line = "no key in the settings: this machine alone is served"
+    return Finding(True, "access", line)
 
 
 def _kept(config: Config) -> Iterator[Finding]:

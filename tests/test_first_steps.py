@@ -188,12 +188,13 @@ async def test_check_of_what_is_right_ends_with_0(settings: SettingsFile, backen
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.splitlines() == [
         f"ok     settings: {settings.file}",
+        "ok     access: no key in the settings: this machine alone is served",
         "ok     database: in memory: gone when the router stops",
         f"ok     gpu ({backend.url}): vllm, 1 model",
     ]
     as_json = json.loads((await nomyo("check", "--json")).out)
     assert as_json["ok"] is True
-    assert [one["what"] for one in as_json["found"]] == ["settings", "database", f"gpu ({backend.url})"]
+    assert [one["what"] for one in as_json["found"]] == ["settings", "access", "database", f"gpu ({backend.url})"]
 
 
 async def test_check_finds_every_mistake_in_the_settings_at_once(settings: SettingsFile) -> None:
