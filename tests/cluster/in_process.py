@@ -1,5 +1,5 @@
 """A cluster whose members live in one process: what passes between them is a plain object, and a test decides what
-happens in which order. It keeps the laws of the others (test_every_cluster.py)."""
+happens in which order. It keeps the laws of the others (test_every_*.py)."""
 
 from __future__ import annotations
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -15,80 +13,20 @@ from starlette.types import Receive, Scope, Send
 
 from api.http.protocol import Protocol
 from cluster.alone import Alone
-from cluster.protocol import Cluster, Left, Quota
+from cluster.protocol import Cluster
 from cluster.workers import Workers
 from tests.cluster.in_process import InProcess, Shared
 from tests.cluster.services import (
     LEASE_S,
-    AloneService,
-    InProcessService,
     Member,
-    ReplicasService,
     Service,
     Several,
-    WorkersService,
 )
+from tests.cluster.suite import every, holds, opened, with_others
 from tests.turns import SOON_S, eventually
 
 HERE = "http://server:1/v1"
 THERE = "http://server:2/v1"
-# An ASGI application in another process, for the requests of its peers: it answers with the status at the end of the
-# path, and with what came.
-ANSWERS = """
-import json
-from contextlib import AsyncExitStack
-from api.http.protocol import Protocol
-from cluster.protocol import FROM_PEER
-
-async def app(scope, receive, send):
-    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    said = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode(),
-        "by": cluster.number, "authorization": headers.get("authorization"), "from_peer": scope.get(FROM_PEER, False)}
-    status = int(scope["path"].rpartition("/")[2])
-    if scope["path"].startswith("/only-") and not scope["path"].startswith(f"/only-{cluster.number}/"):
-        status = 404
-    head = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": json.dumps(said).encode()})
-
-answering = cluster.answering(app, Protocol)
-await answering.__aenter__()
-"""
-
-
-def services(*, with_others: bool) -> list[str]:
-    several = ["workers", "replicas", "in process"]
-    return several if with_others else ["alone", *several]
-
-
-@pytest.fixture
-def service(request: pytest.FixtureRequest, short_path: Path) -> Service:
-    made = {
-        "alone": AloneService,
-        "workers": lambda: WorkersService(short_path),
-        "replicas": lambda: ReplicasService(request.getfixturevalue("valkey").url),
-        "in process": InProcessService,
-    }
-    return made[request.param]()
-
-
-every = pytest.mark.parametrize("service", services(with_others=False), indirect=True)
-with_others = pytest.mark.parametrize("service", services(with_others=True), indirect=True)
-
-
-@asynccontextmanager
-async def opened(service: Service) -> AsyncIterator[Cluster]:
-    cluster = service.here()
-    await cluster.open()
-    yield cluster
-    await cluster.close()
-
-
-@pytest.fixture
-async def cluster(service: Service) -> AsyncIterator[Cluster]:
-    """This process in the service, the first that joins it."""
-    async with opened(service) as cluster:
-        yield cluster
 
 
 @with_others
@@ -100,15 +38,6 @@ async def test_what_the_processes_of_a_service_have_in_common_is_their_own(
     Workers.prepare(tmp_path)
     foreign = (InProcess(Shared()), Workers(tmp_path), Alone())
     assert len({cluster.service, *(one.service for one in foreign)}) == 4
-
-
-async def holds(cluster: Cluster, condition: Callable[[], bool] | Callable[[], Awaitable[bool]], what: str) -> None:
-    """At once where one look is enough to see what others do, soon where there is a network between them."""
-    if not cluster.is_exact:
-        await eventually(condition, what)
-        return
-    held = condition()
-    assert await held if isinstance(held, Awaitable) else held, what
 
 
 def choose(cluster: Cluster, url: str) -> None:
@@ -455,184 +384,3 @@ async def start():
                 cluster.deletions.add(1)
             await adding
             await holds(cluster, lambda: cluster.deletions.value == 40_000, "none is lost")
-
-
-# ── peers ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-async def peers(service: Several, cluster: Cluster) -> AsyncIterator[list[Member]]:
-    """Two that answer, and this process."""
-    async with service.other() as first, service.other() as second:
-        members = [first, second]
-        for member in members:
-            await member.run(ANSWERS)
-
-        async def all_answer() -> bool:
-            return [answer and answer["by"] for answer in await cluster.ask("GET", "/200", {})] == [1, 2]
-
-        await holds(cluster, all_answer, "both are known here")
-        yield members
-
-
-@with_others
-@pytest.mark.usefixtures("peers")
-class TestPeers:
-    async def test_all_are_asked_as_the_client_asked(self, cluster: Cluster) -> None:
-        answers = await cluster.ask("POST", "/a%20b/200?x=1&y=%2F", {"authorization": "Bearer k"})
-        asked = {
-            "method": "POST",
-            "path": "/a b/200",
-            "query": "x=1&y=%2F",
-            "authorization": "Bearer k",
-            "from_peer": True,
-        }
-        assert answers == [{**asked, "by": number} for number in (1, 2)]
-
-    async def test_an_answer_that_is_no_200_is_none(self, cluster: Cluster) -> None:
-        for status in (204, 404, 500):
-            assert await cluster.ask("GET", f"/{status}", {}) == [None, None]
-
-    async def test_the_first_answer_that_is_no_404_is_found(self, cluster: Cluster) -> None:
-        for path, status, number in (("/200", 200, 1), ("/400", 400, 1), ("/500", 500, 1), ("/only-2/200", 200, 2)):
-            found = await cluster.find("GET", path, {})
-            assert found is not None
-            assert (found.status, found.headers["content-type"]) == (status, "application/json")
-            assert f'"by": {number}'.encode() in b"".join([piece async for piece in found.pieces()])
-            await found.aclose()
-        assert await cluster.find("GET", "/only-7/200", {}) is None
-
-    async def test_one_that_is_gone_is_left_out(self, cluster: Cluster, peers: list[Member]) -> None:
-        await peers[0].leave()
-
-        async def is_left_out() -> bool:
-            return [answer and answer["by"] for answer in await cluster.ask("GET", "/200", {})] == [2]
-
-        await holds(cluster, is_left_out, "the other one is asked alone")
-
-
-# ── quotas ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-# Of a period that ends in no test.
-LONG = Quota("key a, tokens", 100, 3600.0)
-OTHER = Quota("key b, tokens", 100, 3600.0)
-AT_ONCE = Quota("key a, at once", 3, 0.0)
-
-
-async def left_of(cluster: Cluster, quota: Quota) -> int:
-    return (await cluster.quotas.take([(quota, 0)])).left[0].amount
-
-
-async def take_there(member: Member, quota: Quota, amount: int) -> bool:
-    """Whether another process got it. What it took is `taken` there."""
-    await member.run(
-        "from cluster.protocol import Quota\n"
-        f"taken = await cluster.quotas.take([(Quota({quota.name!r}, {quota.limit}, {quota.period_s}), {amount})])"
-    )
-    return bool(await member.run("taken.refused is None"))
-
-
-@every
-class TestQuotas:
-    async def test_what_is_taken_is_not_left_and_what_is_too_much_is_refused(self, cluster: Cluster) -> None:
-        taken = await cluster.quotas.take([(LONG, 70), (OTHER, 10)])
-        assert taken.refused is None
-        assert [left.amount for left in taken.left] == [30, 90]
-        assert all(0 < left.reset_s <= 2 * LONG.period_s for left in taken.left)
-        refused = await cluster.quotas.take([(OTHER, 10), (LONG, 50)])
-        assert refused.refused == LONG
-        assert 0 < refused.wait_s <= 2 * LONG.period_s
-        assert [left.amount for left in refused.left] == [90, 30], "of what is refused nothing is taken"
-        never = await cluster.quotas.take([(LONG, 101)])
-        assert (never.refused, never.wait_s) == (LONG, math.inf)
-
-    async def test_what_was_not_used_is_given_back_and_what_was_used_beyond_counts(self, cluster: Cluster) -> None:
-        first = await cluster.quotas.take([(LONG, 40), (OTHER, 40)])
-        second = await cluster.quotas.take([(LONG, 40)])
-        cluster.quotas.settle(first, [0, 90])
-        assert [await left_of(cluster, LONG), await left_of(cluster, OTHER)] == [60, 10]
-        cluster.quotas.settle(second, [150])
-        assert await left_of(cluster, LONG) == 0, "more may have been used than there was"
-        assert (await cluster.quotas.take([(LONG, 1)])).refused == LONG
-
-    async def test_so_many_at_once_are_admitted_again_when_others_have_ended(self, cluster: Cluster) -> None:
-        running = [await cluster.quotas.take([(AT_ONCE, 1), (LONG, 1)]) for _ in range(3)]
-        assert [taken.left[0] for taken in running] == [Left(2, 0.0), Left(1, 0.0), Left(0, 0.0)]
-        refused = await cluster.quotas.take([(AT_ONCE, 1), (LONG, 1)])
-        assert (refused.refused, refused.wait_s) == (AT_ONCE, 0.0)
-        cluster.quotas.settle(running.pop(), [0, 1])
-        running.append(await cluster.quotas.take([(AT_ONCE, 1), (LONG, 1)]))
-        assert running[-1].refused is None
-        for taken in running:
-            cluster.quotas.settle(taken, [0, 0])
-        assert [await left_of(cluster, AT_ONCE), await left_of(cluster, LONG)] == [3, 99]
-
-    async def test_what_is_used_beyond_is_seen_by_a_lower_limit_too(self, cluster: Cluster) -> None:
-        """The limit is whoever asks's: settings change."""
-        await cluster.quotas.take([(LONG, 50)])
-        assert (await cluster.quotas.take([(LONG._replace(limit=40), 1)])).refused is not None
-        assert await left_of(cluster, LONG._replace(limit=200)) == 150
-
-    async def test_what_was_taken_of_a_period_passes_with_it(self, cluster: Cluster) -> None:
-        short = Quota("key a, short", 2, 0.05)
-        while (await cluster.quotas.take([(short, 1)])).refused is None:
-            pass
-        async with asyncio.timeout(SOON_S):
-            while (refused := await cluster.quotas.take([(short, 2)])).refused is not None:
-                assert 0 < refused.wait_s <= 2 * short.period_s + 0.01
-                await asyncio.sleep(refused.wait_s)
-
-    async def test_a_burst_from_one_process_gets_exactly_what_there_is(self, cluster: Cluster) -> None:
-        asked = await asyncio.gather(*(cluster.quotas.take([(AT_ONCE, 1), (LONG, 7)]) for _ in range(40)))
-        assert sum(taken.refused is None for taken in asked) == 3
-        assert await left_of(cluster, LONG) == 100 - 3 * 7
-
-
-@with_others
-class TestQuotasOfSeveral:
-    async def test_processes_take_of_the_same(self, service: Several, cluster: Cluster) -> None:
-        async with service.other() as other:
-            assert (await cluster.quotas.take([(LONG, 30)])).refused is None
-            assert await take_there(other, LONG, 60)
-            assert (await cluster.quotas.take([(LONG, 20)])).refused == LONG
-            await other.run("cluster.quotas.settle(taken, [20])")
-            await _eventually_left(cluster, LONG, 50)
-            assert not await take_there(other, LONG, 51)
-
-    async def test_what_is_admitted_in_all_processes_is_the_limit(self, service: Several, cluster: Cluster) -> None:
-        """Each asks for more than there is, at the same time."""
-        quota = Quota("key c, requests", 50, 3600.0)
-        async with service.other() as other:
-            await other.run("from cluster.protocol import Quota")
-            taking = asyncio.create_task(
-                other.run(f"[(await cluster.quotas.take([({quota!r}, 1)])).refused is None for _ in range(60)]")
-            )
-            here = []
-            for _ in range(60):
-                here.append((await cluster.quotas.take([(quota, 1)])).refused is None)
-                await asyncio.sleep(0)
-            assert sum(here) + sum(await taking) == 50
-
-    async def test_what_a_dead_process_had_at_once_is_given_back(self, service: Several, cluster: Cluster) -> None:
-        async with service.other() as other:
-            assert await take_there(other, AT_ONCE, 2)
-            own = await cluster.quotas.take([(AT_ONCE, 1)])
-            assert (await cluster.quotas.take([(AT_ONCE, 1)])).refused == AT_ONCE
-            await other.kill()
-        async with service.other():
-            await _eventually_left(cluster, AT_ONCE, 2)
-        cluster.quotas.settle(own, [0])
-        assert await left_of(cluster, AT_ONCE) == 3
-
-    async def test_who_leaves_gives_back_what_it_had_at_once(self, service: Several, cluster: Cluster) -> None:
-        async with service.other() as other:
-            assert await take_there(other, AT_ONCE, 3)
-            assert await left_of(cluster, AT_ONCE) == 0
-            await other.leave()
-            await _eventually_left(cluster, AT_ONCE, 3)
-
-
-async def _eventually_left(cluster: Cluster, quota: Quota, amount: int) -> None:
-    async with asyncio.timeout(SOON_S):
-        while await left_of(cluster, quota) != amount:  # noqa: ASYNC110  # it may come from another process
-            await asyncio.sleep(0.005)
