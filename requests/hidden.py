@@ -7,7 +7,7 @@ the backend sealed for us and not for the client, and what a hosted tool has ans
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 Item = dict[str, Any]
@@ -49,7 +49,19 @@ def shown_call(item: Item, include: Collection[str]) -> Item:
     if OUTPUT not in item:
         return item
     asked = {key: value for key, value in kept_in(item).items() if f"{item['type']}.{key}" in include}
-    return without(item, OUTPUT) | asked
+    return showing(without(item, OUTPUT), asked)
+
+
+def showing(item: Item, values: Mapping[str, Any]) -> Item:
+    """The item with more values, each by its key, or by that of an object in it and its key there
+    (`action.sources`)."""
+    for key, value in values.items():
+        holder, _, inner = key.partition(".")
+        if not inner:
+            item = {**item, key: value}
+        elif isinstance(held := item.get(holder), dict):
+            item = {**item, holder: {**held, inner: value}}
+    return item
 
 
 def kept_in(item: Item) -> dict[str, Any]:

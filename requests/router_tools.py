@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from core.json import Json
-from requests.hidden import OUTPUT
+from requests.hidden import OUTPUT, showing
 from requests.hosted_calls import HOSTED_CALLS, HOSTED_TOOLS
 
 # The calls that the router runs, and the name of their events.
@@ -98,7 +98,7 @@ def with_outcome(call: Json, output: Json, kept: Json, include: Collection[str])
     where `include` asks for it (`TYPE.KEY`)."""
     shown = {key: value for key, value in kept.items() if f"{call['type']}.{key}" in include}
     unasked = {key: value for key, value in kept.items() if key not in shown}
-    return {**with_output(call, output | {"kept": unasked}), **shown}
+    return showing(with_output(call, output | {"kept": unasked}), shown)
 
 
 def with_error(call: Json, error: Json) -> Json:

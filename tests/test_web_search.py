@@ -153,6 +153,12 @@ async def test_sources_and_results_are_shown_to_who_asks(served: Running, backen
         ]
         assert called["results"][0] == {"url": f"{site.url}/rain", "title": "Page /rain", "text": "About /rain."}
     backend.script(chat(searches()), chat("Rain."))
+    plain = await create(served.http, tools=[SEARCH])
+    assert plain["output"][0].keys() == {"type", "id", "status", "action"}
+    query = "&".join(f"include[]={value}" for value in include)
+    later = (await served.http.get(f"{URL}/{plain['id']}?{query}")).json()["output"][0]
+    assert later == called | {"id": later["id"]}, "also later"
+    backend.script(chat(searches()), chat("Rain."))
     body = {"model": "test-model", "input": "x", "tools": [SEARCH], "include": [*include, "acme.all"]}
     answer = await served.http.post(URL, json=body)
     assert answer.headers["x-nomyo-ignored"] == "include.acme.all"

@@ -23,7 +23,7 @@ from core.errors import InvalidRequest
 from core.json import Json
 from core.state import AppState
 from requests.hosted_calls import HOSTED_TOOLS
-from requests.router_tools import RouterTool, protocol_error, with_error, with_output
+from requests.router_tools import RouterTool, protocol_error, with_error, with_outcome, with_output
 from requests.tools import Item
 from requests.web_search import (
     INCLUDE_RESULTS,
@@ -82,7 +82,7 @@ class WebSearch:
                     return await self._search(call, action["query"])
                 case "open_page":
                     page = await self._page(action["url"])
-                    return self._ended(call, {"url": page.url}, [page], self._entry.size.page)
+                    return self._opened(call, page, [page])
                 case _:
                     return await self._find(call, action["url"], action["pattern"])
         except (SearchFailed, ServerFailed) as error:
@@ -97,13 +97,14 @@ class WebSearch:
             " ".join(words.split())[:MOST_WORDS], entry.size.results, entry.allowed, entry.blocked, entry.place
         )
         found = await self._found(query)
-        more: Json = {}
-        if INCLUDE_SOURCES in self._include:
-            more["sources"] = [{"type": "url", "url": each.url} for each in found]
-        ended = self._ended(call, more, found, entry.size.snippet, none="Nothing was found.")
-        if INCLUDE_RESULTS in self._include:
-            ended["results"] = [{"url": each.url, "title": each.title, "text": each.text} for each in found]
-        return ended
+        kept: Json = {
+            "action.sources": [{"type": "url", "url": each.url} for each in found],
+            "results": [
+                {"url": each.url, "title": each.title, "text": each.text[: entry.size.snippet]} for each in found
+            ],
+        }
+        output = self._reader.read(found, entry.size.snippet, none="Nothing was found.")
+        return with_outcome(call, output, kept, self._include)
 
     async def _found(self, query: Query) -> list[Found]:
         if self._server is None:
@@ -116,9 +117,9 @@ class WebSearch:
     async def _find(self, call: Item, url: str, pattern: str) -> Item:
         page = await self._page(url)
         places = places_in(page.text, pattern)
-        shown = [Found(page.url, page.title, places)] if places else []
+        found = [Found(page.url, page.title, places)] if places else []
         none = "These words are not in the page." if pattern.strip() else "There is no 'pattern' to look for."
-        return self._ended(call, {"url": page.url}, shown, self._entry.size.page, none=none)
+        return self._opened(call, page, found, none=none)
 
     async def _page(self, given: str) -> Found:
         if not self._entry.opens_pages:
@@ -139,10 +140,10 @@ class WebSearch:
         if not permits(host, self._entry.allowed, self._entry.blocked):
             raise SearchFailed("The request does not allow pages of this domain.")
 
-    def _ended(self, call: Item, more: Json, pages: Sequence[Found], size: int, *, none: str = "") -> Item:
-        """The call with more of its action, and what the model reads."""
-        ran = with_output(call, self._reader.read(pages, size, none=none))
-        return {**ran, "action": {**call["action"], **more}}
+    def _opened(self, call: Item, page: Found, found: Sequence[Found], *, none: str = "") -> Item:
+        """The call that has opened a page, with its URL, and what the model reads of it."""
+        ran = with_output(call, self._reader.read(found, self._entry.size.page, none=none))
+        return {**ran, "action": {**call["action"], "url": page.url}}
 
     def close(self) -> None:
         """Nothing more is called."""
