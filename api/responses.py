@@ -87,7 +87,7 @@ async def run_turn(state: AppState, turn: Turn, out: TurnOut) -> None:
         elif (
             params.tools
             or state.mcp.has_always
-            or ((request.history or type(params.input) is not str) and has_brought(request))
+            or ((request.history or params.input.__class__ is not str) and has_brought(request))
         ) and (ours := router_tools_of(state, turn)) is not None:
             await tool_rounds(state, turn, ours, partial(_ask, state, turn))
         else:

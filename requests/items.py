@@ -98,8 +98,6 @@ def _check_content(content: Any, where: str) -> None:
 
 def input_items(input: str | list[Item] | None) -> list[Item]:
     """The input as items, each with an id: as they are stored, listed and replayed."""
-    if input is None:
-        return []
     if isinstance(input, str):
         return [
             {
@@ -110,7 +108,7 @@ def input_items(input: str | list[Item] | None) -> list[Item]:
                 "content": [{"type": "input_text", "text": input}],
             }
         ]
-    return [_input_item(item) for item in input]
+    return [] if input is None else [_input_item(item) for item in input]
 
 
 def _input_item(item: Item) -> Item:

@@ -402,10 +402,9 @@ def _principal_again(state: AppState, key: str, owner: str) -> Principal:
 
 def _emission(request: TurnRequest) -> Emission:
     """What is made of the events of a request by HTTP. Those of a background turn are kept as they are."""
-    params = request.params
-    if params.background:
+    if request.background:
         return EMIT_EVENTS
-    if not params.stream:
+    if not request.stream:
         return EMIT_NOTHING
     return EMIT_OBFUSCATED if request.obfuscated else EMIT_FRAMES
 
