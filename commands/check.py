@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,11 +125,20 @@ def _file(what: str, path: str, key: str) -> Finding:
     except NotADirectoryError:
         return Finding(False, what, f"{nearest} is no folder: correct {key}")
     except OSError as error:
-        who = getpass.getuser()
         return Finding(
-            False, what, f"{nearest}: cannot be written: {error.strerror}; give it to {who} (chown), or change {key}"
+            False,
+            what,
+            f"{nearest}: cannot be written: {error.strerror}; give it to {_user()} (chown), or change {key}",
         )
     return Finding(True, what, str(file))
+
+
+def _user() -> str:
+    """Who runs this; in a container that may be somebody without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 async def _asked(config: Config) -> list[Finding]:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 import ssl
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,10 @@ async def test_13_a_negative_number(settings: SettingsFile) -> None:
     assert_named(await only_mistake(), "endpoints[0].max_concurrent: expected a whole number >= 1")
 
 
+def nobody() -> str:
+    raise KeyError("getpwuid(): uid not found: 10001")
+
+
 async def test_14_a_folder_that_is_not_writable(
     settings: SettingsFile, backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,9 +130,14 @@ async def test_14_a_folder_that_is_not_writable(
     (tmp_path / "file").touch()
     settings.write(**served, database={"url": f"sqlite:///{tmp_path}/file/router.db"})
     assert_named(await only_mistake(), f"database: {tmp_path}/file is no folder: correct database.url")
-    # /proc takes no files of anybody's, not even of root's.
+    if sys.platform != "linux":
+        return
+    # /proc takes no files of anybody's, not even of root's. A container's user may have no name.
+    monkeypatch.setattr(getpass, "getuser", nobody)
     settings.write(**served, database={"url": "sqlite:////proc/router/router.db"})
-    assert_named(await only_mistake(), "database: /proc: cannot be written: ", "or change database.url")
+    assert_named(
+        await only_mistake(), "database: /proc: cannot be written: ", f"give it to user {os.getuid()} (chown), or "
+    )
     ended = await asyncio.to_thread(started, settings.file, f"--port={free_port()}")
     assert ended.returncode == 3
     (line,) = [line for line in ended.stderr.splitlines() if "cannot start" in line]
