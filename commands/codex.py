@@ -64,7 +64,7 @@ def codex(url: str | None, key: str | None, model: str | None, catalog: Path | N
     if not models:
         raise Failed(f"the router at {served.url} has no models: ./nomyo check has the reason")
     chosen = _chosen(models, model)
-    file = (catalog or _codex_home() / CATALOG).expanduser().absolute()
+    file = _place(catalog)
     entries = [_entry(one, priority) for priority, one in enumerate(sorted(models, key=lambda one: one != chosen), 1)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,13 @@ def _chosen(models: list[Model], name: str | None) -> Model:
     return found
 
 
-def _codex_home() -> Path:
-    return Path(os.environ.get("CODEX_HOME") or "~/.codex")
+def _place(catalog: Path | None) -> Path:
+    """Where the catalog is written. Raises `Failed`."""
+    file = catalog or Path(os.environ.get("CODEX_HOME") or "~/.codex") / CATALOG
+    try:
+        return file.expanduser().absolute()
+    except RuntimeError:  # There is no home.
+        raise Failed(f"{file}: there is no such home; give a place (--catalog)") from None
 
 
 def config_toml(served: Served, model: Model, catalog: Path) -> str:

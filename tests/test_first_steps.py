@@ -148,6 +148,18 @@ async def test_codex_takes_another_model_another_place_and_a_key(backend: FakeBa
         assert "there is no model 'c'; there are: a, b" in wrong.err
 
 
+async def test_a_catalog_that_has_no_place_is_one_line(vllm: Running, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, words in {
+        "~nobody-has-this-name/c.json": "no such home",
+        tmp_path / "file" / "c.json": "written",
+    }.items():
+        ran = await nomyo("codex", "--url", vllm.url, "--catalog", place)
+        assert (ran.status, ran.out) == (1, "")
+        assert words in ran.err
+        assert "(--catalog)" in ran.err
+
+
 async def test_a_model_of_ollamas_that_is_not_loaded_has_no_context_yet_and_codex_is_shown_what_to_do(
     backend: FakeBackend, tmp_path: Path
 ) -> None:
