@@ -119,8 +119,10 @@ function frame(session) {
     show(trouble, live.state === "lost" && live.now !== null);
     if (!trouble.hidden) text(trouble, "The router does not answer. What you see is what it was; this page tries again by itself.");
     const wrong = live.fleet?.config_error;
-    show(settings, Boolean(wrong));
-    if (wrong) text(settings, `The settings have changed and were not taken: ${wrong}`);
+    const apart = "The router cannot reach what its replicas share (cluster.url): each process counts for itself until it can.";
+    const notes = [wrong && `The settings have changed and were not taken: ${wrong}`, live.now?.is_apart && apart].filter(Boolean);
+    show(settings, notes.length > 0);
+    text(settings, notes.join(" "));
     for (const { badge, number } of links) {
       if (!badge) continue;
       const words_of = badge();

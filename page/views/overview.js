@@ -66,7 +66,7 @@ export function overviewView() {
     if (!live.now || !live.fleet) return;
     const window = recent();
     const over = series();
-    const minutes = plural(Math.max(1, Math.round(known_s() / 60)), "minute");
+    const minutes = Math.max(1, Math.round(known_s() / 60));
     tiles.requests.update(rate(lastMinute(over.requests)), over.requests);
     tiles.tokens.update(rate(lastMinute(over.output)), over.output);
     const slots = live.fleet.endpoints.reduce((sum, { name }) => sum + (live.now.endpoints[name]?.max_concurrent ?? 0), 0);
@@ -78,7 +78,7 @@ export function overviewView() {
     tiles.first.update(duration(percentile(firstTimes, 0.5)), null, `95 % within ${duration(percentile(firstTimes, 0.95))}`);
     tiles.took.update(duration(percentile(times, 0.5)), null, `95 % within ${duration(percentile(times, 0.95))}`);
     const failed = window.filter(({ status }) => status === "failed").length;
-    tiles.failed.update(count(failed), over.failures, `of ${plural(window.length, "turn")} in ${minutes}`);
+    tiles.failed.update(count(failed), over.failures, `of ${count(window.length)} in ${minutes} min`);
     set(tiles.failed.element, "data-bad", failed > 0);
     tokens.update({ times: over.times, lines: [{ name: "output", values: over.output, tone: "accent" }] });
     text(tokensNote, `Counted when a turn ends. Input: ${rate(lastMinute(over.input))} tokens a second over the last minute.${known_s() < WINDOW_S - STEP_S ? " Of the time before, the router remembers no turns." : ""}`);

@@ -1,6 +1,6 @@
 // Turns as a list: those that run, and under them those that have ended, the newest first, each with its phases.
 
-import { h, keyed, set, show, text } from "../dom.js";
+import { h, keyed, show, text } from "../dom.js";
 import { routerNow } from "../feed.js";
 import { clock, count, duration } from "../format.js";
 import { legend, pill, speedOf, statusPill, tokensOf, triesOf, turnBar } from "./parts.js";

@@ -23,6 +23,13 @@ from tests.turns import URL, create, stream, turn
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(180)]
 
 VIEWS = ("", "endpoints", "turns", "background", "stored", "stored/conversations", "keys", "playground")
+# What runs the playground's code, and where openai for node is found.
+NODE = Path(__file__).parents[1] / "clients" / "node"
+PROGRAMS = {
+    "curl": ("bash", "-c"),
+    "Python": (sys.executable, "-I", "-c"),
+    "node": ("node", "--input-type=module", "-e"),
+}
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 LIVE = "document.querySelector('[data-live=live]') !== null"
 # A server that goes away, and a session that ends, are errors to a browser, too.
@@ -234,10 +241,12 @@ class TestThePlayground:
             texts = [message["content"] for message in backend.turns[-1].json["messages"]]
             assert texts == ["Two and two?", "Four.", "Twice that?"]
 
-    @pytest.mark.parametrize("name", ["Python", "curl"])
+    @pytest.mark.parametrize("name", ["Python", "curl", "node"])
     async def test_the_same_request_can_be_made_elsewhere(
         self, name: str, backend: FakeBackend, browser: Chromium
     ) -> None:
+        if name == "node" and not (NODE / "node_modules" / "openai").exists():
+            pytest.skip("openai is not installed for node: make clients")
         backend.script(say("Here."), say("Elsewhere."))
         words = 'It\'s "quoted", with a $HOME, a \\ and two\nlines; ünï.'
         async with keyed_router(backend, endpoints=[at(backend)]) as running:
@@ -252,10 +261,11 @@ class TestThePlayground:
             await tab.sees("Completed")
             await tab.click(name, "[role=tab]")
             code = await tab.text("[role=tabpanel]:not([hidden]) code")
-            command = ["bash", "-c", code] if name == "curl" else [sys.executable, "-I", "-c", code]
             environment = {**os.environ, "ROUTER_API_KEY": ADMIN}
             pipe = asyncio.subprocess.PIPE
-            process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=pipe, stderr=pipe)
+            process = await asyncio.create_subprocess_exec(
+                *PROGRAMS[name], code, env=environment, cwd=NODE, stdout=pipe, stderr=pipe
+            )
             said, problem = await process.communicate()
             assert "Elsewhere." in said.decode() or b"Else" in said, problem.decode()
             here, elsewhere = (asked.json for asked in backend.turns)
