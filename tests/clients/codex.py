@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
+from core.config import WebSearchConfig
 from tests.conftest import Running
 from tests.fake_backend import FakeBackend
 
@@ -210,6 +212,12 @@ class Codex:
             f"mcp_servers.weather.command={json.dumps(sys.executable)}",
             f"mcp_servers.weather.args={server}",
         ]
+
+    def searches_at(self, url: str) -> None:
+        """Has the router search the web, at a SearXNG."""
+        state, search = self.served.app.state, WebSearchConfig(provider="searxng", url=url)
+        state.config = msgspec.structs.replace(state.config, web_search=search)
+        state.searches.take_settings(search)
 
     async def run(self, prompt: str, *args: str) -> Ran:
         """Runs to the end; kills it when it takes too long."""

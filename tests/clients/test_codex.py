@@ -175,6 +175,20 @@ async def test_a_call_that_is_not_json_is_reported_to_the_model(codex: Codex) ->
     assert "failed to parse" in last_tool_answer(codex.backend.turns[1].json)
 
 
+async def test_the_web_is_searched_by_the_router(codex: Codex) -> None:
+    page = "http://moss.example/"
+    results = {"results": [{"url": page, "title": "Moss", "content": "It is green."}]}
+    codex.backend.routes["GET /search"] = json_answer(results)
+    codex.searches_at(codex.backend.url)
+    codex.backend.script(chat(call("web_search", {"query": "moss"})), chat("It is green【1】."))
+    ran = await codex.succeeds("Which colour has moss?")
+    assert [item["query"] for item in ran.of_type("web_search")] == ["moss"]
+    assert ran.answer == f"It is green ([moss.example]({page}))."
+    [searched] = codex.heard.answered("web_search_call")
+    assert (searched["status"], searched["action"]["query"]) == ("completed", "moss")
+    assert "It is green." in last_tool_answer(codex.backend.turns[1].json)
+
+
 async def test_an_image_is_shown_to_the_model(codex: Codex) -> None:
     (codex.project / "dot.png").write_bytes(PNG)
     codex.backend.script(chat(call("view_image", {"path": "dot.png"})), chat("Red."))

@@ -10,6 +10,7 @@ by it. What a scenario gives and sends is the same for all clients. `make client
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
 import os
 import shutil
@@ -24,8 +25,11 @@ import orjson
 import pytest
 
 from api.turns.compaction import SUMMARIZE
+from api.turns.hosted.image_generation import MADE
 from requests.events import ResponseBuilder
-from requests.messages import SUMMARY
+from requests.file_search import DATA
+from requests.messages import ATTACHED, SUMMARY
+from requests.web_search import DATA as WEB_DATA
 from tests.conftest import running_router
 from tests.fake_backend import (
     Answer,
@@ -36,14 +40,16 @@ from tests.fake_backend import (
     chat_usage,
     http_error,
     interleaved,
+    json_answer,
     reasoning,
     sse_error,
 )
-from tests.mcp_server import mcp_server
+from tests.mcp_server import PNG, hosted_tools_of, mcp_server
 
 Json = dict[str, Any]
 
 HERE = Path(__file__).parent
+PICTURE = base64.b64encode(PNG).decode()
 NODE_MODULES = HERE / "node" / "node_modules"
 TIMEOUT_S = 50
 
@@ -113,6 +119,39 @@ TRIP = Scenario(
     (chat(call("trips__plan", {"city": "Rome"})), chat("Pack.")),
     {"calls": [["plan", {"city": "Rome"}]], "outputs": ["Go to Rome."], "text": "Pack."},
     (("user: Plan a trip.",), ("user: Plan a trip.", "assistant: trips__plan(city=Rome)", "tool: Go to Rome.")),
+)
+RAN = Scenario(
+    (chat(call("code_interpreter", {"code": "print(1)"})), chat("One.")),
+    {"code": ["print(1)"], "logs": ["ran 8"], "text": "One."},
+    (("user: Count.",), ("user: Count.", "assistant: code_interpreter(code=print(1))", "tool: ran 8")),
+)
+PASSAGES = "\n\n".join([DATA, *(f"【{n + 1}】 {n}.md\nmoss in {n}" for n in range(4))])
+FOUND = Scenario(
+    (chat(call("file_search", {"queries": ["moss"]})), chat("Green【1】.")),
+    {"queries": ["moss"], "files": ["0.md", "1.md", "2.md", "3.md"], "cited": ["0.md"], "text": "Green."},
+    (("user: Moss?",), ("user: Moss?", "assistant: file_search(queries=['moss'])", f"tool: {PASSAGES}")),
+)
+DRAWN = Scenario(
+    (chat(call("image_generation", {"prompt": "a cat"})), chat("Here.")),
+    {"is_png": True, "text": "Here."},
+    (
+        ("user: Draw a cat.",),
+        (
+            "user: Draw a cat.",
+            "assistant: image_generation(prompt=a cat)",
+            f"tool: {MADE}\n{ATTACHED}",
+            "user: [image_url]",
+        ),
+    ),
+)
+PAGE = "http://moss.example/"
+WEB = Scenario(
+    (chat(call("web_search", {"query": "moss"})), chat("Green 【1】.")),
+    {"cited": [PAGE], "text": f"Green ([moss.example]({PAGE}))."},
+    (
+        ("user: Moss?",),
+        ("user: Moss?", "assistant: web_search(query=moss)", f"tool: {WEB_DATA}\n\n【1】 Moss\n{PAGE}\nIt is green."),
+    ),
 )
 SUMMED_UP = f"user: {SUMMARY}\n\nShe is Ada."
 
@@ -242,6 +281,10 @@ SCENARIOS = {
             ),
         ),
     ),
+    "code": RAN,
+    "files": FOUND,
+    "picture": DRAWN,
+    "web": WEB,
     "mcp": TRIP,
     "mcp_approval": TRIP,
     "handoff": Scenario(
@@ -305,25 +348,25 @@ CLIENTS = {
     "openai-python": Client(
         "openai_python.py",
         "text stream reasoning tools tools_stream structured chain image length refused broken stored background "
-        "compact custom_tool websocket mcp mcp_approval",
+        "compact custom_tool websocket mcp mcp_approval code files picture web",
         {"length": INCOMPLETE},
     ),
     "openai-agents": Client(
         "agents_python.py",
         "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain "
         "conversations_session conversation compact_session handoff hosted_tool custom_tool shell apply_patch "
-        "websocket_tools mcp mcp_approval",
+        "websocket_tools mcp mcp_approval code files picture web",
     ),
     "langchain-openai": Client(
         "langchain_python.py",
         "text stream summary sealed tools tools_stream structured structured_by_function json_mode chain history image "
-        "length refused broken custom_tool mcp mcp_approval",
+        "length refused broken custom_tool mcp mcp_approval code files picture web",
         {"length": INCOMPLETE, "refused": {"error": "OpenAIInvalidRequestError"}},
     ),
     "pydantic-ai": Client(
         "pydantic_ai_python.py",
         "text stream reasoning tools tools_stream structured structured_by_function chain history image length refused "
-        "broken polled websocket_tools mcp",
+        "broken polled websocket_tools mcp code files picture web",
         {"refused": {"error": "ModelContextWindowExceededError"}, "broken": {"error": "ModelServerError"}},
     ),
     "agno": Client(
@@ -347,13 +390,14 @@ CLIENTS = {
     "openai-node": Client(
         "openai_node.mjs",
         "text stream reasoning tools tools_stream structured chain image length refused broken stored background "
-        "compact custom_tool tool_runner websocket mcp mcp_approval",
+        "compact custom_tool tool_runner websocket mcp mcp_approval code files picture web",
         {"length": INCOMPLETE},
     ),
     "ai-sdk-openai": Client(
         "ai_sdk_openai.mjs",
         "text stream summary sealed referred tools tools_stream structured structured_stream chain history image "
-        "length refused broken tool_choice hosted_tool custom_tool shell apply_patch mcp mcp_approval",
+        "length refused broken tool_choice hosted_tool custom_tool shell apply_patch mcp mcp_approval code files "
+        "picture web",
         AI_SDK,
     ),
     "ai-sdk-open-responses": Client(
@@ -421,7 +465,21 @@ async def _run(client: Client, **settings: Any) -> Ran:
         sent[name].append(body)
         await (answers[name].popleft() if answers[name] else http_error(400, "nothing more is scripted"))(reply)
 
-    async with FakeBackend(strict=True) as backend, mcp_server() as trips:
+    async with FakeBackend(strict=True) as backend, mcp_server() as trips, mcp_server(tools=hosted_tools_of) as hosted:
+        # It is also the server of images, and the search engine.
+        backend.routes["POST /v1/images/generations"] = json_answer({"data": [{"b64_json": PICTURE}]})
+        backend.routes["GET /search"] = json_answer(
+            {"results": [{"url": PAGE, "title": "Moss", "content": "It is green."}]}
+        )
+        settings |= {
+            "mcp": {"servers": {"hosted": {"url": hosted.url}}},
+            "tools": {
+                "code_interpreter": "mcp:hosted",
+                "file_search": "mcp:hosted",
+                "image_generation": {"url": f"{backend.url}/v1", "model": "painter"},
+            },
+            "web_search": {"provider": "searxng", "url": backend.url},
+        }
         backend.models = [*answers, "gpt-compact"]
         backend.default = by_model
         endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat"}

@@ -4,7 +4,7 @@ import { createOpenAI } from "@ai-sdk/openai";
 import { isStepCount } from "ai";
 
 import { generate, scenarios, streamed } from "./ai_sdk.mjs";
-import { BASE_URL, TRIPS, run } from "./scenarios.mjs";
+import { BASE_URL, FILES, PNG_BEGINS, TRIPS, run } from "./scenarios.mjs";
 
 const provider = createOpenAI({ baseURL: BASE_URL, apiKey: "none" });
 const of = (name) => provider.responses(name);
@@ -82,6 +82,42 @@ await run({
     });
     const request = { model: of(name), prompt: "Make a file.", tools: { apply_patch }, stopWhen: isStepCount(3) };
     return { operations: done, text: (await streamed(request)).text };
+  },
+
+  async code(name) {
+    const tools = { code_interpreter: provider.tools.codeInterpreter({}) };
+    const { steps, text } = await streamed({ model: of(name), prompt: "Count.", tools });
+    const code = steps.flatMap((step) => step.toolCalls.map((call) => call.input.code));
+    const outputs = steps.flatMap((step) => step.toolResults.flatMap((result) => result.output.outputs));
+    return { code, logs: outputs.map((output) => output.logs), text };
+  },
+
+  async files(name) {
+    const tools = { file_search: provider.tools.fileSearch({ vectorStoreIds: FILES.vector_store_ids }) };
+    const providerOptions = { openai: { include: ["file_search_call.results"] } };
+    const { steps, text } = await streamed({ model: of(name), prompt: "Moss?", tools, providerOptions });
+    const [{ output }] = steps.flatMap((step) => step.toolResults);
+    const documents = steps.flatMap((step) => step.sources.filter((source) => source.sourceType === "document"));
+    return {
+      queries: output.queries,
+      files: output.results.map((result) => result.filename),
+      cited: documents.slice(0, 1).map((source) => source.filename),
+      text,
+    };
+  },
+
+  async picture(name) {
+    const tools = { image_generation: provider.tools.imageGeneration({ partialImages: 2 }) };
+    const { steps, text } = await streamed({ model: of(name), prompt: "Draw a cat.", tools });
+    const results = steps.flatMap((step) => step.toolResults.map((result) => result.output.result));
+    return { is_png: results.every((result) => result.startsWith(PNG_BEGINS)), text };
+  },
+
+  async web(name) {
+    const tools = { web_search: provider.tools.webSearch({}) };
+    const { steps, text } = await streamed({ model: of(name), prompt: "Moss?", tools });
+    const sources = steps.flatMap((step) => step.sources.map((source) => source.url));
+    return { cited: [...new Set(sources)], text };
   },
 
   async mcp(name) {

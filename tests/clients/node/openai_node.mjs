@@ -6,7 +6,7 @@ import { ResponsesToolRunner } from "openai/helpers/responses-tool-runner";
 import { ResponsesWS } from "openai/resources/responses/ws";
 import { z } from "zod";
 
-import { BASE_URL, PIXEL, TRIPS, WEATHER, collected, raised, run } from "./scenarios.mjs";
+import { BASE_URL, CODE, FILES, PIXEL, PNG_BEGINS, TRIPS, WEATHER, collected, raised, run } from "./scenarios.mjs";
 
 const client = new OpenAI({ baseURL: BASE_URL, apiKey: "none", maxRetries: 0 });
 const { responses } = client;
@@ -47,6 +47,9 @@ const planned = (response) => {
   const outputs = calls.map((call) => call.output);
   return { calls: calls.map((call) => [call.name, call.arguments]), outputs, text: response.output_text };
 };
+
+const itemOf = (response, type) => response.output.find((item) => item.type === type);
+const citedOf = (response) => itemOf(response, "message").content.flatMap((part) => part.annotations);
 
 const scenarios = {
   async text(model) {
@@ -185,6 +188,34 @@ const scenarios = {
     await done;
     socket.close();
     return { texts };
+  },
+
+  async code(model) {
+    const request = { model, input: "Count.", tools: [CODE], include: ["code_interpreter_call.outputs"] };
+    const [deltas, response] = await streamed(request, "response.code_interpreter_call_code.delta");
+    const { code, outputs } = itemOf(response, "code_interpreter_call");
+    if (deltas.join("") !== code) throw new Error("the deltas are not the code");
+    return { code: [code], logs: outputs.map((output) => output.logs), text: response.output_text };
+  },
+
+  async files(model) {
+    const request = { model, input: "Moss?", tools: [FILES], include: ["file_search_call.results"] };
+    const [, response] = await streamed(request);
+    const { queries, results } = itemOf(response, "file_search_call");
+    const cited = citedOf(response).map((citation) => citation.filename);
+    return { queries, files: results.map((result) => result.filename), cited, text: response.output_text };
+  },
+
+  async picture(model) {
+    const [, response] = await streamed({ model, input: "Draw a cat.", tools: [{ type: "image_generation" }] });
+    const { result } = itemOf(response, "image_generation_call");
+    return { is_png: result.startsWith(PNG_BEGINS), text: response.output_text };
+  },
+
+  async web(model) {
+    const [, response] = await streamed({ model, input: "Moss?", tools: [{ type: "web_search" }] });
+    if (itemOf(response, "web_search_call").action.type !== "search") throw new Error("it is no search");
+    return { cited: citedOf(response).map((citation) => citation.url), text: response.output_text };
   },
 
   async mcp(model) {

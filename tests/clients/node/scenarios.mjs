@@ -16,6 +16,10 @@ export const TRIPS = {
   allowed_tools: ["plan"],
   require_approval: "never",
 };
+// Tools that OpenAI runs else.
+export const CODE = { type: "code_interpreter", container: { type: "auto" } };
+export const FILES = { type: "file_search", vector_store_ids: ["vs_1"] };
+export const PNG_BEGINS = "iVBORw0KGgo";
 const LIMIT_MS = 20_000;
 
 /** Run those that the command line names, one after the other. */

@@ -6,8 +6,11 @@ from agents import (
     Agent,
     ApplyPatchResult,
     ApplyPatchTool,
+    CodeInterpreterTool,
     CustomTool,
+    FileSearchTool,
     HostedMCPTool,
+    ImageGenerationTool,
     ModelSettings,
     OpenAIConversationsSession,
     OpenAIResponsesCompactionSession,
@@ -26,7 +29,19 @@ from agents.result import RunResultBase
 from openai import APIError, APIStatusError, AsyncOpenAI
 from openai.types.shared import Reasoning
 from pydantic import BaseModel
-from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
+from scenarios import (
+    BASE_URL,
+    CODE,
+    FILES,
+    OUTPUTS,
+    PICTURE,
+    PIXEL,
+    PNG_BEGINS,
+    TRIPS,
+    WEATHER,
+    Json,
+    run,
+)
 
 set_tracing_disabled(True)
 client = AsyncOpenAI(base_url=BASE_URL, api_key="none", max_retries=0)
@@ -283,6 +298,48 @@ async def mcp_approval(model: str) -> Json:
     result = await Runner.run(agent(model, tools=[tool]), "Plan a trip.")
     assert asked == ["plan"]
     return planned(result)
+
+
+def raw_of(result: RunResultBase, type: str) -> list[Any]:
+    return [item.raw_item for item in result.new_items if item.raw_item.type == type]
+
+
+def cited(result: RunResultBase) -> list[Any]:
+    parts = [part for item in raw_of(result, "message") for part in item.content]
+    return [annotation for part in parts for annotation in part.annotations]
+
+
+async def code(model: str) -> Json:
+    asked = ModelSettings(response_include=[OUTPUTS])
+    _, result = await streamed(
+        agent(model, tools=[CodeInterpreterTool(tool_config=CODE)], model_settings=asked), "Count.", ""
+    )
+    (ran,) = raw_of(result, "code_interpreter_call")
+    return {"code": [ran.code], "logs": [output.logs for output in ran.outputs], "text": result.final_output}
+
+
+async def files(model: str) -> Json:
+    tool = FileSearchTool(vector_store_ids=FILES["vector_store_ids"], include_search_results=True)
+    _, result = await streamed(agent(model, tools=[tool]), "Moss?", "")
+    (found,) = raw_of(result, "file_search_call")
+    return {
+        "queries": found.queries,
+        "files": [one.filename for one in found.results],
+        "cited": [citation.filename for citation in cited(result)],
+        "text": result.final_output,
+    }
+
+
+async def picture(model: str) -> Json:
+    _, result = await streamed(agent(model, tools=[ImageGenerationTool(tool_config=PICTURE)]), "Draw a cat.", "")
+    (made,) = raw_of(result, "image_generation_call")
+    return {"is_png": made.result.startswith(PNG_BEGINS), "text": result.final_output}
+
+
+async def web(model: str) -> Json:
+    _, result = await streamed(agent(model, tools=[WebSearchTool()]), "Moss?", "")
+    assert len(raw_of(result, "web_search_call")) == 1
+    return {"cited": [citation.url for citation in cited(result)], "text": result.final_output}
 
 
 run(globals())

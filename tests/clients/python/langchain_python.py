@@ -8,7 +8,21 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, custom_tool
 from openai import APIError, APIStatusError
 from pydantic import BaseModel
-from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
+from scenarios import (
+    BASE_URL,
+    CODE,
+    FILES,
+    OUTPUTS,
+    PICTURE,
+    PIXEL,
+    PNG_BEGINS,
+    RESULTS,
+    TRIPS,
+    WEATHER,
+    WEB,
+    Json,
+    run,
+)
 
 
 class Person(BaseModel):
@@ -202,6 +216,43 @@ async def mcp_approval(model: str) -> Json:
     approval = {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": True}
     second = await bound.ainvoke([HumanMessage([approval])], previous_response_id=first.response_metadata["id"])
     return planned(second)
+
+
+def blocks_of(message: AIMessage, type: str) -> list[Json]:
+    return [block for block in message.content if isinstance(block, dict) and block["type"] == type]
+
+
+def cited(message: AIMessage) -> list[Json]:
+    return [annotation for block in blocks_of(message, "text") for annotation in block["annotations"]]
+
+
+async def code(model: str) -> Json:
+    _, whole = await streamed(chat(model, include=[OUTPUTS]).bind_tools([CODE]), [HumanMessage("Count.")])
+    (ran,) = blocks_of(whole, "code_interpreter_call")
+    return {"code": [ran["code"]], "logs": [output["logs"] for output in ran["outputs"]], "text": whole.text}
+
+
+async def files(model: str) -> Json:
+    whole = await chat(model, include=[RESULTS]).bind_tools([FILES]).ainvoke([HumanMessage("Moss?")])
+    (found,) = blocks_of(whole, "file_search_call")
+    return {
+        "queries": found["queries"],
+        "files": [result["filename"] for result in found["results"]],
+        "cited": [citation["filename"] for citation in cited(whole)],
+        "text": whole.text,
+    }
+
+
+async def picture(model: str) -> Json:
+    _, whole = await streamed(chat(model).bind_tools([PICTURE]), [HumanMessage("Draw a cat.")])
+    (made,) = blocks_of(whole, "image_generation_call")
+    return {"is_png": made["result"].startswith(PNG_BEGINS), "text": whole.text}
+
+
+async def web(model: str) -> Json:
+    _, whole = await streamed(chat(model).bind_tools([WEB]), [HumanMessage("Moss?")])
+    assert len(blocks_of(whole, "web_search_call")) == 1
+    return {"cited": [citation["url"] for citation in cited(whole)], "text": whole.text}
 
 
 run(globals() | {"custom_tool": custom_tool_})

@@ -5,7 +5,21 @@ from typing import Any
 from openai import APIError, APIStatusError, AsyncOpenAI, NotFoundError, pydantic_function_tool
 from openai.types.responses import Response, ToolParam
 from pydantic import BaseModel
-from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
+from scenarios import (
+    BASE_URL,
+    CODE,
+    FILES,
+    OUTPUTS,
+    PICTURE,
+    PIXEL,
+    PNG_BEGINS,
+    RESULTS,
+    TRIPS,
+    WEATHER,
+    WEB,
+    Json,
+    run,
+)
 
 client = AsyncOpenAI(base_url=BASE_URL, api_key="none", max_retries=0)
 responses = client.responses
@@ -220,6 +234,51 @@ async def mcp_approval(model: str) -> Json:
     assert request.type == "mcp_approval_request"
     approval: Any = {"type": "mcp_approval_response", "approval_request_id": request.id, "approve": True}
     return planned(await responses.create(model=model, input=[approval], tools=tools, previous_response_id=first.id))
+
+
+def items_of(response: Response, type: str) -> list[Any]:
+    return [item for item in response.output if item.type == type]
+
+
+def cited(response: Response) -> list[Any]:
+    parts = [part for item in items_of(response, "message") for part in item.content]
+    return [annotation for part in parts for annotation in part.annotations]
+
+
+async def code(model: str) -> Json:
+    deltas, response = await streamed(
+        "response.code_interpreter_call_code.delta", model=model, input="Count.", tools=[CODE], include=[OUTPUTS]
+    )
+    (ran,) = items_of(response, "code_interpreter_call")
+    assert "".join(deltas) == ran.code
+    return {"code": [ran.code], "logs": [output.logs for output in ran.outputs], "text": response.output_text}
+
+
+async def files(model: str) -> Json:
+    _, response = await streamed("", model=model, input="Moss?", tools=[FILES], include=[RESULTS])
+    (found,) = items_of(response, "file_search_call")
+    return {
+        "queries": found.queries,
+        "files": [result.filename for result in found.results],
+        "cited": [citation.filename for citation in cited(response)],
+        "text": response.output_text,
+    }
+
+
+async def picture(model: str) -> Json:
+    _, response = await streamed("", model=model, input="Draw a cat.", tools=[PICTURE])
+    (made,) = items_of(response, "image_generation_call")
+    return {"is_png": made.result.startswith(PNG_BEGINS), "text": response.output_text}
+
+
+async def web(model: str) -> Json:
+    _, response = await streamed("", model=model, input="Moss?", tools=[WEB])
+    (found,) = items_of(response, "web_search_call")
+    assert found.action.type == "search"
+    assert [response.output_text[one.start_index : one.end_index] for one in cited(response)] == [
+        "([moss.example](http://moss.example/))"
+    ]
+    return {"cited": [citation.url for citation in cited(response)], "text": response.output_text}
 
 
 run(globals())

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic_ai import (
     Agent,
     BinaryContent,
+    FilePart,
     ModelHTTPError,
     NativeOutput,
     NativeToolCallPart,
@@ -22,7 +23,13 @@ from pydantic_ai import (
 )
 from pydantic_ai.capabilities import NativeTool
 from pydantic_ai.models.openai import OpenAIResponsesModel
-from pydantic_ai.native_tools import MCPServerTool
+from pydantic_ai.native_tools import (
+    CodeExecutionTool,
+    FileSearchTool,
+    ImageGenerationTool,
+    MCPServerTool,
+    WebSearchTool,
+)
 from pydantic_ai.providers.openai import OpenAIProvider
 from scenarios import BASE_URL, PIXEL, TRIPS, WEATHER, Json, run
 
@@ -192,6 +199,47 @@ async def mcp(model: str) -> Json:
         "outputs": [content["output"] for content in returned if "output" in content],
         "text": text,
     }
+
+
+async def with_tool(model: str, tool: Any, prompt: str, **settings: bool) -> tuple[Any, str, Json, Json]:
+    """The result, its text, and what was called and came of it."""
+    hosted = agent(model, settings=settings, capabilities=[NativeTool(tool)])
+    async with hosted.run_stream(prompt) as result:
+        text = await result.get_output()
+    (called,), (came,) = parts_of(result, NativeToolCallPart), parts_of(result, NativeToolReturnPart)
+    return result, text, called.args_as_dict() if called.args else {}, came.content
+
+
+async def code(model: str) -> Json:
+    _, text, called, came = await with_tool(model, CodeExecutionTool(), "Count.", include_code_execution_outputs=True)
+    return {"code": [called["code"]], "logs": came["logs"], "text": text}
+
+
+async def files(model: str) -> Json:
+    tool = FileSearchTool(file_store_ids=["vs_1"])
+    asked = {"include_file_search_results": True, "include_raw_annotations": True}
+    result, text, called, came = await with_tool(model, tool, "Moss?", **asked)
+    notes = [part.provider_details["annotations"] for part in parts_of(result, TextPart)]
+    return {
+        "queries": called["queries"],
+        "files": [one["filename"] for one in came["results"]],
+        "cited": [note["filename"] for of_part in notes for note in of_part],
+        "text": text,
+    }
+
+
+async def picture(model: str) -> Json:
+    result, text, _, came = await with_tool(model, ImageGenerationTool(), "Draw a cat.")
+    (file,) = parts_of(result, FilePart)
+    assert came["status"] == "completed"
+    return {"is_png": file.content.data.startswith(b"\x89PNG"), "text": text}
+
+
+async def web(model: str) -> Json:
+    result, text, _, came = await with_tool(model, WebSearchTool(), "Moss?", include_raw_annotations=True)
+    assert came["status"] == "completed"
+    notes = [part.provider_details["annotations"] for part in parts_of(result, TextPart)]
+    return {"cited": [note["url"] for of_part in notes for note in of_part], "text": text}
 
 
 run(globals())

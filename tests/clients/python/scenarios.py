@@ -28,6 +28,13 @@ TRIPS: Json = {
     "allowed_tools": ["plan"],
     "require_approval": "never",
 }
+# Tools that OpenAI runs else.
+CODE: Json = {"type": "code_interpreter", "container": {"type": "auto"}}
+FILES: Json = {"type": "file_search", "vector_store_ids": ["vs_1"]}
+PICTURE: Json = {"type": "image_generation"}
+WEB: Json = {"type": "web_search"}
+OUTPUTS, RESULTS = "code_interpreter_call.outputs", "file_search_call.results"
+PNG_BEGINS = "iVBORw0KGgo"
 LIMIT_S = 20
 
 
