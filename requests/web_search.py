@@ -223,7 +223,7 @@ def url_in(text: str, sources: Sources) -> str:
 
 MOST_URL = 4000
 # So many places, so much around each, and so long a pattern.
-MOST_PLACES, AROUND, MOST_PATTERN = 8, 300, 500
+MOST_PLACES, AROUND, MOST_PATTERN = 8, 300, 100
 
 
 def places_in(text: str, pattern: str) -> str:

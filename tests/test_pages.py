@@ -13,8 +13,8 @@ from backends.fetching import Fetched
 from backends.web import pages as pages_module
 from backends.web.of_mcp import found_in_output, search_arguments, search_tool
 from backends.web.pages import Pages
-from backends.web.query import Query, SearchFailed
-from backends.web.readable import MOST_TEXT, readable
+from backends.web.query import MOST_TEXT, Query, SearchFailed
+from backends.web.readable import readable
 from core.config import WebSearchConfig
 from requests.web_search import Found, places_in
 from tests.site import Site, reply, running_site
@@ -170,6 +170,13 @@ def test_words_are_found_with_what_is_around_them() -> None:
     assert places_in(text, "rain") == ""
     assert places_in(text, " ") == ""
     assert len(places_in("a" * 100_000, "a")) < 10_000
+
+
+def test_a_pattern_that_is_made_to_be_slow_is_looked_for_in_time() -> None:
+    begun = time.process_time()
+    assert places_in("x " * (MOST_TEXT // 2), "x " * 49 + "y") == ""
+    assert places_in("x\n" * (MOST_TEXT // 2) + "y", "x " * 20 + "y")
+    assert time.process_time() - begun < 3, "it stops all others meanwhile"
 
 
 # ── what a server of MCP answers to a search ─────────────────────────────────────────────────────────────────────────

@@ -43,14 +43,15 @@ def _words_of(tool: Json) -> str | None:
 
 def found_in_output(output: str | None) -> list[Found]:
     """The results in what a tool has answered: objects with a URL, or the URLs of a text with what stands there."""
-    text = output or ""
+    text = (output or "")[:MOST_OUTPUT]
     try:
         return [*_in_objects(decode_json(text), 0)]
     except ValueError:
         return [*_in_text(text)]
 
 
-DEEPEST = 6
+# More of an answer is not looked at, nor what is deeper in it.
+MOST_OUTPUT, DEEPEST = 1_000_000, 6
 
 
 def _in_objects(value: Any, depth: int) -> Iterator[Found]:

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 
 from backends.fetching import Fetched, Fetcher
-from backends.web.query import SearchFailed
+from backends.web.query import MOST_TEXT, SearchFailed
 from core.config import WebSearchConfig
 from requests.web_search import Found
 
@@ -79,7 +79,7 @@ def _read(fetched: Fetched, url: str) -> Found:
         return Found(found, title or found, text)
     if b"\0" in begins or not TEXT.fullmatch(kind or "text/plain"):
         raise SearchFailed(f"The page cannot be opened: it is no text ({kind[:60] or 'unknown'}).")
-    return Found(found, found, _decoded(fetched.content, parameters))
+    return Found(found, found, _decoded(fetched.content, parameters)[:MOST_TEXT])
 
 
 def _charset(begins: bytes) -> str:

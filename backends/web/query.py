@@ -34,6 +34,8 @@ class Query:
         return self.words[: MOST_WORDS - len(operators)] + operators
 
 
+# More than this of a page nobody reads.
+MOST_TEXT = 200_000
 # Engines take queries of some hundred characters.
 MOST_WORDS, MOST_OPERATORS = 400, 150
 

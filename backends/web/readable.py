@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from lxml import etree  # type: ignore[import-untyped]
 
-# More than this of a page nobody reads.
-MOST_TEXT = 200_000
+from backends.web.query import MOST_TEXT
+
 MOST_NODES = 200_000
 PIECE = 16_384
 # The parser looks for what an end tag ends among all that is open.
