@@ -123,9 +123,9 @@ async def scripts_a_second() -> None:
 
         async def turns(number: int, client: Valkey) -> None:
             for at in range(TURNS):
-                endpoint = f"endpoint-{at % 20}"
-                await client.run(counting.TAKE, "benchmark", f"p{number}", endpoint, 1000)
-                await client.run(counting.END, "benchmark", f"p{number}", endpoint, 1)
+                endpoint, model = f"endpoint-{at % 20}", f"model-{at % 20}"
+                await client.run(counting.TAKE, "benchmark", f"p{number}", endpoint, 1000, model, 0)
+                await client.run(counting.END, "benchmark", f"p{number}", 2, endpoint, 1, model, 1)
 
         before = time.clock_gettime_ns(cpu_clock(server.pid))
         await asyncio.gather(*(turns(number, client) for number, client in enumerate(clients)))

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from secrets import token_hex
@@ -127,6 +127,7 @@ class Membership:
         self._least_round_trip_s = 1.0
         self._summed_at = self._beaten_at = 0.0
         self._ended: Counter[str] = Counter()
+        self._settled: list[Argument] = []
         self._flush: asyncio.Handle | None = None
         self._due = asyncio.Event()
         self._heard = asyncio.Event()
@@ -167,7 +168,7 @@ class Membership:
         run it."""
         if not self.is_joined:
             return False
-        if self._ended:
+        if self._ended or self._settled:
             self._send_ended()
         return self.valkey.start(script, (self.name, self.id, *args), on_answer)
 
@@ -179,23 +180,33 @@ class Membership:
         """Requests of this process there have ended: those of one moment go together."""
         if self.is_joined:
             self._ended[endpoint] += requests
-            if self._flush is None:
-                self._flush = asyncio.get_running_loop().call_soon(self._flush_ended)
+            self._flush_soon()
+
+    def settled(self, words: Sequence[Argument]) -> None:
+        """Of quotas something else was used than was taken, as `END` has it: goes with what has ended."""
+        if self.is_joined:
+            self._settled += words
+            self._flush_soon()
 
     @property
     def has_ended(self) -> bool:
         """Whether some have, and the server is about to hear of it: it sends a wake-up then."""
         return bool(self._ended)
 
+    def _flush_soon(self) -> None:
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_soon(self._flush_ended)
+
     def _flush_ended(self) -> None:
         self._flush = None
-        if self._ended:
+        if self._ended or self._settled:
             self._send_ended()
 
     def _send_ended(self) -> None:
         ended = [word for one in self._ended.items() for word in one]
+        settled, self._settled = self._settled, []
         self._ended.clear()
-        self.valkey.start(counting.END, (self.name, self.id, *ended))
+        self.valkey.start(counting.END, (self.name, self.id, len(ended) // 2, *ended, *settled))
 
     def join(self) -> None:
         """Lets the server know of this process and all that it has running, unless that is on its way."""
@@ -332,6 +343,7 @@ class Membership:
         self.is_joined = self._joining = False
         self._leads_until = 0.0
         self._ended.clear()
+        self._settled.clear()
         self._listener.lost()
 
 

@@ -97,12 +97,34 @@ return {1, others_requests, place, refused, now_us, counters}
 """
 )
 
-# id, then endpoints and models, each with how many of its requests there have ended.
+# id, how many endpoints and models have requests that have ended, each with their number; then quotas of a period, each
+# with its period in ms, the bucket in which it was taken, and how much more was used, negative for less.
 END = script(
     """
+local last = 2 + 2 * tonumber(ARGV[2])
+if #ARGV > last then
+    local now = clock() / 1000
+    for at = last + 1, #ARGV, 4 do
+        local key, period = P .. 'quota:' .. ARGV[at], tonumber(ARGV[at + 1])
+        local taken_in, more = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+        local kept = redis.call('HMGET', key, 'bucket', 'previous', 'current')
+        local bucket = math.floor(now / period)
+        local behind = bucket - tonumber(kept[1] or '0')
+        local previous, current = tonumber(kept[2] or '0'), tonumber(kept[3] or '0')
+        if behind == 1 then previous, current = current, 0 elseif behind > 1 then previous, current = 0, 0 end
+        if more > 0 or taken_in == bucket then
+            current = math.max(current + more, 0)
+        elseif taken_in == bucket - 1 then
+            previous = math.max(previous + more, 0)
+        end
+        redis.call('HSET', key, 'bucket', bucket, 'previous', previous, 'current', current)
+        redis.call('PEXPIRE', key, 2 * period + 1000)
+    end
+end
 if not is_known() then return -1 end
+if last == 2 then return 0 end
 local own, text = P .. 'own:' .. id, 'W ' .. id
-for at = 2, #ARGV, 2 do
+for at = 3, last, 2 do
     local had = tonumber(redis.call('HGET', own, ARGV[at]) or '0')
     local ended = math.min(had, tonumber(ARGV[at + 1]))
     subtract(own, ARGV[at], ended)
@@ -153,29 +175,4 @@ return {draw(3, tonumber(ARGV[2]))}
 """
 )
 
-# id, then quotas of a period, each with its period in ms, the bucket in which it was taken, and how much more was used,
-# negative for less.
-SETTLE = script(
-    """
-local now = clock() / 1000
-for at = 2, #ARGV, 4 do
-    local key, period = P .. 'quota:' .. ARGV[at], tonumber(ARGV[at + 1])
-    local taken_in, more = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local kept = redis.call('HMGET', key, 'bucket', 'previous', 'current')
-    local bucket = math.floor(now / period)
-    local behind = bucket - tonumber(kept[1] or '0')
-    local previous, current = tonumber(kept[2] or '0'), tonumber(kept[3] or '0')
-    if behind == 1 then previous, current = current, 0 elseif behind > 1 then previous, current = 0, 0 end
-    if more > 0 or taken_in == bucket then
-        current = math.max(current + more, 0)
-    elseif taken_in == bucket - 1 then
-        previous = math.max(previous + more, 0)
-    end
-    redis.call('HSET', key, 'bucket', bucket, 'previous', previous, 'current', current)
-    redis.call('PEXPIRE', key, 2 * period + 1000)
-end
-return 0
-"""
-)
-
-ALL = (TAKE, END, WAKE, LINE, REMEMBER, DRAW, SETTLE)
+ALL = (TAKE, END, WAKE, LINE, REMEMBER, DRAW)

@@ -46,7 +46,7 @@ class ReplicaQuotas(Quotas):
             else:
                 self.ended(quota, amount - used_of_it)
         if changed:
-            self.membership.send(counting.SETTLE, *changed)
+            self.membership.settled(changed)
 
     def begun(self, draws: Sequence[Draw]) -> None:
         """The server has counted what is wanted."""

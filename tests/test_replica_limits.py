@@ -10,29 +10,28 @@ from typing import Any
 import pytest
 
 from cluster import valkey_counting as counting
-from cluster.membership import Membership
-from core.valkey import Script
+from core.valkey import Script, Valkey
 from tests.conftest import Running
 from tests.engines.valkey import ValkeyServer
 from tests.fake_backend import FakeBackend, chat, json_answer, steps, until
 from tests.keyed import as_key, key, keyed_router
 from tests.turns import URL, assert_error, eventually, turn
 
-QUESTIONS = {counting.TAKE: "slot", counting.DRAW: "limits"}
+QUESTIONS = {counting.TAKE: "slot", counting.DRAW: "limits", counting.END: "end"}
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """What the server is asked for, by what for."""
+    """What the server is asked for, or hears, by what that is."""
     counts: Counter[str] = Counter()
-    send = Membership.send
+    start = Valkey.start
 
-    def counted(self: Membership, script: Script, *args: Any, **more: Any) -> bool:
+    def counted(self: Valkey, script: Script, *args: Any) -> bool:
         if (question := QUESTIONS.get(script)) is not None:
             counts[question] += 1
-        return send(self, script, *args, **more)
+        return start(self, script, *args)
 
-    monkeypatch.setattr(Membership, "send", counted)
+    monkeypatch.setattr(Valkey, "start", counted)
     return counts
 
 
@@ -47,7 +46,7 @@ async def limited(backend: FakeBackend, valkey: ValkeyServer) -> AsyncIterator[R
 
 @pytest.mark.parametrize("path", [URL, "/v1/chat/completions"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_waits_for_the_server_once_whatever_limits_its_key_has(
+async def test_a_request_asks_the_server_once_whatever_limits_its_key_has(
     limited: Running, backend: FakeBackend, asked: Counter[str], path: str, stream: bool
 ) -> None:
     backend.default = chat("ok")
@@ -60,7 +59,7 @@ async def test_a_request_waits_for_the_server_once_whatever_limits_its_key_has(
             assert answer.status_code == 200, answer.text
             assert answer.headers["x-ratelimit-limit-requests"] == "20"
             assert answer.headers["x-ratelimit-remaining-requests"] == str(19 - number)
-    assert asked == {"slot": 5}
+    assert asked == {"slot": 5, "end": 5}, "and at its end it sends one script, and waits for nothing"
 
 
 async def test_what_is_refused_takes_no_slot_and_counts_as_no_request(
@@ -83,7 +82,7 @@ async def test_what_is_refused_takes_no_slot_and_counts_as_no_request(
         assert (await http.post(URL, json=turn(store=False))).status_code == 200
     (row,) = (await limited.http.get("/api/usage")).json()["data"]
     assert (row["requests"], row["errors"]) == (3, 0)
-    assert asked == {"slot": 5}
+    assert (asked["slot"], asked["limits"]) == (5, 0)
 
 
 async def test_who_waits_for_a_slot_is_admitted_before(
