@@ -26,6 +26,7 @@ from api.http.keys import principal_of
 from api.http.replies import StreamedReply
 from api.http.routes import Routes, takes
 from api.turns.tally import admit, routing_of, settle
+from api.turns.turn import LONGEST_KEY
 from backends.fleet.failover import Attempt, Attempts
 from backends.fleet.routing import Routing
 from backends.wire.relay import Relay
@@ -93,7 +94,8 @@ class Head(msgspec.Struct):
         leading = memoryview(self.messages or self.prompt)[:LEADING_BYTES]
         hashed = f"{self.model}:{hashlib.blake2b(leading, digest_size=8).hexdigest()}" if leading else ""
         key = self.prompt_cache_key
-        return [name for name in (f"{owner} {key}" if key and isinstance(key, str) else "", hashed) if name]
+        given = f"{owner} {key[:LONGEST_KEY]}" if key and isinstance(key, str) else ""
+        return [name for name in (given, hashed) if name]
 
 
 # The answers that come piece by piece.

@@ -39,7 +39,7 @@ from core.errors import (
     without_frames,
 )
 from core.json import encode_json
-from core.request_context import current_request, set_request, within
+from core.request_context import HEADER, current_request, set_request, within
 from core.state import AppState
 from core.stopping import Stopping
 from requests.emission import EMIT_EVENTS
@@ -67,7 +67,8 @@ async def respond_over_websocket(websocket: WebSocket) -> None:
     the events of a stream, or with `{"type": "error", "status", "error"}`, after which the socket stays open."""
     if not websocket.app.state.config.websockets:
         raise UpgradeRefused
-    await websocket.accept()
+    context = current_request()
+    await websocket.accept(headers=[(HEADER, context.id)] if context is not None else None)
     socket = Socket(websocket)
     stopping: Stopping = websocket.app.state.stopping
     with contextlib.suppress(WebSocketDisconnect):

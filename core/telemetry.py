@@ -133,7 +133,6 @@ class Telemetry:
 
     def _count(self, record: TurnRecord) -> None:
         door = record.door
-        record.way.affinity = ()  # They are as long as clients like, and the record is kept.
         if record.status == "completed" and not record.request.door:
             self.replies[door, 200] += 1  # The others are counted as they are replied to.
         ended = (door, record.status, record.error)

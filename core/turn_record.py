@@ -52,13 +52,12 @@ class Counts(Protocol):
 
 class Way(Protocol):
     """A turn's way through the fleet: where it went last, by which name of its model, how long it waited and held
-    slots, and each attempt. `affinity` are words of clients."""
+    slots, and each attempt."""
 
     endpoint: str
     model: str
     waited_s: float
     slot_s: float
-    affinity: Sequence[str]
 
     def attempts_made(self) -> Sequence[Try]: ...
 

@@ -34,6 +34,7 @@ from core.logs import (
     logging_config,
     text_line,
 )
+from core.tracing import attributes_of
 from tests.conftest import Running, running_router
 from tests.engines.server import free_port
 from tests.fake_backend import FakeBackend, chat, chunk, cut, http_error, json_answer, stream
@@ -122,6 +123,8 @@ async def test_each_request_has_one_line(backend: FakeBackend, written: Log, mon
         await running.http.post(URL, json={})
         await running.http.get(f"/v1/models/{SECRET}", headers={"x-request-id": "mine"})
         async with connect(f"{running.url.replace('http', 'ws')}{URL}") as socket:
+            assert socket.response is not None
+            assert socket.response.headers["x-request-id"].startswith("req_")
             await socket.send(json.dumps({"type": "response.create", **turn()}))
             while json.loads(await socket.recv())["type"] != "response.completed":
                 pass
@@ -276,7 +279,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_neither_prompts_nor_keys_get_into_the_log_or_the_metrics(
+async def test_neither_prompts_nor_keys_get_into_the_log_the_metrics_or_spans(
     answer: str, backend: FakeBackend, written: Log, short_waits: None
 ) -> None:
     backend.default = ANSWERS[answer]
@@ -309,6 +312,7 @@ async def test_neither_prompts_nor_keys_get_into_the_log_or_the_metrics(
         await eventually(lambda: not state.tasks.ids(), "all is over")
         shown = written.text.getvalue() + written.json.getvalue() + str(state.telemetry.figures())
         shown += str([described_turn(record) for record in state.telemetry.recent])
+        shown += str([attributes_of(record, "chat") for record in state.telemetry.recent])
     shown += written.text.getvalue() + written.json.getvalue()
     assert "door=websocket" in shown, "nothing was logged at all"
     assert len(backend.turns) > 10, "nobody was asked"

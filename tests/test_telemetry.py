@@ -43,7 +43,6 @@ def record_of(**given: Any) -> TurnRecord:
             endpoint=given.pop("endpoint", "one"),
             waited_s=given.pop("waited_s", 0.02),
             tries=given.pop("tries", [Try("one", 100.1, 101.0)]),
-            affinity=["a client's words"],
         ),
         "tokens": Tokens(*(given.pop(kind, count) for kind, count in COUNTS.items())),
         "status": "completed",
@@ -365,6 +364,16 @@ async def test_a_failed_turn_has_the_code_of_its_error(backend: FakeBackend) -> 
         assert (record.status, record.error) == ("failed", "backend_error")
         assert [one.error for one in record.tries] == ["backend_error"]
         assert value(await scraped(running.http), "nomyo_turns_total", {"status": "failed"}) == 1
+
+
+async def test_of_the_words_of_a_client_little_is_kept(served: Running) -> None:
+    key = "k" * 1_000_000
+    assert (await served.http.post(URL, json=turn(prompt_cache_key=key))).status_code == 200
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "prompt_cache_key": key}
+    assert (await served.http.post("/v1/chat/completions", json=asked)).status_code == 200
+    remembered = served.app.state.pool.slots.affinity._places
+    assert len(remembered) >= 2
+    assert all(len(name) < 1000 for name in remembered)
 
 
 async def test_counted_names_are_of_the_fleet(served: Running) -> None:

@@ -132,6 +132,13 @@ async def test_what_a_tool_answers_goes_back_to_the_model_in_one_response(
         assert roles == ["user", "assistant", "tool", "assistant", "tool"]
         assert last.json["messages"][-1]["content"] == 'echo {"x":2}'
     assert tools.closed == 2
+    for record in served.app.state.telemetry.recent:
+        assert [one.error for one in record.tries] == ["", "", ""], "each round is an attempt"
+        assert [(tool.kind, tool.has_failed) for tool in record.tools] == [("mcp_call", False)] * 2
+        times = [(one.asked_s, one.ended_s) for one in record.tries]
+        times += [(tool.began_s, tool.ended_s) for tool in record.tools]
+        flat = [time for pair in sorted(times) for time in pair]
+        assert flat == sorted(flat), "one after the other"
 
 
 async def test_the_tokens_of_all_rounds_are_the_usage(served: Running, backend: FakeBackend, tools: OwnTools) -> None:

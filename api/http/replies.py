@@ -43,10 +43,11 @@ JSON_TYPE = (b"content-type", b"application/json")
 class JSONReply(Response):
     """A whole answer: `body` is JSON already."""
 
+    background = None
+
     def __init__(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         self.status_code = status
         self.body: bytes = body
-        self.background = None
         self.raw_headers = [(b"content-length", b"%d" % len(body)), JSON_TYPE, *map(_raw, headers.items())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

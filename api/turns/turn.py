@@ -454,7 +454,7 @@ def affinity_of(params: CreateParams, items: list[Item], owner: str = "") -> lis
     """What of a request may be warm at an endpoint, the surest first: the words of its client, the turn before it, and
     how it begins."""
     # An owner's words are its own: whoever names another's id learns nothing of where that is warm.
-    names = [f"{owner} {key}"] if (key := params.prompt_cache_key) else []
+    names = [f"{owner} {key[:LONGEST_KEY]}"] if (key := params.prompt_cache_key) else []
     if before := params.previous_response_id:
         names.append(before)
     elif params.conversation:
@@ -478,6 +478,8 @@ def _leading_text(item: Item) -> str:
     return content[:LEADING] if isinstance(content, str) else ""
 
 
+# Of a key of a client's that is remembered.
+LONGEST_KEY = 256
 # How much of a beginning sets conversations apart.
 LEADING = 1024
 NO_ITEM: Item = {}

@@ -105,7 +105,7 @@ class Attempts:
             self._pool.abandoned(attempt.endpoint, attempt.model)
         await self._release(self._pool, attempt.endpoint, attempt.model)
         routing.slot_s += (ended_s := time.monotonic()) - routing.asked_s
-        if error is not None or routing.attempts > 1:  # Of most requests the first is the only one.
+        if error is not None or routing.tries:  # Of most requests the first is the only one.
             routing.tries.append(Try(routing.endpoint, routing.asked_s, ended_s, code_of(error) if error else ""))
         if attempt.begun or not isinstance(error, APIError) or not may_go_elsewhere(error):
             return False
@@ -160,14 +160,13 @@ class Attempt:
     """One attempt: the endpoint's key, and the model's name there. `begun`: the client has seen a part of the answer.
     `was_asked`: its success counts for the endpoint."""
 
-    __slots__ = ("_attempts", "begun", "endpoint", "model", "was_asked")
+    begun = False
+    was_asked = True
 
     def __init__(self, attempts: Attempts, endpoint: str, model: str) -> None:
         self._attempts = attempts
         self.endpoint = endpoint
         self.model = model
-        self.begun = False
-        self.was_asked = True
 
     async def __aenter__(self) -> None:
         pass
