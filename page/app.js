@@ -104,7 +104,7 @@ function frame(session) {
     document.title = `${view.name} · nomyo-router`;
     for (const { path: at, link } of links) set(link, "aria-current", at === view.path ? "page" : null);
     links.find(({ path: at }) => at === view.path).link.scrollIntoView({ block: "nearest", inline: "nearest" });
-    const made = view.make({ rest: rest.map(decodeURIComponent), session });
+    const made = view.make({ rest: rest.map(decoded), session });
     leaveView = made.leave ?? (() => {});
     main.replaceChildren(made.element);
     if (route.again) main.focus({ preventScroll: true });
@@ -143,6 +143,15 @@ function frame(session) {
   };
   route();
   open();
+}
+
+/** A part of the address; as it stands where it is not one of ours. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 let asking = null;

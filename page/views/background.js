@@ -55,7 +55,7 @@ export function backgroundView() {
       load();
     }
   });
-  const timer = setInterval(load, AGAIN_MS);
+  const timer = setInterval(() => document.hidden || load(), AGAIN_MS);
   return {
     element,
     leave() {

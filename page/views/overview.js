@@ -117,6 +117,7 @@ export function overviewView() {
   loadDays();
   loadCache();
   const timer = setInterval(() => {
+    if (document.hidden) return;
     loadDays();
     loadCache();
   }, 60_000);

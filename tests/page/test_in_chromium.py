@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.keyed import ADMIN, keyed_router, secret_of
 from tests.page.chromium import Chromium, Tab
 from tests.page.conftest import MUST_RUN
 from tests.site import reply, running_site
+from tests.test_restart import free_port, router_process
 from tests.turns import URL, create, stream, turn
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(180)]
@@ -94,6 +96,30 @@ class TestWhatHappensIsSeen:
             await tab.until(LIVE)
             running.app.state.stopping.begin(set())
             await tab.sees("The router does not answer.")
+
+    async def test_a_router_that_is_started_again_is_live_again_and_knows_who_looks(
+        self, backend: FakeBackend, browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        port = free_port()
+        monkeypatch.setattr("tests.test_restart.free_port", lambda: port)
+        settings = {
+            "endpoints": [at(backend)],
+            "api_key": ADMIN,
+            "database": {"url": f"sqlite:///{tmp_path}/router.db"},
+            "background": {"drain_s": 0.1},
+        }
+        async with router_process(settings, tmp_path, "serve.py") as (http, process):
+            tab = await browser.open(f"{http.base_url}")
+            tab.expects += ["net::ERR", *GONE]
+            await tab.write("#key", ADMIN)
+            await tab.click("Sign in")
+            await tab.until(LIVE)
+            process.send_signal(signal.SIGTERM)
+            await tab.sees("The router does not answer.")
+        async with router_process(settings, tmp_path, "serve.py"):
+            await tab.until(LIVE, 30)
+            await tab.sees("Signed in with api_key")
+            assert not await tab.value("document.body.innerText.includes('does not answer')")
 
     async def test_one_without_servers_names_the_ports_that_were_asked(self, browser: Chromium) -> None:
         async with running_router(endpoints=[]) as running:
@@ -389,6 +415,20 @@ class TestEveryView:
                 await tab.until("document.querySelector('main h1') !== null")
                 await asyncio.sleep(0.3)
                 await _assert_clean(tab, axe, view)
+            await tab.value("location.hash = '#/turns'")
+            await tab.click("test-model", "summary")
+            await _assert_clean(tab, axe, "a turn that is opened")
+            backend.script(chat(reasoning("Hm."), "Well.", call("get_weather", {"place": "Rome"})))
+            await tab.value("location.hash = '#/playground'")
+            await tab.click("Tools", "summary")
+            await tab.click("Add: A function")
+            await tab.write("#play-input", "Hi")
+            await tab.click("Send")
+            await tab.sees("Answer the call")
+            await tab.sees("Completed")
+            for name in ("Events", "curl"):
+                await tab.click(name, "[role=tab]")
+                await _assert_clean(tab, axe, f"the playground, {name}")
 
 
 async def _assert_clean(tab: Tab, axe: str, where: str) -> None:
