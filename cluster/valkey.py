@@ -2,7 +2,8 @@
 
     membership      a lease for each process, renewed; what is dead is found out by whoever lives     membership.py
     scripts         what happens at the server, in one step           valkey_scripts.py (lives), valkey_counting.py
-    counts          what this process knows of it, to be looked at without a wait                     valkey_counts.py
+    counts          requests at endpoints, to be looked at without a wait                             valkey_counts.py
+    line            who waits for a slot, in which process                                            valkey_line.py
     notes           small facts, and deletions                                                        valkey_notes.py
     quotas          limits of keys and owners                                                         valkey_quotas.py
     events          of background streams, and of answers that several processes wait for             valkey_events.py
@@ -32,9 +33,10 @@ from cluster import valkey_counting as counting
 from cluster import valkey_scripts as scripts
 from cluster.membership import Listener, Membership
 from cluster.protocol import Cluster, InFlight, PeerAnswer
-from cluster.valkey_counts import ReplicaCount, ReplicaInFlight, ReplicaLine, total_of
+from cluster.valkey_counts import ReplicaCount, ReplicaInFlight, total_of
 from cluster.valkey_events import ReplicaEvents
 from cluster.valkey_flights import ReplicaFlights
+from cluster.valkey_line import ReplicaLine
 from cluster.valkey_notes import ReplicaDeletions, ReplicaNotes
 from cluster.valkey_quotas import ReplicaQuotas
 from cluster.valkey_scripts import short

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cluster import membership, valkey_counts
+from cluster import membership, valkey_line
 from cluster.membership import BEATS, LEASE_S
 from tests.conftest import Running, running_router
 from tests.engines.server import free_port
@@ -135,7 +135,7 @@ async def test_whoever_has_waited_longest_goes_first_in_whichever_replica(
     backend: FakeBackend, valkey: ValkeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A wake-up takes as long as the machine is busy.
-    monkeypatch.setattr(valkey_counts, "GIVE_WAY_S", SOON_S)
+    monkeypatch.setattr(valkey_line, "GIVE_WAY_S", SOON_S)
     order: list[str] = []
     hold = asyncio.Event()
     backend.default = steps(until(hold), chat("ok"))
