@@ -59,7 +59,7 @@ from cluster.protocol import Cluster
 from cluster.workers import FOLDER, Workers
 from core.broadcast import Broadcast
 from core.budgets import Budgets
-from core.config import Config, ImagesConfig
+from core.config import Config, ImagesConfig, other_protocol
 from core.config_file import config_file, load_config
 from core.errors import ConfigError
 from core.extras import need
@@ -155,10 +155,10 @@ async def lifespan(app: Application) -> AsyncGenerator[dict[str, Any]]:
     if state.config_file is not None and not state.config_file.exists():
         log.info("there is no %s: every setting has its default", state.config_file.absolute())
     async with AsyncExitStack() as stack:
-        if config.traces.are_wanted():
-            state.tracer = _tracer(config)
-            stack.push_async_callback(state.tracer.close)
-            state.telemetry.listen(state.tracer.turns)
+        if (tracer := _tracer(config)) is not None:
+            state.tracer = tracer
+            stack.push_async_callback(tracer.close)
+            state.telemetry.listen(tracer.turns)
         stack.callback(state.telemetry.count)  # What still waits is logged.
         await cluster.open()
         stack.push_async_callback(cluster.close)
@@ -340,11 +340,23 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("ASGI callable returned without completing")
 
 
-def _tracer(config: Config) -> Tracer:
-    need("otel", setting="traces.endpoint")
+def _tracer(config: Config) -> Tracer | None:
+    """What sends spans, where that is wanted. A variable of OpenTelemetry's may be there for another program: it stops
+    no start."""
+    traces = config.traces
+    if not traces.are_wanted():
+        return None
+    if not traces.endpoint and (other := other_protocol()):
+        log.warning("no traces are sent: %s asks for another protocol than grpc; traces.endpoint names a place", other)
+        return None
+    try:
+        need("otel", setting="OTEL_EXPORTER_OTLP_ENDPOINT")  # Of a setting it was looked at with the others.
+    except ConfigError as error:
+        log.warning("no traces are sent: %s", error)
+        return None
     from core.tracing import Tracer
 
-    return Tracer.of(config.traces)
+    return Tracer.of(traces)
 
 
 def _joined(config: Config, inner: Cluster) -> Cluster:

@@ -253,6 +253,12 @@ class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.endpoint) or any(environ.get(name) for name in places)
 
 
+def other_protocol(environ: Mapping[str, str] = os.environ) -> str:
+    """The variable of OpenTelemetry's that asks for another protocol than gRPC; empty where none does."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next((name for name in names if environ.get(name, "grpc") != "grpc"), "")
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything in config.yaml. `workers` is for `serve.py`: as many processes. `websockets: false` answers an upgrade
     with 426."""

@@ -29,8 +29,8 @@ from core.turn_record import TurnRecord, door_of
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 REQUESTS = "nomyo.requests"
-# Exceptions whose texts are the system's, Python's or ours, and repeat nothing of a request.
-SPEAKING = (OSError, ImportError, NameError, AttributeError, RecursionError, MemoryError, APIError, StartError)
+# Exceptions whose texts are the system's, Python's or for whoever starts the router, and repeat nothing of a request.
+SPEAKING = (OSError, ImportError, NameError, AttributeError, RecursionError, MemoryError, StartError)
 # Of such a text.
 MOST_OF_TEXT = 500
 
@@ -110,15 +110,26 @@ def _without_values(text: str) -> str:
 
 def described_exception(error: BaseException | None) -> str:
     """A traceback, and those that led to it."""
-    lines: list[str] = []
+    shown: list[str] = []
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        text = f": {str(error)[:MOST_OF_TEXT]}" if isinstance(error, SPEAKING) else ""
-        stack = "".join(traceback.format_tb(error.__traceback__))
-        lines.append(f"Traceback (most recent call last):\n{stack}{type(error).__qualname__}{text}")
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "\n\nwhich came of this one:\n\n".join(lines)
+    waiting = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        stack = "".join(traceback.format_tb(one.__traceback__))
+        shown.append(f"Traceback (most recent call last):\n{stack}{type(one).__qualname__}{_text_of(one)}")
+        waiting.append(one.__cause__ or (None if one.__suppress_context__ else one.__context__))
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+    return "\n\nwhich came of this one:\n\n".join(shown)
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, APIError):
+        return f": {error.code}"  # Its message is for its client, and may repeat a prompt.
+    return f": {str(error)[:MOST_OF_TEXT]}" if isinstance(error, SPEAKING) else ""
 
 
 def time_of(seconds: float) -> str:

@@ -23,12 +23,12 @@ log = logging.getLogger("nomyo")
 
 # So many turns are known one by one.
 MOST_RECENT = 500
-# So many may wait to be counted, and so long where somebody listens.
+# So many turns, and writes, may wait to be counted, and so long where somebody listens.
 MOST_UNCOUNTED = 100
+MOST_WRITES = 1000
 SOON_S = 0.2
 # So often the event loop is looked at.
 LOOK_S = 0.5
-MOST_WRITES = 1000
 # Owners and models beyond these are counted as one: `other`.
 MOST_OWNERS = 200
 MOST_USED = 2000
@@ -83,11 +83,6 @@ class Telemetry:
         """From now on `listener` is called with the turns that have ended, some at a time, within `SOON_S`."""
         self._listeners.append(listener)
         self._most = 1
-
-    def stop_listening(self, listener: Listener) -> None:
-        """It is called no more."""
-        self._listeners.remove(listener)
-        self._most = 1 if self._listeners else MOST_UNCOUNTED
 
     def _count_soon(self) -> None:
         if len(self._uncounted) >= MOST_UNCOUNTED:

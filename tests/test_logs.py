@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
 import api.turns.turn
+from core.errors import BackendError
 from core.keys import Principal
 from core.logs import (
     JsonFormatter,
@@ -210,10 +211,27 @@ def test_an_exception_is_shown_without_what_it_may_hold() -> None:
             raise OSError(28, "No space left on device") from error
     except OSError as error:
         shown = described_exception(error)
+    group = described_exception(ExceptionGroup(SECRET, [error_of(BackendError(SECRET)), error_of(KeyError(SECRET))]))
+    assert [line for line in group.splitlines() if line[:1] != " " and "race" not in line and line] == [
+        "ExceptionGroup",
+        "which came of this one:",
+        "BackendError: backend_error",
+        "which came of this one:",
+        "KeyError",
+    ]
+    assert SECRET not in group
     assert "OSError: [Errno 28] No space left on device" in shown
     assert shown.endswith("ValueError")
     assert "test_logs.py" in shown
     assert SECRET not in shown.replace("int(SECRET)", "")
+
+
+def error_of(error: Exception) -> Exception:
+    """It, as it was raised and caught."""
+    try:
+        raise error
+    except Exception as caught:
+        return caught
 
 
 # ── what is never in it ──────────────────────────────────────────────────────────────────────────────────────────────

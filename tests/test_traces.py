@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from core.extras import EXTRAS
 from core.tracing import OneLineExporter
 from core.turn_record import ToolRun, Try
 from tests.conftest import Running, running_router
@@ -230,3 +231,35 @@ async def test_without_traces_nothing_of_opentelemetry_is_used(served: Running) 
     assert served.app.state.tracer is None
     (record,) = served.app.state.telemetry.recent
     assert record.request.span is None
+
+
+async def test_opentelemetrys_own_variables_name_the_place_too(
+    collector: Collector, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)  # type: ignore[attr-defined]
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "the-gateway")
+    async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}]) as running:
+        await create(running.http)
+    collector.tree()
+    assert collector.resources[0]["service.name"] == "the-gateway"
+
+
+OFF = {
+    "a disabled SDK": {"OTEL_SDK_DISABLED": "true"},
+    "no exporter": {"OTEL_TRACES_EXPORTER": "none"},
+    "another protocol": {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+}
+
+
+@pytest.mark.parametrize("why", [*OFF, "no extra"])
+async def test_variables_that_are_for_others_stop_no_start(
+    why: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, text in {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", **OFF.get(why, {})}.items():
+        monkeypatch.setenv(name, text)
+    if why == "no extra":
+        monkeypatch.setitem(EXTRAS, "otel", ("no_such_package",))
+    async with running_router(endpoints=[{"url": f"{backend.url}/v1", "kind": "openai-chat"}]) as running:
+        assert running.app.state.tracer is None
+    logged = [record.getMessage() for record in caplog.records if "no traces are sent" in record.getMessage()]
+    assert len(logged) == (why in ("another protocol", "no extra"))
