@@ -201,6 +201,33 @@ async def test_a_client_that_brings_its_items_along_is_understood(served: Runnin
     assert "/rain" in said
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"nomyo_output": 5},
+        {"nomyo_output": "text", "action": None},
+        {"nomyo_output": {"text": 5, "sources": 5, "kept": 5}},
+        {"nomyo_output": {"text": "t", "sources": [[1, "http://[", "x"], [True, "u", "t"], [1.5], "x", [0, "u", "t"]]}},
+        {"nomyo_output": {"text": "t", "kept": {"action.sources": 5, "results": 5, ".": 1, "": 1}}, "action": "x"},
+        {"nomyo_output": [], "id": None},
+        {"action": {"type": ["search"], "query": {}}, "nomyo_output": "t"},
+        {"action": {"type": "find_in_page", "url": 5}, "nomyo_output": "t", "status": {"a": 1}},
+    ],
+    ids=str,
+)
+async def test_an_earlier_search_of_any_shape_is_read(served: Running, backend: FakeBackend, odd: Json) -> None:
+    item = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search"}} | odd
+    backend.script(chat("Well 【1】 [2]."))
+    params: Json = {"input": [item, {"role": "user", "content": "So?"}], "tools": [SEARCH]}
+    events = await stream(served.http, **params)
+    check_stream(events)
+    assert fold(events) == events[-1]["response"]
+    assert events[-1]["response"]["status"] == "completed"
+    for include in ("", "?include[]=web_search_call.results"):
+        listed = await served.http.get(f"{URL}/{events[-1]['response']['id']}/input_items{include}")
+        assert listed.status_code == 200
+
+
 async def test_what_is_sent_again_behind_its_response_is_there_once(served: Running, backend: FakeBackend) -> None:
     backend.script(chat(searches()), chat("Rain."))
     first = await create(served.http, tools=[SEARCH])
