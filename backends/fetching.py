@@ -61,11 +61,23 @@ class Fetcher:
         self._allow_private = allow_private
         self._resolve = resolve
         self._client: httpx2.AsyncClient | None = None
+        # Those with other limits, of which something may be under way.
+        self._earlier: list[httpx2.AsyncClient] = []
         self._opening = asyncio.Lock()
 
     async def close(self) -> None:
+        for client in (*self._earlier, self._client):
+            if client is not None:
+                await client.aclose()
+
+    def take_limits(self, *, timeout_s: float, allow_private: bool) -> None:
+        """Has other limits from now on; what is under way keeps those that it has begun with."""
+        if (timeout_s, allow_private) == (self._timeout_s, self._allow_private):
+            return
+        self._timeout_s, self._allow_private = timeout_s, allow_private
         if self._client is not None:
-            await self._client.aclose()
+            self._earlier.append(self._client)
+            self._client = None
 
     async def get(self, url: str) -> Fetched | str:
         """What lies at `url`, or why it cannot be used. Not an exception: its frames hold what was read."""

@@ -95,6 +95,8 @@ async def reload(state: AppState) -> None:
     state.keys.take_settings(config)
     state.mcp.take_settings(config.mcp)
     state.searches.take_settings(config.web_search)
+    pages = config.web_search
+    state.pages.take_limits(timeout_s=pages.timeout_s, allow_private=pages.allow_private)
     await state.pool.reconfigure(config)
     log.info("new settings, from %s", state.config_file)
 

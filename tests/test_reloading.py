@@ -20,7 +20,8 @@ from core import reloading
 from core.config_file import load_config
 from core.reloading import reload
 from tests.conftest import Running, running_router
-from tests.fake_backend import DONE, FakeBackend, chat, chunk, http_error, say, stall, steps, until
+from tests.fake_backend import DONE, FakeBackend, call, chat, chunk, http_error, say, stall, steps, until
+from tests.site import reply, running_site
 from tests.test_pool import at, in_flight, waiting
 from tests.test_restart import router_process
 from tests.turns import URL, assert_error, create, eventually, open_stream, text_of, turn
@@ -71,6 +72,25 @@ async def started(settings: Settings, *endpoints: dict[str, Any], **more: Any) -
 @pytest.fixture
 async def two(stack: AsyncExitStack) -> list[FakeBackend]:
     return [await stack.enter_async_context(FakeBackend()) for _ in range(2)]
+
+
+async def test_a_web_search_goes_to_its_new_provider_within_its_new_limits(settings: Settings, two) -> None:
+    rows = b'{"results":[{"url":"https://a.example/","title":"A"}]}'
+    page = reply(b"It rains.", content_type="text/plain")
+    async with running_site({"/search": reply(rows)}) as old, running_site({"/search": reply(rows), "/a": page}) as new:
+        search = {"provider": "searxng", "url": old.url}
+        async with started(settings, at(two[0]), web_search=search) as running:
+
+            async def statuses() -> list[str]:
+                calls = (call("web_search", {"query": "x"}), call("open_page", {"url": f"{new.url}/a"}))
+                two[0].script(chat(*calls), chat("Done."))
+                response = await create(running.http, tools=[{"type": "web_search"}])
+                return [item["status"] for item in response["output"]]
+
+            assert await statuses() == ["completed", "failed", "completed"], "no private address"
+            await settings.change(web_search=search | {"url": new.url, "allow_private": True, "timeout_s": 5})
+            assert await statuses() == ["completed"] * 3
+            assert (old.asked, sorted(new.asked)) == (["/search"], ["/a", "/search"])
 
 
 class TestEndpoints:

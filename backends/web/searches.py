@@ -34,6 +34,7 @@ class Searches(Fetcher):
     def take_settings(self, config: WebSearchConfig) -> None:
         """Goes by another provider from now on."""
         self._config = config
+        self.take_limits(timeout_s=config.timeout_s, allow_private=True)
 
     async def find(self, query: Query) -> list[Found]:
         """What the provider finds, no more than is wanted, each page once. Raises `SearchFailed`."""
