@@ -80,8 +80,9 @@ class Replicas(Cluster, Listener):
         self._dead: dict[str, str] = {}
         self._dead_of_others: dict[str, str] = {}
         self._taken_over: set[str] = set()
-        # Who was there before the server may have forgotten it.
+        # Who was there before the server may have forgotten it; and whether it has heard of those who are missing.
         self._before: dict[str, str] = {}
+        self._has_missed = False
         self._looking_for: asyncio.TimerHandle | None = None
         self._has_dead = asyncio.Event()
         self._has_lost = False
@@ -315,6 +316,9 @@ class Replicas(Cluster, Listener):
             one.hear_of_drain(text == "1")
 
     def hear_deaths(self, dead: dict[str, str], of_others: dict[str, str]) -> None:
+        if self._has_missed:
+            self._has_missed = False
+            self._before.clear()  # They are among the dead now, or somebody has looked after them already.
         self._dead_of_others = of_others
         # What is on its way may have been asked before it was taken over.
         self._taken_over &= dead.keys()
@@ -335,10 +339,18 @@ class Replicas(Cluster, Listener):
     def _look_for_them(self) -> None:
         self._looking_for = None
         missing = [word for who, at in self._before.items() if who not in self._peers for word in (who, at)]
-        if self.membership.is_joined:
+        if not self.membership.is_joined:
+            return  # It joins again, and looks again.
+        if missing:
+            self.membership.send(scripts.MISSING, *missing, on_answer=self._missed)
+        else:
             self._before.clear()
-            if missing:
-                self.membership.send(scripts.MISSING, *missing)
+
+    def _missed(self, answer: Any) -> None:
+        """The server knows who is missing, and so does this process with its next beat."""
+        if answer == 0:
+            self._has_missed = True
+            self.membership.look()
 
     def lost(self) -> None:
         self.line.lost()
