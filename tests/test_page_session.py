@@ -7,8 +7,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.http import sessions
+from api.http.origins import is_own_page
+from core.config import Config
 from core.config_checks import parse_config
 from core.errors import ConfigError
 from core.seals import Sealer
@@ -148,6 +152,35 @@ class TestACookie:
         async with keyed_router(backend) as running, with_secret(running, "wrong") as http:
             cookie = await sign_in(http, running)
             assert_error(await http.get(ADMINS, headers={"Cookie": cookie}), 401)
+
+
+class TestLaws:
+    names = st.from_regex(r"[a-z]{1,8}\.(example|test)", fullmatch=True)
+
+    @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=200))
+    def test_any_cookie_header_is_read(self, header: str) -> None:
+        assert isinstance(sessions._cookie_in(header.encode("latin-1"), "nomyo_x"), str)
+
+    @given(st.lists(st.tuples(st.sampled_from(["nomyo_x", "nomyo_y", "x"]), st.sampled_from(["", "1", "2=3"]))))
+    def test_the_first_of_a_name_counts(self, pairs: list[tuple[str, str]]) -> None:
+        header = "; ".join(f"{name}={value}" for name, value in pairs).encode()
+        expected = next((value for name, value in pairs if name == "nomyo_x"), "")
+        assert sessions._cookie_in(header, "nomyo_x") == expected
+
+    @given(
+        names, names, st.sampled_from(["http", "https"]), st.sampled_from(["", ":80", ":443", ":8080"]), st.booleans()
+    )
+    def test_a_page_is_the_routers_own_by_its_host_and_port_alone(
+        self, host: str, other: str, scheme: str, port: str, is_post: bool
+    ) -> None:
+        config = Config()
+        scope = {"type": "http", "method": "POST" if is_post else "GET"}
+        of_page = f"{scheme}://{other}{port}".encode()
+        headers = {b"host": f"{host}{port}".encode(), b"origin": of_page, b"sec-fetch-site": b"same-origin"}
+        assert is_own_page(scope, headers, config) == (host == other)
+        headers[b"host"] = f"{host}:1{port[1:]}".encode()
+        assert not is_own_page(scope, headers, config)
+        assert not is_own_page(scope, headers | {b"origin": b"null"}, config)
 
 
 class TestPagesOfOthers:

@@ -150,7 +150,10 @@ export function playgroundView({ session }) {
           if (adapted) talk.note(`Changed so that the server takes it: ${adapted}`);
         },
         onEvent: (event) => {
-          if (first === null && event.type.endsWith(".delta")) first = performance.now() - began;
+          if (first === null && event.type.endsWith(".delta")) {
+            first = performance.now() - began;
+            text(facts, "Answers…");
+          }
           events.add(event);
           talk.take(event);
           if (event.response && /^response\.(completed|incomplete|failed)$/.test(event.type)) ended(event.response);

@@ -1,10 +1,11 @@
 // The first view: how the router is now, and how it was over the last ten minutes and the last two weeks.
 
 import { ask } from "../api.js";
-import { h, keyed, set, show, text } from "../dom.js";
+import { actionButton, announce, h, keyed, set, show, text } from "../dom.js";
 import { follow, known_s, live, recent, routerNow, series, STEP_S, WINDOW_S } from "../feed.js";
 import { count, day, duration, percentile, plural, rate, shortDuration } from "../format.js";
 import { barPlot, dotPlot, meter, sparkline, timePlot } from "../plots.js";
+import { modelTable } from "./model_table.js";
 import { newcomer } from "./newcomer.js";
 import { heading, nothing, statePill } from "./parts.js";
 import { turnList } from "./turn_list.js";
@@ -32,9 +33,17 @@ export function overviewView() {
   const daysNote = h("p", { class: "note" });
   const endpoints = h("ul", { class: "strip" });
   const welcome = newcomer();
+  const models = modelTable();
+  const modelsSection = h("section", { "aria-label": "Models" }, heading("Models"), h("div", { class: "card" }, models.element));
   const turns = turnList({ most: 8 });
   const since = h("dl", { class: "facts" });
   const cacheFacts = h("dl", { class: "facts" });
+  const emptyCache = actionButton("Empty it", async () => {
+    const { invalidated } = await ask("api/cache/invalidate", { method: "POST" });
+    announce(`${plural(invalidated, "entry", "entries")} forgotten`);
+    await loadCache();
+  });
+  show(emptyCache, false);
   const quiet = nothing("No turn has ended yet.", h("p", { class: "note" }, "Send one from the ", h("a", { href: "#/playground" }, "playground"), "."));
   const plots = h(
     "div",
@@ -50,8 +59,9 @@ export function overviewView() {
     h("div", { class: "tiles" }, Object.values(tiles).map(({ element: one }) => one)),
     h("section", { "aria-label": "Endpoints" }, heading("Endpoints", h("a", { href: "#/endpoints" }, "All details")), endpoints),
     plots,
+    modelsSection,
     h("section", { "aria-label": "Turns" }, heading("Turns", h("a", { href: "#/turns" }, "All turns")), turns.element, quiet),
-    h("section", { class: "grid two", "aria-label": "Since the start" }, card("Since the router started", since), card("Cache", cacheFacts)),
+    h("section", { class: "grid two", "aria-label": "Since the start" }, card("Since the router started", since), card("Cache", cacheFacts, emptyCache)),
   );
   const element = h(
     "div",
@@ -95,6 +105,8 @@ export function overviewView() {
       })),
     });
     keyed(endpoints, live.fleet.endpoints, ({ name }) => name, endpointRow, (node, endpoint) => node.update(endpoint));
+    models.update(window);
+    show(modelsSection, window.length > 0);
     // Room is left for those that have ended.
     turns.update(live.now.running.slice(0, MOST_RUNNING), live.turns);
     show(turns.element, live.now.running_total > 0 || live.turns.length > 0);
@@ -155,6 +167,7 @@ export function overviewView() {
     try {
       const stats = await ask("api/cache/stats");
       if (stats.backend === "none") return facts(cacheFacts, [["Cache", "none is set (cache.backend)"]]);
+      show(emptyCache, stats.entries > 0);
       const asked = stats.hits + stats.misses;
       facts(cacheFacts, [
         ["Where", stats.backend],

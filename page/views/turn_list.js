@@ -63,7 +63,7 @@ function turnRow(turn) {
   const details = h(
     "dl",
     { class: "facts wide" },
-    fact("Id", h("code", {}, turn.id)),
+    fact("Id", turn.id.startsWith("resp_") ? h("a", { href: `#/stored/responses/${encodeURIComponent(turn.id)}/${encodeURIComponent(turn.owner)}` }, h("code", {}, turn.id)) : h("code", {}, turn.id)),
     fact("Front door", turn.door),
     fact("Whose", [turn.owner || "admins", turn.key ? ` by ${turn.key}` : ""].join("")),
     turn.error ? fact("Failed with", turn.error) : null,
