@@ -18,7 +18,7 @@ TYPED = router.py serve.py db.py cache.py core stores cluster api requests backe
 VENV_PYTHON = .venv/bin/python
 SYNCED = .venv/.synced
 
-.PHONY: help setup demo cluster serve test test-all clients servers fuzz fuzz-setup page-setup contract bench hold opcodes gateways docs lint format clean
+.PHONY: help setup demo cluster serve test test-all clients clients-setup servers fuzz fuzz-setup page-setup contract bench hold opcodes gateways docs lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,20 +42,22 @@ test: $(SYNCED) ## all tests but the heavy ones, two at once (ARGS="-k name -x" 
 	@$(PYTEST) --dist load -m "not heavy" $(ARGS)
 
 test-all: test ## those, the heavy ones (processes that are killed, crowds, fuzzed requests) and the real clients
-	@$(MAKE) --no-print-directory fuzz-setup page-setup
+	@$(MAKE) --no-print-directory fuzz-setup page-setup clients-setup
 	@$(PYTEST) --dist loadfile -m heavy
 	@$(MAKE) --no-print-directory clients
 	@$(MAKE) --no-print-directory servers SERVERS=router
 
 # Codex and the SDKs: each against the router, in an environment of its own.
-clients: export UV_PYTHON_DOWNLOADS = never
-clients: export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
-clients: $(SYNCED) ## real clients, installed first: their own tests (ARGS="-k name")
+clients clients-setup: export UV_PYTHON_DOWNLOADS = never
+clients clients-setup: export UV_PYTHON = $(CURDIR)/$(VENV_PYTHON)
+clients-setup: $(SYNCED)
 	@cd tests/clients/python && ../../../.venv/bin/uv sync --quiet --locked
 	@cd tests/clients/frameworks && ../../../.venv/bin/uv sync --quiet --locked || \
 		echo "The frameworks for agents did not install: they are skipped."
 	@if command -v npm >/dev/null; then npm ci --prefix tests/clients/node --no-audit --no-fund --loglevel=error; \
 		else echo "npm is not installed: the clients for node and Codex are skipped."; fi
+
+clients: clients-setup ## real clients, installed first: their own tests (ARGS="-k name")
 	@$(VENV_PYTHON) -m pytest tests/clients $(ARGS)
 
 # Each behind the router. Another router needs nothing, the others some GB.
