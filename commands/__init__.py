@@ -82,8 +82,14 @@ def print_json(value: Any) -> None:
 
 
 def print_line(text: str, **style: Any) -> None:
-    """A line; `style` as click.style has it, left out where nobody sees colours."""
-    click.secho(text, **style)
+    """One line, whatever the text holds; `style` as click.style has it, left out where nobody sees colours."""
+    click.secho(one_line(text), **style)
+
+
+def one_line(text: str) -> str:
+    """A text without what ends a line or moves a terminal: servers name their models as they like, and a shell may
+    read what is printed."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -115,4 +121,4 @@ def _print_error(message: str, context: click.Context | None, color: bool | None
     """One line on stderr; a wrong argument with the command whose help has the right ones."""
     words = " ".join(message.split())
     where = f" ({context.command_path} --help)" if context else ""
-    click.echo(click.style("nomyo: ", fg="red") + words + where, err=True, color=color)
+    click.echo(click.style("nomyo: ", fg="red") + one_line(words) + where, err=True, color=color)

@@ -74,7 +74,8 @@ def codex(url: str | None, key: str | None, model: str | None, catalog: Path | N
     if as_json:
         print_json({"catalog": str(file), "model": chosen.name, "models": [one._asdict() for one in models]})
     else:
-        print_line(config_toml(served, chosen, file))
+        for line in config_toml(served, chosen, file):
+            print_line(line)
 
 
 def _chosen(models: list[Model], name: str | None) -> Model:
@@ -96,7 +97,7 @@ def _place(catalog: Path | None) -> Path:
         raise Failed(f"{file}: there is no such home; give a place (--catalog)") from None
 
 
-def config_toml(served: Served, model: Model, catalog: Path) -> str:
+def config_toml(served: Served, model: Model, catalog: Path) -> list[str]:
     """The lines for ~/.codex/config.toml."""
     lines = [
         f"model = {_text(model.name)}",
@@ -122,7 +123,7 @@ def config_toml(served: Served, model: Model, catalog: Path) -> str:
     ]
     if served.asks_for_key:
         lines.append(f"env_key = {_text(KEY_VARIABLE)}    # the variable with a key of the router")
-    return "\n".join(lines)
+    return lines
 
 
 def _text(value: str) -> str:

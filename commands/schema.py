@@ -7,7 +7,6 @@ import json
 import click
 
 from backends.kinds import KINDS
-from commands import print_line
 from core.config_schema import settings_schema
 
 
@@ -20,7 +19,7 @@ def schema() -> None:
     Example:
       ./nomyo schema > settings.schema.json
     """
-    print_line(json.dumps(settings_schema(KINDS), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(settings_schema(KINDS), indent=2, ensure_ascii=False))
 
 
 COMMAND = schema

@@ -105,6 +105,27 @@ async def test_what_keeps_a_command_from_the_router_is_one_line(backend: FakeBac
             assert words in line
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r", "\x0b", "\x1b]0;", "\x85", "\u2028", "\x9b2J"])
+async def test_what_a_server_calls_its_models_is_neither_run_nor_read_as_settings(
+    ending: str, backend: FakeBackend, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    name = f"small{ending}touch {ran}{ending}notify = ['sh']"
+    rows = [{"id": name, "owned_by": "vllm", "max_model_len": 8192}]
+    backend.routes["GET /v1/models"] = json_answer({"object": "list", "data": rows})
+    async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}]) as running:
+        variables = await nomyo("env", "--url", running.url)
+        assert len(variables.out.splitlines()) == 3
+        shell = await asyncio.create_subprocess_exec("bash", "-c", 'eval "$1"', "bash", variables.out)
+        assert (await shell.wait(), ran.exists()) == (0, False)
+        codex = await nomyo("codex", "--url", running.url)
+        assert "notify" not in tomllib.loads(codex.out)
+        unknown = await nomyo("codex", "--url", running.url, "--model", "other")
+        printed = variables.out + codex.out + unknown.err
+        assert "small" in printed
+        assert printed.replace("\n", "").isprintable(), "nothing of it moves a terminal"
+
+
 def entries_in(catalog: str | Path) -> list[dict[str, Any]]:
     return json.loads(Path(catalog).read_text())["models"]
 
