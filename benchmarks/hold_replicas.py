@@ -222,8 +222,8 @@ async def replica_turns(count: int) -> Row:
     missing = sum(response_id not in statuses for response_id in made.values())
     repeated = sum(asked_for > 1 for asked_for in Counting.asked_for.values())
     ends = Counter(statuses[response_id] for response_id in made.values() if response_id in statuses)
-    # What the killed one was working on; and what had just been answered while the database was away.
-    too_many_failed = ends["failed"] > 2 * AT_ONCE
+    # What the killed one was working on, and nothing of the one that stood still.
+    too_many_failed = ends["failed"] > AT_ONCE
     seen = (
         f"{len(made)} were promised ({refused} times not, and asked again): {missing} unknown, {left} left running, "
         f"{twice} ended twice, {repeated} asked twice "

@@ -60,6 +60,8 @@ STATEMENT_BYTES = 64 * 1024 * 1024
 class PostgresStore(QueuedStore):
     """`db.Store` in the database at `url`."""
 
+    _database: PostgresDatabase
+
     def __init__(
         self, url: str, deletions: Deletions | None, service: str | None, settings: DatabaseConfig | None = None
     ) -> None:
@@ -70,14 +72,6 @@ class PostgresStore(QueuedStore):
         # Unfinished responses as they were read: whose each was; and those that are this process's by a claim.
         self._whose: dict[Key, str] = {}
         self._claimed: set[Key] = set()
-
-    async def open(self) -> None:
-        await self._database.open()
-        self._start()
-
-    async def close(self) -> None:
-        await self._queue.close()
-        await self._database.close()
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from core.deletions import Deletions, OwnDeletions
 from core.errors import ServerError
@@ -86,10 +86,19 @@ class ChainRow(NamedTuple):
     conversation: str | None
 
 
+class SqlDatabase(Protocol):
+    """What is opened, and closed, with a store."""
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+
+
 class QueuedStore(KeptConversations, ABC):
     """The verbs of `db.Store` that are the same in every SQL."""
 
     moves_turns = False
+    # A subclass makes it.
+    _database: SqlDatabase
 
     def __init__(self, deletions: Deletions | None) -> None:
         self.deletions: Deletions = deletions if deletions is not None else OwnDeletions()
@@ -98,10 +107,14 @@ class QueuedStore(KeptConversations, ABC):
         self._running: dict[Key, Begun] = {}
         self._checked_at = 0.0
 
-    def _start(self) -> None:
-        """When the database is open."""
+    async def open(self) -> None:
+        await self._database.open()
         self._warm, self._running = WarmChains(self.deletions), {}
         self._queue.open()
+
+    async def close(self) -> None:
+        await self._queue.close()
+        await self._database.close()
 
     # ── what a database adds ─────────────────────────────────────────────────────────────────────────────────────────
 

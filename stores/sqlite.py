@@ -128,17 +128,11 @@ RANKS = {
 class SQLiteStore(QueuedStore):
     """`db.Store` in the file at `path`, or in memory (`:memory:`)."""
 
+    _database: SQLite
+
     def __init__(self, path: str, deletions: Deletions | None = None, service: str | None = None) -> None:
         super().__init__(deletions)
-        self._connector = SQLite(path, migrate, service)
-
-    async def open(self) -> None:
-        await self._connector.open()
-        self._start()
-
-    async def close(self) -> None:
-        await self._queue.close()
-        await self._connector.close()
+        self._database = SQLite(path, migrate, service)
 
     # ── what is written ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -146,7 +140,7 @@ class SQLiteStore(QueuedStore):
         """With the writes of the same SQL together, where they do not stand in each other's way."""
         if all(sql in RANKS for sql, _ in writes):
             writes.sort(key=lambda write: RANKS[write[0]])
-        await self._connector.write(writes)
+        await self._database.write(writes)
         return ()
 
     def _storing(self, row: NewRow) -> Write:
@@ -202,23 +196,23 @@ class SQLiteStore(QueuedStore):
     # ── what is read ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_response(self, response_id: str, *, owner: str = "") -> StoredResponse | None:
-        rows = await self._connector.read_each(_stored, GET, owner, response_id)
+        rows = await self._database.read_each(_stored, GET, owner, response_id)
         return rows[0] if rows else None
 
     async def unfinished(self) -> list[UnfinishedResponse]:
-        return await self._connector.read_each(_unfinished, UNFINISHED_ROWS)
+        return await self._database.read_each(_unfinished, UNFINISHED_ROWS)
 
     async def _exists(self, key: Key) -> bool:
-        return bool(await self._connector.read(EXISTS, *key))
+        return bool(await self._database.read(EXISTS, *key))
 
     async def _read_expired(self, created_at: int) -> list[Key]:
-        return await self._connector.read_each(_key, GET_EXPIRED, created_at)
+        return await self._database.read_each(_key, GET_EXPIRED, created_at)
 
     async def _read_chain(self, key: Key) -> list[ChainRow]:
-        return [ChainRow(*row.values()) for row in await self._connector.read(GET_HISTORY, *key, key[0])]
+        return [ChainRow(*row.values()) for row in await self._database.read(GET_HISTORY, *key, key[0])]
 
     async def _read_items(self, item_ids: list[str], owner: str) -> list[tuple[list[str], bytes, bytes | None]]:
-        rows = await self._connector.read(GET_OF_ITEMS, encode_json(item_ids).decode(), owner)
+        rows = await self._database.read(GET_OF_ITEMS, encode_json(item_ids).decode(), owner)
         return [(decode_json(row["item_ids"]), row["input"], row["output"]) for row in rows]
 
     async def list_input_items(
@@ -231,20 +225,20 @@ class SQLiteStore(QueuedStore):
         owner: str = "",
     ) -> ItemPage | None:
         values = {"owner": owner, "response": response_id, "after": after, "limit": limit + 1}
-        rows = await self._connector.read(INPUT_ITEMS[order], **values)
+        rows = await self._database.read(INPUT_ITEMS[order], **values)
         if not rows:
             return None
         items = [{**decode_json(row["item"].encode()), "id": row["id"]} for row in rows[:limit] if row["item"]]
         return ItemPage(items, has_more=len(rows) > limit, knows_after=rows[0]["start"] is not None)
 
     async def get_events(self, response_id: str, *, owner: str = "") -> list[Event] | None:
-        rows = await self._connector.read(GET_EVENTS, owner, response_id)
+        rows = await self._database.read(GET_EVENTS, owner, response_id)
         return decode_json(rows[0]["events"]) if rows else None
 
     # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_conversation(self, conversation_id: str, *, owner: str = "") -> Conversation | None:
-        read = self._connector.read_each
+        read = self._database.read_each
         rows = await read(conversations.conversation_of, conversations.GET, owner, conversation_id)
         return rows[0] if rows else None
 
@@ -259,13 +253,13 @@ class SQLiteStore(QueuedStore):
     ) -> ItemPage | None:
         at_most = conversations.EVERYTHING if limit is None else limit + 1
         values = {"owner": owner, "id": conversation_id, "after": after, "limit": at_most}
-        return conversations.page_of(await self._connector.read(conversations.LIST[order], **values), limit)
+        return conversations.page_of(await self._database.read(conversations.LIST[order], **values), limit)
 
     async def get_conversation_items(
         self, conversation_id: str, item_ids: list[str], *, owner: str = ""
     ) -> dict[str, Item]:
         ids = encode_json(item_ids).decode()
-        rows = await self._connector.read(conversations.GET_ITEMS, owner, conversation_id, ids)
+        rows = await self._database.read(conversations.GET_ITEMS, owner, conversation_id, ids)
         return {row["id"]: conversations.item_of(row) for row in rows}
 
     # ── for whoever runs the service ─────────────────────────────────────────────────────────────────────────────────
@@ -274,22 +268,22 @@ class SQLiteStore(QueuedStore):
         self, *, before: int | None = None, limit: int, owner: str | None, at_work: bool = False
     ) -> list[ListedResponse]:
         values = {"before": listing.LAST if before is None else before, "limit": limit, "owner": owner}
-        return await self._connector.read_each(listing.listed_response, listing.RESPONSES[at_work], **values)
+        return await self._database.read_each(listing.listed_response, listing.RESPONSES[at_work], **values)
 
     async def list_conversations(
         self, *, before: int | None = None, limit: int, owner: str | None
     ) -> list[ListedConversation]:
         values = {"before": listing.LAST if before is None else before, "limit": limit, "owner": owner}
-        return await self._connector.read_each(listing.listed_conversation, listing.CONVERSATIONS, **values)
+        return await self._database.read_each(listing.listed_conversation, listing.CONVERSATIONS, **values)
 
     # ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def list_usage(self, begin: int, end: int, *, by: By, step: int, owner: str | None = None) -> list[UsageRow]:
         values = {"begin": begin, "end": end, "step": step, "owner": owner}
-        return await self._connector.read_each(usage_row, LIST[by], **values)
+        return await self._database.read_each(usage_row, LIST[by], **values)
 
     async def spent(self, since: int, *, owner: str, key: str | None = None) -> Spent:
-        return (await self._connector.read_each(spent, SPENT, since=since, owner=owner, key=key))[0]
+        return (await self._database.read_each(spent, SPENT, since=since, owner=owner, key=key))[0]
 
     async def roll_up_usage(self, before: int) -> None:
         await self._queue.write((ROLL_UP, (before,)), (DELETE_HOURS, (before,)))
@@ -297,31 +291,31 @@ class SQLiteStore(QueuedStore):
     # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def list_keys(self, after: int = 0) -> list[StoredKey]:
-        return await self._connector.read_each(sqlite_keys.stored_key, sqlite_keys.LIST, after)
+        return await self._database.read_each(sqlite_keys.stored_key, sqlite_keys.LIST, after)
 
     async def put_keys(self, keys: Sequence[StoredKey], after: int) -> bool:
-        return await self._connector.run_writing(partial(sqlite_keys.put_keys, keys, after))
+        return await self._database.run_writing(partial(sqlite_keys.put_keys, keys, after))
 
     # ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_setting(self, name: str, default: str) -> str:
         await self._queue.write((STORE_SETTING, (name, default)))
-        value: str = (await self._connector.read(GET_SETTING, name))[0]["value"]
+        value: str = (await self._database.read(GET_SETTING, name))[0]["value"]
         return value
 
     # ── copies ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def read_rows(self, table: Table, after: CopiedRow | None = None) -> list[CopiedRow]:
-        return await self._connector.run_reading(partial(sqlite_copies.read_rows, table, after))
+        return await self._database.run_reading(partial(sqlite_copies.read_rows, table, after))
 
     async def write_rows(self, table: Table, rows: Sequence[CopiedRow]) -> None:
         try:
-            await self._connector.run_writing(partial(sqlite_copies.write_rows, table, rows))
+            await self._database.run_writing(partial(sqlite_copies.write_rows, table, rows))
         except sqlite3.Error as error:
             raise CopyError(f"{table.name} cannot be written: {error}") from error
 
     async def count_rows(self, table: Table) -> int:
-        return await self._connector.run_reading(partial(sqlite_copies.count_rows, table))
+        return await self._database.run_reading(partial(sqlite_copies.count_rows, table))
 
     async def other_services(self) -> int:
         return 0  # A file has one (stores/service_lock.py).

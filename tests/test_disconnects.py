@@ -268,7 +268,7 @@ async def test_200_requests_that_are_aborted_at_random_moments_leave_nothing_beh
         gc.collect()  # asyncio complains of what nobody awaited when it is thrown away
         backend._script.clear()
         assert (await create(http))["status"] == "completed"
-        rows = await running.app.state.db._connector.read("SELECT status FROM responses")
+        rows = await running.app.state.db._database.read("SELECT status FROM responses")
         assert {row["status"] for row in rows} <= {"completed", "cancelled", "failed"}, "a row still says it runs"
 
 

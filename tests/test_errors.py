@@ -393,7 +393,7 @@ class TestFaultsOfOurs:
         await served.app.state.db.open()
 
     async def test_what_cannot_be_stored_is_an_error_and_holds_no_slot(self, served, backend, caplog):
-        connector = served.app.state.db._connector
+        connector = served.app.state.db._database
         await connector.write([("ALTER TABLE responses RENAME TO hidden", ())])
         answer = await served.http.post(URL, json=turn())
         assert_error(answer, 500, type="server_error", code="storage_error")
@@ -470,7 +470,7 @@ async def test_neither_keys_nor_prompts_reach_the_log(backend, tmp_path, caplog)
             await _ask_wrongly(running.http)
             async with open_stream(running.http, **secret) as events:
                 await events.next()
-            connector = running.app.state.db._connector
+            connector = running.app.state.db._database
             await connector.write([("ALTER TABLE responses RENAME TO hidden", ())])
             await running.http.post(URL, json=turn(**secret))
             await connector.write([("ALTER TABLE hidden RENAME TO responses", ())])

@@ -353,7 +353,7 @@ def test_no_password_is_printed() -> None:
 async def test_a_disk_that_is_full_is_one_error_that_names_the_table(tmp_path: Path) -> None:
     store = make_store(SQLiteFile(tmp_path).url)
     await store.open()
-    await store._connector.run_writing(lambda sqlite: sqlite.execute("PRAGMA max_page_count = 20"))  # type: ignore[attr-defined]
+    await store._database.run_writing(lambda sqlite: sqlite.execute("PRAGMA max_page_count = 20"))  # type: ignore[attr-defined]
     rows: list[CopiedRow] = [(f"name {number}", "x" * 1000) for number in range(1000)]
     with pytest.raises(CopyError, match=r"settings cannot be written: .*full"):
         await store.write_rows(TABLES[0], rows)

@@ -60,10 +60,10 @@ class SQLiteFile:
         return await sqlite_reads(store)
 
     async def commits(self, store: Any) -> list[str]:
-        return await _traced(store._connector._writer, lambda sql: sql.startswith("COMMIT"))
+        return await _traced(store._database._writer, lambda sql: sql.startswith("COMMIT"))
 
     def overtake(self, store: Any, monkeypatch: pytest.MonkeyPatch, act: Callable[[], Awaitable[object]]) -> None:
-        read = store._connector.read
+        read = store._database.read
 
         async def overtaken(*args: Any) -> Any:
             rows = await read(*args)
@@ -71,19 +71,19 @@ class SQLiteFile:
             await act()
             return rows
 
-        monkeypatch.setattr(store._connector, "read", overtaken)
+        monkeypatch.setattr(store._database, "read", overtaken)
 
     async def requests(self, store: Any) -> list[bytes]:
-        rows = await store._connector.read("SELECT request FROM responses WHERE request IS NOT NULL")
+        rows = await store._database.read("SELECT request FROM responses WHERE request IS NOT NULL")
         return [row["request"] for row in rows]
 
     async def indexed_items(self, store: Any) -> set[str]:
-        return {row["item_id"] for row in await store._connector.read("SELECT item_id FROM response_items")}
+        return {row["item_id"] for row in await store._database.read("SELECT item_id FROM response_items")}
 
     async def tables(self, store: Any) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         columns = "SELECT t.name AS name, c.name AS column FROM sqlite_schema t, pragma_table_info(t.name) c"
-        for row in await store._connector.read(
+        for row in await store._database.read(
             f"{columns} WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite!_%' ESCAPE '!'"
         ):
             found.setdefault(row["name"], set()).add(row["column"])
@@ -158,7 +158,7 @@ class PostgresDatabase:
 
 
 async def sqlite_reads(store: Any) -> list[str]:
-    return await _traced(store._connector._reader, lambda sql: sql.startswith(("SELECT", "WITH RECURSIVE")))
+    return await _traced(store._database._reader, lambda sql: sql.startswith(("SELECT", "WITH RECURSIVE")))
 
 
 async def _traced(connection: Any, is_wanted: Callable[[str], bool]) -> list[str]:

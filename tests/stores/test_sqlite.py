@@ -75,9 +75,9 @@ async def test_a_file_that_cannot_be_opened_is_an_error(tmp_path):
 
 
 def test_a_relative_url_is_a_relative_path():
-    paths = [make_store(url)._connector.path for url in ("sqlite:///data/router.db", "sqlite:////srv/router.db")]
+    paths = [make_store(url)._database.path for url in ("sqlite:///data/router.db", "sqlite:////srv/router.db")]
     assert paths == ["data/router.db", "/srv/router.db"]
-    assert make_store("sqlite://")._connector.path == ":memory:"
+    assert make_store("sqlite://")._database.path == ":memory:"
 
 
 # Opens a store, and ends without closing it.
@@ -102,7 +102,7 @@ def test_a_process_that_ends_without_closing_the_store_ends(path):
 
 async def test_a_batch_of_writes_is_one_call_into_the_thread(store, monkeypatch):
     calls = []
-    writer = store._connector._writer._connection
+    writer = store._database._writer._connection
     execute = writer._execute
 
     async def counted(*args):
@@ -132,7 +132,7 @@ PLANS = {
 async def test_no_statement_reads_a_whole_table(store, name):
     """By the plan that SQLite makes, whatever is in them."""
     sql = f"EXPLAIN QUERY PLAN {getattr(stores.sqlite, name)}"
-    steps = [step["detail"] for step in await store._connector.read(sql, *PLANS[name])]
+    steps = [step["detail"] for step in await store._database.read(sql, *PLANS[name])]
     tables = ("r", "c", "i", "responses", "response_items", "response_events")
     scans = [step for step in steps if re.match(rf"SCAN ({'|'.join(tables)})\b(?!.* USING )", step)]
     assert not scans, f"{name}: {steps}"
