@@ -15,6 +15,7 @@ NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 TOOLS: list[Json] = [
     {"name": "number", "inputSchema": {"type": "object"}, "outputSchema": NUMBER},
     {"name": "none", "inputSchema": {"type": "object"}, "outputSchema": NUMBER},
+    {"name": "large", "inputSchema": {"type": "object"}},
     {"name": "typed", "inputSchema": {"type": "object", "properties": {"a": {"type": ["string", 5]}}}},
     {"name": "nested", "inputSchema": {"type": "object", "properties": {"a": {"type": "strin"}}}},
     {"name": "number", "inputSchema": {"type": "object"}, "outputSchema": NUMBER},
@@ -32,6 +33,8 @@ def answer(method: str, params: Json) -> Json:
             }
         case "tools/list":
             return {"tools": [*TOOLS, WILD] if "wildly" in sys.argv else TOOLS}
+        case "tools/call" if params["name"] == "large":
+            return {"content": [{"type": "text", "text": "x" * (params["arguments"]["megabytes"] << 20)}]}
         case "tools/call" if params["name"] == "number":
             return {"content": [], "structuredContent": {"n": "secret-1"}}
         case "tools/call":

@@ -58,6 +58,7 @@ EVERYTHING = distributions([*PROJECT["dependencies"], *chain(*PROJECT["optional-
 # Where packages of extras are imported: in functions, or in modules that are imported where they are asked for.
 OF_EXTRAS = {
     "core/valkey.py": {"hiredis"},
+    "backends/mcp/program.py": {"anyio", "mcp", "mcp_types"},
     "backends/mcp/session.py": {"mcp", "jsonschema"},  # The second is what the first reads schemas with.
     "backends/web/readable.py": {"lxml"},
     "core/tracing.py": {"opentelemetry"},

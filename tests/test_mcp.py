@@ -403,17 +403,29 @@ async def test_a_server_that_lies_about_its_schemas_harms_its_own_calls_alone(
         backend.script(chat(*(call(f"w__{name}", {}, id=name) for name in ("number", "none", "typed"))), chat("So."))
         response = await streamed(served, tools=[{"type": "mcp", "server_label": "w"}])
         listed, number, none, other, _ = response["output"]
-        assert [tool["name"] for tool in listed["tools"]] == ["number", "none", "typed", "nested"]
+        assert [tool["name"] for tool in listed["tools"]] == ["number", "none", "large", "typed", "nested"]
         for lied in (number, none):
             assert lied["error"]["message"] == "The answer does not fit the schema that its tool has."
         assert other["output"] == "typed"
         assert "secret-1" not in json.dumps(response) + caplog.text
         offered = [tool["function"]["parameters"] for tool in backend.turns[0].json["tools"]]
-        assert offered == [{"type": "object", "properties": {}}] * 4, "no model server is shown what is no schema"
+        assert offered == [{"type": "object", "properties": {}}] * 5, "no model server is shown what is no schema"
     wild = {"w": {"command": [sys.executable, program, "wildly"]}}
     async with router(backend, mcp={"servers": wild}) as served:
         listed, _ = (await streamed(served, tools=[{"type": "mcp", "server_label": "w"}]))["output"]
         assert listed["error"].startswith("The server does not answer as one of MCP")
+
+
+async def test_a_large_answer_of_a_program_holds_nobody_up_and_one_that_is_too_large_ends_it(
+    backend: FakeBackend,
+) -> None:
+    program = str(Path(__file__).parent / "lying_mcp.py")
+    async with router(backend, mcp={"servers": {"w": {"command": [sys.executable, program]}}}) as served:
+        for megabytes, fits in ((10, True), (100, False), (1, True)):
+            backend.script(uses("large", megabytes=megabytes), chat("Much."))
+            response = await create(served.http, tools=[{"type": "mcp", "server_label": "w"}])
+            called = response["output"][1]
+            assert (called["status"] == "completed") == fits, str(called["error"])[:300]
 
 
 @pytest.mark.heavy

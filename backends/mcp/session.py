@@ -25,8 +25,8 @@ MB = 1024 * 1024
 # Of one answer, as it comes: 10 MB, which many servers send twice, as text and structured.
 MOST_BYTES = 24 * MB
 CLOSE_S = 2.0
-# A program is asked to end, made to, and killed: the client takes seven seconds for that, and must not be disturbed.
-CLOSE_PROGRAM_S = 10.0
+# A program is asked to end, made to, and killed.
+CLOSE_PROGRAM_S = 8.0
 MOST_PAGES = 100
 
 
@@ -74,7 +74,7 @@ class Session:
     def close(self) -> None:
         """Ends it. Nobody waits for that."""
         if self._over.is_set():
-            return  # A second cancellation would take a program's time to end from it, and leave it behind.
+            return  # A second cancellation would take a program's time to end from it.
         self._over.set()
         if not self._client.done():
             self.task.cancel()
@@ -146,8 +146,10 @@ class Session:
         mcp = await asyncio.to_thread(load)
         server = self._server
         if server.command:
-            program, *arguments = server.command
-            transport = mcp.StdioServerParameters(command=program, args=arguments, env=dict(server.env) or None)
+            from backends.mcp.program import program
+
+            env = mcp.client.stdio.get_default_environment() | dict(server.env)
+            transport = program(server.command, env, MOST_BYTES)
         elif server.is_sse:
             transport = mcp.client.sse.sse_client(server.url, httpx_client_factory=lambda **_: self._http)
         else:
