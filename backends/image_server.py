@@ -63,8 +63,7 @@ class ImageServer:
         stream: one that cannot is asked again without. Raises `ImageFailed`."""
         import httpx2
 
-        params = {"model": server.model or None, "n": 1, **asked}
-        params = {name: value for name, value in params.items() if value is not None}
+        params = {"n": 1, **asked}
         if not str(params.get("model", "")).startswith(NATIVE_MODELS):
             params["response_format"] = "b64_json"
         if on_partial is None:

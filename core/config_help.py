@@ -261,7 +261,7 @@ HELP: dict[str, str] = {
     ),
     "tools.image_generation.url": "Where it is, with its `/v1`",
     "tools.image_generation.api_key": "The key that it asks for",
-    "tools.image_generation.model": "Its model, where a request names none",
+    "tools.image_generation.model": "Its model, whichever a request names; empty: that of the request",
     "mcp": "MCP servers that any model can use",
     "mcp.servers": (
         "By name, which requests use as `{type: mcp, server_label: NAME}` (or `connector_id: NAME`): `{wiki: {url: "

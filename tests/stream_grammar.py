@@ -115,6 +115,7 @@ def fold(events: list[Json]) -> Json:
     Texts, arguments, annotations and logprobs come from the deltas alone. An item that was not done is incomplete.
     """
     items: dict[int, Json] = {}
+    codes: dict[int, str] = {}
     for event in events:
         index = event.get("output_index")
         match event["type"].removeprefix("response."):
@@ -151,6 +152,11 @@ def fold(events: list[Json]) -> Json:
                 items[index]["arguments"] += event["delta"]
             case "custom_tool_call_input.delta":
                 items[index]["input"] += event["delta"]
+            case "code_interpreter_call_code.delta":
+                codes[index] = codes.get(index, "") + event["delta"]
+                items[index]["code"] = codes[index]
+            case "code_interpreter_call_code.done":
+                assert event["code"] == codes.get(index, ""), "the deltas are not the code"
     response = events[-1]["response"] | {"output": [items[index] for index in sorted(items)]}
     if "output_text" in response:
         response["output_text"] = _output_text(response["output"])

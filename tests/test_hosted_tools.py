@@ -7,20 +7,28 @@ import asyncio
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.config_checks import parse_config
 from core.errors import ConfigError
+from requests.events import ResponseBuilder, replay, unfinished
+from requests.tools import CODE_KEY, TextOfJSON, code_in
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat
 from tests.fake_backend.answers import event_stream, http_error, json_answer, stall
 from tests.mcp_server import PNG, Served, hosted_tools_of, mcp_server
 from tests.sdk import EVENT_CLASSES
 from tests.stream_grammar import check_stream, fold
+from tests.streams import builder
+from tests.test_laws import law
 from tests.turns import URL, assert_error, create, eventually, open_stream, retrieve, stream, text_of
 
 Json = dict[str, Any]
@@ -47,13 +55,16 @@ async def images() -> AsyncIterator[FakeBackend]:
 
 
 @asynccontextmanager
-async def router(backend: FakeBackend, server: Served, images: FakeBackend | None = None, **tools: Any) -> Any:
+async def router(
+    backend: FakeBackend, server: Served, images: FakeBackend | None = None, database: Json | None = None, **tools: Any
+) -> AsyncIterator[Running]:
     drawn = {"url": f"{images.url}/v1", "api_key": "sk-images", "model": "painter"} if images else "mcp:hosted"
     kinds = {"code_interpreter": "mcp:hosted", "file_search": "mcp:hosted/search", "image_generation": drawn}
     async with running_router(
         endpoints=[{"url": backend.url, "kind": "vllm"}],
         mcp={"servers": {"hosted": {"url": server.url}}},
         tools=kinds | tools,
+        **({"database": database} if database else {}),
     ) as running:
         yield running
         await eventually(lambda: running.app.state.mcp.sessions == 0, "no session is open")
@@ -244,6 +255,17 @@ async def test_a_picture_is_made_shown_and_seen(backend: FakeBackend, server: Se
         assert read_last(backend)[0]["image_url"]["url"] == f"data:image/png;base64,{PICTURE}"
 
 
+async def test_the_model_of_the_settings_makes_it_whichever_is_asked_for(
+    backend: FakeBackend, server: Served, images: FakeBackend
+) -> None:
+    async with router(backend, server, images) as served:
+        backend.script(chat(call("image_generation", {"prompt": "a cat"}, id="c")), chat("Here."))
+        body = {"model": "test-model", "input": "x", "tools": [IMAGE | {"model": "gpt-image-1", "svg": {}}]}
+        answer = await served.http.post(URL, json=body)
+        assert answer.headers["x-nomyo-ignored"] == "tools.model"
+        assert images.requests[-1].json["model"] == "painter"
+
+
 async def test_pieces_of_a_picture_are_shown_as_they_come(
     backend: FakeBackend, server: Served, images: FakeBackend
 ) -> None:
@@ -370,6 +392,49 @@ async def test_a_picture_that_is_cut_off_is_one_that_has_failed(
         assert (made["type"], made["status"]) == ("image_generation_call", "failed")
 
 
+async def test_a_long_story_of_ten_rounds_goes_on_after_a_restart(
+    backend: FakeBackend, server: Served, tmp_path: Path
+) -> None:
+    """Code, searches and a tool of a server, side by side in each round; then one that waits for a yes."""
+    database = {"url": f"sqlite:///{tmp_path}/router.db"}
+    asks = {"type": "mcp", "server_label": "hosted", "require_approval": {"always": {"tool_names": ["run_python"]}}}
+    tools = [CODE, FILES, asks]
+
+    def calls(at: int) -> list[Any]:
+        return [
+            call("code_interpreter", {"code": f"{at}"}, id=f"code{at}"),
+            call("file_search", {"queries": [f"{at}"]}, id=f"files{at}"),
+            call("hosted__generate_image", {"prompt": f"{at}"}, id=f"image{at}"),
+        ]
+
+    async with router(backend, server, database=database) as served:
+        backend.script(
+            *(chat(f"Round {at}. ", *calls(at)) for at in range(10)), chat(call("hosted__run_python", {"code": "x"}))
+        )
+        _, asked = await seen(served, tools=tools)
+        kinds = Counter(item["type"] for item in asked["output"])
+        ran = ("code_interpreter_call", "file_search_call", "mcp_call", "message")
+        assert kinds == {**dict.fromkeys(ran, 10), "mcp_list_tools": 1, "mcp_approval_request": 1}
+        assert {item["status"] for item in asked["output"] if item["type"] in ran} == {"completed"}
+        assert asked["usage"]["input_tokens"] == 11 * 7, "the tokens of all rounds"
+        assert len(backend.turns[-1].json["messages"]) > 60
+    approval = {"type": "mcp_approval_response", "approval_request_id": asked["output"][-1]["id"], "approve": True}
+    before = len(server.called)
+    async with router(backend, server, database=database) as served:
+        backend.script(chat(*calls(10)), chat("The end."))
+        _, done = await seen(served, tools=tools, input=[approval], previous_response_id=asked["id"])
+        assert [item["type"] for item in done["output"]] == [
+            "mcp_call",
+            "code_interpreter_call",
+            "file_search_call",
+            "mcp_call",
+            "message",
+        ]
+        assert len(server.called) == before + 4
+        containers = {item["container_id"] for item in [*asked["output"], *done["output"]] if "container_id" in item}
+        assert len(containers) == 1, "and one container all along"
+
+
 WRONG: dict[str, tuple[Json, str]] = {
     "no container": ({"type": "code_interpreter"}, "container"),
     "a container that is none": (CODE | {"container": 5}, "container"),
@@ -427,6 +492,69 @@ async def test_calls_side_by_side_share_a_session(backend: FakeBackend, server: 
             await asyncio.sleep(0)
         assert (most, len(server.called)) == (1, 3)
         assert len((await running)["output"]) == 4
+
+
+# ── laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TEXTS = st.text(max_size=40)
+LOGS = st.fixed_dictionaries({"type": st.just("logs"), "logs": TEXTS})
+RESULT = st.fixed_dictionaries({"file_id": TEXTS, "filename": TEXTS, "score": st.floats(0, 1), "text": TEXTS})
+HOSTED_ITEMS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "type": st.just("code_interpreter_call"),
+            "status": st.sampled_from(["completed", "failed", "incomplete"]),
+            "code": TEXTS,
+            "container_id": TEXTS,
+            "outputs": st.none() | st.lists(LOGS, max_size=2),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("file_search_call"),
+            "status": st.sampled_from(["completed", "failed", "incomplete"]),
+            "queries": st.lists(TEXTS, max_size=3),
+            "results": st.none() | st.lists(RESULT, max_size=2),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("image_generation_call"),
+            "status": st.sampled_from(["completed", "failed"]),
+            "result": TEXTS,
+            "revised_prompt": TEXTS,
+        }
+    ),
+)
+
+
+@law
+@given(items=st.lists(HOSTED_ITEMS, max_size=4), status=st.sampled_from(["completed", "failed", "cancelled"]))
+def test_a_stored_call_is_replayed_with_all_its_events_and_folds_back(items: list[Json], status: str) -> None:
+    output = [{"id": f"x_{number}", **item} for number, item in enumerate(items)]
+    for item in output:
+        if item["status"] == "incomplete":  # It was cut off before anything came of it, and its turn with it.
+            item |= {key: None for key in ("outputs", "results") if key in item}
+            item |= {"status": "completed"} if status == "completed" else {}
+    response = builder().response | {"status": status, "output": output}
+    if status == "failed":
+        response["error"] = {"code": "server_error", "message": "x", "type": "server_error", "param": None}
+    made = ResponseBuilder(unfinished(response))
+    events = [*replay(made, response), made.end()]
+    check_stream(events)
+    for event in events:
+        assert EVENT_CLASSES[event["type"]].model_validate(event).type == event["type"]
+    assert fold(events) == events[-1]["response"] == response | {"output": output}
+
+
+@law
+@given(code=st.text(), cuts=st.lists(st.integers(0, 200)), is_ascii=st.booleans())
+def test_code_grows_out_of_its_json_however_that_is_cut(code: str, cuts: list[int], is_ascii: bool) -> None:
+    arguments = json.dumps({"code": code}, ensure_ascii=is_ascii)
+    reader = TextOfJSON(CODE_KEY)
+    ends = sorted({min(cut, len(arguments)) for cut in cuts} | {len(arguments)})
+    pieces = [reader.feed(arguments[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    assert "".join(pieces) == code == code_in(arguments)
 
 
 WRONG_SETTINGS: dict[str, tuple[Any, str]] = {

@@ -287,6 +287,15 @@ SCENARIOS = {
     "web": WEB,
     "mcp": TRIP,
     "mcp_approval": TRIP,
+    "mcp_session": Scenario(
+        (*TRIP.answers, chat("Any time.")),
+        TRIP.gives
+        | {
+            "types": ["message", "mcp_list_tools", "mcp_call", "message", "message", "message"],
+            "texts": ["Pack.", "Any time."],
+        },
+        (*TRIP.sent, (*TRIP.sent[1], "assistant: Pack.", "user: Thanks.")),
+    ),
     "handoff": Scenario(
         (chat(call("transfer_to_clerk")), chat("Here it is.")),
         {"agent": "clerk", "text": "Here it is."},
@@ -355,7 +364,7 @@ CLIENTS = {
         "agents_python.py",
         "text stream reasoning tools tools_stream structured chain image refused broken session auto_chain "
         "conversations_session conversation compact_session handoff hosted_tool custom_tool shell apply_patch "
-        "websocket_tools mcp mcp_approval code files picture web",
+        "websocket_tools mcp mcp_approval mcp_session code files picture web",
     ),
     "langchain-openai": Client(
         "langchain_python.py",

@@ -56,10 +56,13 @@ class FileSearch:
         queries = [query for query in call["queries"] if query.strip()][:MOST_QUERIES]
         if not queries:
             return with_error(call, protocol_error("There is nothing to look for: 'queries' is a list of texts."))
-        try:
-            found = await asyncio.gather(*map(self._found, queries))
-        except ServerFailed as error:
-            return with_error(call, error.error)
+        found: list[list[Json]] = []
+        for each in await asyncio.gather(*map(self._found, queries), return_exceptions=True):
+            if isinstance(each, ServerFailed):
+                return with_error(call, each.error)
+            if isinstance(each, BaseException):
+                raise each
+            found.append(each)
         results = best_of(found, self._entry)
         return with_outcome(call, read_results(results, self._sources), {"results": results}, self._include)
 

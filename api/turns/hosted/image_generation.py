@@ -35,6 +35,12 @@ class ImageGeneration:
         self._turn = turn
         self._images = state.image_server
         self._server = state.config.tools.image_generation
+        self._asked = entry.asked
+        if isinstance(self._server, ImageServerConfig) and self._server.model:
+            # Clients ask for a model of OpenAI's by name, which the server here need not know.
+            if entry.asked.get("model", self._server.model) != self._server.model:
+                self.ignored |= {"tools.model"}
+            self._asked = entry.asked | {"model": self._server.model}
         self._tool = StandIn(state, turn.owner, KIND, self._server) if isinstance(self._server, str) else None
         self.tools = [image_tool(may_edit=entry.may_edit and self._tool is None)]
 
@@ -47,7 +53,7 @@ class ImageGeneration:
         if not prompt.strip():
             return with_error(call, protocol_error("There is nothing to be seen: 'prompt' is a text."))
         try:
-            image = await (self._drawn(call, prompt) if self._tool is None else self._asked(self._tool, prompt))
+            image = await (self._drawn(call, prompt) if self._tool is None else self._given(self._tool, prompt))
         except (ImageFailed, ServerFailed) as error:
             return with_error(call, error.error)
         return with_output({**call, **self._entry.shown, **image.facts, "result": image.data}, MADE)
@@ -68,12 +74,12 @@ class ImageGeneration:
                 self._turn.emit([builder.event(name, item_id=call["id"], output_index=where, **partial)])
 
         is_watched = self._entry.partial_images and builder.emission.makes_events
-        asked = {"prompt": prompt, **self._entry.asked}
+        asked = {"prompt": prompt, **self._asked}
         return await self._images.make(self._server, asked, picture, on_partial=emit if is_watched else None)
 
-    async def _asked(self, tool: StandIn, prompt: str) -> MadeImage:
+    async def _given(self, tool: StandIn, prompt: str) -> MadeImage:
         """By a tool of an MCP server."""
-        answer = await tool.ask(prompt, lambda tool: taken_of(tool, self._entry.asked))
+        answer = await tool.ask(prompt, lambda tool: taken_of(tool, self._asked))
         image = image_of(answer.blocks)
         if answer.has_failed or image is None:
             raise ServerFailed(protocol_error("The tool of its server has answered without a picture."))

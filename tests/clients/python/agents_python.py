@@ -309,6 +309,16 @@ def cited(result: RunResultBase) -> list[Any]:
     return [annotation for part in parts for annotation in part.annotations]
 
 
+async def mcp_session(model: str) -> Json:
+    """What a tool has answered is kept in a conversation of the router's, and read again from there."""
+    kept = OpenAIConversationsSession(openai_client=client)
+    planner = agent(model, tools=[HostedMCPTool(tool_config=TRIPS)])
+    result = await Runner.run(planner, "Plan a trip.", session=kept)
+    second = await Runner.run(planner, "Thanks.", session=kept)
+    types = [item.get("type", "message") for item in await kept.get_items()]
+    return planned(result) | {"types": types, "texts": [result.final_output, second.final_output]}
+
+
 async def code(model: str) -> Json:
     asked = ModelSettings(response_include=[OUTPUTS])
     _, result = await streamed(
