@@ -13,20 +13,14 @@ from cluster.valkey_flights import ReplicaFlights
 from core import flights
 from tests.conftest import Running
 from tests.engines.valkey import ValkeyServer
-from tests.fake_backend import DONE, FakeBackend, chat, chunk, cut, http_error, steps, stream, until
+from tests.fake_backend import FakeBackend, chat, cut, http_error, steps, until
 from tests.stream_grammar import check_stream
 from tests.test_cache import CACHED
-from tests.test_replicas import know_each_other, nobody_comes_back, replicas
+from tests.test_replicas import halting, know_each_other, nobody_comes_back, replicas
 from tests.turns import URL, create, eventually, open_stream, retrieve, text_of, turn
 
 __all__ = ["nobody_comes_back"]
 Json = dict[str, Any]
-
-
-def halting(goes_on: asyncio.Event, *texts: str) -> Any:
-    """A stream of these texts that halts before its end."""
-    said = [chunk({"role": "assistant", "content": ""}), *(chunk({"content": text}) for text in texts)]
-    return stream(*said, until(goes_on), chunk({"content": "!"}), chunk({}, finish_reason="stop"), DONE)
 
 
 async def are_led(routers: list[Running], flights_at: int = 1) -> None:

@@ -47,7 +47,7 @@ def router_tools_of(state: AppState, turn: Turn) -> TurnTools | None:
     if not is_here and _runs_elsewhere(state, turn, {type for hosted in wanted for type in hosted.types}):
         return None
     offers = offers_of(state, turn, servers, always)
-    runners = {hosted.call: hosted.runner(state, turn, each) for hosted, each in wanted.items()}
+    runners = {hosted.call: hosted.runner(state, turn, *entry) for hosted, entry in wanted.items()}
     if not offers and not runners:
         return None
     choice = request.params.tool_choice
@@ -81,13 +81,18 @@ def _key(tool: Json) -> object:
     return HOSTED_TOOLS.get(tool["type"]) or str(tool.get("server_label"))
 
 
-def _set_up(state: AppState, turn: Turn, given: list[tuple[str, Json]]) -> dict[HostedTool, list[tuple[str, Json]]]:
-    """The hosted tools among those of a request that the settings have, each with its entries there."""
-    wanted: dict[HostedTool, list[tuple[str, Json]]] = {}
+def _set_up(state: AppState, turn: Turn, given: list[tuple[str, Json]]) -> dict[HostedTool, tuple[str, Json]]:
+    """The hosted tools among those of a request that the settings have, each with its place and entry there. Raises
+    `InvalidRequest` where one is there twice."""
+    wanted: dict[HostedTool, tuple[str, Json]] = {}
     for where, tool in given:
         hosted = HOSTED.get(tool["type"])
         if hosted is not None and hosted.is_set_up(state, turn.owner):
-            wanted.setdefault(hosted, []).append((where, tool))
+            if hosted in wanted:
+                raise InvalidRequest(
+                    f"The tool '{tool['type']}' is there already, as {wanted[hosted][0]}.", param=where
+                )
+            wanted[hosted] = where, tool
     return wanted
 
 

@@ -3,8 +3,6 @@ harm. A container is what that tool makes of its id: one that takes it can keep 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from api.turns.hosted.mcp_server import serves
 from api.turns.hosted.stand_in import StandIn
 from api.turns.hosted.tool import HostedTool
@@ -97,10 +95,7 @@ def _is_set_up(state: AppState, owner: str) -> bool:
     return serves(state, state.config.tools.code_interpreter, owner)
 
 
-def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Json]]) -> CodeInterpreter:
-    (where, tool), *others = given
-    if others:
-        raise InvalidRequest("There are two code interpreters in the request.", param=others[0][0])
+def _runner(state: AppState, turn: Turn, where: str, tool: Json) -> CodeInterpreter:
     return CodeInterpreter(state, turn, where, tool)
 
 

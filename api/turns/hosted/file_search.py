@@ -5,14 +5,12 @@ another search beside `StandIn`."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from api.turns.hosted.mcp_server import serves
 from api.turns.hosted.stand_in import StandIn
 from api.turns.hosted.tool import HostedTool
 from api.turns.turn import Turn
 from backends.mcp.server import ServerFailed
-from core.errors import InvalidRequest
 from core.json import Json
 from core.state import AppState
 from requests.file_search import (
@@ -85,10 +83,7 @@ def _is_set_up(state: AppState, owner: str) -> bool:
     return serves(state, state.config.tools.file_search, owner)
 
 
-def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Json]]) -> FileSearch:
-    (where, tool), *others = given
-    if others:
-        raise InvalidRequest("There are two searches of files in the request.", param=others[0][0])
+def _runner(state: AppState, turn: Turn, where: str, tool: Json) -> FileSearch:
     return FileSearch(state, turn, file_search_entry(tool, where))
 
 

@@ -3,8 +3,6 @@ tool of an MCP server. The model sees them, if it sees pictures at all, and can 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from api.turns.hosted.mcp_server import serves
 from api.turns.hosted.stand_in import StandIn
 from api.turns.hosted.tool import HostedTool
@@ -12,7 +10,6 @@ from api.turns.turn import Turn
 from backends.image_server import ImageFailed, MadeImage
 from backends.mcp.server import ServerFailed
 from core.config import ImageServerConfig
-from core.errors import InvalidRequest
 from core.json import Json
 from core.state import AppState
 from requests.hosted_calls import IMAGE
@@ -97,10 +94,7 @@ def _is_set_up(state: AppState, owner: str) -> bool:
     return isinstance(setting, ImageServerConfig) or serves(state, setting, owner)
 
 
-def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Json]]) -> ImageGeneration:
-    (where, tool), *others = given
-    if others:
-        raise InvalidRequest("There are two makers of pictures in the request.", param=others[0][0])
+def _runner(state: AppState, turn: Turn, where: str, tool: Json) -> ImageGeneration:
     return ImageGeneration(state, turn, image_entry(tool, where))
 
 

@@ -44,10 +44,10 @@ class HostedRunner(Protocol):
 class HostedTool(Struct, frozen=True):
     """A hosted tool. `types` are those of it in a request, `call` is that of its items (`requests/hosted_calls.py` has
     what these look like); `is_set_up`: the settings have it for an owner, else it is left out and named to the
-    client. `runner` is given the entries of the request that it is asked for by, each with its place there, and raises
+    client. `runner` is given the entry of the request that it is asked for by, behind its place there, and raises
     `InvalidRequest` for one that is wrong."""
 
     call: str
     types: tuple[str, ...]
     is_set_up: Callable[[AppState, str], bool]
-    runner: Callable[[AppState, Turn, Sequence[tuple[str, Json]]], HostedRunner]
+    runner: Callable[[AppState, Turn, str, Json], HostedRunner]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from api.turns.hosted.mcp_server import ServerOfTool
@@ -19,7 +18,6 @@ from backends.mcp.server import ServerFailed
 from backends.web.of_mcp import found_in_output, search_arguments, search_tool
 from backends.web.query import MOST_WORDS, Query, SearchFailed, permits
 from backends.web.searches import chosen
-from core.errors import InvalidRequest
 from core.json import Json
 from core.state import AppState
 from requests.hosted_calls import HOSTED_TOOLS
@@ -156,10 +154,7 @@ def _is_set_up(state: AppState, owner: str) -> bool:
     return bool(kind) and (kind != "mcp" or state.mcp.named(name, owner) is not None)
 
 
-def _runner(state: AppState, turn: Turn, given: Sequence[tuple[str, Any]]) -> WebSearch:
-    (where, tool), *others = given
-    if others:
-        raise InvalidRequest("There are two web searches in the request.", param=others[0][0])
+def _runner(state: AppState, turn: Turn, where: str, tool: Json) -> WebSearch:
     return WebSearch(state, turn, web_search_entry(tool, where))
 
 
