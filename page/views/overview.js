@@ -12,6 +12,7 @@ import { turnList } from "./turn_list.js";
 
 const DAYS = 14;
 const MOST_RUNNING = 4;
+const MOST_DOTS = 1500;
 const TONES = ["accent", "second", "third", "fourth", "rest"];
 
 export function overviewView() {
@@ -97,7 +98,7 @@ export function overviewView() {
     firsts.update({
       from: to - WINDOW_S,
       to,
-      dots: window.map((turn) => ({
+      dots: window.slice(-MOST_DOTS).map((turn) => ({
         at: turn.at,
         value: turn.first_ms ?? turn.total_ms,
         tone: turn.status === "failed" ? "bad" : turn.first_ms === null ? "second" : "accent",
@@ -121,7 +122,7 @@ export function overviewView() {
       ["Refused, too many waited", count(live.now.counts.queue_full ?? 0)],
       ["Waited too long", count(live.now.counts.queue_timeout ?? 0)],
       ["Breakers open", count(openBreakers())],
-      ["Open streams", live.now.streams === undefined ? "–" : count(live.now.streams)],
+      ["Open streams, with this page's", live.now.streams === undefined ? "–" : count(live.now.streams)],
     ]);
   }
 
