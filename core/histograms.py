@@ -19,7 +19,7 @@ class Histogram:
 
     __slots__ = ("bounds", "most", "series")
 
-    def __init__(self, bounds: Sequence[float], most: int = 500) -> None:
+    def __init__(self, bounds: Sequence[float], most: int = 200) -> None:
         self.bounds = bounds
         self.most = most
         # Of each set of labels: the counts by bucket, and behind them the sum of the values.

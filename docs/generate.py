@@ -2,6 +2,7 @@
 
 settings.md, settings.schema.json   core/config.py, core/config_help.py
 compatibility.md                    requests/compatibility.py
+metrics.md                          core/metric_names.py
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from backends.kinds import KINDS
 from core.config_schema import Key, every_key, settings_schema
+from core.metric_names import ALL
 from requests.compatibility import TABLES
 
 FOLDER = Path(__file__).parent
@@ -50,6 +52,16 @@ or one that speaks Responses itself. `GET /v1/compatibility` gives the same as J
 | never | of events: nothing makes one |
 
 A name with a dot is a key of an object; `*` stands for whatever else there may be.
+"""
+METRICS = """# Metrics
+
+`GET /metrics` is for Prometheus: text, or OpenMetrics where `Accept` asks for that. It takes an admin's key, unless
+`metrics_open` is set. The processes of one machine are added; of replicas each shows its own, so `sum()` adds them, but
+for what runs at an endpoint, which each knows of all (`max by (endpoint)`). Histograms have `_bucket`, `_sum` and
+`_count`. What begins with `gen_ai_` is named by OpenTelemetry's conventions for generative AI.
+
+`deploy/prometheus/alerts.yml` are alerts over them, each with what to do; `deploy/grafana/nomyo-router.json` is a
+dashboard to import. Clients can make no labels: a model that nobody has is `other`, and so are owners beyond 200.
 """
 HEADINGS = {
     "parameters": "Parameters of a request",
@@ -104,6 +116,15 @@ def compatibility_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    lines = [MADE, "", METRICS, "| metric | type | labels | what it is |", "|---|---|---|---|"]
+    for metric in ALL:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.shown}` | {metric.type} | {labels} | {_cell(metric.help)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -118,6 +139,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield FOLDER / "settings.md", settings_page()
     yield FOLDER / "settings.schema.json", schema_text()
     yield FOLDER / "compatibility.md", compatibility_page()
+    yield FOLDER / "metrics.md", metrics_page()
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,9 +23,11 @@ from core.metric_names import ALL, HISTOGRAMS, Metric
 from core.request_context import RequestContext
 from core.telemetry import Telemetry, added
 from core.turn_record import DOORS, Try, TurnRecord, door_of
+from core.version import VERSION
 from requests.usage import Tokens
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, chat, chat_usage, http_error
+from tests.test_architecture import ROOT
 from tests.turns import URL, create, stream, turn
 
 MODEL = "test-model"
@@ -344,6 +347,16 @@ async def test_two_requests_have_two_ids_and_errors_have_theirs(served: Running)
     answers = [await served.http.get(path) for path in ("/health", "/nowhere", "/v1/models")]
     answers.append(await served.http.head("/health"))
     assert len({answer.headers["x-request-id"] for answer in answers}) == 4
+
+
+async def test_openais_sdk_finds_the_id_where_it_looks_for_it(served: Running) -> None:
+    response = await served.openai.responses.create(model=MODEL, input="Hi")
+    assert str(response._request_id).startswith("req_")
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
 
 
 async def test_a_trace_is_passed_on_and_one_that_is_none_is_not(served: Running, backend: FakeBackend) -> None:
