@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import backends.fleet.endpoint
 import backends.fleet.endpoints
 from backends.fleet import local
 from core.config_checks import parse_config
@@ -107,13 +108,25 @@ async def test_a_request_looks_again_at_once(ports: dict[int, str], monkeypatch:
         await create(running.http)
 
 
-async def test_when_there_is_one_it_looks_no_more(
-    stack: AsyncExitStack, backend: FakeBackend, ports: dict[int, str]
+async def test_while_one_answers_it_looks_no_more_and_when_it_is_gone_another_is_found(
+    stack: AsyncExitStack, backend: FakeBackend, ports: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ports[port_of(backend)] = "vLLM"
-    running = await stack.enter_async_context(running_router())
-    watch = running.app.state.pool.endpoints._local_watch
-    await eventually(watch.done, "the watch ends")
+    monkeypatch.setattr(backends.fleet.endpoint, "PROBE_S", 0.02)
+    first = await stack.enter_async_context(FakeBackend())
+    ports |= {port_of(first): "vLLM", port_of(backend): "LM Studio"}
+    await backend.stop()
+    running = await stack.enter_async_context(running_router(models_refresh_s=0.02))
+    endpoints = running.app.state.pool.endpoints
+    assert list(endpoints) == [first.url]
+    await backend.start()
+    asked = len(first.requests)
+    await first.wait_for(lambda server: len(server.requests) > asked + 2)
+    assert list(endpoints) == [first.url], "nobody is looked for while one answers"
+    await first.stop()
+    await eventually(lambda: backend.url in endpoints, "the other one is found")
+    await create(running.http)
+    assert list(endpoints) == [first.url, backend.url], "the first one may come back"
+    assert [config.url for config in endpoints.local.found] == [first.url, backend.url]
 
 
 OTHERS: dict[str, tuple[Any, str]] = {

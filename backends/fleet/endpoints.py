@@ -252,7 +252,7 @@ class Endpoints(dict[str, Endpoint]):
         """Asks all endpoints what they have, and waits for their answers; if it is for one `model`, no longer than
         until somebody serves it. Callers at the same time share the looks."""
         looks = {self.look_at(endpoint) for endpoint in self.values() if not endpoint.leaving}
-        if self.local and not self.local.found:
+        if self.local and not self._is_any_up():
             looks.add(self._look_around())
         while looks and not (model and self.serving(model, allowed)):
             _, looks = await asyncio.wait(looks, return_when=asyncio.FIRST_COMPLETED)
@@ -266,14 +266,18 @@ class Endpoints(dict[str, Endpoint]):
             look = self._looks[endpoint.key] = asyncio.create_task(endpoint.look(), name=f"look at {endpoint.name}")
         return look
 
+    def _is_any_up(self) -> bool:
+        return any(endpoint.healthy for endpoint in self.values() if not endpoint.leaving)
+
     def _watch_local(self) -> None:
-        """Looks for servers of this machine, until there is one."""
+        """Looks for servers of this machine, while none is known that answers."""
         self.local = LocalServers(self.router_id)
         self._local_watch = asyncio.create_task(self._search_here(), name="watch this machine")
 
     async def _search_here(self) -> None:
-        while self.local and not self.local.found:
-            await self._look_around()
+        while True:
+            if not self._is_any_up():
+                await self._look_around()
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def _look_around(self) -> asyncio.Task[None]:
@@ -283,10 +287,9 @@ class Endpoints(dict[str, Endpoint]):
         return self._local_look
 
     async def _take_local(self) -> None:
-        if self.local is None or self.local.found:
+        if self.local is None:
             return
-        await self.local.look()
-        for config in self.local.found:
+        for config in await self.local.look():
             self._add(config)
         if looks := [self.look_at(endpoint) for endpoint in self.values()]:
             await asyncio.wait(looks)

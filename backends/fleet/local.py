@@ -1,6 +1,6 @@
 """The model servers of this machine, for a router whose settings name none: 127.0.0.1 is asked, at the usual ports.
 
-look() ──▶ found   an `EndpointConfig` for each server that answers
+look() ──▶ found   an `EndpointConfig` for each server that has answered
            tried   what came of each port
 """
 
@@ -71,16 +71,18 @@ class LocalServers:
         self.tried: list[Tried] = [Tried(port, usual) for port, usual in USUAL_PORTS.items()]
         self.found: tuple[EndpointConfig, ...] = ()
 
-    async def look(self) -> None:
-        """Asks all ports at once."""
+    async def look(self) -> list[EndpointConfig]:
+        """Asks all ports at once. Gives the servers that were not `found` before."""
         self.tried = list(await asyncio.gather(*map(self._ask, self.tried)))
-        self.found = tuple(EndpointConfig(url=tried.url) for tried in self.tried if tried.kind)
-        for tried in self.tried:
-            if tried.kind:
-                log.info("found at port %d of this machine: a server of the kind %s", tried.port, tried.kind)
+        new = [one for one in self.tried if one.kind and EndpointConfig(url=one.url) not in self.found]
+        for one in new:
+            log.info("found at port %d of this machine: a server of the kind %s", one.port, one.kind)
+        added = [EndpointConfig(url=one.url) for one in new]
+        self.found += tuple(added)
         if not self.found and not self._warned:
             log.warning("%s; looking again until one answers", self.reason())
             self._warned = True
+        return added
 
     def reason(self) -> str:
         """Why there are no endpoints, and what to do."""
