@@ -416,16 +416,17 @@ async def test_a_server_that_lies_about_its_schemas_harms_its_own_calls_alone(
         assert listed["error"].startswith("The server does not answer as one of MCP")
 
 
-async def test_a_large_answer_of_a_program_holds_nobody_up_and_one_that_is_too_large_ends_it(
-    backend: FakeBackend,
+@pytest.mark.parametrize(("megabytes", "fits"), [(10, True), pytest.param(100, False, marks=pytest.mark.heavy)])
+async def test_a_large_answer_of_a_program_is_read_and_one_that_is_too_large_ends_its_session(
+    backend: FakeBackend, megabytes: int, fits: bool
 ) -> None:
     program = str(Path(__file__).parent / "lying_mcp.py")
     async with router(backend, mcp={"servers": {"w": {"command": [sys.executable, program]}}}) as served:
-        for megabytes, fits in ((10, True), (100, False), (1, True)):
-            backend.script(uses("large", megabytes=megabytes), chat("Much."))
+        for size, is_read in ((megabytes, fits), (1, True)):
+            backend.script(uses("large", megabytes=size), chat("Much."))
             response = await create(served.http, tools=[{"type": "mcp", "server_label": "w"}])
             called = response["output"][1]
-            assert (called["status"] == "completed") == fits, str(called["error"])[:300]
+            assert (called["status"] == "completed") == is_read, str(called["error"])[:300]
 
 
 @pytest.mark.heavy
