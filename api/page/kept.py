@@ -6,7 +6,8 @@ their own, and of others where `page.content` allows that.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import Query, Request
 from starlette.responses import Response
@@ -106,7 +107,7 @@ async def cancel_background(request: Request, response_id: str, owner: str = "")
     return json_response({"id": response_id, "status": row["status"]})
 
 
-def _shown(request: Request, owner: str, content: Any) -> Json:
+def _shown(request: Request, owner: str, content: Callable[[], Json]) -> Json:
     """What is in something of an owner, as far as whoever asks may see it."""
     state: AppState = request.app.state
     if owner == principal_of(request).owner or state.config.page.content:
