@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import Running, running_router
 from tests.engines.server import free_port
 from tests.fake_backend import FakeBackend, chat
+from tests.test_connections import line_to
 from tests.test_containers import ROOT
 from tests.test_nginx import front_of
 from tests.turns import SOON_S, URL, eventually, turn
@@ -73,6 +74,21 @@ async def test_a_request_on_a_connection_that_was_kept_is_answered_though_the_se
     answer = await served.http.post(URL, json=turn(store=False))
     assert (answer.status_code, answer.headers["connection"]) == (200, "close")
     await eventually(lambda: not served.connections, "it is closed behind it")
+    served.app.state.stopping.has_begun = False
+
+
+async def test_one_whose_head_has_begun_is_waited_for(served: Running) -> None:
+    async with line_to(served) as line:
+        await line.send(b"GET /health HTTP/1.1\r\nHost: rou")
+        await eventually(lambda: len(served.connections) == 1, "it is connected")
+        (connection,) = served.connections
+        await eventually(lambda: connection.waits_since() != connection._idle_since, "its head has begun")
+        connection.shutdown()
+        connection._close_unless_busy()
+        assert not connection.transport.is_closing()
+        await line.send(b"ter\r\n\r\n")
+        status, headers, _ = await line.answer()
+        assert (status, headers["connection"]) == (200, "close")
     served.app.state.stopping.has_begun = False
 
 

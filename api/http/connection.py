@@ -214,7 +214,7 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _close_unless_busy(self) -> None:
-        if not self._is_busy:
+        if not self._is_busy and not self._is_in_head:
             self.transport.close()
 
     def waits_since(self) -> float | None:

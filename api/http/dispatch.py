@@ -90,9 +90,9 @@ class Application(FastAPI):
             reply = await self._reply(endpoint, scope, receive, send)
             if b"origin" in headers:
                 share(reply, scope, state.config)
-            await reply(scope, receive, send)
             if context.ending != "completed" and FROM_PEER not in scope:  # Those are counted with their turns.
                 self._note_reply(context, scope, reply.status_code)
+            await reply(scope, receive, send)
         finally:
             scope.pop(EXTENSION, None)  # The wire refers to the request, and the request to its wire.
 
