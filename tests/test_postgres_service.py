@@ -13,7 +13,7 @@ import stores.postgres_database
 from cluster.alone import Alone
 from tests.conftest import Running, running_router
 from tests.engines.postgres import PostgresServer
-from tests.fake_backend import FakeBackend, chat, stall, steps, until
+from tests.fake_backend import DONE, FakeBackend, chat, chunk, stall, steps, until
 from tests.turns import (
     URL,
     assert_error,
@@ -266,6 +266,28 @@ async def test_a_turn_that_was_given_to_another_router_is_ended_by_that_one_alon
             last = await retrieve(router.http, running)
             assert (last["status"], last["error"], last["output"]) == ("completed", None, [])
     assert [event["sequence_number"] for event in await store.get_events(running) or []] == [0]
+
+
+async def test_a_stream_of_a_router_that_was_given_up_ends_as_failed_and_its_row_stays(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    gate = asyncio.Event()
+    backend.default = chat("Hello", then=steps(until(gate), chunk({}, finish_reason="stop"), DONE))
+    slow, other = await on(stack, backend, url), await on(stack, backend, url)
+    async with open_stream(slow.http) as events:
+        running = (await events.until("response.created"))["response"]["id"]
+        await events.until("response.output_text.delta")
+        await has_status(other.http, running, "in_progress")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("UPDATE responses SET process = %s", [other.app.state.db._database.process])
+        assert await other.app.state.db.fail_orphans(await other.app.state.db.unfinished()) == 1
+        failed = await retrieve(other.http, running)
+        gate.set()
+        last = (await events.rest())[-1]
+    assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
+    assert "Another process" in last["response"]["error"]["message"]
+    assert await retrieve(slow.http, running) == failed
+    assert failed["error"]["message"] != last["response"]["error"]["message"]
 
 
 @pytest.mark.parametrize("reruns", [False, True])
