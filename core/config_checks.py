@@ -125,8 +125,7 @@ def _check_web_search(search: WebSearchConfig, mcp: McpConfig) -> None:
     need("search", setting="web_search.provider")
     kind, separator, name = search.provider.partition(":")
     if kind == "mcp" and separator:
-        if name not in mcp.servers:
-            raise ConfigError(f"web_search.provider: '{name}' is not among mcp.servers{nearest(name, mcp.servers)}")
+        _check_server(name, mcp, "web_search.provider")
     elif search.provider not in SEARCH_PROVIDERS:
         known = [*SEARCH_PROVIDERS, "mcp:NAME"]
         raise ConfigError(f"web_search.provider: '{search.provider}' is not known{nearest(search.provider, known)}")
@@ -152,11 +151,18 @@ def _check_hosted(tools: ToolsConfig, mcp: McpConfig) -> None:
         elif setting:
             prefix, _, named = setting.partition(":")
             name = named.partition("/")[0]
-            if prefix != "mcp" or name not in mcp.servers:
-                hint = nearest(name, mcp.servers) if mcp.servers else ""
-                raise ConfigError(f"tools.{kind}: is mcp:NAME or mcp:NAME/TOOL, with a NAME of mcp.servers{hint}")
-            if mcp.servers[name].require_approval == "always":
-                raise ConfigError(f"tools.{kind}: mcp.servers.{name} asks for approval, which nobody could give here")
+            if prefix != "mcp":
+                raise ConfigError(f"tools.{kind}: is mcp:NAME or mcp:NAME/TOOL, with a NAME of mcp.servers")
+            _check_server(name, mcp, f"tools.{kind}")
+
+
+def _check_server(name: str, mcp: McpConfig, key: str) -> None:
+    """Raises `ConfigError` where a server of MCP can't stand for a hosted tool."""
+    if name not in mcp.servers:
+        hint = nearest(name, mcp.servers) if mcp.servers else ""
+        raise ConfigError(f"{key}: '{name}' is not among mcp.servers{hint}")
+    if mcp.servers[name].require_approval == "always":
+        raise ConfigError(f"{key}: mcp.servers.{name} asks for approval, which nobody could give here")
 
 
 def _check_cluster(cluster: ClusterConfig) -> None:

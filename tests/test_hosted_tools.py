@@ -558,7 +558,7 @@ def test_code_grows_out_of_its_json_however_that_is_cut(code: str, cuts: list[in
 
 
 WRONG_SETTINGS: dict[str, tuple[Any, str]] = {
-    "no server": ({"code_interpreter": "mcp:none"}, "tools.code_interpreter: is mcp:NAME"),
+    "no server": ({"code_interpreter": "mcp:none"}, "tools.code_interpreter: 'none' is not among"),
     "no server of MCP": ({"file_search": "http://search"}, "tools.file_search: is mcp:NAME"),
     "one that asks for approval": ({"code_interpreter": "mcp:asks"}, "tools.code_interpreter: mcp.servers.asks asks"),
     "no URL": ({"image_generation": {"url": "images"}}, "tools.image_generation.url: "),

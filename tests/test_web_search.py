@@ -861,12 +861,14 @@ async def test_without_settings_it_is_left_out_and_named(served: Running, backen
         ({"provider": "searxng", "url": "x"}, "web_search.url: is not an http"),
         ({"provider": "brave"}, "web_search.api_key: brave needs one"),
         ({"provider": "mcp:x"}, "'x' is not among mcp.servers"),
+        ({"provider": "mcp:asks"}, "web_search.provider: mcp.servers.asks asks for approval"),
         ({"provider": "exa", "api_key": "a\nb"}, "web_search.api_key:"),
     ],
 )
 def test_settings_that_are_wrong_are_named(search: Json, problem: str) -> None:
     from core.config_checks import parse_config
 
+    servers = {"asks": {"url": "http://x/mcp", "require_approval": "always"}}
     with pytest.raises(ConfigError) as raised:
-        parse_config({"endpoints": [{"url": "http://a"}], "web_search": search})
+        parse_config({"endpoints": [{"url": "http://a"}], "web_search": search, "mcp": {"servers": servers}})
     assert problem in str(raised.value)
