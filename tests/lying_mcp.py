@@ -1,5 +1,6 @@
 """A server of MCP over stdio, started as a process, whose answers are not what it says they are, nor its schemas.
-`wildly`: its list is none. `for ever`: it does not end when it is asked to."""
+`wildly`: its list is none. `dearly`: what it
+says takes long to check. `for ever`: it does not end when it is asked to."""
 
 from __future__ import annotations
 
@@ -21,6 +22,15 @@ TOOLS: list[Json] = [
     {"name": "number", "inputSchema": {"type": "object"}, "outputSchema": NUMBER},
 ]
 WILD: Json = {"name": "unsound", "inputSchema": {"type": "object", "properties": ["city"], "required": "city"}}
+DEAR: list[Json] = [
+    {"name": "many", "inputSchema": {"type": "object", "properties": {f"p{n}": True for n in range(30_000)}}},
+    {
+        "name": "pattern",
+        "inputSchema": {"type": "object"},
+        "outputSchema": {"type": "object", "properties": {"n": {"type": "string", "pattern": "^(a+)+$"}}},
+    },
+]
+NO_MATCH = "a" * 24 + "!"
 
 
 def answer(method: str, params: Json) -> Json:
@@ -32,11 +42,15 @@ def answer(method: str, params: Json) -> Json:
                 "serverInfo": {"name": "liar", "version": "1"},
             }
         case "tools/list":
+            if "dearly" in sys.argv:
+                return {"tools": DEAR}
             return {"tools": [*TOOLS, WILD] if "wildly" in sys.argv else TOOLS}
         case "tools/call" if params["name"] == "large":
             return {"content": [{"type": "text", "text": "x" * (params["arguments"]["megabytes"] << 20)}]}
         case "tools/call" if params["name"] == "number":
             return {"content": [], "structuredContent": {"n": "secret-1"}}
+        case "tools/call" if params["name"] == "pattern":
+            return {"content": [], "structuredContent": {"n": NO_MATCH}}
         case "tools/call":
             return {"content": [{"type": "text", "text": params["name"]}]}
         case _:

@@ -59,7 +59,8 @@ EVERYTHING = distributions([*PROJECT["dependencies"], *chain(*PROJECT["optional-
 OF_EXTRAS = {
     "core/valkey.py": {"hiredis"},
     "backends/mcp/program.py": {"anyio", "mcp", "mcp_types"},
-    "backends/mcp/session.py": {"mcp", "jsonschema"},  # The second is what the first reads schemas with.
+    "backends/mcp/session.py": {"mcp"},
+    "backends/mcp/tool_list.py": {"jsonschema"},  # With which the former reads schemas.
     "backends/web/readable.py": {"lxml"},
     "core/tracing.py": {"opentelemetry"},
     **{str(file.relative_to(ROOT)): {"psycopg"} for file in (ROOT / "stores").rglob("postgres*.py")},

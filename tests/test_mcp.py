@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from mcp_types import Tool, ToolAnnotations
 
+from backends.mcp.server import ServerFailed
+from backends.mcp.tool_list import MOST_LISTED, ToolList
 from requests.mcp_tools import mcp_entry
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat, http_error
+from tests.lying_mcp import NO_MATCH
 from tests.mcp_server import Served, mcp_server
 from tests.sdk import EVENT_CLASSES
 from tests.stream_grammar import check_stream, fold
@@ -404,10 +409,9 @@ async def test_a_server_that_lies_about_its_schemas_harms_its_own_calls_alone(
         response = await streamed(served, tools=[{"type": "mcp", "server_label": "w"}])
         listed, number, none, other, _ = response["output"]
         assert [tool["name"] for tool in listed["tools"]] == ["number", "none", "large", "typed", "nested"]
-        for lied in (number, none):
-            assert lied["error"]["message"] == "The answer does not fit the schema that its tool has."
-        assert other["output"] == "typed"
-        assert "secret-1" not in json.dumps(response) + caplog.text
+        outputs = [call["output"] for call in (number, none, other)]
+        assert outputs == ['{"n":"secret-1"}', "none", "typed"], "a model reads what came"
+        assert "secret-1" not in caplog.text
         offered = [tool["function"]["parameters"] for tool in backend.turns[0].json["tools"]]
         assert offered == [{"type": "object", "properties": {}}] * 5, "no model server is shown what is no schema"
     wild = {"w": {"command": [sys.executable, program, "wildly"]}}
@@ -427,6 +431,51 @@ async def test_a_large_answer_of_a_program_is_read_and_one_that_is_too_large_end
             response = await create(served.http, tools=[{"type": "mcp", "server_label": "w"}])
             called = response["output"][1]
             assert (called["status"] == "completed") == is_read, str(called["error"])[:300]
+
+
+async def test_what_a_server_says_of_its_tools_holds_nobody_up(backend: FakeBackend) -> None:
+    program = str(Path(__file__).parent / "lying_mcp.py")
+    async with router(backend, mcp={"servers": {"w": {"command": [sys.executable, program, "dearly"]}}}) as served:
+        backend.script(uses("pattern"), chat("So."))
+        response = await streamed(served, tools=[{"type": "mcp", "server_label": "w"}])
+        assert json.loads(response["output"][1]["output"]) == {"n": NO_MATCH}, "nobody has looked whether it fits"
+        offered = [tool["function"]["parameters"] for tool in backend.turns[0].json["tools"]]
+        assert offered == [{"type": "object", "properties": {}}] * 2, "nor is a schema looked at that has too much"
+
+
+def test_of_the_list_of_a_server_no_more_is_taken_than_may_be_remembered() -> None:
+    def tool(number: int, **more: Any) -> Any:
+        return Tool(name=f"t{number}", input_schema={"type": "object"}, **more)
+
+    for large in (
+        tool(0, description="x" * MOST_LISTED),
+        tool(0, annotations=ToolAnnotations(title="x" * MOST_LISTED)),
+    ):
+        with pytest.raises(ServerFailed, match="larger than 1 MB"):
+            ToolList().take([large])
+    tools = ToolList()
+    for page in range(2):
+        tools.take([tool(page * 10 + number, description="x" * (MOST_LISTED // 25)) for number in range(10)])
+    last = [tool(20 + number, description="x" * (MOST_LISTED // 25)) for number in range(10)]
+    with pytest.raises(ServerFailed):
+        tools.take(last)
+    assert len(tools.shown) == 24, "all pages count"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["type", "allOf", "properties", "a"]), inner),
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["type", "properties", "required", "$ref"]), JSON), max_size=5))
+def test_whatever_schemas_a_server_has_those_that_are_shown_are_schemas(schemas: list[Json]) -> None:
+    tools = ToolList()
+    tools.take([Tool(name=str(number), input_schema=schema) for number, schema in enumerate(schemas)])
+    for number, schema in enumerate(schemas):
+        shown = tools.shown[str(number)]["input_schema"]
+        assert shown in (schema, {"type": "object"})
+        Draft202012Validator.check_schema(shown)
 
 
 @pytest.mark.heavy

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # So long, and of so many servers.
 TOOLS_FOR_S = 300.0
-MOST_LISTS = 500
+MOST_LISTS = 200
 
 
 class McpServers:
