@@ -13,7 +13,7 @@ from starlette.responses import Response
 from api.http.event_stream import stream_of
 from api.http.keys import principal_of
 from api.http.replies import json_response
-from api.http.routes import Routes
+from api.http.routes import MOST_NUMBER, Routes
 from api.includes import ignored_includes, included
 from api.peers import answer_of_peer, as_peer, is_from_peer
 from api.shared_events import shared_stream
@@ -35,7 +35,7 @@ async def retrieve_response(
     request: Request,
     response_id: str,
     stream: bool = False,
-    starting_after: Annotated[int, Query(ge=-1)] = -1,
+    starting_after: Annotated[int, Query(ge=-1, le=MOST_NUMBER)] = -1,
     include_obfuscation: bool = False,
 ) -> Response:
     """A stored response, as it is now. With `stream=true` its events, from the one after `starting_after`: those of a

@@ -82,11 +82,13 @@ def _look_closely(scope: Scope, headers: dict[bytes, bytes], config: Config) -> 
 def is_own_page(scope: Scope, headers: dict[bytes, bytes], config: Config) -> bool:
     """Whether the router's own page asks, by the words of its browser, which no page can change: that it may use the
     cookie of a session. A browser that names no origin with what changes something names the site (Fetch Metadata)."""
+    site = headers.get(b"sec-fetch-site")
+    if site not in (None, b"same-origin", b"none"):
+        return False  # As http://host is to https://host, whose origin is ours by its name.
     if (origin := headers.get(b"origin")) is not None:
         return _is_of(origin, headers.get(b"host", b"")) or is_public_origin(origin, config)
-    site = headers.get(b"sec-fetch-site")
     if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
-        return site in (None, b"same-origin", b"none")
+        return True
     return site == b"same-origin"
 
 

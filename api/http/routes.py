@@ -34,6 +34,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 SocketEndpoint = Callable[[WebSocket], Awaitable[None]]
 
 REPLY = "nomyo.reply"
+# What no database can count beyond is no number of anything.
+MOST_NUMBER = 2**63 - 1
 _SLASHES = re.compile("/{2,}")
 # Of an unknown path: how much of its end may be a path of ours, and how long one may be that resembles ours.
 _LAST_PARTS = 4

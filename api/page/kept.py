@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.http.keys import principal_of
 from api.http.replies import json_response
-from api.http.routes import Routes
+from api.http.routes import MOST_NUMBER, Routes
 from api.stored import cancelled_for
 from api.turns.history import stored_items
 from core.errors import NotFound
@@ -25,7 +25,7 @@ from requests.hidden import drop
 
 routes = Routes(prefix="/api/page", tags=["page"], for_admins=True)
 
-Before = Annotated[int | None, Query(ge=0)]
+Before = Annotated[int | None, Query(ge=0, le=MOST_NUMBER)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 # So many background turns are listed, and so many items of a conversation.
 MOST_AT_WORK = 200
