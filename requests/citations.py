@@ -4,8 +4,8 @@
 
 A model is shown its sources by number (`Sources`), and asked to write 【n】; it also writes [n], [n, m], 【n†…】 and
 links to what it was shown. Each becomes what OpenAI's own models write: a link, with a `url_citation` that has its
-place in the text, counted in characters. A mark of no source, and one in code, stays as it is. However the text was cut
-on its way, what comes of it is the same.
+place in the text, counted in characters. A mark of no source, one in code, and what is too much, stay as they are.
+However the text was cut on its way, what comes of it is the same.
 """
 
 from __future__ import annotations
@@ -114,6 +114,9 @@ class Sources:
         return None if number is None else self._sources[number]
 
 
+# So often a source is named in one text: each has its link there, and an annotation.
+MOST_CITED = 1000
+
 # A text, and the source that it stands for, if it does.
 Piece = tuple[str, Source | None]
 
@@ -135,6 +138,7 @@ class Marks:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._held = ""
+        self._left = MOST_CITED
         # The last character of what was given, and how many backticks have begun the code that it stands in.
         self._last = " "
         self._ticks = 0
@@ -175,9 +179,12 @@ class Marks:
             return ticks.end(), []
         if not is_end and _BEGUN.match(text, at):
             return None
+        if self._left <= 0:
+            return at + 1, []
         if mark := _WIDE.match(text, at) or _SQUARE.match(text, at):
             return mark.end(), self._meant(mark[1])
         if (link := _LINK.match(text, at)) and (source := self._sources.named(link[1])):
+            self._left -= 1
             return link.end(), [(link[0], source)]
         return at + 1, []
 
@@ -209,6 +216,7 @@ class Marks:
                 if source.shown and not last.isspace() and last not in "([{（":
                     pieces.append((" ", None))
                 pieces.append((source.shown, source))
+                self._left -= 1
                 last = source.shown[-1:] or last
         return pieces
 

@@ -174,6 +174,8 @@ def _decoded(text: str) -> Any:
 TEXTS = ("text", "content", "page_content", "snippet", "chunk", "document", "body", "summary")
 FILENAMES = ("filename", "file_name", "title", "name", "path", "source", "url", "uri")
 IDS = ("file_id", "id", "document_id", "url", "uri", "path")
+# Wherever a model names a file, both stand in the answer.
+MOST_NAME = 1000
 SCORES = ("score", "similarity", "relevance", "relevance_score")
 
 
@@ -193,8 +195,8 @@ def _result(row: Any) -> Json | None:
     if file_id is None:
         file_id = f"file-{hashlib.sha256((filename or text).encode()).hexdigest()[:24]}"
     return {
-        "file_id": file_id,
-        "filename": filename or file_id,
+        "file_id": file_id[:MOST_NAME],
+        "filename": (filename or file_id)[:MOST_NAME],
         "score": float(_first(row, SCORES, int | float) or 0.0),
         "text": text,
         "attributes": {name: value for name, value in metadata.items() if isinstance(value, str | int | float | bool)},

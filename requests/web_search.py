@@ -222,6 +222,13 @@ def url_in(text: str, sources: Sources) -> str:
 
 
 MOST_URL = 4000
+
+
+def is_short(url: str) -> bool:
+    """Whether a URL may be a source: wherever a model names one, it stands in the answer."""
+    return len(plain_url(url)) <= MOST_URL
+
+
 # So many places, so much around each, and so long a pattern.
 MOST_PLACES, AROUND, MOST_PATTERN = 8, 300, 100
 

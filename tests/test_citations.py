@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from requests.chat import decode_chunk
-from requests.citations import Marks, PageSource, Sources, cited, plain_url
+from requests.citations import MOST_CITED, Marks, PageSource, Sources, cited, plain_url
 from requests.emission import EMIT_EVENTS, EMIT_FRAMES, EMIT_NOTHING, Emission
 from requests.events import ResponseBuilder
 from requests.responses import chat_message_to_output_items, response_resource
@@ -116,6 +116,19 @@ def test_however_a_text_was_cut_what_comes_of_it_is_the_same(text: str, cuts: li
             annotations.append(source.annotation(len(shown) - len(piece), len(shown)))
     assert (shown, annotations) == cited(text, sources())
     _are_where_they_are(shown, annotations)
+
+
+@pytest.mark.parametrize("mark", ["【1】", "[1, 2]", "[a](https://example.org/rain)"])
+@pytest.mark.parametrize("size", [7, 5000, 10**6])
+def test_an_answer_of_marks_alone_grows_no_more_than_may_be_cited(mark: str, size: int) -> None:
+    text = mark * 3000
+    shown, annotations = cited(text, sources())
+    assert MOST_CITED <= len(annotations) < MOST_CITED + 10
+    assert len(shown) < len(text) + (MOST_CITED + 10) * (len(TWO) + 1)
+    assert shown.endswith(mark * 1000), "what is too much stays as it is"
+    marks = Marks(sources())
+    pieces = [piece for at in range(0, len(text), size) for piece in marks.feed(text[at : at + size])] + marks.flush()
+    assert "".join(piece for piece, _ in pieces) == shown
 
 
 @given(text=TEXTS)

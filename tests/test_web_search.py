@@ -17,7 +17,7 @@ from openai.types.responses import Response as SDKResponse
 
 from core.errors import ConfigError, InvalidRequest
 from requests.events import ResponseBuilder, replay, unfinished
-from requests.web_search import web_search_entry
+from requests.web_search import MOST_URL, web_search_entry
 from tests.conftest import Running, running_router
 from tests.fake_backend import Call, FakeBackend, call, chat, http_error, native
 from tests.mcp_server import mcp_server
@@ -270,6 +270,7 @@ async def test_words_are_found_in_a_page(served: Running, backend: FakeBackend, 
         ("open_page", {"url": "{site}/picture"}, "no text (image/png)"),
         ("open_page", {"url": "7"}, "no source with this number"),
         ("open_page", {"url": "http://["}, "no such URL"),
+        ("open_page", {"url": "{site}/long"}, "no such URL"),
         ("open_page", {"url": "file:///etc/passwd"}, "no such URL"),
         ("open_page", {"url": ["x"]}, "no such URL"),
         ("open_page", {}, "no such URL"),
@@ -282,6 +283,11 @@ async def test_what_cannot_be_had_is_an_item_that_failed_and_is_read(
     served: Running, backend: FakeBackend, site: Site, name: str, arguments: Json, why: str
 ) -> None:
     arguments = json.loads(json.dumps(arguments).replace("{site}", site.url))
+    far = f"/{'x' * MOST_URL}"
+    site.answers |= {
+        "/long": reply(status="302 Found", location=far),
+        far: reply(b"A page.", content_type="text/plain"),
+    }
     backend.script(chat(uses(name, **arguments)), chat("Sorry."))
     answer = await served.http.post(URL, json={"model": "test-model", "input": "x", "tools": [SEARCH]})
     response = answer.json()
@@ -550,7 +556,17 @@ async def test_a_provider_that_fails_is_an_item_a_header_and_a_line(
 
 @pytest.mark.parametrize(
     "body",
-    ["[]", "null", '{"results":{}}', '{"results":[1,{"url":5},{"url":"x"},{}]}', '{"results":[{"url":"http://["}]}'],
+    [
+        *(
+            "[]",
+            "null",
+            '{"results":{}}',
+            '{"results":[1,{"url":5},{"url":"x"},{}]}',
+            '{"results":[{"url":"http://["}]}',
+        ),
+        # It would stand in the answer wherever a model names it.
+        *(f'{{"results":[{{"url":"http://a.example/{text}"}}]}}' for text in ("x" * MOST_URL, "é" * (MOST_URL // 2))),
+    ],
 )
 async def test_an_answer_of_any_shape_is_no_result(
     served: Running, backend: FakeBackend, site: Site, body: str

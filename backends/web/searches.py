@@ -12,7 +12,7 @@ from backends.web.providers import PROVIDERS
 from backends.web.query import Query, SearchFailed
 from core.config import WebSearchConfig
 from core.json import decode_json
-from requests.web_search import Found
+from requests.web_search import Found, is_short
 
 MB = 1024 * 1024
 TOO_MANY, AGAIN_S = 429, 1.1
@@ -71,6 +71,6 @@ def chosen(results: list[Found], query: Query) -> list[Found]:
             host = urlsplit(found.url).hostname or ""
         except ValueError:
             continue
-        if query.permits(host):
+        if query.permits(host) and is_short(found.url):
             pages.setdefault(found.url, found)
     return [*pages.values()][: query.count]

@@ -30,6 +30,7 @@ from requests.web_search import (
     Found,
     SourceReader,
     WebSearchEntry,
+    is_short,
     places_in,
     search_tools,
     take_sources,
@@ -133,7 +134,7 @@ class WebSearch:
             host = urlsplit(url).hostname or ""
         except ValueError:
             host = ""
-        if not host:
+        if not host or not is_short(url):
             raise SearchFailed("There is no such URL, and no source with this number.")
         if not permits(host, self._entry.allowed, self._entry.blocked):
             raise SearchFailed("The request does not allow pages of this domain.")
