@@ -136,8 +136,8 @@ def waiting_approvals(items: Iterable[Json]) -> list[Json]:
             asked[item["id"]] = {**item, "is_approved": False}
         elif kind == "mcp_approval_response" and (request := _named(item, asked)) is not None:
             request["is_approved"] = item.get("approve") is True
-        elif kind == "mcp_call":
-            asked.pop(item.get("approval_request_id") or "", None)
+        elif kind == "mcp_call" and (request := _named(item, asked)) is not None:
+            del asked[request["id"]]
     return [request for request in asked.values() if request.pop("is_approved")]
 
 

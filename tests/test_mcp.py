@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +432,25 @@ async def test_a_large_answer_of_a_program_is_read_and_one_that_is_too_large_end
             response = await create(served.http, tools=[{"type": "mcp", "server_label": "w"}])
             called = response["output"][1]
             assert (called["status"] == "completed") == is_read, str(called["error"])[:300]
+
+
+ITEMS: list[Json] = [
+    {"type": "mcp_list_tools", "id": "mcpl_1", "server_label": "w", "tools": [], "error": None},
+    {"type": "mcp_approval_request", "id": "mcpr_1", "server_label": "w", "name": "plan", "arguments": "{}"},
+    {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True, "reason": None},
+    {"type": "mcp_call", "id": "mcp_1", "server_label": "w", "name": "plan", "arguments": "{}", "output": "x"}
+    | {"error": None, "approval_request_id": "mcpr_1", "status": "completed"},
+]
+
+
+async def test_an_item_of_any_shape_is_read_or_refused(backend: FakeBackend, weather: Served) -> None:
+    async with router(backend, mcp={"servers": {"w": {"url": weather.url, "require_approval": "always"}}}) as served:
+        for place, item in enumerate(ITEMS):
+            for key, odd in product(item.keys() - {"type"}, ([], {"a": 1}, 5, None, "x")):
+                changed = [*ITEMS[:place], item | {key: odd}, *ITEMS[place + 1 :]]
+                body = {"model": "test-model", "input": changed, "store": False}
+                answer = await served.http.post(URL, json=body | {"tools": [{"type": "mcp", "server_label": "w"}]})
+                assert answer.status_code in (200, 400), f"{item['type']}.{key}: {odd}: {answer.text}"
 
 
 async def test_what_a_server_says_of_its_tools_holds_nobody_up(backend: FakeBackend) -> None:

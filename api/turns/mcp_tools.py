@@ -125,7 +125,7 @@ class McpTools:
         """What the model is offered. Servers that this conversation has not heard of are listed in items of their
         own, and those that have failed."""
         builder = turn.builder
-        listed = {item.get("server_label") for item in turn.request.items if _lists_tools(item)}
+        listed = [item.get("server_label") for item in turn.request.items if _lists_tools(item)]
         asked: dict[int, Item] = {}
         for label, offer in self._offers.items():
             known = self._servers.known_tools(offer.server, self._owner)
