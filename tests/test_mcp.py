@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from mcp_types import Tool, ToolAnnotations
 
+from api.turns.tool_rounds import MOST_CALLS, MOST_NAME
 from backends.mcp.server import ServerFailed
 from backends.mcp.tool_list import MOST_LISTED, ToolList
 from requests.mcp_tools import mcp_entry
@@ -451,6 +452,20 @@ async def test_an_item_of_any_shape_is_read_or_refused(backend: FakeBackend, wea
                 body = {"model": "test-model", "input": changed, "store": False}
                 answer = await served.http.post(URL, json=body | {"tools": [{"type": "mcp", "server_label": "w"}]})
                 assert answer.status_code in (200, 400), f"{item['type']}.{key}: {odd}: {answer.text}"
+
+
+async def test_no_more_calls_are_run_than_may_be_known_of_a_turn(backend: FakeBackend, weather: Served) -> None:
+    number = MOST_CALLS + 5
+    asked = [ITEMS[1] | {"id": f"mcpr_{n}", "name": "gone" * 100} for n in range(number)]
+    approved = [ITEMS[2] | {"approval_request_id": item["id"]} for item in asked]
+    async with router(backend, mcp={"servers": {"w": {"url": weather.url}}}) as served:
+        response = await create(served.http, input=[*asked, *approved], tools=[{"type": "mcp", "server_label": "w"}])
+        calls = [item for item in response["output"] if item["type"] == "mcp_call"]
+        refused = [item for item in calls if item["error"] and "in one turn" in item["error"]["message"]]
+        assert (len(calls), len(refused)) == (number, 5)
+        (record,) = served.app.state.telemetry.recent
+        assert len(record.tools) == MOST_CALLS
+        assert max(len(tool.name) for tool in record.tools) == MOST_NAME
 
 
 async def test_what_a_server_says_of_its_tools_holds_nobody_up(backend: FakeBackend) -> None:

@@ -41,6 +41,9 @@ from requests.tools import BRINGS_TOOLS, CALLS, Item, ToolBook
 log = logging.getLogger("nomyo.tools")
 
 TIMED_OUT = -32001
+# So many calls are run in one turn, whatever a model or the approvals of a client ask for: each is an item, and is
+# known of the turn when it has ended. Of the name of a tool so many characters.
+MOST_CALLS, MOST_NAME = 256, 128
 
 
 class TurnTools(Protocol):
@@ -171,13 +174,16 @@ def _ends_turn(turn: Turn) -> bool:
 
 
 class _Runner:
-    """Runs the calls of a turn, no more than `allowed` of them."""
+    """Runs the calls of a turn, no more than `allowed` and `MOST_CALLS` of them."""
 
     def __init__(self, turn: Turn, tools: TurnTools, limits: ToolsConfig, allowed: int | None) -> None:
         self._turn = turn
         self._tools = tools
         self._limits = limits
-        self._left = allowed
+        self._left = MOST_CALLS if allowed is None else min(allowed, MOST_CALLS)
+        self._spent = "The request allows no more calls of tools (max_tool_calls)."
+        if self._left == MOST_CALLS:
+            self._spent = f"No more than {MOST_CALLS} calls of tools are run in one turn."
 
     @property
     def is_spent(self) -> bool:
@@ -190,12 +196,11 @@ class _Runner:
         permitted: dict[int, Item] = {}
         for output_index, call in calls.items():
             if is_over or self._left == 0:
-                why = is_over or "The request allows no more calls of tools (max_tool_calls)."
+                why = is_over or self._spent
                 self._turn.emit(builder.end_work(output_index, with_error(call, protocol_error(why))))
                 continue
             permitted[output_index] = call
-            if self._left is not None:
-                self._left -= 1
+            self._left -= 1
         async with aclosing(side_by_side(permitted, self._ran, self._limits.concurrency)) as ended:
             async for output_index, item in ended:
                 self._turn.emit(builder.end_work(output_index, item))
@@ -204,7 +209,8 @@ class _Runner:
         began_s = time.monotonic()
         ran = await self._answered(call)
         has_failed = ran["status"] == "failed"
-        self._turn.tools.append(ToolRun(call["type"], called_name(call), began_s, time.monotonic(), has_failed))
+        name = called_name(call)[:MOST_NAME]
+        self._turn.tools.append(ToolRun(call["type"], name, began_s, time.monotonic(), has_failed))
         return ran
 
     async def _answered(self, call: Item) -> Item:
