@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Running, running_router
-from tests.fake_backend import FakeBackend, call, chat, cut, http_error, native, reasoning, stall
+from tests.fake_backend import FakeBackend, call, chat, cut, http_error, native, reasoning, say, stall
+from tests.keyed import as_key, keyed_router, secret_of
 from tests.stream_grammar import check_stream
 from tests.turns import URL, assert_error, create, eventually, open_stream, retrieve, soon, stream, text_of, turn
 
@@ -181,6 +182,16 @@ class TestKeys:
             headers = {"Authorization": f"Bearer {key}"}
             assert (await served.http.post(URL, json=turn(**CACHED), headers=headers)).status_code == 200
         assert len(backend.turns) == 2
+
+    @pytest.mark.parametrize("named", ["principal", "owner", "scope", "items", "params"])
+    async def test_nobody_has_the_answers_of_another_by_what_a_request_says(self, named, backend):
+        backend.script(say("hers"), say("his"))
+        router = keyed_router(backend, "ann", "bob")
+        async with router as running, as_key(running, "ann") as ann, as_key(running, "bob") as bob:
+            scope = running.app.state.keys.find(secret_of("ann").encode()).cache_scope
+            assert text_of(await create(ann, **CACHED)) == "hers"
+            for value in (scope, "owner ann", "ann"):
+                assert text_of(await create(bob, **CACHED, **{named: value})) != "hers"
 
 
 FAILURES = {

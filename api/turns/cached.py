@@ -22,10 +22,11 @@ NOT_IN_CACHE_KEY = frozenset(
 
 
 def cache_key(request: TurnRequest) -> list[Any]:
-    """The whole request that a backend would see, and whose it is: parameters first, then the items of history and
-    input, without the ids that are new in every turn."""
+    """Whose a request is, and all of it that a backend would see: parameters, then the items of history and input,
+    without the ids that are new in every turn."""
     shaping = {key: value for key, value in request.body.items() if key not in NOT_IN_CACHE_KEY and value is not None}
-    return [{"principal": request.principal.cache_scope, **shaping}, *map(_lasting, request.items)]
+    # Whose it is stands apart: a request may have any key.
+    return [{"principal": request.principal.cache_scope}, shaping, *map(_lasting, request.items)]
 
 
 def _lasting(item: Item) -> Item:
