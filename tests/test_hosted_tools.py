@@ -24,6 +24,7 @@ from requests.tools import CODE_KEY, TextOfJSON, code_in
 from tests.conftest import Running, running_router
 from tests.fake_backend import FakeBackend, call, chat
 from tests.fake_backend.answers import event_stream, http_error, json_answer, stall
+from tests.keyed import as_key, keyed_router
 from tests.mcp_server import PNG, Served, hosted_tools_of, mcp_server
 from tests.sdk import EVENT_CLASSES
 from tests.stream_grammar import check_stream, fold
@@ -136,6 +137,22 @@ async def test_outputs_are_shown_to_whoever_asks_and_read_by_the_model_in_any_ca
         listed = next(item for item in given.json()["data"] if item["type"] == "code_interpreter_call")
         assert listed["outputs"] == asked["output"][0]["outputs"]
         assert "nomyo" not in given.text
+
+
+async def test_a_container_is_its_owners_whatever_others_call_theirs(backend: FakeBackend, server: Served) -> None:
+    settings: Json = {
+        "mcp": {"servers": {"hosted": {"url": server.url}}},
+        "tools": {"code_interpreter": "mcp:hosted"},
+    }
+    async with keyed_router(backend, "ann", "bob", **settings) as running:
+        for name in ("ann", "bob", "ann"):
+            backend.script(chat(call("code_interpreter", {"code": "x"}, id="c")), chat("So."))
+            async with as_key(running, name) as client:
+                response = await create(client, tools=[CODE | {"container": "mine"}])
+            assert response["output"][0]["container_id"] == "mine"
+        anns, bobs, again = server.called
+        assert anns == again != bobs
+        await eventually(lambda: running.app.state.mcp.sessions == 0, "no session is open")
 
 
 async def test_a_container_goes_on_through_a_conversation(backend: FakeBackend, server: Served) -> None:

@@ -3,6 +3,8 @@ harm. A container is what that tool makes of its id: one that takes it can keep 
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from api.turns.hosted.mcp_server import serves
 from api.turns.hosted.stand_in import StandIn
 from api.turns.hosted.tool import HostedTool
@@ -41,6 +43,7 @@ class CodeInterpreter:
             f"tools.container.{key}" for key in ("memory_limit", "network_policy") if _holds(container, key)
         )
         self._include = turn.request.params.include or ()
+        self._owner = turn.owner
         self._tool = StandIn(state, turn.owner, KIND, state.config.tools.code_interpreter)
         facts = {"container_id": self._container}
         self.tools = [RouterTool("", KIND, DESCRIPTION, PARAMETERS, kind=CODE, facts=facts)]
@@ -50,7 +53,8 @@ class CodeInterpreter:
 
     async def run(self, call: Item) -> Item:
         """The call with its outputs."""
-        given = {"container_id": self._container, "session_id": self._container}
+        there = _of_owner(self._container, self._owner)
+        given = {"container_id": there, "session_id": there}
         try:
             answer = await self._tool.ask(call["code"], lambda tool: taken_of(tool, given))
         except ServerFailed as error:
@@ -79,6 +83,11 @@ def _container(given: object, where: str) -> str:
         words = "A code_interpreter needs a 'container': an id, or an object of the type 'auto'."
         raise InvalidRequest(words, param=where)
     return given
+
+
+def _of_owner(container: str, owner: str) -> str:
+    """What the tool knows a container by: clients name theirs as they like, and two owners may choose one name."""
+    return f"{container}-{sha256(owner.encode()).hexdigest()[:16]}" if owner else container
 
 
 def _holds(container: object, key: str) -> bool:
