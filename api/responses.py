@@ -30,6 +30,7 @@ from api.http.keys import principal_of
 from api.http.leaving import ClientWatch
 from api.http.replies import json_response
 from api.http.routes import Routes, takes
+from api.shared_events import followed
 from api.turns.adapting import Adapting
 from api.turns.allowed_answer import only_forbidden_calls
 from api.turns.backend import Backend
@@ -397,7 +398,9 @@ async def _create_in_background(request: Request, state: AppState, turn: Turn) -
     if answer is None:
         obfuscate = turn.request.obfuscated
         headers = turn.routing.limits
-        answer = await stream_of(request, job.follow(), obfuscate=obfuscate, still_here=job.still_here, headers=headers)
+        answer = await stream_of(
+            request, followed(state, job), obfuscate=obfuscate, still_here=job.still_here, headers=headers
+        )
     return answer
 
 

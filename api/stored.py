@@ -16,7 +16,7 @@ from api.http.replies import json_response
 from api.http.routes import MOST_NUMBER, Routes
 from api.includes import ignored_includes, included
 from api.peers import answer_of_peer, as_peer, is_from_peer
-from api.shared_events import shared_stream
+from api.shared_events import followed, shared_stream
 from api.turns.history import stored_items
 from core.errors import InvalidRequest, NotFound
 from core.state import AppState
@@ -44,8 +44,8 @@ async def retrieve_response(
     state: AppState = request.app.state
     owner = principal_of(request).owner
     if stream and (job := state.tasks.get(response_id)) and job.owner == owner:
-        followed = job.follow(starting_after)
-        return await stream_of(request, followed, obfuscate=include_obfuscation, still_here=job.still_here)
+        following = followed(state, job, starting_after)
+        return await stream_of(request, following, obfuscate=include_obfuscation, still_here=job.still_here)
     include = included(request)
     row = await _row(state, response_id, owner, include)
     if not stream:

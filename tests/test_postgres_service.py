@@ -14,12 +14,14 @@ from cluster.alone import Alone
 from tests.conftest import Running, running_router
 from tests.engines.postgres import PostgresServer
 from tests.fake_backend import DONE, FakeBackend, chat, chunk, stall, steps, until
+from tests.stream_grammar import check_stream
 from tests.turns import (
     URL,
     assert_error,
     create,
     ended,
     eventually,
+    follow,
     has_status,
     open_stream,
     rejoin,
@@ -221,6 +223,28 @@ async def test_what_waits_at_one_router_runs_at_another_that_has_room(
         assert (await retrieve(full.http, response_id))["status"] == "completed"
 
 
+async def test_whoever_follows_a_turn_that_another_router_takes_hears_its_end(
+    stack: AsyncExitStack, backend: FakeBackend, url: str
+) -> None:
+    backend.default = stall()
+    full = await on(stack, backend, url, background={"max_concurrent": 1, "drain_s": 0})
+    await create(full.http, background=True)
+    await backend.wait_for(lambda b: b.in_flight == 1)
+    waits = (await create(full.http, background=True))["id"]
+    backend.default = chat("done")
+    async with follow(full.http, waits) as events:
+        await events.until("response.queued")
+        await on(stack, backend, url)
+        # When there is a place for it, it is found to be another one's.
+        await has_status(full.http, waits, "completed")
+        (busy,) = [one for one in full.app.state.tasks.ids() if one != waits]
+        assert (await full.http.post(f"{URL}/{busy}/cancel")).json()["status"] == "cancelled"
+        seen = await events.rest()
+    check_stream(seen)
+    assert seen[-1]["type"] == "response.completed"
+    assert seen[-1]["response"] == {k: v for k, v in (await retrieve(full.http, waits)).items() if k != "output_text"}
+
+
 async def test_a_turn_that_another_router_has_taken_is_cancelled_there(
     stack: AsyncExitStack, backend: FakeBackend, url: str
 ) -> None:
@@ -277,7 +301,11 @@ async def test_a_stream_of_a_router_that_was_given_up_ends_as_failed_and_its_row
     async with open_stream(slow.http) as events:
         running = (await events.until("response.created"))["response"]["id"]
         await events.until("response.output_text.delta")
-        await has_status(other.http, running, "in_progress")
+
+        async def is_stored() -> bool:
+            return await other.app.state.db.get_response(running) is not None
+
+        await eventually(is_stored, "its row is there")
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("UPDATE responses SET process = %s", [other.app.state.db._database.process])
         assert await other.app.state.db.fail_orphans(await other.app.state.db.unfinished()) == 1

@@ -54,6 +54,8 @@ class Background:
         self._silence: asyncio.TimerHandle | None = None
         self._heard = 0
         self._ended = False
+        # Whether another process goes on with it.
+        self.is_taken_over = False
         self._more = asyncio.Event()
 
     # Its first event is there before it runs.
@@ -118,7 +120,7 @@ class Background:
                 await begun
             except TakenOver:
                 self._settle()
-                self._leave()
+                self._hand_over()
                 return
             except ServerError:
                 pass  # It is refused when it ends, if it is not mended until then.
@@ -126,7 +128,7 @@ class Background:
         try:
             await self._run(self)
         except TakenOver:
-            self._leave()
+            self._hand_over()
             return
         await self._end()
 
@@ -161,7 +163,7 @@ class Background:
             try:
                 await self._db.update_response(self.id, builder.response, owner=self.owner)
             except TakenOver:
-                self._leave()
+                self._hand_over()
                 return
             except ServerError:
                 log.error("%s: its end could not be stored", self.id)
@@ -212,6 +214,11 @@ class Background:
     def _runs_again(self) -> bool:
         """Whether the next start runs it, so that its row stays as it is."""
         return self._reruns or self._turn.builder.response["status"] == "queued"
+
+    def _hand_over(self) -> None:
+        """Another process has it, and whoever follows it here finds the rest there."""
+        self.is_taken_over = True
+        self._leave()
 
     def _leave(self, *, is_stored: bool = False) -> None:
         """Whoever follows it here has heard all there is."""
