@@ -148,6 +148,16 @@ async def test_each_request_has_one_line(backend: FakeBackend, written: Log, mon
     assert SECRET not in str(lines)
 
 
+async def test_who_may_ask_without_a_key_is_no_owner(backend: FakeBackend, written: Log) -> None:
+    endpoint = {"url": f"{backend.url}/v1", "kind": "openai-chat", "name": "one"}
+    log = {"requests": True, "format": "json"}
+    async with running_router(endpoints=[endpoint], api_key=SECRET, log=log) as running:
+        assert (await running.http.get("/ready")).status_code == 200
+        await eventually(lambda: _lines_of(written), "it is logged")
+    (line,) = [json.loads(one) for one in _lines_of(written)]
+    assert (line["door"], line["status"], line.get("owner")) == ("ready", 200, None)
+
+
 def _lines_of(written: Log) -> list[str]:
     whole = written.text.getvalue() + written.json.getvalue()
     return [line for line in whole.split("\n") if '"nomyo.requests"' in line]

@@ -26,7 +26,7 @@ from starlette.websockets import WebSocket
 from api.http.connection import EXTENSION
 from api.http.errors import error_reply, reply_to_error
 from api.http.headers import HEAD_ONLY, HEADERS
-from api.http.keys import check_key
+from api.http.keys import NOBODY, check_key
 from api.http.origins import share
 from api.http.protocol import give_wire
 from api.http.routes import Endpoint, ParameterRoute, Routes, RouteTable
@@ -138,7 +138,8 @@ class Application(FastAPI):
         state = self.state
         state.telemetry.replies[context.door or door_of(context.path), status] += 1
         if state.request_log is not None and not context.ending:
-            owner = scope["principal"].owner if "principal" in scope else ""
+            principal = scope.get("principal", NOBODY)
+            owner = "" if principal is NOBODY else principal.owner
             state.request_log.request(context, scope.get("method", "GET"), status, owner)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
