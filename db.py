@@ -367,6 +367,8 @@ def make_store(
         from stores.postgres import PostgresStore
 
         return PostgresStore(url, deletions, service, settings)
+    if not place:
+        raise ValueError("A database is a URL: sqlite:///relative/path, sqlite:////absolute/path, or postgresql://….")
     raise ValueError(f"There is no store for {scheme}:// URLs.")
 
 

@@ -69,6 +69,8 @@ def ask_router(url: str | None, key: str | None) -> Served:
     """What the router at `url` serves whoever has `key`; without them those of the settings are taken. Raises `Failed`,
     with what to do."""
     url = (url or _settings().public_url or URL).rstrip("/").removesuffix("/v1")
+    if "://" not in url:
+        raise Failed(f"{url} is no address of a router: it begins with http:// or https:// (--url http://{url})")
     given = key or _settings().api_key
     try:
         with httpx2.Client(timeout=TIMEOUT_S, trust_env=False) as client:

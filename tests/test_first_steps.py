@@ -93,7 +93,7 @@ async def test_what_keeps_a_command_from_the_router_is_one_line(backend: FakeBac
         nobody = f"http://127.0.0.1:{free_port()}"
         expected = {
             ("--url", nobody): "./nomyo serve",
-            ("--url", "nowhere"): "--url",
+            ("--url", "nowhere"): "begins with http:// or https:// (--url http://nowhere)",
             ("--url", backend.url): "no nomyo-router",
             ("--url", locked.url): "asks for a key",
             ("--url", locked.url, "--key", "wrong"): "does not take this key",
