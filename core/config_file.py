@@ -83,10 +83,10 @@ def _read(path: str | Path | None, environ: Mapping[str, str]) -> tuple[Path, di
         raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: must hold keys and values")
-    try:
-        data = _expanded(data, environ, "")
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
+    unset: list[tuple[str, str]] = []
+    data = _expanded(data, environ, "", unset)
+    if unset:
+        raise ConfigError(f"{file}: {_about(unset)}")
     overridden = _override(data, environ)
     if data.setdefault("endpoints", []) == [] and (url := environ.get(OLLAMA)):
         data["endpoints"] = [{"url": url, "kind": "ollama"}]
@@ -94,23 +94,34 @@ def _read(path: str | Path | None, environ: Mapping[str, str]) -> tuple[Path, di
     return file, data, overridden
 
 
-def _expanded(value: Any, environ: Mapping[str, str], key: str) -> Any:
-    """`value` with each `${VAR}` and `${VAR:-default}` in its texts replaced."""
+def _about(unset: list[tuple[str, str]]) -> str:
+    """A line with all variables that are not set, each with the first key that is in want of it."""
+    first: dict[str, str] = {}
+    for key, name in unset:
+        first.setdefault(name, key)
+    default = f"(${{{unset[0][1]}:-…}} gives a default)"
+    named = [f"{key}: the environment variable {name} is not set" for name, key in first.items()]
+    return f"{'; '.join(named)} {default}"
+
+
+def _expanded(value: Any, environ: Mapping[str, str], key: str, unset: list[tuple[str, str]]) -> Any:
+    """`value` with each `${VAR}` and `${VAR:-default}` in its texts replaced. `unset` gets the key and the variable of
+    each that is not set and has no default."""
 
     def variable(match: re.Match[str]) -> str:
         name, default = match["name"], match["default"]
         if default is not None:
             return environ.get(name) or default
         if name not in environ:
-            raise ConfigError(f"{key}: the environment variable {name} is not set (${{{name}:-…}} gives a default)")
-        return environ[name]
+            unset.append((key, name))
+        return environ.get(name, "")
 
     if isinstance(value, str):
         return re.sub(r"\$\{(?P<name>\w+)(:-(?P<default>[^}]*))?\}", variable, value)
     if isinstance(value, dict):
-        return {name: _expanded(item, environ, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+        return {name: _expanded(item, environ, f"{key}.{name}".lstrip("."), unset) for name, item in value.items()}
     if isinstance(value, list):
-        return [_expanded(item, environ, f"{key}[{index}]") for index, item in enumerate(value)]
+        return [_expanded(item, environ, f"{key}[{index}]", unset) for index, item in enumerate(value)]
     return value
 
 

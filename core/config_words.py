@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable
 
+import msgspec
+
 from core.config import CHOICES, SECTIONS, Config
 
 # What is no setting: what to do instead.
@@ -49,7 +51,7 @@ def explained(problem: str) -> str:
             return f"unknown key '{key}'; {AT_THE_START[unknown[1]]}"
         if not where and unknown[1] in OF_OLD:
             return f"unknown key '{key}', of the earlier nomyo-router; now it is {OF_OLD[unknown[1]]}"
-        return f"unknown key '{key}'{nearest(unknown[1], section.__struct_fields__)}"
+        return f"unknown key '{key}'{_meant(unknown[1], section)}"
     if missing := re.search(r"missing required field `(.*)`", what):
         return f"missing key '{f'{where}.{missing[1]}'.lstrip('.')}'"
     if invalid := re.search(r"Invalid enum value '(.*)'", what):
@@ -69,6 +71,19 @@ def explained(problem: str) -> str:
         if re.fullmatch(r"endpoints\[\d+\]", where) and given == "str":
             line += ", as in `- url: http://…`"
     return line
+
+
+MOST_PLACES = 3
+
+
+def _meant(name: str, section: type[msgspec.Struct]) -> str:
+    """The end of a line about a key that its section does not know: what it is all but written as there, else where it
+    belongs, else what is nearest there."""
+    known = section.__struct_fields__
+    places = [place or "the top" for place, kind in SECTIONS.items() if name in kind.__struct_fields__]
+    if 1 <= len(places) <= MOST_PLACES and not difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+        return f"; it is a key of {' and of '.join(places)}"
+    return nearest(name, known)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -272,7 +272,7 @@ WRONG: dict[str, tuple[Any, list[str]]] = {
         settings(owners=[{"name": "a"}, {"name": "a"}]),
         ["owners[1].name", "'a' is there twice"],
     ),
-    "an owner with a key": (owner(key="k"), ["'owners[0].key'", "known: "]),
+    "an owner with a key": (owner(key="k"), ["'owners[0].key'", "it is a key of keys[]"]),
     "an owner's budget that is none": (owner(budget="x"), ["owners[0].budget", "'x'"]),
     "a queue of less than none": (settings(queue={"max": -1}), ["queue.max", ">= 0"]),
 }
@@ -447,6 +447,14 @@ def test_a_variable_that_is_not_set_is_named_with_its_key(load: Any) -> None:
         load("endpoints: [{url: 'http://x', kind: openai, api_key: '${OPENAI_API_KEY}'}]")
     with pytest.raises(ConfigError, match=r"database\.url: .*DIR is not set"):
         load(MINIMAL + "database: {url: '${DIR}/x'}")
+
+
+def test_all_variables_that_are_not_set_are_named_at_once(load: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"api_key: .* ADMINS is not set; keys\[0\]\.key: .* ANNS is not set \(\${"
+    ) as e:
+        load(MINIMAL + "api_key: ${ADMINS}\nkeys: [{name: ann, key: '${ANNS}'}, {name: bob, key: '${ANNS}'}]")
+    assert str(e.value).count("ANNS") == 1
 
 
 # ── ROUTER_… ─────────────────────────────────────────────────────────────────────────────────────────────────────────

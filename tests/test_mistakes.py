@@ -62,6 +62,22 @@ async def test_03_a_typo(settings: SettingsFile) -> None:
     assert_named(await only_mistake(), f"{settings.file}: unknown key 'endponts'; did you mean 'endpoints'?")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rpm": 3}, "unknown key 'rpm'; it is a key of keys[] and of owners[]"),
+        ({"max_entries": 3}, "unknown key 'max_entries'; it is a key of cache"),
+        ({"owners": [{"name": "a", "prices": 3}]}, "unknown key 'owners[0].prices'; it is a key of the top"),
+        ({"owners": [{"name": "a", "zzz": "x"}]}, "unknown key 'owners[0].zzz'; known: rpm"),
+    ],
+)
+async def test_a_key_one_level_too_high_or_too_low_is_named_with_its_place(
+    given: dict[str, Any], words: str, settings: SettingsFile
+) -> None:
+    settings.write(**given)
+    assert_named(await only_mistake(), words)
+
+
 async def test_04_an_error_of_yaml(settings: SettingsFile) -> None:
     settings.file.write_text("endpoints:\n  - url: http://a\n kind: ollama\n")
     assert_named(await only_mistake(), "is not YAML", f'in "{settings.file}", line 3')
