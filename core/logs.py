@@ -80,6 +80,14 @@ class TextFormatter(logging.Formatter):
         record.exc_text = None
         return _without_values(line) if record.name == "asyncio" else line
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+        """The line without what follows it. What servers call themselves and their models ends none of ours, and moves
+        no terminal."""
+        line = super().formatMessage(record)
+        if line.isprintable() or not record.name.startswith("nomyo"):
+            return line
+        return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
+
     def formatException(self, ei: ExcInfo) -> str:  # logging's name
         """The traceback, with the texts of those exceptions alone that repeat nothing of a request."""
         return described_exception(ei[1])

@@ -94,6 +94,15 @@ def test_a_line_of_a_turn_is_one_line_whatever_names_there_are(owner: str, model
     assert "\n" not in line
 
 
+@given(st.text(), st.sampled_from(["nomyo.backends", "nomyo", "nomyo.tools"]))
+def test_a_line_of_ours_is_one_line_whatever_servers_call_things(text: str, name: str) -> None:
+    record = logging.LogRecord(name, logging.INFO, "", 0, "endpoint %s serves m", (text,), None)
+    line = TextFormatter().format(record)
+    assert line.isprintable()
+    assert not text.isprintable() or f"endpoint {text} serves m" in line
+    assert json.loads(JsonFormatter().format(record))["message"] == f"endpoint {text} serves m"
+
+
 def test_a_line_has_what_an_operator_asks_for() -> None:
     assert {key: value for key, value in described_turn(record_of()).items() if key != "time"} == {
         "level": "info",
