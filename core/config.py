@@ -234,7 +234,7 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: LogFormat = "text"
     level: LogLevel = "info"
-    requests: bool = False
+    requests: bool = True
 
 
 class TracesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -284,8 +284,8 @@ HELP: dict[str, str] = {
         "log from `warning` on, whatever it is"
     ),
     "log.requests": (
-        "A line for each request too (`--access-log`): its id, owner, front door, model, endpoint, status, tokens, "
-        "times and tries"
+        "A line for each request too (`--no-access-log`: none): its id, owner, front door, model, endpoint, status, "
+        "tokens, times and tries; some µs each"
     ),
     "traces": "A span for each turn, sent to a collector of OpenTelemetry",
     "traces.endpoint": (

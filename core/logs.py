@@ -238,8 +238,11 @@ def json_line(line: Json) -> str:
 def text_line(line: Json) -> str:
     """A line as text: what every line begins with, and the rest as `key=value`."""
     at: float = line["time"]
-    fields = [f"{key}={value if type(value) is int else _value(value)}" for key, value in line.items()]
+    fields = [f"{key}={value if type(value) in NUMBERS else _value(value)}" for key, value in line.items()]
     return " ".join((f"{_second(int(at))},{int(at % 1 * 1000):03d} INFO {REQUESTS}:", *fields[3:]))
+
+
+NUMBERS = (int, float)
 
 
 @lru_cache(maxsize=2)
