@@ -350,7 +350,8 @@ def counted(root: Path, python: str, top: int = 0) -> dict[str, dict[str, int]]:
         config, output = Path(folder, "config.yaml"), Path(folder, "figures")
         config.write_text(json.dumps(settings))
         command = [python, "-m", "benchmarks.opcodes", "--root", str(root), "--output", str(output), "--top", str(top)]
-        environment = {**os.environ, "ROUTER_CONFIG": str(config)}
+        # Sets are gone through in the same order each time.
+        environment = {**os.environ, "ROUTER_CONFIG": str(config), "PYTHONHASHSEED": "0"}
         try:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False, timeout=COUNT_S
