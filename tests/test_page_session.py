@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from hashlib import sha256
 from typing import Any
 
 import httpx2
@@ -142,7 +143,12 @@ class TestACookie:
         async with keyed_router(backend) as running, with_secret(running, "") as http:
             sealer: Sealer = running.app.state.sealer
             name = sessions.cookie_name(running.app.state)
+            words = f"{sha256(ADMIN.encode()).hexdigest()} 99999999999"
             for sealed in (
+                # As all was before there were purposes: a model may have been made to say it then.
+                sealer._fernet(sealer._key).encrypt(words.encode()).decode(),
+                sealer.seal(words, "reasoning"),
+                sealer.of("session").seal(words, "session"),
                 sealer.seal("00 99999999999", "reasoning"),
                 sealer.of("x").seal("00 99999999999", "session"),
             ):

@@ -72,7 +72,7 @@ def test_what_was_sealed_for_one_purpose_opens_for_no_other(text: str, purpose: 
 @given(texts, PURPOSES)
 def test_what_was_sealed_before_there_were_purposes_stays_readable(text: str, purpose: Purpose) -> None:
     old = Fernet(base64.urlsafe_b64encode(hashlib.sha256(b"a key").digest())).encrypt(text.encode()).decode()
-    assert SEALER.open(old, purpose) == text
+    assert SEALER.open(old, purpose) == (None if purpose == "session" else text), "there were no sessions then"
     assert not is_ours(old), "it cannot be kept apart from what others seal"
 
 
