@@ -135,6 +135,14 @@ async def test_only_public_addresses_of_a_name_are_connected_to(addresses: list[
     assert network.connected == public[: len(network.connected)], "one after the other, and no other"
 
 
+async def test_no_url_gets_into_a_log_at_any_level(
+    site: Site, client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        assert (await client.get(f"{site.url}/?key=s3cret", headers={"X-Key": "s3cret"})).status_code == 200
+    assert "s3cret" not in caplog.text
+
+
 async def test_an_address_that_does_not_answer_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbound, "PATIENCE_S", 0.01)
     network = Network(dead=frozenset({"1.1.1.1"}))

@@ -10,6 +10,7 @@ is `http1.py`. This imports httpx2, a third of a start: whoever uses it imports 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
@@ -24,6 +25,10 @@ from backends.wire.addresses import is_public
 
 # The IP addresses of a host at a port. Raises `OSError` where there are none.
 Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+# Their lines have whole URLs, and these the words of a search or a key. Whoever has set up logging may want all lines.
+for _name in ("httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 # An address that does not answer in this time gives way to the next one of the same name.
 PATIENCE_S = 2.0
