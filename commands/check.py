@@ -66,7 +66,13 @@ def check(as_json: bool) -> int:
         config = load_config(kinds=KINDS)
         file = config_file()
         named = str(file) if file.exists() else f"there is no {file}: every setting has its default"
-        found += [Finding(True, "settings", named), _access(config), *_kept(config), *asyncio.run(_asked(config))]
+        found += [
+            Finding(True, "settings", named),
+            _access(config),
+            *_owners(config),
+            *_kept(config),
+            *asyncio.run(_asked(config)),
+        ]
     if as_json:
         print_json({"ok": all(one.is_right for one in found), "found": [one._asdict() for one in found]})
     else:
@@ -91,6 +97,15 @@ def _access(config: Config) -> Finding:
     else:
         line = "no key in the settings: this machine alone is served"
     return Finding(True, "access", line)
+
+
+def _owners(config: Config) -> Iterator[Finding]:
+    """Whose keys no limits of `owners` are for. It may be meant so, or a typo that leaves somebody without limits."""
+    limited = [owner.name for owner in config.owners]
+    for key in config.keys:
+        if limited and key.owner and key.owner not in limited:
+            line = f"'{key.owner}' of the key '{key.name}' is not one of them: {', '.join(limited)}"
+            yield Finding(True, "owners", line)
 
 
 def _kept(config: Config) -> Iterator[Finding]:

@@ -88,6 +88,18 @@ async def test_behind_a_proxy_the_public_url_of_the_settings_is_taken(vllm: Runn
     assert json.loads((await nomyo("env", "--json")).out)["OPENAI_BASE_URL"] == f"{vllm.url}/v1"
 
 
+async def test_an_owner_that_is_not_among_the_owners_is_shown(backend: FakeBackend, settings: SettingsFile) -> None:
+    settings.write(
+        endpoints=[{"url": backend.url, "kind": "vllm"}],
+        keys=[{"name": "ann", "key": "k1", "owner": "reserch"}, {"name": "bob", "key": "k2", "owner": "research"}],
+        owners=[{"name": "research", "rpm": 3}],
+    )
+    found = json.loads((await nomyo("check", "--json")).out)["found"]
+    assert [one["line"] for one in found if one["what"] == "owners"] == [
+        "'reserch' of the key 'ann' is not one of them: research"
+    ]
+
+
 async def test_what_keeps_a_command_from_the_router_is_one_line(backend: FakeBackend, vllm: Running) -> None:
     async with running_router(endpoints=[{"url": backend.url, "kind": "vllm"}], api_key="secret") as locked:
         nobody = f"http://127.0.0.1:{free_port()}"
