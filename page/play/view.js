@@ -120,8 +120,9 @@ export function playgroundView({ session }) {
   }
   function submit(event) {
     event.preventDefault();
-    if (!input.value.trim() || aborter) return;
-    run(input.value);
+    if (aborter) return;
+    if (input.value.trim()) run(input.value);
+    else input.focus();
   }
 
   async function run(fresh) {

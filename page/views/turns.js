@@ -25,7 +25,7 @@ export function turnsView() {
     "div",
     { class: "view" },
     h("h1", {}, "Turns"),
-    h("div", { class: "filters" }, h("label", { for: "turn-search" }, "Search"), search, h("label", { for: "turn-status" }, "Show"), only),
+    h("div", { class: "filters" }, h("label", { for: "turn-search" }, "Search"), search, h("div", { class: "pair" }, h("label", { for: "turn-status" }, "Show"), only)),
     note,
     waiting,
     list.element,

@@ -232,6 +232,8 @@ class TestThePlayground:
             tab = await browser.open(f"{running.url}/#/playground")
             tab.expects = GONE
             await tab.until("document.querySelector('#play-model').value === 'test-model'")
+            await tab.click("Send")
+            await tab.until("document.activeElement.id === 'play-input'")  # Nothing is written yet: there it goes.
             await tab.write("#play-input", "Hi")
             await tab.click("Send")
             await tab.sees("temperature is too hot")
