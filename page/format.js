@@ -60,3 +60,6 @@ export const plural = (number, noun, many = `${noun}s`) => `${count(number)} ${n
 export function percentile(sorted, share) {
   return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : null;
 }
+
+/** A cost in the unit of the prices, which has no name here. */
+export const money = (value) => (value > 0 && value < 0.01 ? "below 0.01" : value.toFixed(2));

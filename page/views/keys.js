@@ -2,7 +2,7 @@
 
 import { ask } from "../api.js";
 import { h, show, text } from "../dom.js";
-import { count, moment, plural } from "../format.js";
+import { count, moment, money, plural } from "../format.js";
 import { meter } from "../plots.js";
 import { nothing, pill } from "./parts.js";
 
@@ -72,7 +72,7 @@ function keyCard(key) {
   );
 }
 
-const useIn = ({ requests, tokens, cost }) => `${plural(requests, "request")}, ${count(tokens)} tokens${cost ? `, ${cost.toFixed(2)}` : ""}`;
+const useIn = ({ requests, tokens, cost }) => `${plural(requests, "request")}, ${count(tokens)} tokens${cost ? `, cost ${money(cost)}` : ""}`;
 
 function limitsOf(key) {
   return [
@@ -93,7 +93,7 @@ function budgetsOf(key) {
       const most = Number(match[1]) * { "": 1, k: 1e3, M: 1e6 }[match[2]];
       const value = key.used[match[3]][of];
       const bar = meter(`${key.name}: ${of} of the ${match[3]}`);
-      const words = `${of === "cost" ? value.toFixed(2) : count(value)} of ${of === "cost" ? most : count(most)}${unit} ${match[3] === "day" ? "today" : "this month"}`;
+      const words = `${of === "cost" ? money(value) : count(value)} of ${of === "cost" ? most : count(most)}${unit} ${match[3] === "day" ? "today" : "this month"}`;
       bar.update(value, most, words);
       found.push(h("div", { class: "slots" }, bar.element, h("span", { class: "number" }, words)));
     }

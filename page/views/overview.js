@@ -3,7 +3,7 @@
 import { ask } from "../api.js";
 import { actionButton, announce, h, keyed, set, show, text } from "../dom.js";
 import { follow, known_s, live, recent, routerNow, series, STEP_S, WINDOW_S } from "../feed.js";
-import { count, day, duration, percentile, plural, rate, shortDuration } from "../format.js";
+import { count, day, duration, money, percentile, plural, rate, shortDuration } from "../format.js";
 import { barPlot, dotPlot, meter, sparkline, timePlot } from "../plots.js";
 import { modelTable } from "./model_table.js";
 import { newcomer } from "./newcomer.js";
@@ -161,7 +161,7 @@ export function overviewView() {
     const labels = Array.from({ length: DAYS }, (_, at) => day(from + at * 86_400));
     days.update({ labels, stacks });
     daysLegend.replaceChildren(...stacks.map(({ name, tone }) => h("li", {}, h("span", { class: `swatch ${tone}` }), name)));
-    const cost = usage.total.cost ? `, ${usage.total.cost.toFixed(2)} in cost` : "";
+    const cost = usage.total.cost ? `, cost ${money(usage.total.cost)}` : "";
     text(daysNote, `${plural(usage.total.requests, "request")}, ${count(usage.total.input_tokens + usage.total.output_tokens)} tokens${cost} in ${DAYS} days (UTC)`);
   }
   async function loadCache() {

@@ -184,6 +184,16 @@ class TestWhatCanBeDone:
             for words in ("What colour is it?", "It is green.", "Hm, a secret.", "test-model"):
                 await tab.sees(words)
 
+    async def test_a_cost_of_less_than_a_hundredth_is_not_nothing(
+        self, backend: FakeBackend, browser: Chromium
+    ) -> None:
+        backend.script(chat("Hi"))
+        async with keyed_router(backend, "user", prices={"test-model": {"input": 1, "output": 1}}) as running:
+            await create(running.http)
+            tab = await signed_in(browser, running)
+            await tab.click("Keys")
+            await tab.sees("cost below 0.01")
+
     async def test_the_colours_are_switched_and_remembered(self, served: Running, browser: Chromium) -> None:
         tab = await browser.open(f"{served.url}/")
         ground = "getComputedStyle(document.body).backgroundColor"
