@@ -90,8 +90,8 @@ def run(port: int, *, once: bool) -> None:
             first = show_stream(client)
             show_memory(client, first)
             show_tool(client)
-            show_commands(router_url, first)
             if not once:
+                show_commands(router_url, first)
                 stay_up(router, router_url)
 
 
@@ -256,6 +256,7 @@ def show_commands(router_url: str, first: Response) -> None:
         ("forget it", f"curl -s -X DELETE {responses}/$ID"),
     )
     heading("Try next", "in another terminal")
+    print(f"  {dim('# the live page, in a browser')}\n  {router_url}/")
     for title, command in commands:
         print(dim(f"  # {title}"))
         print("  " + command.replace("\n", "\n  "))
