@@ -89,7 +89,7 @@ class LocalServers:
         ports = ", ".join(f"{tried.port} ({tried.usual})" for tried in self.tried)
         problems = "".join(f"; at {tried.port} {tried.problem}" for tried in self.tried if tried.problem)
         more = IN_CONTAINER if is_in_container() else ""
-        return f"No model server answers at the usual ports of {HOST}, {ports}{problems}: {START_ONE}{more}"
+        return f"No model server answers at the usual ports of {HOST}: {ports}{problems}; {START_ONE}{more}"
 
     async def _ask(self, before: Tried) -> Tried:
         """What answers at a port; who was no model server is left alone for a while."""
