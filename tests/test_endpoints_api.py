@@ -166,6 +166,14 @@ class TestDraining:
             gate.set()
             await asyncio.gather(*asked)
 
+    async def test_who_waited_in_vain_reads_which_are_drained(self, backend):
+        queue = {"timeout_s": 0.1}
+        async with running_router(endpoints=[named(backend, "a")], queue=queue) as running:
+            await steer(running, "a", "drain")
+            answer = await running.http.post(URL, json=turn())
+            assert answer.status_code == 429
+            assert answer.json()["error"]["message"].endswith("in 0.1 s. Taken out (drained): a.")
+
     async def test_a_retry_does_not_go_to_a_drained_one(self, two):
         two[0].default = http_error(500)
         async with running_router(endpoints=[named(two[0], "a"), named(two[1], "b")]) as running:

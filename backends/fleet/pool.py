@@ -239,7 +239,10 @@ class Pool:
         if outcome is Rejection.TIMEOUT:
             self.telemetry.counts["queue_timeout"] += 1
             limit_s = self.line.timeout_s
-            raise TooManyRequests(f"No slot came free for '{wish.model}' in {limit_s:g} s.", retry_after_s=1)
+            serving = [endpoint for endpoint, _ in self.endpoints.serving(wish.model, wish.routing.models)]
+            drained = ", ".join(endpoint.name for endpoint in serving if endpoint.draining)
+            why = f" Taken out (drained): {drained}." if drained else ""
+            raise TooManyRequests(f"No slot came free for '{wish.model}' in {limit_s:g} s.{why}", retry_after_s=1)
         return outcome
 
     # ── what may serve somebody who waits ────────────────────────────────────────────────────────────────────────────
