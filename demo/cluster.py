@@ -351,8 +351,8 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def stay_up(front: str) -> None:
-    print(f"\n{bold('The service stays up')} at {front}/v1 until Ctrl-C. Kill one of them, and it goes on.")
     with contextlib.suppress(KeyboardInterrupt):
+        print(f"\n{bold('The service stays up')} at {front}/v1 until Ctrl-C. Kill one of them, and it goes on.")
         signal.pause()
     print("\nStopped.")
 

@@ -219,8 +219,8 @@ def bound_port(port: int) -> int:
 
 
 def stay_up(router: Child, url: str) -> None:
-    print(f"\n{bold('The router stays up')} at {url}/v1 until Ctrl-C.")
     try:
+        print(f"\n{bold('The router stays up')} at {url}/v1 until Ctrl-C.")
         router.process.wait()
     except KeyboardInterrupt:
         print("\nStopped.")

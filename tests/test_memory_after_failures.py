@@ -14,6 +14,7 @@ from itertools import cycle
 import orjson
 import pytest
 
+from core.telemetry import MOST_RECENT
 from tests.conftest import Running, running_router
 from tests.fake_backend import (
     CHAT,
@@ -38,7 +39,9 @@ FAILURES = 500
 AT_ONCE = 10
 BODY_BYTES = 500_000
 # All bodies together are 250 MB.
-FLAT_BYTES = 5_000_000
+# What is known of each of the last turns (`TurnRecord`) stays, and is no body.
+RECORDS_BYTES = MOST_RECENT * 4096
+FLAT_BYTES = 5_000_000 + RECORDS_BYTES
 DOORS = {
     "responses": ("openai-chat", RESPONSES),
     "native": ("openai", RESPONSES),
