@@ -45,6 +45,7 @@ os.environ["ROUTER_CONFIG"] = str(_settings / "config.yaml")
 import backends.fleet.failover  # noqa: E402
 import router  # noqa: E402
 from core.config_checks import parse_config  # noqa: E402
+from core.logs import TextFormatter  # noqa: E402
 from tests.engines import postgres as postgres_engine  # noqa: E402
 from tests.engines import valkey as valkey_engine  # noqa: E402
 from tests.fake_backend import FakeBackend  # noqa: E402
@@ -86,6 +87,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 1 if {"backend", "client", "stack"} & set(getattr(item, "fixturenames", ())) else 0
 
     items.sort(key=distance)
+
+
+class SearchedLog(logging.Handler):
+    """Looks in all lines of the whole suite, as the service writes them, for what none may hold: what is asked and
+    answered by default, and keys."""
+
+    SECRETS = ("Say something.", "-secret", "Bearer ")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(TextFormatter())
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if any(secret in line for secret in self.SECRETS):
+            self.found.append(line)
+
+
+SEARCHED = SearchedLog()
+logging.getLogger("nomyo").addHandler(SEARCHED)
+logging.getLogger("uvicorn.error").addHandler(SEARCHED)
+logging.getLogger("nomyo").setLevel(logging.DEBUG)
+
+
+@pytest.fixture(autouse=True)
+def no_log_holds_what_is_secret() -> Iterator[None]:
+    """Every test is one of this."""
+    yield
+    found, SEARCHED.found = SEARCHED.found, []
+    assert not found, found
 
 
 @pytest.fixture

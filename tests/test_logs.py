@@ -64,13 +64,11 @@ class Log:
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     log = Log()
     root = logging.getLogger()
-    logging.getLogger("nomyo").setLevel(logging.DEBUG)
     for handler in log.handlers:
         root.addHandler(handler)
     yield log
     for handler in log.handlers:
         root.removeHandler(handler)
-    logging.getLogger("nomyo").setLevel(logging.NOTSET)
 
 
 # ── a line a request ─────────────────────────────────────────────────────────────────────────────────────────────────

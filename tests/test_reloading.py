@@ -277,6 +277,7 @@ class TestOtherSettings:
     async def test_nothing_new_changes_nothing(self, settings, backend, caplog):
         async with started(settings, at(backend)) as running:
             before = list(running.app.state.pool.endpoints.values())
+            caplog.clear()
             with caplog.at_level(logging.INFO, "nomyo"):
                 await settings.change()
             assert [record.getMessage() for record in caplog.records] == []
