@@ -281,7 +281,7 @@ def test_items_keep_their_ids_and_get_new_ones_of_their_kind() -> None:
     kinds = ["message", "function_call", "function_call_output", "reasoning", "compaction", "web_search_call"]
     items = input_items([{"type": kind, "role": "user", "content": []} for kind in kinds])
     prefixes = [item["id"].rsplit("_", 1)[0] for item in items]
-    assert prefixes == ["msg", "fc", "fco", "rs", "cmp", "item"]
+    assert prefixes == ["msg", "fc", "fco", "rs", "cmp", "ws"]
     assert len({item["id"] for item in items}) == len(items), "two items have one id"
     assert input_items([{**USER, "id": "mine"}])[0]["id"] == "mine"
     assert input_items([{**USER, "id": None}])[0]["id"], "null is no id"

@@ -120,7 +120,11 @@ WHOLE_ITEMS: dict[str, tuple[Json, list[str]]] = {
             "status": "completed",
             "action": {"type": "search", "query": "x", "queries": ["x"]},
         },
-        ["0 output_item.added", "0 output_item.done"],
+        [
+            "0 output_item.added",
+            *(f"0 web_search_call.{state}" for state in ("in_progress", "searching", "completed")),
+            "0 output_item.done",
+        ],
     ),
 }
 

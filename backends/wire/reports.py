@@ -31,8 +31,8 @@ READ_CHARS = 8000
 DEPTH = 6
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# What of an error's headers is its client's to know.
-PASSED_ON = ("retry-after-ms", "x-request-id")
+# What of an error's headers is its client's to know, and as what: `x-request-id` is this router's own.
+PASSED_ON = {"retry-after-ms": "retry-after-ms", "x-request-id": "x-nomyo-backend-request-id"}
 
 Mask = Callable[[str], str]
 
@@ -87,7 +87,7 @@ def read_report(
     if value is None:
         value = _text_of_page(text) if text.startswith("<") else text
     report = report_of(status, value, mask)
-    passed = {name: mask(given) for name in PASSED_ON if (given := headers.get(name))}
+    passed = {ours: mask(given) for theirs, ours in PASSED_ON.items() if (given := headers.get(theirs))}
     wait_s = _milliseconds(headers.get("retry-after-ms"))
     if wait_s is None:
         wait_s = _seconds(headers.get("retry-after"), now)
