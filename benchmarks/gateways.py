@@ -74,7 +74,7 @@ def ours(
     (folder / "config.yaml").write_text(json.dumps(settings))
     serve = checkout / "serve.py"
     if serve.exists():
-        return [python, str(serve), "--port", str(port)]
+        return [python, str(serve), "--port", str(port), "--no-access-log"]
     command = [python, "-m", "uvicorn", "router:app", "--port", str(port)]
     return [*command, "--no-access-log", "--log-level", "error"]
 

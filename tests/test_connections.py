@@ -575,6 +575,7 @@ def gate() -> asyncio.Event:
 
 
 class TestWebSockets:
+    @pytest.mark.heavy
     async def test_that_go_on_behind_64_unanswered_messages_are_closed(
         self, served: Running, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:

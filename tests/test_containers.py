@@ -140,6 +140,7 @@ def test_nothing_else_reaches_the_build(path: str) -> None:
     assert ignored(path)
 
 
+@pytest.mark.heavy
 def test_the_image_holds_every_module_that_the_router_imports() -> None:
     copied = {PurePosixPath(source) for sources, _ in copies([IMAGE]) for source in sources}
     needed = {file for start in ("router.py", "serve.py") for file in first_party_files(ROOT / start)}

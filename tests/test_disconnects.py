@@ -225,6 +225,7 @@ def any_answer(dice: random.Random) -> Answer:
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_200_requests_that_are_aborted_at_random_moments_leave_nothing_behind(backend, seed):
     dice = random.Random(seed)

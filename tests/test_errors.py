@@ -426,6 +426,7 @@ MARKER = "Hippopotamonstrosesquippedalian"
 OF_THE_TEST = ("httpx", "httpcore", "openai", "hypothesis", "asyncio")
 
 
+@pytest.mark.heavy
 async def test_neither_keys_nor_prompts_reach_the_log(backend, tmp_path, caplog):
     settings: dict[str, Any] = {
         "endpoints": [

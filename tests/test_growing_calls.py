@@ -165,6 +165,7 @@ def test_what_follows_a_call_that_has_ended_is_not_a_part_of_the_next() -> None:
     assert [item["arguments"] for item in made.response["output"]] == ['{"x":1}', '{"y":2}']
 
 
+@pytest.mark.heavy
 def test_many_brackets_are_read_once_each() -> None:
     """A long call that another waits for: each piece of it may be its end."""
     made = builder()

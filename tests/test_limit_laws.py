@@ -93,7 +93,10 @@ async def is_free(running: Running) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("seed", "is_shared"), [(0, False), (1, False), (2, False), (3, True)])
+@pytest.mark.parametrize(
+    ("seed", "is_shared"),
+    [(0, False), *(pytest.param(seed, False, marks=pytest.mark.heavy) for seed in (1, 2)), (3, True)],
+)
 async def test_counts_return_to_zero_windows_hold_and_usage_is_what_was_counted(
     request: pytest.FixtureRequest, backend: FakeBackend, clock: Any, seed: int, is_shared: bool
 ) -> None:

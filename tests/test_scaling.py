@@ -240,6 +240,7 @@ async def test_a_responses_request_costs_no_square(shape: Callable[[range], Json
     await grows_with_its_length(RESPONSES, shape)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 async def test_an_answer_costs_no_square(answer: Callable[[range], tuple[str, Answer]], stream: bool) -> None:

@@ -300,7 +300,9 @@ INTRUDERS = {"another key": secret_of("eve"), "an admin's key": "nk-admin", "no 
 @pytest.mark.parametrize(
     ("kind", "intruder"),
     [
-        *(("openai-chat", intruder) for intruder in INTRUDERS),
+        ("openai-chat", "another key"),
+        ("openai-chat", "no key"),
+        pytest.param("openai-chat", "an admin's key", marks=pytest.mark.heavy),
         pytest.param("openai", "another key", marks=pytest.mark.heavy),
     ],
 )

@@ -106,6 +106,7 @@ async def test_a_database_that_takes_nothing_is_an_outage(opened: Opened, state:
     await store.store_response("after", **row())
 
 
+@pytest.mark.heavy
 async def test_two_that_stand_in_each_others_way_both_get_on(opened: Opened) -> None:
     """Transactions that PostgreSQL ends because each waits for the other go again."""
     one, two = await opened(), await opened()

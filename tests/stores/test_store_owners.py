@@ -34,7 +34,7 @@ names = count()
 
 @pytest.mark.parametrize("name", DATABASES)
 @settings(
-    max_examples=MANY or 60,
+    max_examples=MANY or 30,
     derandomize=not MANY,
     database=None,
     deadline=None,
