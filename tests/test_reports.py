@@ -259,9 +259,13 @@ def test_the_longest_secret_is_masked_first() -> None:
     ids=lambda body: body[:20].decode(),
 )
 def test_no_body_takes_long(body: bytes) -> None:
-    began = time.process_time()
-    ServerErrors([SECRET]).of_answer(400, body)
-    assert time.process_time() - began < 0.1
+    def took_s() -> float:
+        began = time.process_time()
+        ServerErrors([SECRET]).of_answer(400, body)
+        return time.process_time() - began
+
+    # What grows by its square takes seconds, each time.
+    assert min(took_s() for _ in range(3)) < 0.5
 
 
 # ── what it becomes ──────────────────────────────────────────────────────────────────────────────────────────────────
